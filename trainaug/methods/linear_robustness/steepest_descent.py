@@ -1,0 +1,240 @@
+r"""Steepest descent with respect to a norm: gradient, coordinate and sign descent in one rule.
+
+Chapter: notebooks/06_linear_robustness.ipynb
+Reference: Gunasekar, Lee, Soudry, Srebro, "Characterizing Implicit Bias in Terms of Optimization
+Geometry", 2018, theorem 5; used by Faghri et al. 2021, arXiv 2102.08868.
+
+The direction in the weight norm $\|\cdot\|_*$ solves $\min_v g^\top v + \tfrac12\|v\|_*^2$, so it
+has $\|v\|_* = \|g\|$ and $-g^\top v = \|g\|^2$ with $\|\cdot\|$ the dual norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainaug.methods.linear_robustness.norms import Norm, check_norm, dual, dual_vector, norm
+
+__all__ = [
+    "Path",
+    "SteepestDescent",
+    "StepRule",
+    "steepest_descent_paths",
+    "steepest_direction",
+]
+
+StepRule = Literal["constant", "normalized", "log_loss"]
+
+
+def _check_step(step: str, lr: float | None) -> None:
+    if step not in get_args(StepRule):
+        raise ValueError(f"unknown step {step!r}, expected one of {', '.join(get_args(StepRule))}")
+    if lr is not None and not 0 < lr < float("inf"):
+        raise ValueError(f"lr must be positive and finite, got {lr}")
+
+
+def steepest_direction(g: Tensor, weight_norm: Norm) -> Tensor:
+    r"""Return $\arg\min_v g^\top v + \tfrac12\|v\|_*^2$ for the norm of the weights.
+
+    ``"l2"``: $-g$. ``"l1"``: $-g_j e_j$ at the first $j$ of largest $|g_j|$ (greedy coordinate
+    descent). ``"linf"``: $-\|g\|_1\operatorname{sign}(g)$ (sign descent).
+
+    Args:
+        g: Gradients, shape ``(..., D)``.
+        weight_norm: Norm of the weights.
+
+    Returns:
+        Directions, shape ``(..., D)``; zero where the gradient is zero.
+
+    Raises:
+        ValueError: If the norm is unknown.
+
+    Example:
+        >>> steepest_direction(torch.tensor([3.0, -4.0]), "linf")
+        tensor([-7.,  7.])
+    """
+    attack = dual(weight_norm)
+    return -norm(g, attack).unsqueeze(-1) * dual_vector(g, attack)
+
+
+class SteepestDescent(Optimizer):
+    r"""Steepest descent in a norm as a PyTorch optimiser.
+
+    All tensors of a parameter group form *one* vector: the largest coordinate is sought over the
+    whole group. With $v$ the steepest direction a step is
+
+    - ``"constant"``: $w \mathrel{+}= \text{lr}\,v$;
+    - ``"normalized"``: $w \mathrel{+}= \text{lr}\,v/\|v\|_*$;
+    - ``"log_loss"``: $w \mathrel{+}= \text{lr}\,v/L(w)$. On the exponential loss this is the
+      constant step on $\log L$, the step of Theorem 7. Hand the optimiser
+      ``torch.logsumexp(-margins, 0)`` with ``"constant"`` instead where $L$ may underflow.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Step size, positive.
+        norm: Norm of the weights, ``"l1"`` (coordinate), ``"l2"`` (gradient) or ``"linf"`` (sign).
+        step: Step rule; ``"log_loss"`` needs the loss: call ``step(closure)`` or ``step(loss=...)``.
+
+    Raises:
+        ValueError: If an option is unknown or out of range.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.zeros(2))
+        >>> (w @ torch.tensor([3.0, -4.0])).backward()
+        >>> SteepestDescent([w], lr=0.5, norm="l1").step()
+        >>> w.data
+        tensor([0., 2.])
+    """
+
+    def __init__(
+        self, params: Any, lr: float, norm: Norm = "l2", step: StepRule = "constant"
+    ) -> None:
+        check_norm(norm)
+        _check_step(step, lr)
+        super().__init__(params, {"lr": lr, "norm": norm, "step": step})
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Tensor] | None = None, *, loss: Tensor | None = None
+    ) -> Tensor | None:
+        """Take one step.
+
+        Args:
+            closure: Clears the gradients, computes the loss, calls ``backward``, returns the loss.
+            loss: The loss whose gradients are in place; only with ``closure=None``.
+
+        Returns:
+            The loss, if known.
+
+        Raises:
+            ValueError: If ``"log_loss"`` is not given the loss.
+            FloatingPointError: If a gradient is not finite or the loss is not positive.
+        """
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            g = torch.cat([p.grad.reshape(-1) for p in params])  # (D,)
+            if not bool(g.isfinite().all()):
+                raise FloatingPointError("the gradient has a NaN or infinite entry")
+            update = steepest_direction(g, group["norm"])
+            lr = group["lr"]
+            if group["step"] == "normalized":
+                length = norm(g, dual(group["norm"]))
+                update = torch.where(length > 0, update / length, 0.0)
+            elif group["step"] == "log_loss":
+                lr = lr / _positive(loss)
+            for p, part in zip(params, update.split([p.numel() for p in params]), strict=True):
+                p.add_(part.view_as(p), alpha=lr)
+        return loss
+
+
+def _positive(loss: Tensor | None) -> float:
+    if loss is None:
+        raise ValueError("step='log_loss' needs the loss: call step(closure) or step(loss=loss)")
+    if not 0 < float(loss) < float("inf"):
+        raise FloatingPointError(
+            f"step='log_loss' needs a positive loss, got {float(loss)}; minimise "
+            "torch.logsumexp(-margins, 0) with step='constant' instead"
+        )
+    return float(loss)
+
+
+@dataclass(frozen=True)
+class Path:
+    r"""Iterates of $M$ optimisers on $P$ stacked problems at $K$ recorded steps.
+
+    Attributes:
+        steps: The step numbers, shape ``(K,)``.
+        weights: Iterates, shape ``(K, P, M, D)``.
+        log_loss: $\log L$ before the recorded step, shape ``(K, P, M)``.
+    """
+
+    steps: Tensor
+    weights: Tensor
+    log_loss: Tensor
+
+
+def steepest_descent_paths(
+    Z: Tensor,
+    weight_norms: Sequence[Norm],
+    *,
+    record_at: Sequence[int],
+    lr: float = 1.0,
+    step: StepRule = "log_loss",
+    mask: Tensor | None = None,
+    on_record: Callable[[int], None] | None = None,
+) -> Path:
+    r"""Minimise the exponential loss $L(w) = \sum_i e^{-z_i^\top w}$ of many problems at once.
+
+    Runs from $w = 0$ in the logarithm of the loss, whose gradient is $-Z^\top q$ with
+    $q = \mathrm{softmax}(-Zw)$, so nothing underflows. The step sizes on $\log L$ are
+
+    - ``"log_loss"``: $\alpha = \text{lr}/B^2$ (the constant step of Theorem 7);
+    - ``"constant"``: $\alpha = \min(\text{lr}\,L/n,\ 1/B^2)$ (constant step on the mean loss);
+    - ``"normalized"``: $\alpha = \text{lr}/(\|g\|\sqrt{t+1})$ (steps of length
+      $\text{lr}/\sqrt{t+1}$);
+
+    with $B = \max_i\|z_i\|$ in the norm dual to the weights.
+
+    Args:
+        Z: Signed rows $y_i x_i$, shape ``(P, N, D)``; problems with fewer rows are padded.
+        weight_norms: The $M$ norms, one optimiser each.
+        record_at: Increasing step numbers to record; the last one ends the run.
+        lr: Step size in the units above, positive.
+        step: Step rule.
+        mask: True at real rows, shape ``(P, N)``; all rows by default.
+        on_record: Called with the step number after each record, for progress.
+
+    Returns:
+        The recorded iterates.
+
+    Raises:
+        ValueError: If a shape, norm, step number or option is invalid, or a row is not finite.
+    """
+    _check_step(step, lr)
+    kinds = [check_norm(kind) for kind in weight_norms]
+    if Z.ndim != 3 or 0 in Z.shape or not kinds:
+        raise ValueError(f"Z must have shape (P, N, D), got {tuple(Z.shape)}, norms {kinds}")
+    mask = torch.ones(Z.shape[:2], dtype=torch.bool, device=Z.device) if mask is None else mask
+    if mask.shape != Z.shape[:2] or not bool(mask.any(-1).all()):
+        raise ValueError(f"mask must have shape {tuple(Z.shape[:2])} and a row in each problem")
+    if not bool(Z[mask].isfinite().all()):
+        raise ValueError("Z must be finite")
+    if list(record_at) != sorted(set(record_at)) or not record_at or record_at[0] < 0:
+        raise ValueError(f"record_at must increase from at least 0, got {list(record_at)}")
+
+    Z = torch.where(mask.unsqueeze(-1), Z, 0.0)
+    padding = torch.zeros_like(Z[..., 0]).masked_fill(~mask, -torch.inf).unsqueeze(1)  # (P, 1, N)
+    Zt = Z.mT.contiguous()  # (P, D, N): the products below are three times faster for it
+    log_count = mask.sum(-1, keepdim=True).to(Z).log()  # (P, 1)
+    squares = torch.stack([norm(Z, dual(k)).amax(-1) ** 2 for k in kinds], -1)  # (P, M)
+    alpha = lr / squares  # (P, M)
+    W = torch.zeros(Z.shape[0], len(kinds), Z.shape[2], dtype=Z.dtype, device=Z.device)
+    weights, losses = [], []
+    recorded = set(record_at)
+    for t in range(record_at[-1] + 1):
+        scores = padding - W @ Zt  # (P, M, N)
+        log_loss = torch.logsumexp(scores, dim=-1)  # (P, M)
+        if t in recorded:
+            weights.append(W.clone())
+            losses.append(log_loss)
+            if on_record is not None:
+                on_record(t)
+        G = (scores - log_loss.unsqueeze(-1)).exp_() @ Z  # (P, M, D): minus the gradient
+        if step == "constant":
+            alpha = torch.minimum(lr * (log_loss - log_count).exp(), 1 / squares)
+        for m, kind in enumerate(kinds):
+            scale = alpha[:, m]
+            if step == "normalized":
+                scale = lr / (t + 1) ** 0.5 / norm(G[:, m], dual(kind))
+            W[:, m].addcmul_(steepest_direction(-G[:, m], kind), scale.unsqueeze(-1))
+    return Path(torch.tensor(list(record_at)), torch.stack(weights), torch.stack(losses))
