@@ -1,0 +1,1 @@
+"""Training: one loop of stations that takes standard PyTorch objects."""

@@ -1,0 +1,84 @@
+"""Sphinx configuration: `sphinx-build -W -b html docs docs/_build/html`.
+
+The committed notebooks are shown as they are, never executed, so building needs no torch. They are
+copied into `docs/chapters/` (ignored by git) with their links turned to the site's pages.
+"""
+
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+from urllib.parse import urldefrag
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+NOTEBOOKS = ROOT / "notebooks"
+CHAPTERS = DOCS / "chapters"
+
+project = "trainaug"
+author = "The trainaug maintainers"
+project_copyright = author
+release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+extensions = ["myst_nb", "sphinxcontrib.bibtex"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+nb_merge_streams = True
+bibtex_bibfiles = ["../references.bib"]
+bibtex_default_style = "unsrt"
+
+html_theme = "sphinx_book_theme"
+html_title = "trainaug"
+html_theme_options = {"use_download_button": True, "show_navbar_depth": 1}
+
+_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
+
+
+def _relink(match: re.Match[str]) -> str:
+    """Point a notebook's relative link at the page or file of the site, or drop it."""
+    text, (target, anchor) = match[1], urldefrag(match[2])
+    if re.match(r"[a-z][a-z+.-]*:", target):
+        return match[0]
+    # Jupyter writes #6.1-The-problem where the site has #61-the-problem
+    anchor = "#" + re.sub(r"[^\w-]", "", anchor.lower()) if anchor else ""
+    if not target:
+        return f"[{text}]({anchor})"
+    path = Path(os.path.normpath(NOTEBOOKS / target))
+    if path.parent == NOTEBOOKS and path.suffix == ".ipynb" and path.is_file():
+        return f"[{text}]({path.name}{anchor})"
+    if path.is_relative_to(DOCS) and path.is_file():
+        return f"[{text}]({os.path.relpath(path, CHAPTERS)}{anchor})"
+    if path.is_relative_to(ROOT) and path.is_file():
+        return f"[{text}](path:{os.path.relpath(path, CHAPTERS)})"  # offered as a download
+    return text
+
+
+def copy_notebooks(app: Any) -> None:
+    """Mirror `notebooks/NN_*.ipynb` into `docs/chapters/`; unchanged files keep their time."""
+    CHAPTERS.mkdir(exist_ok=True)
+    sources = {path.name: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    for old in CHAPTERS.glob("*.ipynb"):
+        if old.name not in sources:
+            old.unlink()
+    for name, path in sources.items():
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = _LINK.sub(_relink, "".join(cell["source"]))
+        _write(CHAPTERS / name, json.dumps(notebook, ensure_ascii=False, indent=1))
+    pages = "\n".join(["```{toctree}", ":maxdepth: 1", "", *sources, "```"])
+    _write(CHAPTERS / "index.md", f"# Chapters\n\n{pages if sources else 'None yet.'}\n")
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def setup(app: Any) -> None:
+    """Register the copy, which must precede the search for pages."""
+    app.connect("builder-inited", copy_notebooks)

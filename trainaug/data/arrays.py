@@ -1,0 +1,113 @@
+"""Four arrays a data set, their content hash, and an atomic cache file.
+
+Reference: design.md §7: each route has its own archive checksum, all end in one content hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Arrays",
+    "CorruptDataError",
+    "DataUnavailableError",
+    "hash_arrays",
+    "read_arrays",
+    "write_arrays",
+]
+
+
+class DataUnavailableError(RuntimeError):
+    """A data set is not here; the message names what was tried and what to do."""
+
+
+class CorruptDataError(RuntimeError):
+    """Bytes or arrays are not the ones that the registry promises."""
+
+
+class Arrays(NamedTuple):
+    """A data set as arrays, as the source stores them (no scaling, no shuffling).
+
+    Args:
+        train_x: Inputs of the training part, shape ``(N, ...)``.
+        train_y: Class numbers from 0, shape ``(N,)``.
+        test_x: Inputs of the official test part; shape ``(0, ...)`` where there is none.
+        test_y: Class numbers of the official test part; shape ``(0,)`` where there is none.
+    """
+
+    train_x: NDArray[Any]
+    train_y: NDArray[Any]
+    test_x: NDArray[Any]
+    test_y: NDArray[Any]
+
+
+def hash_arrays(arrays: Arrays) -> str:
+    """Hash names, types, shapes and values of arrays, whatever file they came from.
+
+    Args:
+        arrays: The four arrays.
+
+    Returns:
+        sha256 in 64 hex digits over, in sorted name order, name, ``dtype.str``, shape and the
+        bytes in C order.
+
+    Example:
+        >>> x, y = np.zeros((2, 3)), np.zeros(2)
+        >>> hash_arrays(Arrays(x, y, x, y)) == hash_arrays(Arrays(x, y, x, y + 1))
+        False
+    """
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays._asdict().items()):
+        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays so that readers and other writers see the old file or the whole new one.
+
+    Args:
+        path: An ``.npz`` file; its folder is made when missing.
+        arrays: The four arrays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(stream, **arrays._asdict())
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp makes it private; a cache may be shared
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Read what `write_arrays` wrote; nothing is unpickled.
+
+    Args:
+        path: An ``.npz`` file.
+
+    Returns:
+        The four arrays, not yet checked against any hash.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CorruptDataError: If the file is not a whole ``.npz`` of exactly these arrays.
+    """
+    with path.open("rb") as stream:
+        try:
+            with np.load(stream, allow_pickle=False) as archive:
+                arrays = Arrays(**{name: archive[name] for name in archive.files})
+        except Exception as error:  # a damaged zip fails in a dozen ways
+            raise CorruptDataError(f"{path} is not readable as npz: {error!r}") from error
+    return arrays

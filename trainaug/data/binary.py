@@ -1,0 +1,99 @@
+"""Two-class problems from real data, for linear models and other small experiments.
+
+Chapter: notebooks/06_linear_robustness.ipynb
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainaug.data import registry
+
+__all__ = ["BINARY_SETS", "Problem", "binary_problem"]
+
+BINARY_SETS = ("fashion_mnist", "digits", "breast_cancer", "iris")
+DIVISORS = {"fashion_mnist": 255.0, "digits": 16.0}  # the largest pixel value
+
+
+class Problem(NamedTuple):
+    """A two-class problem, all float64.
+
+    Args:
+        X: Training inputs, shape ``(n, D)``.
+        y: Training labels in {-1, +1}, shape ``(n,)``.
+        X_test: Held-out inputs, shape ``(m, D)``; ``m`` may be 0.
+        y_test: Held-out labels in {-1, +1}, shape ``(m,)``.
+    """
+
+    X: NDArray[np.float64]
+    y: NDArray[np.float64]
+    X_test: NDArray[np.float64]
+    y_test: NDArray[np.float64]
+
+
+def binary_problem(
+    name: str, classes: tuple[int, int] = (0, 1), *, n: int | None = None, seed: int = 0
+) -> Problem:
+    """Take two classes of a data set and draw a class-balanced training sample.
+
+    Pictures are flattened and scaled to [0, 1] (digits / 16, fashion / 255); breast cancer is
+    standardised by mean and population sd of the training rows (a constant column is only
+    centred); iris is raw, and its classes 1 and 2 are a non-separable negative control.
+    With the same seed a smaller sample is part of every larger one. Rows keep the source's order.
+
+    Args:
+        name: ``fashion_mnist``, ``digits``, ``breast_cancer`` or ``iris``.
+        classes: Class labelled +1, class labelled -1; two different ones. ``(0, 1)`` of breast
+            cancer is malignant +1, benign -1.
+        n: Training points, at least 2: half of each class, one more of the first class when odd.
+            None takes every training row, unbalanced as it comes.
+        seed: Seed of the draw, non-negative.
+
+    Returns:
+        The problem. The test part is the official one for Fashion-MNIST, elsewhere the rows of
+        the two classes that were not drawn (none if ``n`` is None).
+
+    Raises:
+        ValueError: If the set, a class or ``n`` is not available.
+        DataUnavailableError: If the set is not in the cache.
+    """
+    if name not in BINARY_SETS:
+        raise ValueError(f"name must be one of {BINARY_SETS}, got {name!r}")
+    data = registry.load(name)
+    known = np.unique(data.train_y).tolist()
+    if len(classes) != 2 or classes[0] == classes[1] or not set(classes) <= set(known):
+        raise ValueError(f"classes must be two different ones of {known}, got {classes}")
+    rows = [np.flatnonzero(data.train_y == c) for c in classes]
+    if n is None:
+        drawn = rows
+    else:
+        counts = [n - n // 2, n // 2]
+        limit = min(len(members) for members in rows)
+        if n < 2 or counts[0] > limit:
+            raise ValueError(f"n must be in [2, {2 * limit}] for {name} {classes}, got {n}")
+        generator = np.random.default_rng(seed)
+        drawn = [generator.permutation(m)[:k] for m, k in zip(rows, counts, strict=True)]
+    train = np.sort(np.concatenate(drawn))
+
+    def part(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        flat = x.reshape(len(x), math.prod(x.shape[1:])).astype(np.float64) / DIVISORS.get(
+            name, 1.0
+        )  # (N, D)
+        return flat, np.where(y == classes[0], 1.0, -1.0)
+
+    X, y = part(data.train_x[train], data.train_y[train])
+    if len(data.test_y):
+        test = np.flatnonzero(np.isin(data.test_y, classes))
+        X_test, y_test = part(data.test_x[test], data.test_y[test])
+    else:
+        rest = np.setdiff1d(np.concatenate(rows), train)
+        X_test, y_test = part(data.train_x[rest], data.train_y[rest])
+    if name == "breast_cancer":
+        mean, sd = X.mean(axis=0), X.std(axis=0)  # (D,)
+        sd[sd == 0] = 1.0
+        X, X_test = (X - mean) / sd, (X_test - mean) / sd
+    return Problem(X, y, X_test, y_test)

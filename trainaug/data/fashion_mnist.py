@@ -1,0 +1,57 @@
+"""Fashion-MNIST as tensors, with a validation part taken from the official training set.
+
+Reference: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine
+learning algorithms", arXiv 1708.07747.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from trainaug.data import registry
+from trainaug.data.indexed import IndexedDataset
+
+__all__ = ["CLASS_NAMES", "fashion_mnist_tensors"]
+
+CLASS_NAMES: tuple[str, ...] = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
+CLASS_NAMES += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+VALIDATION_PER_CLASS = 500
+
+
+def fashion_mnist_tensors(
+    split: Literal["train", "val", "test"], *, seed: int = 0
+) -> IndexedDataset:
+    """Load one part of Fashion-MNIST.
+
+    Validation is 500 training pictures a class, drawn with ``seed``; training is the other
+    55 000, in the official order; test is the official 10 000.
+
+    Args:
+        split: Which part.
+        seed: Seed of the training/validation split, non-negative; the test part ignores it.
+
+    Returns:
+        Pictures float32 in [0, 1], shape ``(N, 1, 28, 28)``; classes int64, shape ``(N,)``. An
+        item's index is its position in this part. On the CPU.
+
+    Raises:
+        ValueError: If the split is unknown.
+        DataUnavailableError: If the set is not in the cache.
+    """
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"split must be train, val or test, got {split!r}")
+    data = registry.load("fashion_mnist")
+    x, y = (data.test_x, data.test_y) if split == "test" else (data.train_x, data.train_y)
+    if split != "test":
+        generator = np.random.default_rng(seed)
+        validation = np.zeros(len(y), dtype=bool)
+        for c in range(len(CLASS_NAMES)):
+            members = np.flatnonzero(y == c)
+            validation[generator.permutation(members)[:VALIDATION_PER_CLASS]] = True
+        keep = validation if split == "val" else ~validation
+        x, y = x[keep], y[keep]
+    pictures = x.astype(np.float32)[:, None] / np.float32(255)  # (N, 1, 28, 28)
+    return IndexedDataset(torch.from_numpy(pictures), torch.from_numpy(y.astype(np.int64)))

@@ -1,0 +1,212 @@
+"""Routes to a data set: a mirror, a package client, a library that bundles it, a generator.
+
+Every archive is held against its checksum before anything reads it. Nothing here writes outside
+a private temporary folder, needs root or unpickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from trainaug.data.arrays import Arrays, CorruptDataError
+from trainaug.data.gaussian import reference_arrays
+from trainaug.data.idx import parse_idx_gz
+from trainaug.data.sklearn_sets import bundled_arrays
+
+__all__ = ["LOCAL_KINDS", "Route", "RouteError", "attempts", "read_members"]
+
+LOCAL_KINDS = ("scikit-learn", "generated")  # need no network and no cache
+CONNECT_SECONDS = 5.0
+DOWNLOAD_SECONDS = 600.0
+MAX_BYTES = 1 << 28
+APT_OPTIONS = ["-q", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10"]
+
+
+class RouteError(RuntimeError):
+    """A route cannot be used here and now: no connection, no client, no such package."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to a data set, as the registry states it.
+
+    Args:
+        kind: ``mirror``, ``debian``, ``scikit-learn`` or ``generated``.
+        files: Array name to file name (mirror) or path in the archive (debian); gzipped IDX.
+        sha256: Array name to checksum (mirror), or ``archive`` to checksum (debian).
+        urls: Base URLs of a mirror.
+        torchvision: Class in ``torchvision.datasets`` whose mirrors are used as further URLs.
+        package: Debian package name.
+        loader: Function of ``sklearn.datasets``.
+    """
+
+    kind: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    urls: tuple[str, ...] = ()
+    torchvision: str = ""
+    package: str = ""
+    loader: str = ""
+
+
+def attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
+    """List what a route amounts to: one attempt per URL of a mirror, else one.
+
+    Args:
+        route: The route.
+
+    Returns:
+        Pairs of a label for messages and a function that fetches and decodes the four arrays.
+        The function raises `RouteError` if the route cannot be used and `CorruptDataError` if a
+        checksum or a format is wrong.
+
+    Raises:
+        ValueError: If the route's kind is unknown.
+    """
+    if route.kind == "mirror":
+        return [(f"mirror {url}", partial(_from_mirror, route, url)) for url in _mirror_urls(route)]
+    if route.kind == "debian":
+        return [(f"apt-get download {route.package}", partial(_from_debian, route))]
+    if route.kind == "scikit-learn":
+        return [(f"sklearn.datasets.{route.loader}", partial(bundled_arrays, route.loader))]
+    if route.kind == "generated":
+        return [("generator", reference_arrays)]
+    raise ValueError(f"unknown route kind {route.kind!r}")
+
+
+def read_members(archive: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
+    """Read named files of a tar archive in memory; nothing is written.
+
+    Args:
+        archive: The tar file, compressed or not.
+        wanted: Key to path inside the archive.
+
+    Returns:
+        Key to contents.
+
+    Raises:
+        CorruptDataError: If the archive is damaged, has an absolute path or one with ``..``
+            anywhere, or lacks a wanted file of at most 256 MB.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            members = {str(PurePosixPath(member.name)): member for member in tar}
+            for name in members:
+                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                    raise CorruptDataError(f"{archive.name}: unsafe path {name!r}")
+            contents = {}
+            for key, name in wanted.items():
+                member = members.get(name)
+                if member is None or not member.isfile() or member.size > MAX_BYTES:
+                    raise CorruptDataError(f"{archive.name}: no usable file {name!r}")
+                stream = tar.extractfile(member)
+                contents[key] = stream.read() if stream else b""
+            return contents
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise CorruptDataError(f"{archive.name}: not a whole tar archive: {error}") from error
+
+
+def _check_sha256(data: bytes, expected: str, what: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise CorruptDataError(f"{what}: sha256 {found}, expected {expected}")
+
+
+def _decode(files: Mapping[str, bytes]) -> Arrays:
+    return Arrays(**{key: parse_idx_gz(data, what=key) for key, data in files.items()})
+
+
+def _mirror_urls(route: Route) -> list[str]:
+    urls = list(route.urls)
+    if route.torchvision:
+        import torchvision.datasets  # seconds to import, and only a fetch needs it
+
+        urls += getattr(torchvision.datasets, route.torchvision).mirrors
+    return urls
+
+
+def _from_mirror(route: Route, base: str) -> Arrays:
+    files = {}
+    for key, name in route.files.items():
+        files[key] = _download(f"{base.rstrip('/')}/{name}")
+        _check_sha256(files[key], route.sha256[key], name)
+    return _decode(files)
+
+
+def _download(url: str) -> bytes:
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    data = bytearray()
+    try:
+        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
+            while block := response.read(1 << 20):
+                data += block
+                if len(data) > MAX_BYTES:
+                    raise RouteError(f"{url} sends more than {MAX_BYTES} bytes")
+                if time.monotonic() > deadline:
+                    raise RouteError(f"{url} takes longer than {DOWNLOAD_SECONDS:.0f} s")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise RouteError(str(error) or repr(error)) from error
+    return bytes(data)
+
+
+def _from_debian(route: Route) -> Arrays:
+    for client in ("apt-get", "dpkg-deb"):
+        if shutil.which(client) is None:
+            raise RouteError(f"skipped: no {client} on PATH")
+    with tempfile.TemporaryDirectory(prefix="trainaug-") as name:
+        folder = Path(name)
+        package = _download_package(route.package, folder)
+        _check_sha256(package.read_bytes(), route.sha256["archive"], package.name)
+        archive = folder / "data.tar"
+        with archive.open("wb") as stream:
+            _run(["dpkg-deb", "--fsys-tarfile", str(package)], folder, stdout=stream)
+        return _decode(read_members(archive, route.files))
+
+
+def _download_package(package: str, folder: Path) -> Path:
+    """Download with the machine's package lists, else with fresh private ones (needs no root)."""
+    try:
+        _run(["apt-get", *APT_OPTIONS, "download", package], folder)
+    except RouteError:  # the lists are stale or missing
+        private = ["-o", f"Dir::State::lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
+        private += ["-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none"]
+        for partial_folder in ("lists/partial", "cache/archives/partial"):
+            (folder / partial_folder).mkdir(parents=True, exist_ok=True)
+        _run(["apt-get", *APT_OPTIONS, *private, "update"], folder)
+        _run(["apt-get", *APT_OPTIONS, *private, "download", package], folder)
+    found = sorted(folder.glob("*.deb"))
+    if len(found) != 1:
+        raise RouteError(f"apt-get left {len(found)} packages, expected 1")
+    return found[0]
+
+
+def _run(command: list[str], folder: Path, *, stdout: IO[bytes] | int = subprocess.DEVNULL) -> None:
+    try:
+        subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=DOWNLOAD_SECONDS,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise RouteError(f"{command[0]} failed ({error.returncode}): {lines[-1]}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RouteError(f"{command[0]}: {error}") from error

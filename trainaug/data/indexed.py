@@ -1,0 +1,64 @@
+"""A data set in two tensors that returns ``(x, y, index)``, one item or a whole batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["IndexedDataset"]
+
+
+class IndexedDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Inputs and targets that carry their index, so that samplers can learn from losses.
+
+    ``dataset[indices]`` is one gather. With a loader, let a batch sampler ask for whole batches:
+    ``DataLoader(dataset, sampler=batch_sampler, batch_size=None)``. The ordinary
+    ``DataLoader(dataset, batch_size=32)`` gives the same batches, slower.
+
+    Args:
+        x: Inputs, shape ``(N, ...)``.
+        y: Targets, shape ``(N, ...)``, on the same device.
+
+    Raises:
+        ValueError: If the lengths differ or a tensor has no first dimension.
+
+    Example:
+        >>> dataset = IndexedDataset(torch.tensor([10.0, 20.0, 30.0]), torch.tensor([0, 1, 0]))
+        >>> dataset[[2, 0]]
+        (tensor([30., 10.]), tensor([0, 0]), tensor([2, 0]))
+    """
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+            raise ValueError(f"x and y must be of one length, got {x.shape} and {y.shape}")
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int | Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the items at an index or at a batch of indices.
+
+        Args:
+            index: An integer, or a list or int64 tensor of shape ``(B,)``; negative ones count
+                from the end.
+
+        Returns:
+            ``x``, ``y`` and the non-negative int64 index, each with a leading ``B`` for a batch.
+
+        Raises:
+            IndexError: If an index is out of range.
+            TypeError: If indices are not integers.
+        """
+        where = torch.as_tensor(index, device=self.x.device)  # () or (B,)
+        if where.numel() == 0:
+            where = where.long()
+        if where.dtype == torch.bool or where.is_floating_point():
+            raise TypeError(f"indices must be integers, got {where.dtype}")
+        if where.numel() and (where.min() < -len(self) or where.max() >= len(self)):
+            raise IndexError(f"index out of range for {len(self)} items: {index}")
+        where = torch.where(where < 0, where + len(self), where).long()
+        return self.x[where], self.y[where], where

@@ -1,0 +1,260 @@
+"""Data sets by name: list, fetch, verify, load.
+
+``data/registry.toml`` states each data set's routes and the hash of its decoded arrays. What
+comes over the network is kept as one ``.npz`` in the cache; what scikit-learn bundles or a
+generator draws is made afresh. Either way the content hash decides.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from trainaug import paths
+from trainaug.data.arrays import (
+    Arrays,
+    CorruptDataError,
+    DataUnavailableError,
+    hash_arrays,
+    read_arrays,
+    write_arrays,
+)
+from trainaug.data.fetch import LOCAL_KINDS, Route, RouteError, attempts
+
+__all__ = [
+    "DataSet",
+    "cache_path",
+    "content_hash",
+    "describe",
+    "fetch",
+    "info",
+    "load",
+    "names",
+    "verify",
+]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One entry of the registry.
+
+    Args:
+        name: Short name, as on the command line.
+        title: What it is and how much.
+        licence: Licence of the data.
+        source: Who made it.
+        content_sha256: Hash of the decoded arrays (`hash_arrays`), 64 hex digits.
+        routes: Ways to it, in the order in which they are tried.
+    """
+
+    name: str
+    title: str
+    licence: str
+    source: str
+    content_sha256: str
+    routes: tuple[Route, ...]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it needs neither network nor cache."""
+        return all(route.kind in LOCAL_KINDS for route in self.routes)
+
+
+def names() -> list[str]:
+    """List the data sets.
+
+    Returns:
+        Their names, in the registry's order.
+    """
+    return list(_entries())
+
+
+def info(name: str) -> DataSet:
+    """Look a data set up.
+
+    Args:
+        name: One of `names`.
+
+    Returns:
+        Its entry.
+
+    Raises:
+        ValueError: If there is no such data set.
+    """
+    entries = _entries()
+    if name not in entries:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(entries)}")
+    return entries[name]
+
+
+def content_hash(name: str) -> str:
+    """Return the pinned hash of a data set's arrays, without touching the data.
+
+    Args:
+        name: One of `names`.
+
+    Returns:
+        64 hex digits.
+    """
+    return info(name).content_sha256
+
+
+def cache_path(name: str) -> Path:
+    """Return where a fetched data set is kept.
+
+    Args:
+        name: One of `names`.
+
+    Returns:
+        The ``.npz`` file, which need not exist; bundled and generated sets have none.
+    """
+    return paths.DATA_CACHE / f"{name}.npz"
+
+
+def describe() -> list[dict[str, str]]:
+    """Describe every data set for a table.
+
+    Returns:
+        Rows with ``name, title, licence, state``; state is ``bundled`` (no fetch needed),
+        ``cached`` (not verified here) or ``missing``.
+    """
+    rows = []
+    for name, entry in _entries().items():
+        cached = "cached" if cache_path(name).exists() else "missing"
+        state = "bundled" if entry.is_local else cached
+        rows.append({"name": name, "title": entry.title, "licence": entry.licence, "state": state})
+    return rows
+
+
+def fetch(name: str) -> None:
+    """Bring a data set into the cache, if it is not there whole already.
+
+    Routes are tried in order. A download with a wrong checksum or content is tried once more; a
+    corrupt cache file is removed first.
+
+    Args:
+        name: One of `names`.
+
+    Raises:
+        ValueError: If there is no such data set.
+        DataUnavailableError: If every route failed; the message names each with its reason.
+        CorruptDataError: If a bundled or generated set is not the pinned one.
+    """
+    entry = info(name)
+    try:
+        verify(name)
+        return
+    except DataUnavailableError:
+        tried = [f"cache {cache_path(name)}: no such file"]
+    except CorruptDataError as error:
+        if entry.is_local:
+            raise
+        cache_path(name).unlink(missing_ok=True)
+        tried = [f"cache: removed, {error}"]
+    for route in entry.routes:
+        for label, get in attempts(route):
+            for attempt in ("", " (second download)"):
+                try:
+                    arrays = _check(entry, get())
+                except (RouteError, CorruptDataError) as error:
+                    reason = f"{label}: {error}{attempt}"
+                    if isinstance(error, RouteError):
+                        break
+                else:
+                    write_arrays(cache_path(name), arrays)
+                    return
+            tried.append(reason)
+    raise DataUnavailableError(
+        f"cannot get {name} ({entry.title}). Tried:\n  - "
+        + "\n  - ".join(tried)
+        + f"\nWhat to do: run `trainaug data fetch {name}` with a working connection, or copy"
+        f" {cache_path(name).name} from another machine to {paths.DATA_CACHE}"
+        " (or set TRAINAUG_DATA to a folder that has it)."
+    )
+
+
+def verify(name: str) -> None:
+    """Re-hash a data set against the registry.
+
+    Args:
+        name: One of `names`.
+
+    Raises:
+        ValueError: If there is no such data set.
+        DataUnavailableError: If it is not in the cache.
+        CorruptDataError: If its content is not the pinned one.
+    """
+    _read(info(name))
+
+
+def load(name: str) -> Arrays:
+    """Load a data set from the cache or from the library that bundles it; never the network.
+
+    The content hash is checked whenever the file is new to this process; later calls return the
+    same read-only arrays.
+
+    Args:
+        name: One of `names`.
+
+    Returns:
+        The arrays: ``fashion_mnist`` uint8 ``(60000, 28, 28)`` and ``(10000, 28, 28)``;
+        scikit-learn's sets float64 ``(N, D)`` with all rows in the training part and an empty
+        test part; ``gaussian`` the reference draw.
+
+    Raises:
+        ValueError: If there is no such data set.
+        DataUnavailableError: If it is not in the cache; the message has the command to run.
+        CorruptDataError: If its content is not the pinned one.
+    """
+    entry, path = info(name), cache_path(name)
+    stamp = ""
+    if not entry.is_local and path.exists():
+        stat = path.stat()
+        stamp = f"{path} {stat.st_ino} {stat.st_mtime_ns} {stat.st_size}"
+    return _load(name, entry.content_sha256, stamp)
+
+
+@lru_cache(maxsize=8)
+def _load(name: str, content: str, stamp: str) -> Arrays:
+    return _read(info(name))
+
+
+def _entries() -> dict[str, DataSet]:
+    with paths.REGISTRY.open("rb") as stream:
+        tables = tomllib.load(stream)
+    entries = {}
+    for name, table in tables.items():
+        routes = tuple(
+            Route(**{**route, "urls": tuple(route.get("urls", ()))}) for route in table["routes"]
+        )
+        entries[name] = DataSet(**{**table, "name": name, "routes": routes})
+    return entries
+
+
+def _read(entry: DataSet) -> Arrays:
+    path = cache_path(entry.name)
+    if entry.is_local:
+        [(_, get)] = attempts(entry.routes[0])
+        return _check(entry, get())
+    advice = f"run `trainaug data fetch {entry.name}`"
+    try:
+        return _check(entry, read_arrays(path))
+    except FileNotFoundError as error:
+        raise DataUnavailableError(
+            f"{entry.name} is not in the cache ({path}); {advice}"
+        ) from error
+    except CorruptDataError as error:
+        raise CorruptDataError(f"cache {path} is corrupt ({error}); {advice}") from error
+
+
+def _check(entry: DataSet, arrays: Arrays) -> Arrays:
+    found = hash_arrays(arrays)
+    if found != entry.content_sha256:
+        raise CorruptDataError(
+            f"{entry.name}: content hash {found}, expected {entry.content_sha256}"
+        )
+    for array in arrays:
+        array.setflags(write=False)  # load() hands the same arrays to every caller
+    return arrays

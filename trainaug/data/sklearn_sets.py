@@ -1,0 +1,36 @@
+"""Small tables that scikit-learn carries: digits, breast cancer, iris.
+
+Reference: scikit-learn user guide, "Toy datasets"; the data are from the UCI repository.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainaug.data.arrays import Arrays
+
+__all__ = ["bundled_arrays"]
+
+
+def bundled_arrays(loader: str) -> Arrays:
+    """Read a bundled table.
+
+    Args:
+        loader: ``load_digits`` (64 pixels in 0..16, classes 0..9), ``load_breast_cancer`` (30
+            measurements, 0 malignant, 1 benign) or ``load_iris`` (4 measurements, 0 setosa,
+            1 versicolor, 2 virginica).
+
+    Returns:
+        All rows as the training part, ``train_x`` float64 ``(N, D)``, ``train_y`` int64 ``(N,)``;
+        the test part is empty since these sets have no official one.
+
+    Raises:
+        ValueError: If the loader is not one of the three.
+    """
+    if loader not in ("load_digits", "load_breast_cancer", "load_iris"):
+        raise ValueError(f"unknown scikit-learn loader {loader!r}")
+    import sklearn.datasets  # a second to import, and only these sets need it
+
+    x, y = getattr(sklearn.datasets, loader)(return_X_y=True)
+    x, y = np.ascontiguousarray(x, dtype=np.float64), y.astype(np.int64)
+    return Arrays(x, y, x[:0], y[:0])

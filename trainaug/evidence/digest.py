@@ -1,0 +1,93 @@
+"""Code digest: which code could have changed a number.
+
+The digest covers the modules of `methods`, `data`, `training` and of one chapter that a chapter's
+runs import, directly or not. Comments, layout and docstrings do not count; a constant does.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from trainaug.paths import PACKAGE
+
+__all__ = ["code_digest", "imported_modules"]
+
+_COUNTED = ("methods", "data", "training", "experiments.ch")
+
+
+def _file(module: str, package: Path) -> Path | None:
+    stem = package.joinpath(*module.split(".")[1:])
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_modules(entry: str, package: Path = PACKAGE) -> dict[str, Path]:
+    """Find the counted modules that ``entry`` imports, itself included, transitively.
+
+    Args:
+        entry: Dotted name such as ``trainaug.experiments.ch06.runs``.
+        package: Folder of the package.
+
+    Returns:
+        Module names and their files, sorted by name.
+
+    Raises:
+        ModuleNotFoundError: If ``entry`` has no file.
+    """
+    if _file(entry, package) is None:
+        raise ModuleNotFoundError(f"no module {entry} below {package}")
+    found: dict[str, Path] = {}
+    waiting = [entry]
+    while waiting:
+        module = waiting.pop()
+        path = _file(module, package)
+        inside = module.partition(".")[2]
+        if module in found or path is None or not inside.startswith(_COUNTED):
+            continue
+        found[module] = path
+        waiting.extend(_imports(ast.parse(path.read_bytes())))
+        parent = module.rpartition(".")[0]
+        waiting.append(parent)
+    return dict(sorted(found.items()))
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+@cache
+def code_digest(entry: str, package: Path = PACKAGE) -> str:
+    """Hash the code that ``entry`` runs; arguments and errors as in `imported_modules`.
+
+    Returns:
+        Hexadecimal sha256, the same for every layout of the same code.
+    """
+    digest = hashlib.sha256()
+    for module, path in imported_modules(entry, package).items():
+        source = ast.unparse(_without_docstrings(ast.parse(path.read_bytes())))
+        digest.update(f"{module}\n{source}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,99 @@
+"""Plain-text tables for checked cells and Markdown tables for the README.
+
+Output is deterministic: every number is rounded before it is printed, no line ends in a space.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from trainaug.evidence.claims import Estimate, Judgement
+
+__all__ = ["fmt_interval", "fmt_number", "markdown_table", "text_table", "verdict_table"]
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def fmt_number(value: float | None, digits: int) -> str:
+    """Fixed number of decimals, without a negative zero; a dash for ``None``."""
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if not text.strip("-0.") else text
+
+
+def fmt_interval(mean: float | None, low: float | None, high: float | None, digits: int) -> str:
+    """``mean [low, high]`` with ``digits`` decimals."""
+    if mean is None:
+        return "–"
+    return f"{fmt_number(mean, digits)} [{fmt_number(low, digits)}, {fmt_number(high, digits)}]"
+
+
+def text_table(rows: Rows, columns: Sequence[str]) -> str:
+    """Fixed-width table of the named columns; columns of numbers are aligned to the right."""
+    body = [[_cell(row[name]) for name in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *body, strict=True)]
+    right = [_is_numeric(rows, name) for name in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        placed = zip(cells, widths, right, strict=True)
+        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in placed).rstrip()
+
+    return "\n".join(map(line, [columns, ["-" * width for width in widths], *body]))
+
+
+def markdown_table(rows: Rows, columns: Sequence[str]) -> str:
+    """Markdown table of the named columns; ``|`` and line breaks inside a cell are escaped."""
+    rule = ["--:" if _is_numeric(rows, name) else "---" for name in columns]
+    body = [[_cell(row[name]).replace("|", "\\|") for name in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, rule, *body])
+
+
+def verdict_table(
+    judgements: Sequence[Judgement], style: Literal["text", "markdown"] = "text", width: int = 60
+) -> str:
+    """The verdicts, one line an estimand; the statement is cut to ``width`` characters."""
+    rows: list[dict[str, Any]] = []
+    for each in judgements:
+        mark = f" (under-powered: {each.seeds_needed} seeds)" if each.under_powered else ""
+        first = {
+            "claim": each.id,
+            "tier": each.tier,
+            "statement": textwrap.shorten(each.statement, width, placeholder=" …"),
+            "published": each.published,
+            "verdict": each.verdict + mark,
+        }
+        for number, estimate in enumerate(each.estimates or [None]):
+            shown = first if number == 0 else dict.fromkeys(first, "")
+            n = estimate.n if estimate else None
+            rows.append({**shown, "ours": _ours(estimate), "n": n})
+    columns = ["claim", "tier", "statement", "published", "ours", "n", "verdict"]
+    if style not in ("text", "markdown"):
+        raise ValueError(f"style must be 'text' or 'markdown', got {style!r}")
+    return (text_table if style == "text" else markdown_table)(rows, columns)
+
+
+def _ours(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return "–"
+    low, high, rule = estimate.low, estimate.high, estimate.rule
+    if "tolerance" in rule:
+        return f"{max(-low, high):.1e}, tolerance {rule['tolerance']:g}"
+    half = (high - low) / 2
+    digits = min(max(0, 1 - math.floor(math.log10(half))), 12) if half > 0 else 3
+    return f"{fmt_interval(estimate.mean, low, high, digits)} {estimate.unit}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value + 0.0:.4g}"
+    return "–" if value is None else " ".join(str(value).split())
+
+
+def _is_numeric(rows: Rows, name: str) -> bool:
+    return bool(rows) and all(
+        row[name] is None or (isinstance(row[name], int | float)) for row in rows
+    )

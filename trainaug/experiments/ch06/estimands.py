@@ -1,0 +1,208 @@
+r"""Estimands of chapter 6: from all records of one seed to one number.
+
+Ratios are $\rho(w)/\varepsilon^*$ with $\varepsilon^*$ from the exact solution of the same problem.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+
+from trainaug.evidence.store import Record
+from trainaug.experiments.ch06.runs import FRACTIONS, JUST_ABOVE, NOTE_STEPS, OPTIMISERS
+from trainaug.methods.linear_robustness import NORMS, Norm, dual
+
+__all__ = ["ESTIMANDS", "Matrix", "exact_metrics", "matrices", "problem_names"]
+
+REAL = ("digits", "fashion_mnist")
+DECIDED_SIZES = ("n=3", "n=6", "n=10", "n=12", "n=25", "n=50")
+Matrix = dict[tuple[str, Norm], float]
+
+
+def exact_metrics(records: Sequence[Record], data: str) -> dict[str, float]:
+    """Metrics of the exact solutions on one data set."""
+    return dict(_one(records, "max_margin", data)["metrics"])
+
+
+def problem_names(metrics: dict[str, float]) -> list[str]:
+    """Names of the problems, in the order of their run."""
+    ending = "/l2/eps_star"
+    names = [name.removesuffix(ending) for name in metrics if name.endswith(ending)]
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def _one(records: Sequence[Record], arm: str, data: str) -> Record:
+    for record in records:
+        config = record["config"]
+        if record["arm"] == arm and config["data"] == data and config.get("step_size", 1.0) == 1.0:
+            return record
+    raise KeyError(f"no record of {arm} on {data}")
+
+
+def matrices(
+    records: Sequence[Record], data: str, *, at: int | None = None
+) -> Iterator[tuple[str, Matrix]]:
+    """Yield per problem the ratios rho / eps* of each (optimiser, attack).
+
+    Args:
+        records: All records of one seed.
+        data: Name of the data set.
+        at: Number of steps; by default the last.
+
+    Raises:
+        KeyError: If a record is missing.
+    """
+    exact = exact_metrics(records, data)
+    runs = {name: _one(records, name, data) for name in OPTIMISERS}
+    for problem in problem_names(exact):
+        matrix: Matrix = {}
+        for (name, run), attack in product(runs.items(), NORMS):
+            moment = at or run["config"]["steps"]
+            radius = run["metrics"][f"{problem}/{attack}/radius@{moment}"]
+            matrix[name, attack] = radius / exact[f"{problem}/{attack}/eps_star"]
+        yield problem, matrix
+
+
+def _own(matrix: Matrix) -> list[float]:
+    return [matrix[name, dual(kind)] for name, kind in OPTIMISERS.items()]
+
+
+def _advantage(matrix: Matrix) -> float:
+    """Smallest log-ratio, over the attacks, of the predicted optimiser to the best other one."""
+    margins = []
+    for name, kind in OPTIMISERS.items():
+        attack = dual(kind)
+        best = max(matrix[other, attack] for other in OPTIMISERS if other != name)
+        own = matrix[name, attack]
+        if own <= 0:
+            return -math.log(100.0)  # separates nothing: as bad as a hundredth of the radius
+        margins.append(math.log(own / max(best, 0.01 * own)))
+    return min(margins)
+
+
+def _gaussian(records: Sequence[Record], at: int | None = None) -> list[Matrix]:
+    return [m for name, m in matrices(records, "gaussian", at=at) if name in DECIDED_SIZES]
+
+
+def _real(records: Sequence[Record]) -> list[Matrix]:
+    return [m for data in REAL for _, m in matrices(records, data)]
+
+
+def gaussian_diagonal(records: Sequence[Record]) -> float:
+    """Smallest own-norm ratio over n <= 50 and the three optimisers, after the last step."""
+    return min(min(_own(matrix)) for matrix in _gaussian(records))
+
+
+def gaussian_advantage(records: Sequence[Record]) -> float:
+    """Smallest log-advantage of the predicted optimiser over n <= 50 and the three attacks."""
+    return min(_advantage(matrix) for matrix in _gaussian(records))
+
+
+def real_diagonal(records: Sequence[Record]) -> float:
+    """Smallest own-norm ratio over the pairs of digits and of Fashion-MNIST."""
+    return min(min(_own(matrix)) for matrix in _real(records))
+
+
+def real_advantage(records: Sequence[Record]) -> float:
+    """Smallest log-advantage over the pairs of digits and of Fashion-MNIST."""
+    return min(_advantage(matrix) for matrix in _real(records))
+
+
+def note_diagonal(records: Sequence[Record]) -> float:
+    """Smallest own-norm ratio after 10 000 steps, every Gaussian size, n = 100 among them."""
+    found = matrices(records, "gaussian", at=NOTE_STEPS)
+    return min(min(_own(matrix)) for _, matrix in found)
+
+
+def note_advantage(records: Sequence[Record]) -> float:
+    """Smallest log-advantage after 10 000 steps, every Gaussian size."""
+    found = matrices(records, "gaussian", at=NOTE_STEPS)
+    return min(_advantage(matrix) for _, matrix in found)
+
+
+def _over_exact(records: Sequence[Record], suffix: str) -> list[float]:
+    found = []
+    for data in ("gaussian", *REAL):
+        exact = exact_metrics(records, data)
+        for problem, attack in product(problem_names(exact), NORMS):
+            found.append(exact[f"{problem}/{attack}/{suffix}"])
+    return found
+
+
+def duality_gap(records: Sequence[Record]) -> float:
+    """Largest relative duality gap of the exact solutions."""
+    return max(_over_exact(records, "gap"))
+
+
+def solver_difference(records: Sequence[Record]) -> float:
+    """Largest relative difference between the two solvers' radii."""
+    return max(_over_exact(records, "solver_difference"))
+
+
+def _largest_ratio(records: Sequence[Record], bound: str) -> float:
+    """Largest radius of any trained model over the bound ``eps_star`` or ``upper``, minus one."""
+    largest = -math.inf
+    for record in records:
+        if record["arm"] not in OPTIMISERS:
+            continue
+        exact = exact_metrics(records, record["config"]["data"])
+        for name, radius in record["metrics"].items():
+            if "/radius@" in name:
+                problem_and_attack = name.rsplit("/", 1)[0]
+                largest = max(largest, radius / exact[f"{problem_and_attack}/{bound}"] - 1)
+    return largest
+
+
+def excess_radius(records: Sequence[Record]) -> float:
+    """How far the best trained model exceeds the radius of the exact solution, at least 0."""
+    return max(0.0, _largest_ratio(records, "eps_star"))
+
+
+def certified_excess(records: Sequence[Record]) -> float:
+    """The same against the dual point's upper bound, at least 0: a true violation if positive."""
+    return max(0.0, _largest_ratio(records, "upper"))
+
+
+def flips_elsewhere(records: Sequence[Record]) -> float:
+    """Number of problems whose first input does not flip within one thousandth of eps*."""
+    below = _over_exact(records, f"error_at/{FRACTIONS[-1]}")
+    above = _over_exact(records, f"error_at/{JUST_ABOVE}")
+    return float(sum(b > 0 or a == 0 for b, a in zip(below, above, strict=True)))
+
+
+def train_error(records: Sequence[Record]) -> float:
+    """Largest standard training error of a maximally robust classifier."""
+    return max(_over_exact(records, "train_error"))
+
+
+def robust_train_error(records: Sequence[Record]) -> float:
+    """Largest robust training error at any tested fraction of eps* below one."""
+    return max(max(_over_exact(records, f"error_at/{fraction}")) for fraction in FRACTIONS)
+
+
+def robust_error_above(records: Sequence[Record]) -> float:
+    """Share of problems still without robust error just above eps*; zero if eps* is exact."""
+    above = _over_exact(records, f"error_at/{JUST_ABOVE}")
+    return sum(error == 0 for error in above) / len(above)
+
+
+ESTIMANDS: dict[str, Callable[[Sequence[Record]], float]] = {
+    function.__name__: function
+    for function in (
+        gaussian_diagonal,
+        gaussian_advantage,
+        real_diagonal,
+        real_advantage,
+        note_diagonal,
+        note_advantage,
+        duality_gap,
+        solver_difference,
+        excess_radius,
+        certified_excess,
+        flips_elsewhere,
+        train_error,
+        robust_train_error,
+        robust_error_above,
+    )
+}

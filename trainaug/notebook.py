@@ -1,0 +1,284 @@
+"""All the set-up a chapter notebook needs: `start`, then what its context offers.
+
+A chapter's evidence comes from one of two places and never from both. *reference* reads the
+committed ``results/<profile>`` and computes no experiment; *recompute* runs what is missing in
+``runs/<profile>`` and never reads ``results/``.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from trainaug.evidence.claims import Claim, Judgement, judge, load_ledger
+from trainaug.evidence.plots import set_style
+from trainaug.evidence.store import Record, Store, read_reference, versions
+from trainaug.evidence.tables import text_table, verdict_table
+from trainaug.experiments.chapters import TITLES, Chapter, chapter_number, load_chapter
+from trainaug.experiments.sweep import run_sweep, worker_count
+from trainaug.paths import CLAIMS
+from trainaug.training.randomness import stream
+
+__all__ = ["Context", "NoReferenceError", "chapter_judgements", "collect_records", "start"]
+
+EVIDENCE = ("reference", "recompute")
+_ESTIMATE = re.compile(r"\{([a-z]+\.\d+)\.(\w+)(?:\.(\w+))?(?::([^}]*))?\}")
+
+
+class NoReferenceError(LookupError):
+    """The asked setting has no committed results."""
+
+
+def collect_records(
+    chapter: Chapter, profile: str, evidence: str, knobs: Mapping[str, Any] | None = None
+) -> tuple[list[Record], bool]:
+    """Read the records of a plan, without computing any.
+
+    Returns:
+        The records in the order of the plan, and whether they are stale: computed by other code
+        than today's. Records of own runs are never stale.
+
+    Raises:
+        NoReferenceError: If a run of the plan is not there.
+        ValueError: If ``evidence`` or a setting is unknown.
+    """
+    if evidence not in EVIDENCE:
+        raise ValueError(f"unknown evidence {evidence!r}, expected one of {', '.join(EVIDENCE)}")
+    plan = chapter.plan(profile, knobs)
+    minutes = sum(run.predicted_seconds for run in plan) / worker_count() / 60
+    if evidence == "recompute":
+        store = Store(profile)
+        found = [store.read(run, chapter.code_digest) for run in plan]
+        records = [record for record in found if record is not None]
+        if len(records) < len(plan):
+            raise NoReferenceError(
+                f"chapter {chapter.number}: {len(plan) - len(records)} of {len(plan)} runs of "
+                f"profile {profile!r} are not computed yet (about {minutes:.1f} min)"
+            )
+        return records, False
+    reference = read_reference(profile, chapter.number)
+    pairs = [reference.find(run) for run in plan] if reference else [None]
+    known = [pair for pair in pairs if pair is not None]
+    if len(known) < len(pairs):
+        raise NoReferenceError(
+            f"chapter {chapter.number}: no reference results for these settings of profile "
+            f'{profile!r}; set evidence = "recompute" (about {minutes:.1f} min)'
+        )
+    stale = any(row["code_digest"] != chapter.code_digest for _, row in known)
+    return [record for record, _ in known], stale
+
+
+def chapter_judgements(chapter: Chapter, records: Sequence[Record]) -> list[Judgement]:
+    """Judge every claim of a chapter's ledger on the given records."""
+    ledger = load_ledger(CLAIMS / f"{chapter.number}.yaml")
+    return [judge(claim, records, chapter.estimands) for claim in ledger]
+
+
+def _log(done: int, total: int, seconds_left: float) -> None:
+    step = max(1, total // 10)
+    if done % step == 0 or done == total:
+        minutes = seconds_left / worker_count() / 60
+        print(f"runs {done}/{total}, about {minutes:.1f} min left", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Context:
+    """What a chapter notebook works with; made by `start`.
+
+    Attributes:
+        chapter: The chapter's experiments.
+        profile: Name of the profile.
+        evidence: ``"reference"`` or ``"recompute"``.
+        knobs: Settings that differ from the profile.
+        stale: Whether the reference was computed by other code than today's.
+        records: The records, after `run`.
+    """
+
+    chapter: Chapter
+    profile: str
+    evidence: str
+    knobs: Mapping[str, Any]
+    stale: bool = False
+    records: list[Record] = field(default_factory=list)
+    _judged: dict[str, Judgement] = field(default_factory=dict)
+
+    def run(self) -> list[Record]:
+        """Compute what is missing (*recompute*) or read the reference; return the records."""
+        if self.evidence == "recompute":
+            plan = self.chapter.plan(self.profile, self.knobs)
+            digest = self.chapter.code_digest
+            run_sweep(plan, self.chapter.execute, Store(self.profile), digest, _log)
+        found = collect_records(self.chapter, self.profile, self.evidence, self.knobs)
+        self.records, self.stale = found
+        judged = chapter_judgements(self.chapter, self.records) if self.judges else []
+        self._judged = {each.id: each for each in judged}
+        return self.records
+
+    @property
+    def judges(self) -> bool:
+        """Whether this profile decides claims; *quick* does not."""
+        return self.profile != "quick"
+
+    def claims(self) -> dict[str, Claim]:
+        """The ledger of the chapter by claim id."""
+        ledger = load_ledger(CLAIMS / f"{self.chapter.number}.yaml")
+        return {claim.id: claim for claim in ledger}
+
+    def say(self, template: str) -> None:
+        """Print a result sentence whose numbers come from the estimates of the claims.
+
+        ``{lin.2.gaussian_diagonal:.3f}`` is the mean of an estimand, ``….low`` and ``….high`` its
+        interval, ``{lin.2.verdict}`` the verdict. Estimands of a rule *beside* are found as well.
+
+        Raises:
+            KeyError: If a name is unknown.
+        """
+        print(_ESTIMATE.sub(self._insert, template))
+
+    def _insert(self, found: re.Match[str]) -> str:
+        claim, name, part, spec = found.groups()
+        if not self.judges:
+            return "(not judged)"
+        judgement = self._judged[claim]
+        if name == "verdict":
+            return judgement.verdict
+        if name == "beside":
+            return str((judgement.beside or {})[part])
+        estimates = [*judgement.estimates, *(judgement.beside or {}).get("estimates", ())]
+        for estimate in estimates:
+            if estimate.estimand == name:
+                return format(getattr(estimate, part or "mean"), spec or "")
+        raise KeyError(f"claim {claim} has no estimand {name!r}")
+
+    def verdicts(self) -> None:
+        """Print the verdict of every claim of the chapter; rules *beside* stand below."""
+        if not self.judges:
+            print("not judged (quick)")
+            return
+        judged = list(self._judged.values())
+        print(verdict_table(judged))
+        for each in judged:
+            if each.reason and each.verdict != "reproduced":
+                print(f"{each.id}: {each.verdict}: {each.reason}")
+            if each.beside:
+                print(f"{each.id} beside, {each.beside['label']}: {each.beside['verdict']}")
+                if each.beside["reason"]:
+                    print(f"    {each.beside['reason']}")
+
+    def stream(self, purpose: str) -> torch.Generator:
+        """Return the random generator of a named purpose; the same for every run of the book."""
+        return stream(int(self.chapter.number), purpose)
+
+    def check(self, line: str, reason: str, violation: float, tolerance: float = 1e-9) -> None:
+        """Assert one line of a proof and print it.
+
+        Args:
+            line: The statement.
+            reason: Why it holds.
+            violation: How far the numbers break it: at most zero, up to ``tolerance``.
+            tolerance: Rounding allowed.
+
+        Raises:
+            AssertionError: If the line does not hold.
+        """
+        # written so that a NaN fails too
+        if not violation <= tolerance:
+            raise AssertionError(f"{line} fails by {violation:.2g} ({reason})")
+        print(f"✔ {line}   [{reason}]")
+
+    def breaks(self, what: str, proof: Callable[[], None]) -> None:
+        """Run a proof whose hypothesis is broken and print the line that fails.
+
+        Raises:
+            AssertionError: If every line holds all the same.
+        """
+        try:
+            proof()
+        except AssertionError as error:
+            print(f"✘ {what}: {str(error).split(' fails by')[0]} fails, as it must")
+            return
+        raise AssertionError(f"{what}: no line of the proof noticed")
+
+    def show(self, figure: Figure, alt: str) -> None:
+        """Display a line figure as SVG with its text alternative."""
+        from IPython.display import display
+
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        svg = buffer.getvalue()
+        svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
+        display({"image/svg+xml": svg, "text/plain": f"Figure: {alt}"}, raw=True)  # type: ignore[no-untyped-call]
+
+    def finish(self) -> None:
+        """Print where the numbers came from and what comes next."""
+        digests = {canonical["data"][:12] for canonical in self.records}
+        source = "results" if self.evidence == "reference" else "runs"
+        built = [n for n in TITLES if load_chapter(n) is not None and n > self.chapter.number]
+        following = f"{built[0]}_{TITLES[built[0]]}" if built else "08_scoreboard"
+        print(f"{len(self.records)} runs from {source}/{self.profile}/{self.chapter.number}")
+        print(f"data {', '.join(sorted(digests))}; code {self.chapter.code_digest[:12]}")
+        print(f"next: {following}")
+
+
+def start(
+    chapter: str,
+    *,
+    profile: str = "standard",
+    evidence: str = "reference",
+    knobs: Mapping[str, Any] | None = None,
+) -> Context:
+    """Validate the settings, set style and threads, and show what the chapter will use.
+
+    A knob at its default leaves the choice to the profile.
+
+    Args:
+        chapter: Number of the chapter.
+        profile: ``"quick"``, ``"standard"``, ``"full"`` or ``"paper"``.
+        evidence: ``"reference"`` or ``"recompute"``.
+        knobs: Settings of the chapter's Config.
+
+    Returns:
+        The context.
+
+    Raises:
+        ValueError: If a setting is unknown.
+        NoReferenceError: If *reference* is asked and there is none for these settings.
+    """
+    number = chapter_number(chapter)
+    found = load_chapter(number)
+    if found is None:
+        raise ValueError(f"chapter {number} is not built yet")
+    torch.set_num_threads(1)
+    set_style()
+    context = Context(found, profile, evidence, dict(knobs or {}))
+    plan = found.plan(profile, knobs)
+    seconds = sum(run.predicted_seconds for run in plan)
+    if evidence == "reference":
+        _, context.stale = collect_records(found, profile, evidence, knobs)
+        state = f"STALE: run `trainaug verify {number}`" if context.stale else "fresh"
+        source = f"results/{profile}/{number}, {state}"
+    elif evidence == "recompute":
+        source = f"runs/{profile}/{number}, at most {seconds:.0f} core-seconds"
+    else:
+        raise ValueError(f"unknown evidence {evidence!r}, expected one of {', '.join(EVIDENCE)}")
+    rows = [
+        {"setting": "profile", "value": profile},
+        {"setting": "evidence", "value": f"{evidence}: {source}"},
+        {"setting": "runs", "value": str(len(plan))},
+        {"setting": "seeds", "value": _span([run.seed for run in plan])},
+        {"setting": "device", "value": "cpu, float64, one thread"},
+        {"setting": "versions", "value": ", ".join(f"{k} {v}" for k, v in versions().items())},
+    ]
+    print(text_table(rows, ["setting", "value"]))
+    return context
+
+
+def _span(seeds: Sequence[int]) -> str:
+    return f"{min(seeds)} to {max(seeds)}"

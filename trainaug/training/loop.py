@@ -1,0 +1,168 @@
+"""The training loop: one line of stations, each a standard PyTorch object or a plain function."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from trainaug.training.devices import device_of, to_device
+from trainaug.training.models import IndexedData, Precision, run_model, undisturbed
+
+__all__ = ["Batch", "History", "NonFiniteLossError", "train"]
+
+Batch = tuple[Any, Any, Tensor]  # x, y, index
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss at ``step`` is NaN or infinite; the model was not updated with it."""
+
+    def __init__(self, step: int, value: float) -> None:
+        super().__init__(f"the loss at step {step} is {value}")
+        self.step, self.value = step, value
+
+
+@dataclass
+class History:
+    """What happened in a run: plain numbers, equal for equal runs; measuring costs nothing here."""
+
+    precision: Precision
+    losses: list[float] = field(default_factory=list)  # (weighted) loss of each step, before it
+    evaluations: list[dict[str, float]] = field(default_factory=list)  # with step, epoch, examples
+    steps: int = 0  # updates made
+    examples: int = 0  # drawn from the data set
+    forward_examples: int = 0  # rows through the model, as the batch transform left them
+    backward_examples: int = 0
+
+
+def train(
+    model: nn.Module,
+    dataset: IndexedData,
+    batch_sampler: Iterable[Sequence[int]],
+    criterion: Callable[[Any, Any], Tensor],
+    optimizer: Optimizer,
+    *,
+    num_epochs: int | None = None,
+    max_steps: int | None = None,
+    scheduler: LRScheduler | None = None,
+    batch_transform: Callable[[Batch], Batch] | None = None,
+    weights: Callable[[Tensor], Tensor] | None = None,
+    observers: Sequence[Callable[[nn.Module, int, Tensor, Tensor], object]] = (),
+    feedback: Callable[[Tensor, Tensor], object] | None = None,
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    evaluate_every: int | None = None,
+    precision: Precision = "fp32",
+) -> History:
+    """Train a model in place, on the device where its parameters are.
+
+    A *step* is a number of updates made: loss, observers and errors at step 0 belong to the
+    initial weights. A batch is asked for only when the one before is through all stations.
+
+    Args:
+        model: Put in train mode; ``model(x)`` gives what ``criterion`` takes.
+        dataset: ``dataset[indices]`` is a batch ``(x, y, index)``; it is moved to the model.
+        batch_sampler: Gives lists of indices; iterated anew each epoch, after its
+            ``set_epoch(epoch)`` if it has one.
+        criterion: Returns per-example losses ``(B,)``, as with ``reduction="none"``.
+        optimizer: Stepped with a closure that computes loss and gradients of the batch if its
+            attribute ``requires_closure`` is true; the first call then is the one observed.
+        num_epochs: Length of the run in passes over ``batch_sampler``; give this or
+        max_steps: length of the run in updates.
+        scheduler: Stepped after every update.
+        batch_transform: May mix a batch; its index keeps one row for each loss.
+        weights: Maps the index to weights ``(B,)`` of the losses, which are then averaged over B.
+        observers: Called after backward with model, step, index and losses; undisturbed.
+        feedback: Called after the update with index and losses, on the model's device.
+        evaluate: Called in eval mode, undisturbed, at the end and every
+        evaluate_every: so many steps; without it, every epoch.
+        precision: ``"bf16"`` runs the model, not the criterion, under autocast.
+
+    Raises:
+        ValueError: If an option or a shape is wrong, or an epoch has no batch.
+        NonFiniteLossError: If the loss is NaN or infinite.
+    """
+    if (num_epochs is None) == (max_steps is None):
+        raise ValueError(f"give one of num_epochs and max_steps, got {num_epochs}, {max_steps}")
+    if min(n for n in (num_epochs, max_steps, evaluate_every) if n is not None) < 1:
+        raise ValueError(f"need >= 1, got {num_epochs=}, {max_steps=}, {evaluate_every=}")
+    if precision not in ("fp32", "bf16") or len(dataset) == 0:
+        raise ValueError(f"need fp32 or bf16 and examples, got {precision!r}, {len(dataset)}")
+    device = device_of(model)
+    history = History(precision)
+
+    def take_step(indices: Sequence[int]) -> None:
+        batch = to_device(dataset[indices], device)
+        x, y, index = batch if batch_transform is None else batch_transform(batch)
+        seen: list[Tensor] = []  # the losses of the first pass
+
+        @torch.enable_grad()
+        def compute_gradients() -> Tensor:
+            optimizer.zero_grad()
+            losses = criterion(run_model(model, x, precision), y)  # (B,)
+            _check_rows("losses (give the criterion reduction='none')", losses, len(index))
+            history.forward_examples += len(losses)
+            w = torch.ones_like(losses) if weights is None else weights(index).to(losses)
+            _check_rows("weights", w, len(losses))
+            loss = (w * losses).mean()
+            if not math.isfinite(loss.item()):
+                raise NonFiniteLossError(history.steps, loss.item())
+            loss.backward()  # type: ignore[no-untyped-call]
+            history.backward_examples += len(losses)
+            if not seen:
+                seen.append(losses.detach())
+                history.losses.append(loss.item())
+                for observe in observers:
+                    with undisturbed(model):
+                        observe(model, history.steps, index.clone(), seen[0].clone())
+            return loss
+
+        if getattr(optimizer, "requires_closure", False):
+            optimizer.step(compute_gradients)  # type: ignore[arg-type]
+        else:
+            compute_gradients()
+            optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        history.steps += 1
+        history.examples += len(indices)
+        if feedback is not None:
+            feedback(index, seen[0])
+
+    def measure(epoch: int) -> None:
+        if evaluate is not None:
+            with undisturbed(model):
+                metrics = {name: float(value) for name, value in evaluate(model.eval()).items()}
+            now = {"step": history.steps, "epoch": epoch, "examples": history.examples}
+            history.evaluations.append(metrics | now)
+
+    model.train()
+    for epoch in itertools.count() if num_epochs is None else range(num_epochs):
+        steps_before = history.steps
+        if hasattr(batch_sampler, "set_epoch"):
+            batch_sampler.set_epoch(epoch)
+        for indices in batch_sampler:
+            take_step(indices)
+            if evaluate_every is not None and history.steps % evaluate_every == 0:
+                measure(epoch)
+            if history.steps == max_steps:
+                break
+        if history.steps == steps_before:
+            raise ValueError(f"batch_sampler gave no batch in epoch {epoch}")
+        finished = history.steps == max_steps or epoch + 1 == num_epochs
+        if evaluate_every is None or (finished and history.steps % evaluate_every != 0):
+            measure(epoch)
+        if finished:
+            break
+    return history
+
+
+def _check_rows(what: str, values: Tensor, rows: int) -> None:
+    if values.shape != (rows,):
+        raise ValueError(f"{what} must have shape ({rows},), got {tuple(values.shape)}")
