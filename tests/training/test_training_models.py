@@ -1,0 +1,134 @@
+"""The two classifiers, and asking a model without changing it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainaug.data.indexed import IndexedDataset
+from trainaug.training.models import MLP, SmallCNN, evaluate, predict, run_model, undisturbed
+from trainaug.training.randomness import initialise, stream
+
+
+def snapshot(model: nn.Module) -> list:
+    """Everything that training sees of a model, as comparable values."""
+    tensors = [*model.parameters(), *model.buffers()]
+    grads = [None if t.grad is None else t.grad.tolist() for t in tensors]
+    state = [t.tolist() for t in tensors]
+    return [state, grads, [t.requires_grad for t in tensors], [m.training for m in model.modules()]]
+
+
+def small_model() -> nn.Module:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
+    initialise(model, stream(0, "init"))
+    model[1].eval()  # a mixed state: restoring must be per module
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def test_small_cnn_has_the_parameters_of_the_pilots():
+    assert sum(p.numel() for p in SmallCNN(10, stream(0, "init")).parameters()) == 79_770
+
+
+def test_models_give_a_row_of_logits_an_example():
+    assert MLP(12, 5, 3, stream(0, "init"))(torch.zeros(2, 3, 4)).shape == (2, 3)
+    cnn = SmallCNN(7, stream(0, "init"), in_channels=3, image_size=32)
+    assert cnn(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("build", "value"),
+    [
+        (lambda g: MLP(4, 0, 3, g), "hidden=0"),
+        (lambda g: SmallCNN(0, g), "num_classes=0"),
+        (lambda g: SmallCNN(10, g, image_size=7), "image_size=7"),
+    ],
+)
+def test_impossible_sizes_raise_with_the_value(build, value):
+    with pytest.raises(ValueError, match=value):
+        build(stream(0, "init"))
+
+
+# float32: rounding in another order, which BatchNorm divides by small standard deviations
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_channels_last_equals_contiguous(in_channels, dtype, tolerance, train_set):
+    x = train_set.x[:64].repeat(1, in_channels, 1, 1).to(dtype)
+    results = []
+    for channels_last in (True, False):
+        generator = stream(0, "init")
+        model = SmallCNN(10, generator, in_channels=in_channels, channels_last=channels_last)
+        model = model.to(dtype)
+        last = model.features[4].weight.is_contiguous(memory_format=torch.channels_last)
+        assert last == channels_last
+        logits = model(x)
+        F.cross_entropy(logits, train_set.y[:64]).backward()
+        results.append((logits, model.features[4].weight.grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_undisturbed_restores_everything():
+    model = small_model()
+    with torch.random.fork_rng([]):  # for the dropout
+        model(torch.tensor([[1.0], [2.0]]).repeat(1, 4)).sum().backward()
+    before, random_state = snapshot(model), torch.get_rng_state()
+    grad = model[3].weight.grad
+
+    def disturb() -> None:
+        model.train()
+        model(torch.randn(5, 4)).sum().backward()
+        model[0].requires_grad_(True)
+        model[1].requires_grad_(False)
+        model[0].weight.data.add_(1.0)
+        model[3].zero_grad()
+        raise RuntimeError("even when it fails")
+
+    with pytest.raises(RuntimeError, match="even when it fails"), undisturbed(model):
+        disturb()
+    assert snapshot(model) == before
+    assert model[3].weight.grad is grad
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_predict_equals_eval_forward_in_order_and_changes_nothing():
+    model = small_model()
+    x, y = torch.rand(23, 4, generator=stream(0, "x")), torch.arange(23) % 3
+    before = snapshot(model)
+    logits, targets = predict(model, IndexedDataset(x, y), batch_size=5)
+    assert snapshot(model) == before
+    assert not logits.requires_grad
+    assert torch.equal(targets, y)
+    model.eval()
+    torch.testing.assert_close(logits, model(x), rtol=1e-6, atol=1e-6)  # batches of another size
+
+
+def test_evaluate_counts_hits_and_averages_losses(val_set):
+    model = SmallCNN(10, stream(0, "init"))
+    metrics = evaluate(model, val_set, "val")
+    logits = torch.stack([model.eval()(x[None])[0] for x in val_set.x[:1000]])
+    hits = sum(int(a.argmax() == y) for a, y in zip(logits, val_set.y, strict=True))
+    assert metrics["val/accuracy"] == hits / 1000
+    loss = -logits.log_softmax(1)[torch.arange(1000), val_set.y].mean().item()
+    assert metrics["val/loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_predict_refuses_an_empty_set():
+    empty = IndexedDataset(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+    with pytest.raises(ValueError, match="0 examples"):
+        predict(small_model(), empty)
+
+
+def test_run_model_precision():
+    model, x = MLP(4, 8, 3, stream(0, "init")), torch.rand(5, 4, generator=stream(0, "x"))
+    fp32, bf16 = run_model(model, x), run_model(model, x, "bf16")
+    assert torch.equal(fp32, model(x))
+    assert bf16.dtype == torch.float32
+    assert not torch.equal(fp32, bf16)
+    torch.testing.assert_close(fp32, bf16, rtol=0.05, atol=0.02)  # bfloat16 has 8 bits
+    assert run_model(model.double(), x.double()).dtype == torch.float64
+    with pytest.raises(ValueError, match="got 'fp16'"):
+        run_model(model, x, "fp16")
