@@ -7,6 +7,7 @@ committed ``results/<profile>`` and computes no experiment; *recompute* runs wha
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import sys
@@ -17,16 +18,30 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from trainaug.evidence.claims import Claim, Judgement, judge, load_ledger
+from trainaug.evidence.claims import Judgement, judge, load_ledger
 from trainaug.evidence.plots import set_style
+from trainaug.evidence.statistics import t_interval
 from trainaug.evidence.store import Record, Store, read_reference, versions
-from trainaug.evidence.tables import text_table, verdict_table
-from trainaug.experiments.chapters import TITLES, Chapter, chapter_number, load_chapter
+from trainaug.evidence.tables import fmt_interval, text_table, verdict_table
+from trainaug.experiments.chapters import (
+    TITLES,
+    Chapter,
+    Estimand,
+    chapter_number,
+    load_chapter,
+)
 from trainaug.experiments.sweep import run_sweep, worker_count
 from trainaug.paths import CLAIMS
 from trainaug.training.randomness import stream
 
-__all__ = ["Context", "NoReferenceError", "chapter_judgements", "collect_records", "start"]
+__all__ = [
+    "Context",
+    "NoReferenceError",
+    "chapter_judgements",
+    "collect_records",
+    "start",
+    "svg_text",
+]
 
 EVIDENCE = ("reference", "recompute")
 _ESTIMATE = re.compile(r"\{([a-z]+\.\d+)\.(\w+)(?:\.(\w+))?(?::([^}]*))?\}")
@@ -126,11 +141,6 @@ class Context:
         """Whether this profile decides claims; *quick* does not."""
         return self.profile != "quick"
 
-    def claims(self) -> dict[str, Claim]:
-        """The ledger of the chapter by claim id."""
-        ledger = load_ledger(CLAIMS / f"{self.chapter.number}.yaml")
-        return {claim.id: claim for claim in ledger}
-
     def say(self, template: str) -> None:
         """Print a result sentence whose numbers come from the estimates of the claims.
 
@@ -172,6 +182,26 @@ class Context:
                 if each.beside["reason"]:
                     print(f"    {each.beside['reason']}")
 
+    def table(self, rows: Mapping[str, Mapping[str, Estimand]], digits: int = 3) -> None:
+        """Print means with 95 % intervals over seeds.
+
+        Args:
+            rows: Row name to column name to a function from all records of one seed to a number.
+            digits: Decimals.
+        """
+        by_seed: dict[int, list[Record]] = {}
+        for record in self.records:
+            by_seed.setdefault(record["seed"], []).append(record)
+        shown = []
+        for name, cells in rows.items():
+            row: dict[str, Any] = {"": name}
+            for column, estimand in cells.items():
+                values = [estimand(records) for records in by_seed.values()]
+                mean, low, high, *_ = t_interval(values, 0.95)
+                row[column] = fmt_interval(mean, low, high, digits)
+            shown.append(row | {"n": len(by_seed)})
+        print(text_table(shown, list(shown[0])))
+
     def stream(self, purpose: str) -> torch.Generator:
         """Return the random generator of a named purpose; the same for every run of the book."""
         return stream(int(self.chapter.number), purpose)
@@ -210,21 +240,28 @@ class Context:
         """Display a line figure as SVG with its text alternative."""
         from IPython.display import display
 
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        svg = buffer.getvalue()
-        svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
-        display({"image/svg+xml": svg, "text/plain": f"Figure: {alt}"}, raw=True)  # type: ignore[no-untyped-call]
+        bundle = {"image/svg+xml": svg_text(figure, alt), "text/plain": f"Figure: {alt}"}
+        display(bundle, raw=True)
 
     def finish(self) -> None:
         """Print where the numbers came from and what comes next."""
-        digests = {canonical["data"][:12] for canonical in self.records}
+        digests = {record["data"][:12] for record in self.records}
         source = "results" if self.evidence == "reference" else "runs"
         built = [n for n in TITLES if load_chapter(n) is not None and n > self.chapter.number]
         following = f"{built[0]}_{TITLES[built[0]]}" if built else "08_scoreboard"
         print(f"{len(self.records)} runs from {source}/{self.profile}/{self.chapter.number}")
         print(f"data {', '.join(sorted(digests))}; code {self.chapter.code_digest[:12]}")
         print(f"next: {following}")
+
+
+def svg_text(figure: Figure, alt: str) -> str:
+    """Draw a figure as SVG that carries its text alternative and no date."""
+    set_style()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    label = html.escape(alt, quote=True)
+    return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
 def start(

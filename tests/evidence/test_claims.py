@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainaug.evidence import claims as c
@@ -66,17 +66,20 @@ HIGH, LOW, BETWEEN, WIDE = [5, 6, 5, 6, 5], [-5, -6, -5, -6, -5], [0.4, 0.6] * 5
 # --- regions ---------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(REGIONS)
 def test_region_survives_the_round_trip(region):
     assert c.Region.parse(str(region)) == region
 
 
+@settings(deadline=None)
 @given(REGIONS, NUMBERS, st.floats(0, 10), st.floats(0, 10), st.floats(0, 10))
 def test_region_contains_every_part_of_what_it_contains(region, low, width, left, right):
     if region.contains_interval(low - left, low + width + right):
         assert region.contains_interval(low, low + width)
 
 
+@settings(deadline=None)
 @given(REGIONS, NUMBERS)
 def test_point_is_inside_as_the_comparison_says(region, x):
     a, b = region.bounds[0], region.bounds[-1]
@@ -208,6 +211,21 @@ def test_under_powered_claims_are_marked_with_the_seeds_that_would_decide():
     assert not c.judge(make(seeds=10), runs(gain=BETWEEN), ESTIMANDS).under_powered
     signs = {**GAIN, "contradicted": "<= 0"}  # equal bounds state no smallest effect
     assert not c.judge(make("statistical", signs), runs(gain=WIDE), ESTIMANDS).under_powered
+
+
+@pytest.mark.parametrize(("half", "marked"), [(0.99, False), (1.01, True)])
+def test_half_width_is_compared_with_the_smallest_effect(half, marked):
+    shape = c.t_interval(HIGH, 0.95)  # scaled so that its half-width is ``half``
+    values = [v * half / (shape.high - shape.mean) for v in HIGH]
+    found = c.judge(make(), runs(gain=values), ESTIMANDS)
+    assert found.under_powered is marked
+    assert found.seeds_needed == (6 if marked else None)
+    assert found.verdict == "reproduced"  # the mark does not touch the verdict
+
+
+def test_timing_and_exact_have_no_smallest_effect():
+    assert c.Criterion(**GAP).smallest_effect is None
+    assert c.Criterion(**RATIO).smallest_effect is None
 
 
 def test_confidence_of_the_ledger_is_used():
@@ -398,6 +416,8 @@ def test_second_criterion_is_shown_and_never_decides():
     beside = {"label": "the note's", "all_of": [{**GAIN, "reproduced": "> 9"}]}
     with pytest.raises(ValueError, match=r"lies inside"):
         make(beside={"label": "x", "all_of": [{**GAIN, "contradicted": "> 9"}]})
+    with pytest.raises(ValueError, match="beside 'x' has an empty all_of"):
+        make(beside={"label": "x", "all_of": []})
     beside["all_of"][0]["contradicted"] = "< 8"
     found = c.judge(make(beside=beside), runs(gain=HIGH), ESTIMANDS)
     assert found.verdict == "reproduced"

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -45,6 +45,7 @@ def test_equal_values_give_a_point_exactly(value):
     assert (found.mean, found.low, found.high, found.sd) == (value, value, value, 0)
 
 
+@settings(deadline=None)
 @given(VALUES, st.floats(0.1, 10), st.floats(-50, 50))
 def test_intervals_follow_shift_and_scale(values, scale, shift):
     moved = [scale * v + shift for v in values]
@@ -56,6 +57,7 @@ def test_intervals_follow_shift_and_scale(values, scale, shift):
         assert after.sd == pytest.approx(scale * before.sd, rel=1e-9, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_more_confidence_is_wider_and_prediction_is_wider_than_mean(values):
     narrow, wide = s.t_interval(values, 0.9), s.t_interval(values, 0.99)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainaug.evidence import tables as t
@@ -40,6 +40,7 @@ def test_empty_tables_have_a_head_and_unknown_columns_raise():
         t.text_table(ROWS, ["gone"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.fixed_dictionaries({"a": st.text(), "b": st.floats() | st.none()})))
 def test_no_line_ends_in_a_space(rows):
     for make in (t.text_table, t.markdown_table):

@@ -62,7 +62,8 @@ def test_resume_from_sampler_state_continues_the_same_run(run, tiny_set):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_meta_device_twin_gives_the_same_values(run, tiny_set, precision):
+@pytest.mark.parametrize("weights", [None, lambda index: 1.0 + (index % 2)])
+def test_meta_device_twin_gives_the_same_values(run, tiny_set, precision, weights):
     """Tensors made without ``device=`` would land on meta and break the run."""
 
     def whole_run():
@@ -70,7 +71,7 @@ def test_meta_device_twin_gives_the_same_values(run, tiny_set, precision):
             tiny_set,
             max_steps=4,
             precision=precision,
-            weights=lambda index: 1.0 + (index % 2),
+            weights=weights,
             observers=[lambda *_: None],
             evaluate=lambda m: evaluate(m, tiny_set, "train"),
         )
@@ -351,7 +352,8 @@ def test_closure_optimiser_steps_as_by_hand_at_the_cost_of_one_pass(run, tiny_se
     losses = []
     for indices in [*sampler, *sampler][:5]:
         by_hand.zero_grad()
-        loss = F.cross_entropy(by_hand(tiny_set.x[indices]), tiny_set.y[indices])
+        logits, y = by_hand(tiny_set.x[indices]), tiny_set.y[indices]
+        loss = F.cross_entropy(logits, y, reduction="none").mean()
         loss.backward()
         losses.append(loss.item())
         with torch.no_grad():
@@ -471,8 +473,8 @@ def test_model_learns_real_pictures(run, train_set, val_set, precision):
         precision=precision,
         evaluate=lambda m: evaluate(m, val_set, "val", precision),
     )
-    # seeds 0 to 2 give 0.75 and more; chance is 0.10
-    assert history.evaluations[-1]["val/accuracy"] > 0.68
+    # seeds 0 to 2 give 0.80 to 0.84; chance is 0.10
+    assert history.evaluations[-1]["val/accuracy"] > 0.75
     assert history.precision == precision
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert isinstance(asdict(history)["evaluations"][0]["val/loss"], float)

@@ -52,23 +52,26 @@ def test_impossible_sizes_raise_with_the_value(build, value):
         build(stream(0, "init"))
 
 
-# float32: rounding in another order, which BatchNorm divides by small standard deviations
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("in_channels", [1, 3])
-def test_channels_last_equals_contiguous(in_channels, dtype, tolerance, train_set):
-    x = train_set.x[:64].repeat(1, in_channels, 1, 1).to(dtype)
-    results = []
-    for channels_last in (True, False):
-        generator = stream(0, "init")
-        model = SmallCNN(10, generator, in_channels=in_channels, channels_last=channels_last)
-        model = model.to(dtype)
-        last = model.features[4].weight.is_contiguous(memory_format=torch.channels_last)
-        assert last == channels_last
-        logits = model(x)
-        F.cross_entropy(logits, train_set.y[:64]).backward()
-        results.append((logits, model.features[4].weight.grad))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+def test_channels_last_equals_contiguous(in_channels, train_set):
+    results = {}
+    for dtype in (torch.float32, torch.float64):
+        x = train_set.x[:64].repeat(1, in_channels, 1, 1).to(dtype)
+        for last in (True, False):
+            init = stream(0, "init")
+            model = SmallCNN(10, init, in_channels=in_channels, channels_last=last).to(dtype)
+            weight = model.features[4].weight
+            assert weight.is_contiguous(memory_format=torch.channels_last) == last
+            logits = model(x)
+            F.cross_entropy(logits, train_set.y[:64]).backward()
+            results[dtype, last] = logits.double(), weight.grad.double()
+    exact = results[torch.float64, False]
+    for a, b in zip(results[torch.float64, True], exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    # float32: torch's channels-last BatchNorm is right to 1e-4 only on a CPU. The gradient is not
+    # compared: it jumps where max-pooling has near ties, as in the black background
+    for last in (True, False):
+        torch.testing.assert_close(results[torch.float32, last][0], exact[0], rtol=0, atol=1e-3)
 
 
 def test_undisturbed_restores_everything():

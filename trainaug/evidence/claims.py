@@ -155,7 +155,8 @@ class Criterion(_Entry):
 
         ``None`` for ``> 0`` beside ``<= 0``: equal bounds state no smallest effect.
         """
-        distances = {abs(a - b) for a, b in itertools.product(*(r.bounds for r in self.regions))}
+        pairs = itertools.combinations((region.bounds for region in self.regions), 2)
+        distances = {abs(a - b) for one, other in pairs for a in one for b in other}
         distances |= {(r.bounds[1] - r.bounds[0]) / 2 for r in self.regions if r.op == "in"}
         return min(distances - {0.0}, default=None)
 
@@ -438,7 +439,7 @@ def _judge_one(
         return estimate
     interval = t_interval(list(values.values()), claim.confidence)
     estimate = replace(estimate, **interval._asdict())
-    regions, effect = rule.regions, rule.smallest_effect if rule.regions else None
+    regions, effect = rule.regions, rule.smallest_effect
     if rule.target is not None:
         limit = math.log(rule.target * TIMING_SLACK)
         regions = [Region("<=", (limit,)), Region(">", (limit,))]

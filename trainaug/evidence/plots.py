@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -27,7 +28,7 @@ def set_style() -> None:
             "axes.spines.right": False,
             "axes.grid": True,
             "grid.alpha": 0.25,
-            "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+            "axes.prop_cycle": cycler(color=PALETTE),
             "legend.frameon": False,
             "lines.linewidth": 1.8,
             "svg.hashsalt": "trainaug",
@@ -94,9 +95,7 @@ def matrix(
     axis.imshow(table, cmap="cividis_r", vmin=low, vmax=high, aspect="auto")
     for (i, j), value in np.ndenumerate(table):
         dark = (value - low) / (high - low) > 0.55
-        axis.text(
-            j, i, f"{value:.{digits}f}", ha="center", va="center", color="w" if dark else "k"
-        )
+        axis.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color="w" if dark else "k")
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
     axis.grid(False)

@@ -150,7 +150,7 @@ def write_atomic(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -167,6 +167,7 @@ class Store:
     """
 
     def __init__(self, profile: str, root: Path = RUNS) -> None:
+        self.profile = profile
         self.folder = root / profile
 
     def run_folder(self, run: Run, code_digest: str) -> Path:

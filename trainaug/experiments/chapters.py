@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from trainaug.evidence.digest import code_digest
-from trainaug.evidence.store import Record, Run
+from trainaug.evidence.store import Run
 from trainaug.paths import NOTEBOOKS, PROFILES
 
 __all__ = [
@@ -43,7 +44,7 @@ TITLES = {
     "07": "together",
 }
 
-Estimand = Callable[[Sequence[Record]], float]
+Estimand = Callable[[Sequence[Mapping[str, Any]]], float]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def load_chapter(number: str) -> Chapter | None:
     )
 
 
-def notebook_path(name: str) -> Any:
+def notebook_path(name: str) -> Path:
     """Path of the notebook whose name starts with two digits, say ``"06"``.
 
     Raises:

@@ -13,7 +13,16 @@ from trainaug.evidence.store import Record
 from trainaug.experiments.ch06.runs import FRACTIONS, JUST_ABOVE, NOTE_STEPS, OPTIMISERS
 from trainaug.methods.linear_robustness import NORMS, Norm, dual
 
-__all__ = ["ESTIMANDS", "Matrix", "exact_metrics", "matrices", "problem_names"]
+__all__ = [
+    "ESTIMANDS",
+    "Matrix",
+    "advantage",
+    "exact",
+    "exact_metrics",
+    "matrices",
+    "problem_names",
+    "ratio",
+]
 
 REAL = ("digits", "fashion_mnist")
 DECIDED_SIZES = ("n=3", "n=6", "n=10", "n=12", "n=25", "n=50")
@@ -62,6 +71,44 @@ def matrices(
             radius = run["metrics"][f"{problem}/{attack}/radius@{moment}"]
             matrix[name, attack] = radius / exact[f"{problem}/{attack}/eps_star"]
         yield problem, matrix
+
+
+def ratio(
+    optimiser: str, attack: Norm, data: str, problem: str
+) -> Callable[[Sequence[Record]], float]:
+    """Make the estimand rho / eps* of one optimiser under one attack on one problem."""
+
+    def estimand(records: Sequence[Record]) -> float:
+        return dict(matrices(records, data))[problem][optimiser, attack]
+
+    return estimand
+
+
+def advantage(attack: Norm, data: str, problem: str) -> Callable[[Sequence[Record]], float]:
+    """Make the estimand: predicted optimiser's ratio minus the best other one's."""
+
+    def estimand(records: Sequence[Record]) -> float:
+        matrix = dict(matrices(records, data))[problem]
+        own = next(name for name, kind in OPTIMISERS.items() if dual(kind) == attack)
+        return matrix[own, attack] - max(matrix[n, attack] for n in OPTIMISERS if n != own)
+
+    return estimand
+
+
+def exact(data: str, name: str) -> Callable[[Sequence[Record]], float]:
+    """Make the estimand of one metric of the exact solutions, or of its maximum over problems.
+
+    ``name`` is a metric such as ``"n=10/l2/eps_star"``; a leading ``"*/"`` takes the largest over
+    the problems and attacks of the data set.
+    """
+
+    def estimand(records: Sequence[Record]) -> float:
+        metrics = exact_metrics(records, data)
+        if name.startswith("*/"):
+            return max(value for key, value in metrics.items() if key.endswith(name[1:]))
+        return metrics[name]
+
+    return estimand
 
 
 def _own(matrix: Matrix) -> list[float]:

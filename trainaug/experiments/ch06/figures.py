@@ -11,11 +11,12 @@ from trainaug.evidence.plots import PALETTE, band, figure, matrix
 from trainaug.evidence.store import Record
 from trainaug.experiments.ch06.estimands import exact_metrics, matrices, problem_names
 from trainaug.experiments.ch06.runs import FRACTIONS, OPTIMISERS
-from trainaug.methods.linear_robustness import NORMS, dual
+from trainaug.methods.linear_robustness import Norm, dual
 
 __all__ = [
     "ATTACK_LABELS",
     "OPTIMISER_LABELS",
+    "README_PANELS",
     "certificate_bands",
     "optimiser_attack_matrix",
     "robust_error_curves",
@@ -30,13 +31,17 @@ OPTIMISER_LABELS = {
     "sign": "sign descent",
 }
 ATTACK_LABELS = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
-ATTACKS = ("linf", "l2", "l1")  # the order in which the optimisers minimise their duals
+# the order of the optimisers: coordinate, gradient, sign
+ATTACKS: tuple[Norm, ...] = ("linf", "l2", "l1")
 COLOURS = dict(zip(OPTIMISERS, PALETTE, strict=False))
 DATA_LABELS = {
     "gaussian": "Gaussian",
     "digits": "digits",
     "fashion_mnist": "Fashion-MNIST",
 }
+
+
+README_PANELS = (("gaussian", "n=10"), ("digits", "3/8"), ("fashion_mnist", "1/9"))
 
 
 def _seeds(records: Sequence[Record]) -> list[list[Record]]:
@@ -46,9 +51,7 @@ def _seeds(records: Sequence[Record]) -> list[list[Record]]:
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
-def certificate_bands(
-    records: Sequence[Record], panels: Sequence[tuple[str, str]]
-) -> Figure:
+def certificate_bands(records: Sequence[Record], panels: Sequence[tuple[str, str]]) -> Figure:
     r"""Both bounds of $\varepsilon^*$ along training, relative to the exact $\varepsilon^*$.
 
     Args:
@@ -86,7 +89,9 @@ def certificate_bands(
     return drawn
 
 
-def optimiser_attack_matrix(records: Sequence[Record], problems: Sequence[tuple[str, str]]) -> Figure:
+def optimiser_attack_matrix(
+    records: Sequence[Record], problems: Sequence[tuple[str, str]]
+) -> Figure:
     r"""Mean over seeds of $\rho/\varepsilon^*$ for each optimiser under each attack."""
     drawn, axes = figure(len(problems), height=2.6)
     for number, (axis, (data, problem)) in enumerate(zip(axes, problems, strict=True)):
@@ -192,11 +197,11 @@ def toy_balls(solutions: dict[str, tuple[Sequence[float], float]], rows: np.ndar
         for point in rows:
             axis.fill(*(point + eps * ball).T, color=colour, alpha=0.25)
         axis.plot(rows[:, 0], rows[:, 1], "k.", markersize=6)
-        reach = np.array([-4.0, 4.0])
+        reach = np.array([-9.0, 9.0])
         along = np.array([-w[1], w[0]]) / np.linalg.norm(w)
         axis.plot(reach * along[0], reach * along[1], color="k", linewidth=1)
-        axis.set_xlim(-3, 4)
-        axis.set_ylim(-3, 4)
+        axis.set_xlim(-2.5, 7.5)
+        axis.set_ylim(-2.5, 5.5)
         axis.set_aspect("equal")
         axis.set_title(rf"{ATTACK_LABELS[attack]}: $\varepsilon^* = {eps:.3f}$", fontsize=10)
         axis.set_xlabel("feature 1")

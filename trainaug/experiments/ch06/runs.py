@@ -98,14 +98,17 @@ def load_problems(config: dict[str, Any], seed: int) -> list[Problem]:
     if data == "gaussian":
         drawn = [(f"n={n}", gaussian_problem(n, 100, seed=seed)) for n in config["sizes"]]
         empty = torch.zeros(0, 100, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-        return [Problem(name, *map(torch.from_numpy, part), *empty) for name, part in drawn]
-    return [
-        Problem(
-            f"{pair[0]}/{pair[1]}",
-            *map(torch.from_numpy, binary_problem(data, pair, n=EXAMPLES[data], seed=seed)),
+        return [
+            Problem(name, torch.from_numpy(X), torch.from_numpy(y), *empty)
+            for name, (X, y) in drawn
+        ]
+    problems = []
+    for pair in PAIRS[data]:
+        X, y, X_test, y_test = map(
+            torch.from_numpy, binary_problem(data, pair, n=EXAMPLES[data], seed=seed)
         )
-        for pair in PAIRS[data]
-    ]
+        problems.append(Problem(f"{pair[0]}/{pair[1]}", X, y, X_test, y_test))
+    return problems
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -167,9 +170,7 @@ def _descend(
         stack[i, : len(Z)] = Z
         mask[i, : len(Z)] = True
     recorded = _log_spaced(steps)
-    path = steepest_descent_paths(
-        stack, [weight_norm], record_at=recorded, lr=step_size, mask=mask
-    )
+    path = steepest_descent_paths(stack, [weight_norm], record_at=recorded, lr=step_size, mask=mask)
     metrics: dict[str, float] = {}
     curves: dict[str, list[float]] = {"step": [float(t) for t in recorded]}
     own = dual(weight_norm)

@@ -11,6 +11,7 @@ between them is computed here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,10 +109,10 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
     Z = signed_rows(X, y).detach().to("cpu", torch.float64)
     scale = float(norm(Z, attack).max())
     if scale == 0:
-        raise NotSeparableError(torch.full((len(Z),), 1 / len(Z), dtype=torch.float64), 0.0)
+        raise NotSeparableError(Z.new_full((len(Z),), 1 / len(Z)), 0.0)
     rows = (Z / scale).numpy()
     variable = cp.Variable(Z.shape[1])
-    margin = rows @ variable >= 1
+    margin: Any = rows @ variable >= 1
     problem = cp.Problem(cp.Minimize(cp.norm(variable, _ORDER[kind])), [margin])
     status = _solve(problem, solver)
     if status in ("infeasible", "infeasible_inaccurate"):
@@ -122,39 +123,38 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
         raise SolverFailedError(f"{solver} ended with status {status!r} on {tuple(X.shape)} data")
     return _certify(
         Z,
-        torch.as_tensor(variable.value, dtype=torch.float64) / scale,
-        torch.as_tensor(margin.dual_value, dtype=torch.float64) / scale,
+        torch.as_tensor(variable.value, dtype=torch.float64, device="cpu") / scale,
+        torch.as_tensor(margin.dual_value, dtype=torch.float64, device="cpu") / scale,
         attack,
         solver,
         X.device,
     )
 
 
-def _solve(problem: object, solver: str) -> str:
+def _solve(problem: Any, solver: str) -> str:
     import cvxpy as cp
+    import numpy as np
 
-    assert isinstance(problem, cp.Problem)
     try:
-        problem.solve(solver=solver, **_OPTIONS[solver])
+        with np.errstate(invalid="ignore"):  # cvxpy multiplies infinite bounds by zero
+            problem.solve(solver=solver, **_OPTIONS[solver])
     except cp.SolverError as error:
         raise SolverFailedError(f"{solver} failed: {error}") from error
     return str(problem.status)
 
 
-def _nearest_hull_point(rows: object) -> tuple[Tensor, float]:
+def _nearest_hull_point(rows: Any) -> tuple[Tensor, float]:
     """Minimise the largest entry of Z^T q over the simplex: zero proves non-separability."""
     import cvxpy as cp
-    import numpy as np
 
-    assert isinstance(rows, np.ndarray)
     q = cp.Variable(len(rows), nonneg=True)
     problem = cp.Problem(cp.Minimize(cp.norm(rows.T @ q, "inf")), [cp.sum(q) == 1])
     status = _solve(problem, "HIGHS")
     if status != "optimal":
         raise SolverFailedError(f"HIGHS ended with status {status!r} on the distance to the hull")
-    point = torch.as_tensor(q.value, dtype=torch.float64).clamp(min=0)
+    point = torch.as_tensor(q.value, dtype=torch.float64, device="cpu").clamp(min=0)
     point = point / point.sum()
-    return point, float((point @ torch.as_tensor(rows)).abs().max())
+    return point, float((point @ torch.as_tensor(rows, device="cpu")).abs().max())
 
 
 def _certify(
@@ -173,13 +173,13 @@ def _certify(
     w = w / margins.min()
     lam = lam.clamp(min=0)
     lam = lam / norm(lam @ Z, attack).clamp(min=torch.finfo(torch.float64).tiny)
-    size, total = float(norm(w, dual(attack))), float(lam.sum())
+    primal, total = float(norm(w, dual(attack))), float(lam.sum())
     return MaxMargin(
         w=w.to(device),
         lam=lam.to(device),
-        eps_star=1 / size,
+        eps_star=1 / primal,
         upper=1 / total,
-        gap=(size - total) / size,
+        gap=(primal - total) / primal,
         kkt=kkt,
         solver=solver,
     )

@@ -66,7 +66,8 @@ def norm(x: Tensor, kind: Norm) -> Tensor:
     if kind == "l1":
         return x.abs().sum(-1)
     if kind == "l2":
-        return torch.linalg.vector_norm(x, dim=-1)
+        length: Tensor = torch.linalg.vector_norm(x, dim=-1)
+        return length
     return x.abs().amax(-1)
 
 

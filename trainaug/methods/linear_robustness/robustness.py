@@ -54,12 +54,16 @@ def signed_rows(X: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"y must have shape ({X.shape[0]},), got {tuple(y.shape)}")
     if not X.is_floating_point():
         raise ValueError(f"X must be floating point, got {X.dtype}")
-    if not bool(((y == 1) | (y == -1)).all()):
-        raise ValueError(f"labels must be -1 or +1, got {sorted(set(y.tolist()))[:5]}")
+    _check_labels(y)
     if not bool(X.isfinite().all()):
         bad = int((~X.isfinite()).any(dim=1).nonzero()[0])
         raise ValueError(f"X must be finite, row {bad} is not")
     return X * y.to(X).unsqueeze(-1)
+
+
+def _check_labels(y: Tensor) -> None:
+    if not bool(((y == 1) | (y == -1)).all()):
+        raise ValueError(f"labels must be -1 or +1, got {sorted(set(y.tolist()))[:5]}")
 
 
 def _dual_size(w: Tensor, attack: Norm, features: int) -> Tensor:
@@ -90,7 +94,8 @@ def worst_case_margin(w: Tensor, X: Tensor, y: Tensor, attack: Norm, eps: float)
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
     Z = signed_rows(X, y)
-    return w @ Z.mT - eps * _dual_size(w, attack, Z.shape[-1]).unsqueeze(-1)
+    size = _dual_size(w, attack, Z.shape[-1])
+    return w @ Z.mT - eps * size.unsqueeze(-1)
 
 
 def worst_case_perturbation(w: Tensor, y: Tensor, attack: Norm, eps: float) -> Tensor:
@@ -106,10 +111,17 @@ def worst_case_perturbation(w: Tensor, y: Tensor, attack: Norm, eps: float) -> T
         Perturbations, shape ``(N, D)``.
 
     Raises:
-        ValueError: If ``eps`` is negative or ``attack`` is unknown.
+        ValueError: If ``eps`` is negative or infinite, a label is not -1 or +1, ``w`` is malformed
+            or ``attack`` is unknown.
     """
-    if not eps >= 0:
-        raise ValueError(f"eps must be at least 0, got {eps}")
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"eps must be finite and at least 0, got {eps}")
+    if w.ndim != 1 or y.ndim != 1 or not bool(w.isfinite().all()):
+        raise ValueError(
+            f"expected finite w of shape (D,) and y of shape (N,), got {tuple(w.shape)}, "
+            f"{tuple(y.shape)}"
+        )
+    _check_labels(y)
     return -eps * y.to(w).unsqueeze(-1) * dual_vector(w, dual(attack))
 
 
@@ -177,7 +189,9 @@ def certificate(
     lower = robust_radius(w, X, y, attack)
     if q is None:
         q = torch.softmax(-(w @ Z.mT), dim=-1)  # (..., N)
-    off = (q.sum(-1) - 1).abs().max()
-    if q.shape[-1] != Z.shape[0] or bool((q < 0).any()) or not float(off) <= 1e-6:
-        raise ValueError(f"q must be in the simplex of {Z.shape[0]} rows, its sum is off by {off}")
+    if q.ndim == 0 or q.shape[-1] != Z.shape[0]:
+        raise ValueError(f"q must have shape (..., {Z.shape[0]}), got {tuple(q.shape)}")
+    off = float((q.sum(-1) - 1).abs().max())
+    if bool((q < 0).any()) or not off <= 1e-6:
+        raise ValueError(f"q must be in the simplex: smallest {float(q.min())}, sum off by {off}")
     return Certificate(lower, norm(q @ Z, attack))

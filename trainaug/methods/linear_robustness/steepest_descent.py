@@ -59,6 +59,8 @@ def steepest_direction(g: Tensor, weight_norm: Norm) -> Tensor:
         tensor([-7.,  7.])
     """
     attack = dual(weight_norm)
+    if weight_norm == "l2":
+        return -g  # exact, where the product below rounds
     return -norm(g, attack).unsqueeze(-1) * dual_vector(g, attack)
 
 
@@ -78,7 +80,7 @@ class SteepestDescent(Optimizer):
         params: Parameters or parameter groups.
         lr: Step size, positive.
         norm: Norm of the weights, ``"l1"`` (coordinate), ``"l2"`` (gradient) or ``"linf"`` (sign).
-        step: Step rule; ``"log_loss"`` needs the loss: call ``step(closure)`` or ``step(loss=...)``.
+        step: Step rule; ``"log_loss"`` needs ``step(closure)`` or ``step(loss=...)``.
 
     Raises:
         ValueError: If an option is unknown or out of range.
@@ -97,6 +99,22 @@ class SteepestDescent(Optimizer):
         check_norm(norm)
         _check_step(step, lr)
         super().__init__(params, {"lr": lr, "norm": norm, "step": step})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group after checking the options it sets itself.
+
+        Raises:
+            ValueError: If an option is unknown or out of range.
+        """
+        options = {**self.defaults, **param_group}
+        check_norm(options["norm"])
+        _check_step(options["step"], options["lr"])
+        super().add_param_group(param_group)
+
+    @property
+    def requires_closure(self) -> bool:
+        """Whether a training loop must call ``step`` with a closure."""
+        return any(group["step"] == "log_loss" for group in self.param_groups)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -132,7 +150,9 @@ class SteepestDescent(Optimizer):
                 update = torch.where(length > 0, update / length, 0.0)
             elif group["step"] == "log_loss":
                 lr = lr / _positive(loss)
-            for p, part in zip(params, update.split([p.numel() for p in params]), strict=True):
+            for p, part in zip(
+                params, torch.split(update, [p.numel() for p in params]), strict=True
+            ):
                 p.add_(part.view_as(p), alpha=lr)
         return loss
 
@@ -163,6 +183,7 @@ class Path:
     log_loss: Tensor
 
 
+@torch.no_grad()
 def steepest_descent_paths(
     Z: Tensor,
     weight_norms: Sequence[Norm],
@@ -183,7 +204,7 @@ def steepest_descent_paths(
     - ``"normalized"``: $\alpha = \text{lr}/(\|g\|\sqrt{t+1})$ (steps of length
       $\text{lr}/\sqrt{t+1}$);
 
-    with $B = \max_i\|z_i\|$ in the norm dual to the weights.
+    with $B = \max_i\|z_i\|$ in the norm dual to the weights. Where the gradient is zero $w$ stays.
 
     Args:
         Z: Signed rows $y_i x_i$, shape ``(P, N, D)``; problems with fewer rows are padded.
@@ -205,8 +226,11 @@ def steepest_descent_paths(
     if Z.ndim != 3 or 0 in Z.shape or not kinds:
         raise ValueError(f"Z must have shape (P, N, D), got {tuple(Z.shape)}, norms {kinds}")
     mask = torch.ones(Z.shape[:2], dtype=torch.bool, device=Z.device) if mask is None else mask
-    if mask.shape != Z.shape[:2] or not bool(mask.any(-1).all()):
-        raise ValueError(f"mask must have shape {tuple(Z.shape[:2])} and a row in each problem")
+    if mask.dtype != torch.bool or mask.shape != Z.shape[:2] or not bool(mask.any(-1).all()):
+        raise ValueError(
+            f"mask must be boolean of shape {tuple(Z.shape[:2])} with a row in each problem, "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
     if not bool(Z[mask].isfinite().all()):
         raise ValueError("Z must be finite")
     if list(record_at) != sorted(set(record_at)) or not record_at or record_at[0] < 0:
@@ -217,7 +241,7 @@ def steepest_descent_paths(
     Zt = Z.mT.contiguous()  # (P, D, N): the products below are three times faster for it
     log_count = mask.sum(-1, keepdim=True).to(Z).log()  # (P, 1)
     squares = torch.stack([norm(Z, dual(k)).amax(-1) ** 2 for k in kinds], -1)  # (P, M)
-    alpha = lr / squares  # (P, M)
+    alpha = torch.where(squares > 0, lr / squares, 0.0)  # (P, M); a problem of zeros stays at 0
     W = torch.zeros(Z.shape[0], len(kinds), Z.shape[2], dtype=Z.dtype, device=Z.device)
     weights, losses = [], []
     recorded = set(record_at)
@@ -235,6 +259,8 @@ def steepest_descent_paths(
         for m, kind in enumerate(kinds):
             scale = alpha[:, m]
             if step == "normalized":
-                scale = lr / (t + 1) ** 0.5 / norm(G[:, m], dual(kind))
+                length = norm(G[:, m], dual(kind))  # (P,)
+                scale = torch.where(length > 0, lr / (t + 1) ** 0.5 / length, 0.0)
             W[:, m].addcmul_(steepest_direction(-G[:, m], kind), scale.unsqueeze(-1))
-    return Path(torch.tensor(list(record_at)), torch.stack(weights), torch.stack(losses))
+    steps = torch.tensor(list(record_at), device=Z.device)
+    return Path(steps, torch.stack(weights), torch.stack(losses))

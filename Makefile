@@ -1,0 +1,76 @@
+# trainaug: `make help` lists the targets. Knobs: PROFILE, CHAPTERS, VENV, PYTHON, BACKEND.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PROFILE ?= standard
+CHAPTERS ?=
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.trainaug-installed
+export PYTHONHASHSEED := 0
+
+.PHONY: help setup data reproduce test lint unit quick validate verify lab site bench bench-check soak publish clean
+
+help:  ## explain each target in a line
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+# An environment that you made yourself: `make test VENV="$$VIRTUAL_ENV"` (or "$$CONDA_PREFIX");
+# it is used as it is when its packages import.
+$(STAMP): requirements.lock pyproject.toml
+	@if [ "$(VENV)" != .venv ] && $(BIN)/python -c 'import trainaug, torch, papermill, pytest' 2>/dev/null; then \
+	  echo "using the environment $(VENV) as it is"; \
+	else \
+	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	  echo "installing requirements.lock into $(VENV) (a few minutes)"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@
+
+setup: $(STAMP)  ## make .venv from requirements.lock, once
+
+data: setup  ## fetch and verify the data sets
+	@$(BIN)/trainaug data fetch
+
+reproduce: data  ## recompute the chapters and compare with the reference (PROFILE=, CHAPTERS="1 6")
+	@$(BIN)/trainaug reproduce --profile $(PROFILE) $(CHAPTERS)
+
+test: data lint unit quick validate verify  ## everything that CI runs
+
+lint: setup  ## ruff, mypy, import contracts
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+
+unit: setup  ## unit and system tests
+	@$(BIN)/python -m pytest -q -n 2 --dist loadscope
+
+quick: setup  ## the quick profile end to end from an empty store
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	  TRAINAUG_RUNS=$$folder $(BIN)/trainaug reproduce --profile quick
+
+validate: setup  ## nbval over the committed notebooks
+	@$(BIN)/python -m pytest -q -c tests/notebooks/nbval.ini --rootdir . --nbval-lax --nbval-current-env notebooks
+
+verify: setup  ## recompute a sample of the reference
+	@$(BIN)/trainaug verify --sample 6 --seconds 90
+
+lab: setup  ## read and run the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks
+
+site: setup  ## build the documentation into docs/_build/html
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[site]'
+	@$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
+
+bench: setup  ## run the benchmarks, store their figures under results/bench
+	@$(BIN)/trainaug bench
+
+bench-check: setup  ## compare the stored benchmark figures with their targets
+	@$(BIN)/trainaug bench --check
+
+soak: setup  ## the kill-and-resume test, many times over
+	@TRAINAUG_SOAK=20 $(BIN)/python -m pytest -q -m system tests/system/test_resume.py
+
+publish: setup  ## promote finished runs to reference (PROFILE=, CHAPTERS=)
+	@$(BIN)/trainaug publish --profile $(PROFILE) $(CHAPTERS)
+
+clean:  ## remove runs and caches; data and .venv stay
+	rm -rf runs .ruff_cache .mypy_cache .pytest_cache docs/_build

@@ -1,0 +1,216 @@
+"""Verify the committed results and promote a run to reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from trainaug.evidence.statistics import prediction_interval
+from trainaug.evidence.store import (
+    Record,
+    Reference,
+    Run,
+    Store,
+    canonical_json,
+    environment_fingerprint,
+    read_reference,
+    record_identity,
+    reference_folder,
+    write_atomic,
+    write_reference,
+)
+from trainaug.experiments.chapters import TITLES, Chapter, load_chapter
+from trainaug.experiments.sweep import compute
+from trainaug.notebook import collect_records
+from trainaug.paths import CLAIMS, ROOT
+from trainaug.views import refresh_views, verdicts_text
+
+__all__ = [
+    "PublishRefusedError",
+    "Verification",
+    "publish",
+    "sample_runs",
+    "verify",
+    "verify_sample",
+]
+
+PREDICTION_CONFIDENCE = 0.999
+PLAN_SLACK = 1.3
+
+
+class PublishRefusedError(RuntimeError):
+    """A run may not become reference, with the reason."""
+
+
+@dataclass
+class Verification:
+    """Outcome of a comparison of recomputed runs with the reference."""
+
+    checked: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    stale: bool = False
+
+
+def _same(record: Record, others: Sequence[Record], fresh: Record, *, bytes_count: bool) -> str:
+    """Compare a recomputed record; return what moved, or nothing."""
+    if bytes_count:
+        return "" if canonical_json(record) == canonical_json(fresh) else "other bytes"
+    for name, value in record["metrics"].items():
+        values = [other["metrics"][name] for other in others]
+        interval = prediction_interval(values, PREDICTION_CONFIDENCE)
+        slack = 1e-6 * max(1.0, abs(value))
+        if not interval.low - slack <= fresh["metrics"][name] <= interval.high + slack:
+            return f"{name} = {fresh['metrics'][name]:.6g} against {value:.6g}"
+    return ""
+
+
+def _recompute(chapter: Chapter, run: Run, reference: Reference) -> str:
+    """Recompute one run of the reference; return what moved, or nothing."""
+    pair = reference.find(run)
+    if pair is None:
+        return "not in the reference"
+    record, provenance = pair
+    result, _ = compute(run, chapter.execute)
+    # through text, as the reference went
+    fresh = json.loads(canonical_json(run.head | result))
+    peers = [
+        other
+        for other in reference.records
+        if other["arm"] == run.arm and other["config"] == record["config"]
+    ]
+    same_machine = provenance["fingerprint"] == environment_fingerprint()
+    return _same(record, peers, fresh, bytes_count=same_machine)
+
+
+def _known_runs(chapter: Chapter, profile: str) -> dict[str, Run]:
+    return {record_identity(run.head): run for run in chapter.plan(profile) if run.deterministic}
+
+
+def verify(number: str, profile: str = "standard") -> Verification:
+    """Recompute one seed of every arm; re-stamp a stale reference whose numbers did not move.
+
+    Args:
+        number: Two-digit chapter.
+        profile: ``"standard"`` or ``"full"``.
+
+    Raises:
+        LookupError: If the chapter is built but has no reference.
+    """
+    chapter = load_chapter(number)
+    if chapter is None:
+        return Verification()
+    reference = read_reference(profile, number)
+    if reference is None:
+        raise LookupError(f"chapter {number} has no {profile} reference: run `make publish`")
+    outcome = Verification()
+    arms: dict[str, Run] = {}
+    for run in _known_runs(chapter, profile).values():
+        arms.setdefault(canonical_json([run.arm, dict(run.config)]), run)
+    for run in arms.values():
+        name = f"{run.arm} {canonical_json(dict(run.config))}, seed {run.seed}"
+        moved = _recompute(chapter, run, reference)
+        outcome.checked.append(name)
+        if moved:
+            outcome.moved.append(f"{name}: {moved}")
+    digests = {row["code_digest"] for row in reference.provenance}
+    outcome.stale = digests != {chapter.code_digest}
+    if outcome.stale and not outcome.moved:
+        rows = zip(reference.records, reference.provenance, strict=True)
+        write_reference(profile, number, rows, chapter.code_digest)
+        outcome.stale = False
+    return outcome
+
+
+def sample_runs(chapter: Chapter, profile: str, count: int, seconds: float) -> list[Run]:
+    """Choose runs of the reference by the hash of its records file, within a time budget."""
+    text = (reference_folder(profile, chapter.number) / "records.jsonl").read_bytes()
+    seed = hashlib.sha256(text).hexdigest()
+    known = _known_runs(chapter, profile)
+
+    def rank(identity: str) -> str:
+        return hashlib.sha256(f"{seed}{identity}".encode()).hexdigest()
+
+    chosen: list[Run] = []
+    spent = 0.0
+    for identity in sorted(known, key=rank):
+        run = known[identity]
+        if len(chosen) < count and spent + run.predicted_seconds <= seconds:
+            chosen.append(run)
+            spent += run.predicted_seconds
+    return chosen
+
+
+def verify_sample(
+    count: int, seconds: float, say: Callable[[str], None] = lambda line: None
+) -> Verification:
+    """Recompute a sample of the reference of every chapter with a ledger.
+
+    Stale references are reported and fail; `verify` re-stamps them.
+
+    Raises:
+        LookupError: If a chapter with a ledger has no reference.
+    """
+    outcome = Verification()
+    for number in TITLES:
+        chapter = load_chapter(number)
+        if chapter is None or not (CLAIMS / f"{number}.yaml").is_file():
+            say(f"chapter {number}: not built")
+            continue
+        for profile in ("standard", "full"):
+            reference = read_reference(profile, number)
+            if reference is None:
+                if profile == "standard":
+                    raise LookupError(f"chapter {number} has no reference: run `make publish`")
+                continue
+            if {row["code_digest"] for row in reference.provenance} != {chapter.code_digest}:
+                outcome.stale = True
+                say(f"chapter {number}, {profile}: STALE, run `trainaug verify {number}`")
+            for run in sample_runs(chapter, profile, count, seconds):
+                name = f"chapter {number}, {profile}: {run.arm}, seed {run.seed}"
+                moved = _recompute(chapter, run, reference)
+                outcome.checked.append(name)
+                if moved:
+                    outcome.moved.append(f"{name}: {moved}")
+                say(f"{name}: {moved or 'equal'}")
+    return outcome
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def publish(number: str, profile: str = "standard") -> None:
+    """Promote the runs of a profile to reference and refresh every view made from them.
+
+    Raises:
+        PublishRefusedError: If the ledger is not committed, runs are missing, or the measured
+            core-seconds exceed the plan by more than 30 %.
+    """
+    chapter = load_chapter(number)
+    ledger = CLAIMS / f"{number}.yaml"
+    if chapter is None:
+        raise PublishRefusedError(f"chapter {number} is not built yet")
+    tracked = _git("ls-files", str(ledger)).strip()
+    if not tracked or _git("status", "--porcelain", str(ledger)).strip():
+        raise PublishRefusedError(f"commit {ledger.name} first: criteria come before results")
+    plan, store = chapter.plan(profile), Store(profile)
+    try:
+        records, _ = collect_records(chapter, profile, "recompute")
+    except LookupError as error:
+        raise PublishRefusedError(f"{error}; run `make reproduce` first") from error
+    provenance = [store.provenance(run, chapter.code_digest) for run in plan]
+    predicted = sum(run.predicted_seconds for run in plan)
+    measured = sum(row["core_seconds"] for row in provenance)
+    if measured > PLAN_SLACK * predicted:
+        raise PublishRefusedError(
+            f"measured {measured:.0f} core-seconds, the plan says {predicted:.0f}: mend the plan"
+        )
+    rows = zip(records, provenance, strict=True)
+    write_reference(profile, number, rows, chapter.code_digest)
+    folder = reference_folder(profile, number)
+    write_atomic(folder / "verdicts.json", verdicts_text(number, profile))
+    refresh_views()

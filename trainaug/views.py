@@ -1,0 +1,198 @@
+"""Views made from the committed results: notebooks' outputs, verdicts, README blocks, figure.
+
+Every one of them can be made again from ``records.jsonl``, and a test does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+
+from trainaug.evidence.claims import Judgement, expected_false_reproduced, verdicts_json
+from trainaug.evidence.store import read_reference, write_atomic
+from trainaug.evidence.tables import markdown_table, verdict_table
+from trainaug.experiments.chapters import TITLES, load_chapter, notebook_path
+from trainaug.notebook import NoReferenceError, chapter_judgements, collect_records
+from trainaug.paths import NOTEBOOKS, RESULTS, ROOT
+
+__all__ = [
+    "README_FIGURE",
+    "execute_notebook",
+    "readme_figure_text",
+    "reference_judgements",
+    "refresh_views",
+    "render_readme",
+    "rules_beside",
+    "scoreboard",
+    "verdicts_text",
+]
+
+README_FIGURE = RESULTS / "figures" / "06_certificate.svg"
+_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def reference_judgements(profile: str = "standard") -> list[tuple[Judgement, bool]]:
+    """Judge every claim of the built chapters on the committed records; with each its staleness."""
+    found = []
+    for number in TITLES:
+        chapter = load_chapter(number)
+        if chapter is None:
+            continue
+        reference = read_reference(profile, number)
+        records = reference.records if reference else []
+        digests = {row["code_digest"] for row in reference.provenance} if reference else set()
+        stale = bool(digests) and digests != {chapter.code_digest}
+        found += [(judgement, stale) for judgement in chapter_judgements(chapter, records)]
+    return found
+
+
+def scoreboard(profile: str, evidence: str) -> str:
+    """Text of the scoreboard: every claim with a ledger entry, one row for a missing chapter."""
+    parts, judged = [], []
+    for number, title in TITLES.items():
+        chapter = load_chapter(number)
+        if chapter is None:
+            parts.append(f"chapter {number} {title}: not built")
+            continue
+        try:
+            records, stale = collect_records(chapter, profile, evidence)
+        except NoReferenceError as error:
+            parts.append(str(error))
+            continue
+        if profile == "quick":
+            parts.append(f"chapter {number} {title}: not judged (quick)")
+            continue
+        judgements = chapter_judgements(chapter, records)
+        judged += judgements
+        state = "STALE" if stale else "fresh"
+        parts.append(f"chapter {number} {title} ({state})\n{verdict_table(judgements)}")
+    expected = expected_false_reproduced(judged)
+    parts.append(f"false 'reproduced' to expect from chance, at most: {expected:.3f}")
+    return "\n\n".join(parts)
+
+
+def rules_beside(profile: str, evidence: str) -> str:
+    """Text of the rules that are judged beside the deciding ones; arguments as `scoreboard`."""
+    lines = []
+    for chapter in filter(None, map(load_chapter, TITLES)):
+        try:
+            records, _ = collect_records(chapter, profile, evidence)
+        except NoReferenceError as error:
+            lines.append(str(error))
+            continue
+        judged = chapter_judgements(chapter, records) if profile != "quick" else []
+        for judgement in judged:
+            if judgement.beside:
+                label, verdict = judgement.beside["label"], judgement.beside["verdict"]
+                lines.append(f"{judgement.id} beside, {label}: {verdict}")
+                lines += [f"    {reason}" for reason in judgement.beside["reason"].split("; ")]
+    return "\n".join(lines) or "none judged"
+
+
+def verdicts_text(number: str, profile: str = "standard") -> str:
+    """Text of ``verdicts.json`` as it follows from the committed records.
+
+    Raises:
+        LookupError: If the chapter has no reference.
+    """
+    chapter, reference = load_chapter(number), read_reference(profile, number)
+    if chapter is None or reference is None:
+        raise LookupError(f"chapter {number} has no {profile} reference")
+    return verdicts_json(chapter_judgements(chapter, reference.records))
+
+
+def readme_figure_text() -> str:
+    """SVG of the README's figure, made from the committed records of chapter 6.
+
+    Raises:
+        LookupError: If chapter 6 has no reference.
+    """
+    from trainaug.experiments.ch06.figures import README_PANELS, certificate_bands
+    from trainaug.notebook import svg_text
+
+    reference = read_reference("standard", "06")
+    if reference is None:
+        raise LookupError("chapter 06 has no standard reference")
+    figure = certificate_bands(reference.records, README_PANELS)
+    return svg_text(figure, "Bounds of the largest robust radius closing on the exact value")
+
+
+def refresh_views() -> None:
+    """Execute every notebook in its committed settings and rewrite figure and README."""
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        execute_notebook(path)
+    write_atomic(README_FIGURE, readme_figure_text())
+    readme = ROOT / "README.md"
+    write_atomic(readme, render_readme(readme.read_text(encoding="utf-8")))
+
+
+def execute_notebook(path: Path) -> None:
+    """Execute a notebook in its committed settings and write it back normalised.
+
+    Outputs and execution counts stay; standard error, timings and the runner's metadata go.
+    """
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(
+        notebook, kernel_name="python3", timeout=600, resources=resources, record_timing=False
+    )
+    client.execute()
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+    nbformat.validate(notebook)
+    write_atomic(path, nbformat.writes(notebook) + "\n")
+
+
+def _scoreboard_block() -> str:
+    return verdict_table([judged for judged, _ in reference_judgements()], "markdown", width=100)
+
+
+def _chapters_block() -> str:
+    rows = []
+    for number, title in TITLES.items():
+        chapter = load_chapter(number)
+        if chapter is None:
+            rows.append({"chapter": f"{number} {title}", "state": "not built", "standard run": "–"})
+            continue
+        name = notebook_path(number).name
+        minutes = sum(run.predicted_seconds for run in chapter.plan("standard")) / 120
+        state = {"chapter": f"[{number} {title}](notebooks/{name})", "state": "core built"}
+        rows.append(state | {"standard run": f"about {minutes:.0f} min on two cores"})
+    return markdown_table(rows, ["chapter", "state", "standard run"])
+
+
+def _times_block() -> str:
+    path = RESULTS / "bench" / "fresh_clone.json"
+    if not path.is_file():
+        return "Not measured yet: `python benchmarks/fresh_clone.py`."
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return (
+        markdown_table(rows["rows"], ["step", "measured"]) + f"\n\nMeasured on {rows['machine']}."
+    )
+
+
+def render_readme(text: str) -> str:
+    """Rewrite the blocks between the generated marks of the README.
+
+    Raises:
+        ValueError: If a mark names no block.
+    """
+    blocks = {"scoreboard": _scoreboard_block, "chapters": _chapters_block, "times": _times_block}
+
+    def fill(found: re.Match[str]) -> str:
+        if found[2] not in blocks:
+            raise ValueError(f"unknown block {found[2]!r}, expected one of {', '.join(blocks)}")
+        return f"{found[1]}{blocks[found[2]]()}\n{found[3]}"
+
+    return _BLOCK.sub(fill, text)
