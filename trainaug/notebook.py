@@ -150,12 +150,10 @@ class Context:
         Raises:
             KeyError: If a name is unknown.
         """
-        print(_ESTIMATE.sub(self._insert, template))
+        print(_ESTIMATE.sub(self._insert, template) if self.judges else "not judged (quick)")
 
     def _insert(self, found: re.Match[str]) -> str:
         claim, name, part, spec = found.groups()
-        if not self.judges:
-            return "(not judged)"
         judgement = self._judged[claim]
         if name == "verdict":
             return judgement.verdict

@@ -129,7 +129,7 @@ def reproduce(
         report.seconds = time.monotonic() - started
     text = _report_text(profile, reports)
     write_atomic(root / profile / "report.md", text)
-    console.print(text, markup=False, highlight=False)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
     failed = [r for r in reports if r.failure or r.differences]
     console.print(f"report: {os.path.relpath(root / profile / 'report.md')}")
     return 1 if failed else 0

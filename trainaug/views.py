@@ -139,7 +139,12 @@ def execute_notebook(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(
-        notebook, kernel_name="python3", timeout=600, resources=resources, record_timing=False
+        notebook,
+        kernel_name="python3",
+        timeout=600,
+        resources=resources,
+        record_timing=False,
+        coalesce_streams=True,
     )
     client.execute()
     notebook.metadata = {

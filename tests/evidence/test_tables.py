@@ -80,12 +80,21 @@ def judgements():
 
 def test_verdict_table_has_one_line_an_estimand():
     lines = t.verdict_table(judgements(), width=20).split("\n")
-    assert lines[0].split() == ["claim", "tier", "statement", "published", "ours", "n", "verdict"]
+    assert lines[0].split() == [
+        "claim",
+        "tier",
+        "statement",
+        "published",
+        "estimand",
+        "ours",
+        "n",
+        "verdict",
+    ]
     assert lines[2].split()[:2] == ["a.1", "extended"]
     assert "word word word …" in lines[2]
     assert "5.40 [4.72, 6.08] points" in lines[2]
     assert "inconclusive (under-powered: " in lines[2]
-    assert lines[3].split() == ["-3.0", "[-9.8,", "3.8]", "points", "5"]
+    assert lines[3].split() == ["y", "-3.0", "[-9.8,", "3.8]", "points", "5"]
     assert "4.0e-09, tolerance 1e-05" in lines[4]
     assert lines[5].endswith("not tested")
     assert len(lines) == 6
@@ -95,7 +104,7 @@ def test_verdict_table_in_markdown_holds_the_same_cells():
     lines = t.verdict_table(judgements(), "markdown").split("\n")
     assert len(lines) == 6
     assert lines[4] == (
-        "| a.2 | extended | exact | +5.9 \\| COCO | 4.0e-09, tolerance 1e-05 | 5 | reproduced |"
+        "| a.2 | extended | exact | +5.9 \\| COCO | z | 4.0e-09, tolerance 1e-05 | 5 | reproduced |"
     )
     assert t.verdict_table(judgements(), "markdown") == "\n".join(lines)
     with pytest.raises(ValueError, match="got 'html'"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from trainaug.paths import PACKAGE
 
 __all__ = ["code_digest", "imported_modules"]
 
-_COUNTED = ("methods", "data", "training", "experiments.ch")
+_COUNTED = re.compile(r"(methods|data|training|experiments\.ch\d\d)(\.|$)")
 
 
 def _file(module: str, package: Path) -> Path | None:
@@ -27,13 +28,16 @@ def _file(module: str, package: Path) -> Path | None:
     return None
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
+def _imports(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split(".")
+            above = parts[: len(parts) - node.level + is_package] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
 def imported_modules(entry: str, package: Path = PACKAGE) -> dict[str, Path]:
@@ -57,10 +61,11 @@ def imported_modules(entry: str, package: Path = PACKAGE) -> dict[str, Path]:
         module = waiting.pop()
         path = _file(module, package)
         inside = module.partition(".")[2]
-        if module in found or path is None or not inside.startswith(_COUNTED):
+        if module in found or path is None or not _COUNTED.match(inside):
             continue
         found[module] = path
-        waiting.extend(_imports(ast.parse(path.read_bytes())))
+        tree = ast.parse(path.read_bytes())
+        waiting.extend(_imports(tree, module, is_package=path.name == "__init__.py"))
         parent = module.rpartition(".")[0]
         waiting.append(parent)
     return dict(sorted(found.items()))

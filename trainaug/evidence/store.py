@@ -12,7 +12,7 @@ import json
 import math
 import os
 import platform
-import tempfile
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -144,15 +144,16 @@ def environment_fingerprint() -> str:
 def write_atomic(path: Path, text: str) -> None:
     """Write a whole file or nothing: temporary file in the same folder, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    # not `mkstemp`, whose files nobody else may read: these are shared and committed
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -272,8 +273,12 @@ def read_reference(profile: str, chapter: str, root: Path = RESULTS) -> Referenc
     if not (folder / "records.jsonl").is_file():
         return None
     records, provenance = (
-        [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
-        for name in ("records.jsonl", "provenance.jsonl")
+        # not `splitlines`, which also splits at characters that JSON leaves as they are
+        [json.loads(line) for line in text.removesuffix("\n").split("\n")]
+        for text in (
+            (folder / name).read_text(encoding="utf-8")
+            for name in ("records.jsonl", "provenance.jsonl")
+        )
     )
     keys = [row["key"] for row in provenance]
     wanted = [

@@ -53,35 +53,48 @@ def markdown_table(rows: Rows, columns: Sequence[str]) -> str:
 
 
 def verdict_table(
-    judgements: Sequence[Judgement], style: Literal["text", "markdown"] = "text", width: int = 60
+    judgements: Sequence[Judgement], style: Literal["text", "markdown"] = "text", width: int = 48
 ) -> str:
-    """The verdicts, one line an estimand; the statement is cut to ``width`` characters."""
+    """The verdicts, one line an estimand; statement and published value are cut to ``width``."""
     rows: list[dict[str, Any]] = []
     for each in judgements:
-        mark = f" (under-powered: {each.seeds_needed} seeds)" if each.under_powered else ""
         first = {
             "claim": each.id,
             "tier": each.tier,
             "statement": textwrap.shorten(each.statement, width, placeholder=" …"),
-            "published": each.published,
-            "verdict": each.verdict + mark,
+            "published": textwrap.shorten(each.published, width, placeholder=" …"),
+            "verdict": each.verdict + _mark(each),
         }
         for number, estimate in enumerate(each.estimates or [None]):
             shown = first if number == 0 else dict.fromkeys(first, "")
-            n = estimate.n if estimate else None
-            rows.append({**shown, "ours": _ours(estimate), "n": n})
-    columns = ["claim", "tier", "statement", "published", "ours", "n", "verdict"]
+            measured: dict[str, Any] = {"estimand": "–", "ours": "–", "n": None}
+            if estimate is not None:
+                measured = {
+                    "estimand": estimate.estimand.replace("_", " "),
+                    "ours": _ours(estimate),
+                    "n": estimate.n,
+                }
+            rows.append({**shown, **measured})
+    columns = ["claim", "tier", "statement", "published", "estimand", "ours", "n", "verdict"]
     if style not in ("text", "markdown"):
         raise ValueError(f"style must be 'text' or 'markdown', got {style!r}")
     return (text_table if style == "text" else markdown_table)(rows, columns)
 
 
-def _ours(estimate: Estimate | None) -> str:
-    if estimate is None or estimate.low is None or estimate.high is None:
+def _mark(judgement: Judgement) -> str:
+    if not judgement.under_powered:
+        return ""
+    if judgement.verdict == "inconclusive":
+        return f" (under-powered: {judgement.seeds_needed} seeds would decide)"
+    return f" (under-powered for a null: {judgement.seeds_needed} seeds)"
+
+
+def _ours(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
         return "–"
     low, high, rule = estimate.low, estimate.high, estimate.rule
     if "tolerance" in rule:
-        return f"{max(-low, high):.1e}, tolerance {rule['tolerance']:g}"
+        return f"{max(abs(low), abs(high)):.1e}, tolerance {rule['tolerance']:g}"
     half = (high - low) / 2
     digits = min(max(0, 1 - math.floor(math.log10(half))), 12) if half > 0 else 3
     return f"{fmt_interval(estimate.mean, low, high, digits)} {estimate.unit}"

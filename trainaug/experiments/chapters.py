@@ -133,11 +133,12 @@ def resolve_config(
         settings = dict(sections.get(chapter.number) or {})
     elif profile != "standard":
         raise ValueError(f"profile {profile!r} has no file {path.name}")
-    defaults = {name: field.default for name, field in chapter.config_class.model_fields.items()}
+    defaults = chapter.config_class().model_dump(mode="json")
     settings |= {
         name: value
         for name, value in (knobs or {}).items()
-        if name not in defaults or value != defaults[name]
+        if name not in defaults
+        or (list(value) if isinstance(value, tuple) else value) != defaults[name]
     }
     try:
         return chapter.config_class(**settings)

@@ -90,7 +90,7 @@ def dual_vector(x: Tensor, kind: Norm) -> Tensor:
 
     Example:
         >>> dual_vector(torch.tensor([3.0, -4.0]), "linf")
-        tensor([0., -1.])
+        tensor([ 0., -1.])
     """
     check_norm(kind)
     if kind == "l1":
@@ -120,7 +120,7 @@ def project(x: Tensor, kind: Norm, radius: float) -> Tensor:
         ValueError: If ``kind`` is unknown or ``radius`` is negative or not finite.
 
     Example:
-        >>> project(torch.tensor([3.0, -1.0]), "l1", 2.0)
+        >>> project(torch.tensor([3.0, 1.0]), "l1", 2.0)
         tensor([2., 0.])
     """
     check_norm(kind)
@@ -130,7 +130,7 @@ def project(x: Tensor, kind: Norm, radius: float) -> Tensor:
         return x.clamp(-radius, radius)
     length = norm(x, kind).unsqueeze(-1)  # (..., 1)
     if kind == "l2":
-        return torch.where(length > radius, x * (radius / length), x)
+        return torch.where(length > radius, x / length * radius, x)
     sizes = x.abs().sort(-1, descending=True).values  # (..., D)
     rank = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
     levels = (sizes.cumsum(-1) - radius) / rank  # (..., D)

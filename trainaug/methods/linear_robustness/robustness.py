@@ -191,7 +191,7 @@ def certificate(
         q = torch.softmax(-(w @ Z.mT), dim=-1)  # (..., N)
     if q.ndim == 0 or q.shape[-1] != Z.shape[0]:
         raise ValueError(f"q must have shape (..., {Z.shape[0]}), got {tuple(q.shape)}")
-    off = float((q.sum(-1) - 1).abs().max())
-    if bool((q < 0).any()) or not off <= 1e-6:
-        raise ValueError(f"q must be in the simplex: smallest {float(q.min())}, sum off by {off}")
+    off, smallest = float((q.detach().sum(-1) - 1).abs().max()), float(q.detach().min())
+    if smallest < 0 or not off <= 1e-6:
+        raise ValueError(f"q must be in the simplex: smallest {smallest}, sum off by {off}")
     return Certificate(lower, norm(q @ Z, attack))

@@ -160,12 +160,13 @@ class SteepestDescent(Optimizer):
 def _positive(loss: Tensor | None) -> float:
     if loss is None:
         raise ValueError("step='log_loss' needs the loss: call step(closure) or step(loss=loss)")
-    if not 0 < float(loss) < float("inf"):
+    value = float(loss.detach())
+    if not 0 < value < float("inf"):
         raise FloatingPointError(
-            f"step='log_loss' needs a positive loss, got {float(loss)}; minimise "
+            f"step='log_loss' needs a positive loss, got {value}; minimise "
             "torch.logsumexp(-margins, 0) with step='constant' instead"
         )
-    return float(loss)
+    return value
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""Every committed notebook is executed, readable and safe to compare."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from trainaug.experiments.chapters import TITLES, load_chapter, notebook_path
+from trainaug.paths import NOTEBOOKS, ROOT
+from trainaug.reproduce import notebook_parameters
+
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+BUILT = [number for number in TITLES if load_chapter(number)]
+CHECKED = "nbval-check-output"
+HEADINGS = (
+    "In short,{n}.1 The problem,{n}.2 A toy you can see,{n}.3 The method,{n}.4 Properties,{n}.5 Data,"
+    "{n}.6 Baseline,{n}.7 Experiment,{n}.8 Result,{n}.9 Ablation,{n}.10 Verdicts,{n}.11 Departures,"
+    "{n}.12 Limits,{n}.13 Exercises,References"
+)
+
+
+def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+
+
+def markdown(path: Path) -> str:
+    return "\n\n".join(cell.source for cell in cells(path, "markdown"))
+
+
+def test_the_book_is_there() -> None:
+    names = [path.name for path in PATHS]
+    assert names[0] == "00_start_here.ipynb"
+    assert names[-1] == "08_scoreboard.ipynb"
+    assert {name[:2] for name in names} == {"00", "08", *BUILT}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_outputs_and_counts_are_kept(path: Path) -> None:
+    code = cells(path, "code")
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    assert not [o for c in code for o in c.outputs if o.output_type == "error"]
+    checked = [c for c in code if CHECKED in c.metadata.get("tags", [])]
+    assert checked
+    for cell in checked:
+        assert cell.outputs
+        for output in cell.outputs:
+            assert output.output_type == "stream", "checked cells print text, never HTML"
+            assert output.name == "stdout"
+    assert not any(o.get("name") == "stderr" for c in code for o in c.outputs)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_nothing_of_the_machine_or_the_runner_is_in_it(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert str(ROOT) not in text
+    assert not re.search(r'"(execution|papermill|iopub)[^"]*"\s*:\s*\{', text)
+    assert path.stat().st_size < 1_000_000
+    assert not re.search(r"/(home|root|Users|tmp)/", re.sub(r'"image/[^"]*": ?(\[[^]]*\]|"[^"]*")', "", text))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_code_cells_are_short_and_imports_stand_first(path: Path) -> None:
+    code = cells(path, "code")
+    lengths = sorted(len(c.source.splitlines()) for c in code)
+    assert lengths[-1] <= 25
+    assert lengths[len(lengths) // 2] <= 8
+    importing = [i for i, c in enumerate(code) if re.search(r"^(import|from) ", c.source, re.M)]
+    assert importing == [1], "the settings cell imports, no other does"
+    assert not [c for c in code if re.search(r"^\s*[!%]", c.source, re.M)]
+    for cell in code:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 25
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_the_parameters_cell_is_plain(path: Path) -> None:
+    first = cells(path, "code")[0]
+    assert first.metadata["tags"] == ["parameters"]
+    names = []
+    for node, line in zip(ast.parse(first.source).body, first.source.splitlines(), strict=True):
+        assert isinstance(node, ast.Assign)
+        assert isinstance(ast.literal_eval(node.value), int | float | str | bool)
+        assert "#" in line
+        names.append(node.targets[0].id)
+    assert names[:2] == ["profile", "evidence"]
+    assert len(names) <= 7
+    parameters = notebook_parameters(path)
+    assert parameters["profile"] == "standard"
+    assert parameters["evidence"] == "reference"
+
+
+@pytest.mark.parametrize("number", BUILT)
+def test_knobs_are_the_defaults_of_the_configuration(number: str) -> None:
+    parameters = notebook_parameters(notebook_path(number))
+    fields = load_chapter(number).config_class.model_fields
+    knobs = set(parameters) - {"profile", "evidence"}
+    assert {name: parameters[name] for name in knobs} == {n: fields[n].default for n in knobs}
+
+
+@pytest.mark.parametrize("number", BUILT)
+def test_a_chapter_has_its_headings_figures_and_length(number: str) -> None:
+    path = notebook_path(number)
+    text = markdown(path)
+    found = re.findall(r"^## (.+)$", text, re.M)
+    assert found == HEADINGS.format(n=int(number)).split(",")
+    notebook = nbformat.read(path, as_version=4)
+    assert 35 <= len(notebook.cells) <= 60
+    assert 1500 <= len(re.sub(r"\$[^$]*\$", "x", text).split()) <= 3000
+    code = cells(path, "code")
+    figures = [o for c in code for o in c.outputs if "image/svg+xml" in o.get("data", {})]
+    assert 4 <= len(figures) <= 8
+    for figure in figures:
+        assert 'role="img" aria-label="' in "".join(figure.data["image/svg+xml"])[:80]
+        assert figure.data["text/plain"].startswith("Figure: ")
+    checked = [c for c in code if CHECKED in c.metadata.get("tags", [])]
+    live = [c for c in checked if re.search(r"^\s*(assert|ctx\.check|ctx\.breaks|lemma|theorem)", c.source, re.M)]
+    assert len(live) >= 4
+
+
+@pytest.mark.parametrize("number", BUILT)
+def test_references_are_in_the_bibliography(number: str) -> None:
+    keys = set(re.findall(r"@\w+\{(\w+),", (ROOT / "references.bib").read_text(encoding="utf-8")))
+    cited = set(re.findall(r"\[((?:\w+\d{4}\w+(?:; )?)+)\]", markdown(notebook_path(number))))
+    used = {key for group in cited for key in group.split("; ")}
+    assert used
+    assert used <= keys
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", markdown(path)):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("number", BUILT)
+def test_markdown_holds_no_measured_number(number: str) -> None:
+    # a decimal with three or more places, or a percentage, is a measurement: a cell must print it
+    text = re.sub(r"\$[^$]*\$|`[^`]*`", "", markdown(notebook_path(number)))
+    decimals = set(re.findall(r"\d+\.\d{3,}|\d+(?:\.\d+)? ?%", text))
+    # the radius below which nothing flips is a setting; the published value is a quotation
+    assert decimals <= {"0.999", "0.541", "95 %"}

@@ -1,0 +1,97 @@
+"""Every committed view follows from the committed records: one edited digit is noticed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from trainaug.evidence.claims import criterion_hash, load_ledger
+from trainaug.evidence.store import read_reference, reference_folder
+from trainaug.experiments.chapters import TITLES, load_chapter
+from trainaug.paths import CLAIMS, RESULTS, ROOT
+from trainaug.views import README_FIGURE, readme_figure_text, render_readme, verdicts_text
+
+PUBLISHED = [
+    (profile, number)
+    for number in TITLES
+    if load_chapter(number)
+    for profile in ("standard", "full")
+    if (reference_folder(profile, number) / "records.jsonl").is_file()
+]
+
+
+def test_every_built_chapter_has_a_standard_reference() -> None:
+    assert {n for profile, n in PUBLISHED if profile == "standard"} == {
+        number for number in TITLES if load_chapter(number)
+    }
+
+
+@pytest.mark.parametrize(("profile", "number"), PUBLISHED)
+def test_verdicts_follow_from_the_records(profile: str, number: str) -> None:
+    committed = (reference_folder(profile, number) / "verdicts.json").read_text(encoding="utf-8")
+    assert committed == verdicts_text(number, profile)
+
+
+@pytest.mark.parametrize(("profile", "number"), PUBLISHED)
+def test_the_reference_is_the_plan_and_not_stale(profile: str, number: str) -> None:
+    chapter, reference = load_chapter(number), read_reference(profile, number)
+    plan = chapter.plan(profile)
+    assert len(reference.records) == len(plan)
+    assert all(reference.find(run) for run in plan)
+    digests = {row["code_digest"] for row in reference.provenance}
+    assert digests == {chapter.code_digest}, f"stale: run `trainaug verify {number}`"
+
+
+@pytest.mark.parametrize(("profile", "number"), PUBLISHED)
+def test_criteria_are_the_ones_that_were_judged(profile: str, number: str) -> None:
+    text = (reference_folder(profile, number) / "verdicts.json").read_text(encoding="utf-8")
+    for claim in load_ledger(CLAIMS / f"{number}.yaml"):
+        assert criterion_hash(claim) in text, f"{claim.id}: criterion changed"
+
+
+@pytest.mark.parametrize("number", [n for n in TITLES if load_chapter(n)])
+def test_the_ledger_was_committed_before_the_results(number: str) -> None:
+    def first_commit(path: str) -> str:
+        command = ["git", "-C", str(ROOT), "log", "--diff-filter=A", "--format=%H", "--", path]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[
+            -1
+        ]
+
+    ledger = first_commit(f"claims/{number}.yaml")
+    records = first_commit(f"results/standard/{number}/records.jsonl")
+    order = ["git", "-C", str(ROOT), "merge-base", "--is-ancestor", ledger, records]
+    assert ledger != records
+    assert subprocess.run(order, check=False).returncode == 0
+
+
+def test_readme_follows_from_the_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == render_readme(text)
+    assert text.count("<!-- generated:") == 3
+
+
+def test_readme_holds_no_measured_number_outside_its_marks() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    prose = re.sub(r"<!-- generated.*?<!-- end -->|```.*?```", "", text, flags=re.DOTALL)
+    assert set(re.findall(r"\d+\.\d+", prose)) <= {"3.11"}
+
+
+def test_readme_loop_runs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code) == 1
+    scope: dict[str, object] = {}
+    exec(code[0], scope)  # noqa: S102
+    lower, upper = scope["certificate"](scope["w"].detach(), scope["X"], scope["y"], attack="linf")
+    assert 0 < float(lower) <= float(upper) < 1.1 * float(lower)
+
+
+def test_the_readme_figure_follows_from_the_records() -> None:
+    assert README_FIGURE.read_text(encoding="utf-8") == readme_figure_text()
+
+
+def test_no_results_are_orphaned() -> None:
+    known = {reference_folder(profile, number) for profile, number in PUBLISHED}
+    assert {path.parent for path in RESULTS.glob("*/*/records.jsonl")} == known

@@ -1,0 +1,72 @@
+"""The command as a user types it, in its own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trainaug.paths import ROOT
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trainaug.cli", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, check=False
+    )
+
+
+def test_claims_as_json_have_what_a_script_needs():
+    done = run("claims", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["id"]: row for row in json.loads(done.stdout)}
+    assert set(rows) == {f"lin.{k}" for k in range(1, 9)}
+    row = rows["lin.2"]
+    assert {"id", "tier", "verdict", "estimates", "n", "profile", "stale"} <= set(row)
+    assert row["stale"] is False
+    assert row["n"] == 10
+    assert {"mean", "low", "high"} <= set(row["estimates"][0])
+    assert rows["lin.3"]["verdict"] == "not tested"
+
+
+def test_claims_table_has_every_claim():
+    lines = run("claims").stdout.splitlines()
+    assert {line.split()[0] for line in lines if line.startswith("lin.")} == {
+        f"lin.{k}" for k in range(1, 9)
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("reproduce", "6", "--profile", "fast"), "unknown profile 'fast'"),
+        (("reproduce", "6", "-p", "step=3"), "unknown parameter 'step'"),
+        (("reproduce", "6", "-p", "seeds"), "expected NAME=VALUE"),
+        (("reproduce", "42"), "unknown chapter '42'"),
+        (("reproduce", "1"), "chapter 01 is not built yet"),
+        (("data", "fetch", "cifar"), "cifar"),
+        (("publish", "1"), "not built"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_code_two(arguments, text):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_missing_data_names_every_route(tmp_path):
+    empty = tmp_path / "cache"
+    done = run("data", "verify", "fashion_mnist", TRAINAUG_DATA=str(empty))
+    assert done.returncode == 2
+    assert "trainaug data fetch" in done.stderr
+
+
+def test_data_list_shows_state_and_licence():
+    shown = run("data", "list").stdout
+    for name in ("fashion_mnist", "digits", "breast_cancer", "iris"):
+        assert name in shown
+    assert "MIT" in shown

@@ -1,0 +1,149 @@
+"""The context of a chapter notebook, on the committed reference and on tiny own runs."""
+
+from __future__ import annotations
+
+import re
+
+import matplotlib
+import pytest
+import torch
+
+from trainaug import notebook
+from trainaug.evidence.plots import figure
+from trainaug.evidence.store import Store
+from trainaug.notebook import NoReferenceError, start, svg_text
+
+TINY = {"seeds": 1, "gaussian_steps": 100, "digits_steps": 100, "fashion_steps": 100}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    context = start("6")
+    context.run()
+    return context
+
+
+def test_reference_reads_every_run_and_computes_none(monkeypatch):
+    monkeypatch.setattr(notebook, "run_sweep", lambda *a: pytest.fail("computed a run"))
+    context = start("06")
+    assert len(context.run()) == len(context.chapter.plan("standard"))
+    assert not context.stale
+
+
+def test_first_table_says_where_the_numbers_come_from(capsys):
+    start("6")
+    shown = capsys.readouterr().out
+    assert "reference: results/standard/06, fresh" in shown
+    assert "1000 to 1009" in shown
+    assert f"torch {torch.__version__.split('+')[0]}" in shown
+
+
+def test_a_stale_reference_is_shown_with_the_command(monkeypatch, capsys):
+    monkeypatch.setattr("trainaug.experiments.chapters.code_digest", lambda entry: "0" * 64)
+    start("6")
+    assert "STALE: run `trainaug verify 06`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"profile": "fast"}, ValueError, "'fast'"),
+        ({"evidence": "memory"}, ValueError, "'memory'"),
+        ({"knobs": {"seedz": 3}}, ValueError, "seedz"),
+        ({"knobs": {"seeds": 0}}, ValueError, "seeds = 0"),
+        ({"knobs": {"seeds": 11}}, NoReferenceError, 'set evidence = "recompute"'),
+        ({"knobs": {"gaussian_steps": 777}}, NoReferenceError, "min"),
+        ({"profile": "quick"}, NoReferenceError, "'quick'"),
+    ],
+)
+def test_unknown_settings_stop_at_start(settings, error, text):
+    with pytest.raises(error, match=re.escape(text)):
+        start("6", **settings)
+
+
+def test_unknown_or_missing_chapters_are_refused():
+    with pytest.raises(ValueError, match="'9'"):
+        start("9")
+    with pytest.raises(ValueError, match="not built"):
+        start("7")
+
+
+def test_recompute_never_reads_the_reference(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(notebook, "read_reference", lambda *a: pytest.fail("read the reference"))
+    monkeypatch.setattr(notebook, "Store", lambda profile: Store(profile, tmp_path))
+    monkeypatch.setenv("TRAINAUG_WORKERS", "1")
+    context = start("6", profile="quick", evidence="recompute", knobs=TINY)
+    records = context.run()
+    assert {record["seed"] for record in records} == {1000}
+    context.verdicts()
+    context.say("{lin.2.gaussian_diagonal:.3f}")
+    assert capsys.readouterr().out.count("not judged (quick)") == 2
+    assert len(list(tmp_path.glob("quick/06/*/result.json"))) == len(records)
+
+
+def test_say_fills_in_estimates(reference, capsys):
+    capsys.readouterr()
+    reference.say("{lin.2.verdict}: {lin.2.gaussian_diagonal:.2f} from {lin.2.real_advantage.n}")
+    judged = reference._judged["lin.2"]
+    expected = f"{judged.verdict}: {judged.estimates[0].mean:.2f} from 10\n"
+    assert capsys.readouterr().out == expected
+    with pytest.raises(KeyError, match="no estimand 'nothing'"):
+        reference.say("{lin.2.nothing}")
+    with pytest.raises(KeyError):
+        reference.say("{lin.99.verdict}")
+
+
+def test_table_shows_mean_interval_and_n(reference, capsys):
+    capsys.readouterr()
+    reference.table({"row": {"seed": lambda records: float(records[0]["seed"])}}, digits=1)
+    # mean of 1000 ... 1009 and t(9) sd / sqrt(10)
+    assert "1004.5 [1002.3, 1006.7]" in capsys.readouterr().out
+
+
+def test_verdicts_name_claim_rule_beside_and_reason(reference, capsys):
+    capsys.readouterr()
+    reference.verdicts()
+    shown = capsys.readouterr().out
+    for claim in ("lin.1", "lin.2", "lin.6"):
+        assert re.search(rf"^{re.escape(claim)}\s+headline", shown, re.M)
+    assert "lin.2 beside, the note's rule" in shown
+    assert "lin.3: not tested: later" in shown
+
+
+def test_check_and_breaks(reference, capsys):
+    reference.check("a <= b", "because", -1.0)
+    reference.check("a = b", "rounding", 1e-12)
+    for violation in (1e-3, float("nan"), float("inf")):
+        with pytest.raises(AssertionError, match="a <= b fails"):
+            reference.check("a <= b", "because", violation)
+    reference.breaks("wrong", lambda: reference.check("line two", "because", 1.0))
+    assert "line two fails, as it must" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="no line of the proof noticed"):
+        reference.breaks("harmless", lambda: None)
+
+
+def test_streams_repeat_and_differ(reference):
+    draws = [torch.rand(3, generator=reference.stream(name)) for name in ("a", "a", "b")]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_svg_is_repeatable_and_carries_its_alternative():
+    def draw():
+        drawn, axes = figure()
+        axes[0].plot([0, 1], [1, 0])
+        return svg_text(drawn, 'a "line" < b')
+
+    with matplotlib.rc_context():
+        first, second = draw(), draw()
+    assert first == second
+    assert first.startswith('<svg role="img" aria-label="a &quot;line&quot; &lt; b"')
+    assert "<dc:date>" not in first
+
+
+def test_finish_says_where_it_came_from(reference, capsys):
+    capsys.readouterr()
+    reference.finish()
+    shown = capsys.readouterr().out
+    assert "150 runs from results/standard/06" in shown
+    assert "next: 08_scoreboard" in shown

@@ -1,0 +1,163 @@
+"""Verification and publishing, on copies of the committed results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from trainaug import publish as module
+from trainaug.evidence import store
+from trainaug.evidence.store import canonical_json, read_reference, write_reference
+from trainaug.experiments.chapters import load_chapter
+from trainaug.paths import RESULTS
+from trainaug.publish import PublishRefusedError, publish, sample_runs, verify, verify_sample
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A copy of the results that the code takes for the committed one."""
+    root = tmp_path / "results"
+    shutil.copytree(RESULTS, root)
+    for function in (store.reference_folder, store.read_reference, store.write_reference):
+        defaults = [root if value == RESULTS else value for value in function.__defaults__]
+        monkeypatch.setattr(function, "__defaults__", tuple(defaults))
+    return root
+
+
+def only(monkeypatch, wanted):
+    """Let the chapter's plan hold only some runs, so that a test takes seconds."""
+    chapter = load_chapter("06")
+    runs = [run for run in chapter.plan("standard") if wanted(run)]
+    monkeypatch.setattr(type(chapter), "plan", lambda self, profile, knobs=None: runs)
+    return runs
+
+
+def quick_runs(run):
+    return run.config["data"] == "digits" and run.arm == "max_margin"
+
+
+def test_verify_recomputes_one_seed_of_every_arm(copied, monkeypatch):
+    runs = only(monkeypatch, quick_runs)
+    outcome = verify("06")
+    assert len(outcome.checked) == 1
+    assert f"seed {runs[0].seed}" in outcome.checked[0]
+    assert not outcome.moved
+    assert not outcome.stale
+
+
+def test_verify_restamps_a_stale_reference_whose_numbers_hold(copied, monkeypatch):
+    only(monkeypatch, quick_runs)
+    before = read_reference("standard", "06")
+    rows = zip(before.records, before.provenance, strict=True)
+    write_reference("standard", "06", rows, "0" * 64)
+    outcome = verify("06")
+    assert not outcome.moved
+    after = read_reference("standard", "06")
+    assert {row["code_digest"] for row in after.provenance} == {load_chapter("06").code_digest}
+    assert sorted(map(canonical_json, after.records)) == sorted(map(canonical_json, before.records))
+
+
+def test_verify_names_the_arm_that_moved_and_keeps_the_stamp(copied, monkeypatch):
+    runs = only(monkeypatch, quick_runs)
+    reference = read_reference("standard", "06")
+    record, _ = reference.find(runs[0])
+    name = "3/8/l2/eps_star"
+    record["metrics"][name] *= 1.5
+    rows = zip(reference.records, reference.provenance, strict=True)
+    write_reference("standard", "06", rows, "0" * 64)
+    outcome = verify("06")
+    assert len(outcome.moved) == 1
+    assert "max_margin" in outcome.moved[0]
+    stamps = {row["code_digest"] for row in read_reference("standard", "06").provenance}
+    assert stamps == {"0" * 64}
+
+
+def test_another_machine_is_compared_by_prediction_interval(copied, monkeypatch):
+    runs = only(monkeypatch, quick_runs)
+    monkeypatch.setattr(module, "environment_fingerprint", lambda: "another")
+    assert not verify("06").moved
+    reference = read_reference("standard", "06")
+    record, _ = reference.find(runs[0])
+    record["metrics"]["3/8/l2/eps_star"] *= 5
+    rows = zip(reference.records, reference.provenance, strict=True)
+    write_reference("standard", "06", rows, load_chapter("06").code_digest)
+    assert "3/8/l2/eps_star" in verify("06").moved[0]
+
+
+def test_the_sample_depends_on_the_records_and_keeps_its_budget(copied):
+    chapter = load_chapter("06")
+    first = sample_runs(chapter, "standard", 6, 90.0)
+    assert first == sample_runs(chapter, "standard", 6, 90.0)
+    assert len(first) == 6
+    short = sample_runs(chapter, "standard", 6, 3.0)
+    assert sum(run.predicted_seconds for run in short) <= 3.0
+    path = copied / "standard" / "06" / "records.jsonl"
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert sample_runs(chapter, "standard", 6, 90.0) != first
+
+
+def edit_until_drawn(runs):
+    """Edit a digit of one record until the sample, which follows the edit, draws that record."""
+    chapter = load_chapter("06")
+    for step in range(1, 200):
+        reference = read_reference("standard", "06")
+        record, _ = reference.find(runs[0])
+        value = record["metrics"]["3/8/l2/gap"]
+        record["metrics"]["3/8/l2/gap"] = float(f"{value * (1 + 1e-3 * step):.6g}")
+        rows = zip(reference.records, reference.provenance, strict=True)
+        write_reference("standard", "06", rows, chapter.code_digest)
+        if runs[0] in sample_runs(chapter, "standard", 1, 90.0):
+            return
+    raise AssertionError("never drawn")
+
+
+def test_an_edited_digit_in_a_drawn_record_is_found(copied, monkeypatch):
+    runs = only(monkeypatch, quick_runs)
+    edit_until_drawn(runs)
+    outcome = verify_sample(1, 90.0)
+    assert len(outcome.checked) == 1
+    assert "other bytes" in outcome.moved[0]
+
+
+def test_a_missing_reference_is_an_error_and_an_unbuilt_chapter_is_not(copied, monkeypatch):
+    said: list[str] = []
+    only(monkeypatch, quick_runs)
+    shutil.rmtree(copied / "standard" / "06")
+    with pytest.raises(LookupError, match="no reference"):
+        verify_sample(1, 1.0, said.append)
+    assert "chapter 01: not built" in said
+    assert verify("01").checked == []
+
+
+def test_publish_refuses_what_is_not_committed_or_not_run(copied, monkeypatch):
+    with pytest.raises(PublishRefusedError, match="not built"):
+        publish("01")
+    monkeypatch.setattr(module, "_git", lambda *a: "" if a[0] == "ls-files" else "clean")
+    with pytest.raises(PublishRefusedError, match="criteria come before results"):
+        publish("06")
+    monkeypatch.setattr(module, "_git", lambda *a: "claims/06.yaml" if a[0] == "ls-files" else "")
+
+    def absent(*arguments):
+        raise LookupError("3 of 150 runs are not computed yet")
+
+    monkeypatch.setattr(module, "collect_records", absent)
+    with pytest.raises(PublishRefusedError, match="make reproduce"):
+        publish("06")
+
+
+def test_publish_refuses_a_run_far_over_its_plan(copied, monkeypatch):
+    reference = read_reference("standard", "06")
+    chapter = load_chapter("06")
+    monkeypatch.setattr(module, "_git", lambda *a: "claims/06.yaml" if a[0] == "ls-files" else "")
+    monkeypatch.setattr(module, "collect_records", lambda *a: (reference.records, False))
+    slow = {"core_seconds": 1.31 * sum(r.predicted_seconds for r in chapter.plan("standard")) / 150}
+    monkeypatch.setattr(module.Store, "provenance", lambda self, run, digest: slow)
+    with pytest.raises(PublishRefusedError, match="mend the plan"):
+        publish("06")
+
+
+def test_published_lines_are_the_bytes_of_the_results(copied):
+    lines = (copied / "standard" / "06" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    assert all(canonical_json(json.loads(line)) == line for line in lines)
