@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,8 @@ def reproduce(
     """Recompute chapters, execute their notebooks, compare with the reference."""
     from trainaug.reproduce import reproduce as run
 
+    # what `kill`, a scheduler or a time limit sends: ends the kernel and its workers like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parameters = {}
     for entry in parameter or []:
         name, equals, value = entry.partition("=")
@@ -155,13 +158,13 @@ def main() -> None:
     from trainaug.data.arrays import CorruptDataError, DataUnavailableError
 
     try:
-        app(standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        message = "interrupted: finished runs are kept, the same command continues from here"
-        print(message, file=sys.stderr)
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        app()
+    except SystemExit as stop:
+        # Typer turns Ctrl-C into 130; every other code passes through
+        if stop.code == 130:
+            message = "interrupted: finished runs are kept, the same command continues from here"
+            print(message, file=sys.stderr)
+        raise
     except (ValueError, LookupError, RuntimeError, DataUnavailableError, CorruptDataError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)

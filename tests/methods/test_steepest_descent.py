@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
+from trainaug.data.gaussian import gaussian_problem
 from trainaug.methods.linear_robustness import (
     NORMS,
     Norm,
@@ -728,3 +729,13 @@ def test_on_cuda_values_are_the_same(
     same_on_cuda(directions, randn(0, 3, 5))
     same_on_cuda(paths, *masked)
     same_on_cuda(optimised, randn(2, 4), randn(3, 4))
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_path_upper_is_the_least_certificate_so_far(kind):
+    X, y = map(torch.from_numpy, gaussian_problem(12, 40, seed=3))
+    Z = signed_rows(X, y)
+    path = steepest_descent_paths(Z[None], [kind], record_at=list(range(40)))
+    every = certificate(path.weights[:, 0, 0], X, y, dual(kind)).upper  # (40,)
+    torch.testing.assert_close(path.upper[:, 0, 0], every.cummin(0).values, rtol=1e-12, atol=0)
+    assert bool((path.upper[:, 0, 0] >= max_margin(X, y, dual(kind)).eps_star * (1 - 1e-7)).all())

@@ -41,12 +41,13 @@ def problem_names(metrics: dict[str, float]) -> list[str]:
     return sorted(names, key=lambda name: (len(name), name))
 
 
-def _one(records: Sequence[Record], arm: str, data: str) -> Record:
+def _one(records: Sequence[Record], arm: str, data: str, step_size: float = 1.0) -> Record:
     for record in records:
         config = record["config"]
-        if record["arm"] == arm and config["data"] == data and config.get("step_size", 1.0) == 1.0:
+        found = record["arm"], config["data"], config.get("step_size", step_size)
+        if found == (arm, data, step_size):
             return record
-    raise KeyError(f"no record of {arm} on {data}")
+    raise KeyError(f"no record of {arm} on {data} with step size {step_size:g}")
 
 
 def matrices(
@@ -74,12 +75,14 @@ def matrices(
 
 
 def ratio(
-    optimiser: str, attack: Norm, data: str, problem: str
+    optimiser: str, attack: Norm, data: str, problem: str, step_size: float = 1.0
 ) -> Callable[[Sequence[Record]], float]:
     """Make the estimand rho / eps* of one optimiser under one attack on one problem."""
 
     def estimand(records: Sequence[Record]) -> float:
-        return dict(matrices(records, data))[problem][optimiser, attack]
+        run = _one(records, optimiser, data, step_size)
+        radius = run["metrics"][f"{problem}/{attack}/radius@{run['config']['steps']}"]
+        return float(radius / exact_metrics(records, data)[f"{problem}/{attack}/eps_star"])
 
     return estimand
 

@@ -74,7 +74,7 @@ def certificate_bands(records: Sequence[Record], panels: Sequence[tuple[str, str
                 )
                 steps = run["curves"]["step"]
                 lower.append([v / eps for v in run["curves"][f"{problem}/lower"]])
-                upper.append(np.minimum.accumulate(run["curves"][f"{problem}/upper"]) / eps)
+                upper.append([v / eps for v in run["curves"][f"{problem}/upper"]])
             label = f"{OPTIMISER_LABELS[name]} ({ATTACK_LABELS[dual(kind)]})"
             band(axis, steps, lower, label=label, colour=COLOURS[name])
             band(axis, steps, upper, label="_", colour=COLOURS[name], style="--")

@@ -18,7 +18,6 @@ from trainaug.experiments.ch06.config import DATA, Config
 from trainaug.methods.linear_robustness import (
     NORMS,
     Norm,
-    certificate,
     dual,
     max_margin,
     robust_error,
@@ -176,7 +175,7 @@ def _descend(
     own = dual(weight_norm)
     for i, (name, X, y, _, _) in enumerate(problems):
         iterates = path.weights[:, i, 0]  # (K, D)
-        lower, upper = certificate(iterates, X, y, own)
+        lower, upper = robust_radius(iterates, X, y, own), path.upper[:, i, 0]  # (K,)
         curves[f"{name}/lower"] = [rounded(v, 6) for v in lower.tolist()]
         curves[f"{name}/upper"] = [rounded(v, 6) for v in upper.tolist()]
         for moment in sorted({min(NOTE_STEPS, steps), steps}):
@@ -184,7 +183,7 @@ def _descend(
             for attack in NORMS:
                 radius = float(robust_radius(w, X, y, attack))
                 metrics[f"{name}/{attack}/radius@{moment}"] = rounded(radius)
-        metrics[f"{name}/upper"] = rounded(float(upper.amin()))
+        metrics[f"{name}/upper"] = rounded(float(upper[-1]))
         metrics[f"{name}/train_error"] = float(robust_error(iterates[-1], X, y, own, 0.0))
     return {
         "metrics": metrics,

@@ -177,11 +177,14 @@ class Path:
         steps: The step numbers, shape ``(K,)``.
         weights: Iterates, shape ``(K, P, M, D)``.
         log_loss: $\log L$ before the recorded step, shape ``(K, P, M)``.
+        upper: Least $\|Z^\top q\|$ over all steps so far, a certified upper bound of
+            $\varepsilon^*$ (Lemma 3), shape ``(K, P, M)``.
     """
 
     steps: Tensor
     weights: Tensor
     log_loss: Tensor
+    upper: Tensor
 
 
 @torch.no_grad()
@@ -244,24 +247,26 @@ def steepest_descent_paths(
     squares = torch.stack([norm(Z, dual(k)).amax(-1) ** 2 for k in kinds], -1)  # (P, M)
     alpha = torch.where(squares > 0, lr / squares, 0.0)  # (P, M); a problem of zeros stays at 0
     W = torch.zeros(Z.shape[0], len(kinds), Z.shape[2], dtype=Z.dtype, device=Z.device)
-    weights, losses = [], []
+    upper = torch.full_like(squares, torch.inf)  # (P, M)
+    weights, losses, uppers = [], [], []
     recorded = set(record_at)
     for t in range(record_at[-1] + 1):
         scores = padding - W @ Zt  # (P, M, N)
         log_loss = torch.logsumexp(scores, dim=-1)  # (P, M)
+        G = (scores - log_loss.unsqueeze(-1)).exp_() @ Z  # (P, M, D): minus the gradient
+        lengths = torch.stack([norm(G[:, m], dual(k)) for m, k in enumerate(kinds)], -1)  # (P, M)
+        upper = torch.minimum(upper, lengths)
         if t in recorded:
             weights.append(W.clone())
             losses.append(log_loss)
+            uppers.append(upper)
             if on_record is not None:
                 on_record(t)
-        G = (scores - log_loss.unsqueeze(-1)).exp_() @ Z  # (P, M, D): minus the gradient
         if step == "constant":
             alpha = torch.minimum(lr * (log_loss - log_count).exp(), 1 / squares)
+        elif step == "normalized":
+            alpha = torch.where(lengths > 0, lr / (t + 1) ** 0.5 / lengths, 0.0)
         for m, kind in enumerate(kinds):
-            scale = alpha[:, m]
-            if step == "normalized":
-                length = norm(G[:, m], dual(kind))  # (P,)
-                scale = torch.where(length > 0, lr / (t + 1) ** 0.5 / length, 0.0)
-            W[:, m].addcmul_(steepest_direction(-G[:, m], kind), scale.unsqueeze(-1))
+            W[:, m].addcmul_(steepest_direction(-G[:, m], kind), alpha[:, m, None])
     steps = torch.tensor(list(record_at), device=Z.device)
-    return Path(steps, torch.stack(weights), torch.stack(losses))
+    return Path(steps, torch.stack(weights), torch.stack(losses), torch.stack(uppers))

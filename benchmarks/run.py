@@ -1,0 +1,176 @@
+"""Run every benchmark, write one JSON file, and compare it with the targets.
+
+``python benchmarks/run.py`` measures and writes ``results/bench/benchmarks.json``; ``--check``
+measures nothing and fails if a stored figure misses its target. Measure on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import linear_robustness
+import torch
+
+from trainaug.evidence.store import write_atomic
+from trainaug.paths import RESULTS
+
+OUT = RESULTS / "bench" / "benchmarks.json"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One number and its target: at most ``target``, or at least where ``larger`` is better."""
+
+    name: str
+    run: Callable[[], dict[str, Any]]
+    field: str
+    target: float
+    unit: str
+    larger: bool = False
+
+    def meets(self, measured: float) -> bool:
+        return measured >= self.target if self.larger else measured <= self.target
+
+
+BENCHMARKS = (
+    Benchmark(
+        "21 problems x 3 norms x 10 000 steps, one call, one thread",
+        linear_robustness.batched_descent,
+        "seconds",
+        30.0,
+        "s",
+    ),
+    Benchmark(
+        "one call against 63 calls, one problem and one norm each, 2000 steps",
+        linear_robustness.batched_against_solo,
+        "ratio",
+        5.0,
+        "x",
+        larger=True,
+    ),
+    Benchmark(
+        "import trainaug beyond import torch",
+        lambda: linear_robustness.import_seconds("trainaug"),
+        "median_seconds",
+        0.3,
+        "s",
+    ),
+    Benchmark(
+        "import trainaug.methods.linear_robustness beyond import torch",
+        lambda: linear_robustness.import_seconds("trainaug.methods.linear_robustness"),
+        "median_seconds",
+        0.3,
+        "s",
+    ),
+    Benchmark(
+        "open chapter 6 in its default settings",
+        linear_robustness.open_chapter,
+        "seconds",
+        30.0,
+        "s",
+    ),
+)
+
+
+def run_all(out: Path = OUT) -> dict[str, Any]:
+    """Measure everything and write ``out``.
+
+    A benchmark that raises is written with its error and counts as missed.
+
+    Returns:
+        ``machine`` and ``benchmarks``, a list of rows with ``name``, ``measured``, ``target``,
+        ``unit``, ``ok`` and ``details``.
+    """
+    rows = []
+    for bench in BENCHMARKS:
+        try:
+            details = bench.run()
+            measured = float(details[bench.field])
+        except Exception as error:
+            details, measured = {"error": f"{type(error).__name__}: {error}"}, None
+        rows.append(
+            {
+                "name": bench.name,
+                "measured": measured,
+                "target": bench.target,
+                "larger_is_better": bench.larger,
+                "unit": bench.unit,
+                "ok": measured is not None and bench.meets(measured),
+                "details": details,
+            }
+        )
+    machine = {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    result = {"machine": machine, "benchmarks": rows}
+    write_atomic(out, json.dumps(result, indent=1, sort_keys=True) + "\n")
+    return result
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def check(out: Path = OUT) -> list[str]:
+    """Compare a written file with today's targets, without slack.
+
+    Returns:
+        One line for each target that is missed, has no measurement or could not run.
+
+    Raises:
+        FileNotFoundError: If nothing has been measured.
+    """
+    rows = {row["name"]: row for row in json.loads(out.read_text())["benchmarks"]}
+    missed = []
+    for bench in BENCHMARKS:
+        measured = rows.get(bench.name, {}).get("measured")
+        if measured is None:
+            reason = rows.get(bench.name, {}).get("details", {}).get("error", "not measured")
+            missed.append(f"{bench.name}: {reason}")
+        elif not bench.meets(measured):
+            sign = ">=" if bench.larger else "<="
+            missed.append(
+                f"{bench.name}: {measured:.3g} {bench.unit}, target {sign} {bench.target:g}"
+            )
+    return missed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the benchmarks and store their figures.")
+    parser.add_argument(
+        "--check", action="store_true", help="compare the stored figures with their targets"
+    )
+    if parser.parse_args().check:
+        if not OUT.is_file():
+            print(f"no stored figures at {OUT}: run {Path(__file__).name} first", file=sys.stderr)
+            return 1
+        missed = check()
+        for line in missed:
+            print(line, file=sys.stderr)
+        return bool(missed)
+    for row in run_all()["benchmarks"]:
+        measured = "failed" if row["measured"] is None else f"{row['measured']:.3g} {row['unit']}"
+        target = f"{'>=' if row['larger_is_better'] else '<='} {row['target']:g}"
+        print(f"{'ok' if row['ok'] else 'MISSED':6} {measured:>9} ({target:>6})  {row['name']}")
+        if row["measured"] is None:
+            print(f"       {row['details']['error']}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
