@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from trainaug.evidence.claims import Judgement, judge, load_ledger
+from trainaug.evidence.claims import Judgement, judge
+from trainaug.evidence.ledger import load_ledger
 from trainaug.evidence.plots import set_style
 from trainaug.evidence.statistics import t_interval
 from trainaug.evidence.store import Record, Store, read_reference, versions

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainaug.evidence import claims as c
+from trainaug.evidence import ledger
 
 NUMBERS = st.floats(-1e6, 1e6)
 REGIONS = st.one_of(
@@ -18,7 +19,7 @@ REGIONS = st.one_of(
         st.sampled_from(["in", "outside"]),
         st.lists(NUMBERS, min_size=2, max_size=2, unique=True).map(lambda x: tuple(sorted(x))),
     ),
-).map(lambda args: c.Region(*args))
+).map(lambda args: ledger.Region(*args))
 
 SOURCE = {"work": "w", "where": "table 1", "published": "+5.9", "read": "text"}
 GAIN = {"estimand": "gain", "unit": "points", "reproduced": "> 0", "contradicted": "< 1.0"}
@@ -40,7 +41,7 @@ def entry(kind="statistical", *rules, **changes):
 
 
 def make(*args, **changes):
-    return c.Claim.model_validate(entry(*args, **changes))
+    return ledger.Claim.model_validate(entry(*args, **changes))
 
 
 def runs(arm="method", first=1000, /, plateau=None, demonstration=None, **metrics):
@@ -69,7 +70,7 @@ HIGH, LOW, BETWEEN, WIDE = [5, 6, 5, 6, 5], [-5, -6, -5, -6, -5], [0.4, 0.6] * 5
 @settings(deadline=None)
 @given(REGIONS)
 def test_region_survives_the_round_trip(region):
-    assert c.Region.parse(str(region)) == region
+    assert ledger.Region.parse(str(region)) == region
 
 
 @settings(deadline=None)
@@ -101,7 +102,7 @@ def test_point_is_inside_as_the_comparison_says(region, x):
     ],
 )  # fmt: skip
 def test_region_at_its_ends(text, low, high, expected):
-    assert c.Region.parse(text).contains_interval(low, high) is expected
+    assert ledger.Region.parse(text).contains_interval(low, high) is expected
 
 
 @pytest.mark.parametrize(
@@ -111,21 +112,21 @@ def test_region_at_its_ends(text, low, high, expected):
 )  # fmt: skip
 def test_other_text_is_no_region_and_is_shown(text):
     with pytest.raises(ValueError) as caught:
-        c.Region.parse(text)
+        ledger.Region.parse(text)
     assert f"not a region: {text!r}" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["in (1, 1)", "in (2, 1)", "outside (1, 0)", "> 1e999"])
 def test_ends_must_be_finite_and_increase(text):
     with pytest.raises(ValueError, match="finite and increasing") as caught:
-        c.Region.parse(text)
+        ledger.Region.parse(text)
     assert repr(text) in str(caught.value)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 0), (math.nan, 1), (0, math.nan)])
 def test_region_refuses_what_is_no_interval(low, high):
     with pytest.raises(ValueError, match="expected low <= high"):
-        c.Region.parse("> 0").contains_interval(low, high)
+        ledger.Region.parse("> 0").contains_interval(low, high)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,9 @@ def test_region_refuses_what_is_no_interval(low, high):
     ],
 )  # fmt: skip
 def test_smallest_effect_is_the_distance_of_the_bounds(reproduced, contradicted, effect):
-    rule = c.Criterion(estimand="x", unit="1", reproduced=reproduced, contradicted=contradicted)
+    rule = ledger.Criterion(
+        estimand="x", unit="1", reproduced=reproduced, contradicted=contradicted
+    )
     assert rule.smallest_effect == effect
 
 
@@ -155,7 +158,7 @@ def test_three_verdicts(values, expected):
 def test_reproduced_is_looked_at_before_contradicted():
     # the interval lies in (0, 1): inside both regions
     assert verdict(make(seeds=10), runs(gain=BETWEEN)) == "reproduced"
-    both = c.Region.parse("> 0"), c.Region.parse("< 1")
+    both = ledger.Region.parse("> 0"), ledger.Region.parse("< 1")
     assert c.decide(0.2, 0.8, *both) == "reproduced"
     assert c.decide(0.2, 0.8, *reversed(both)) == "reproduced"
     assert c.decide(-0.2, 0.8, *both) == "contradicted"
@@ -224,8 +227,8 @@ def test_half_width_is_compared_with_the_smallest_effect(half, marked):
 
 
 def test_timing_and_exact_have_no_smallest_effect():
-    assert c.Criterion(**GAP).smallest_effect is None
-    assert c.Criterion(**RATIO).smallest_effect is None
+    assert ledger.Criterion(**GAP).smallest_effect is None
+    assert ledger.Criterion(**RATIO).smallest_effect is None
 
 
 def test_confidence_of_the_ledger_is_used():
@@ -454,8 +457,8 @@ def test_hash_is_stable_under_rewording():
     reworded = {"statement": "Other words.", "tier": "headline", "id": "toy.2",
                 "source": {**SOURCE, "published": "+6"},
                 "power": {"pilot_sd": 1, "n": 5, "power": 0.9}}  # fmt: skip
-    assert c.criterion_hash(make()) == c.criterion_hash(make(**reworded))
-    assert c.criterion_hash(make()) == c.criterion_hash(make(confidence=0.95))
+    assert ledger.criterion_hash(make()) == ledger.criterion_hash(make(**reworded))
+    assert ledger.criterion_hash(make()) == ledger.criterion_hash(make(confidence=0.95))
 
 
 def test_hash_moves_with_everything_that_decides():
@@ -468,7 +471,7 @@ def test_hash_moves_with_everything_that_decides():
         make("timing"), make("timing", {**RATIO, "target": 1.06}),
         make(all_of=None, not_tested="later"),
     ]  # fmt: skip
-    assert len({c.criterion_hash(each) for each in variants}) == len(variants)
+    assert len({ledger.criterion_hash(each) for each in variants}) == len(variants)
 
 
 def test_expected_false_reproduced_counts_what_was_drawn():
@@ -521,7 +524,7 @@ LEDGER = """\
 def test_ledger_is_read_as_written(tmp_path):
     path = tmp_path / "01.yaml"
     path.write_text(LEDGER)
-    claims = c.load_ledger(path)
+    claims = ledger.load_ledger(path)
     assert [each.id for each in claims] == ["vse.1", "vse.2", "vse.3", "vse.4"]
     assert [each.kind for each in claims] == ["statistical", "exact", "timing", "statistical"]
     assert (claims[0].all_of[0].reproduced, claims[1].all_of[0].tolerance) == ("> 0", 1e-5)
@@ -569,6 +572,6 @@ def test_faults_name_file_claim_and_value(tmp_path, old, new, message):
     assert old in LEDGER
     path.write_text(LEDGER.replace(old, new, 1))
     with pytest.raises(ValueError) as caught:
-        c.load_ledger(path)
+        ledger.load_ledger(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainaug.evidence import tables as t
-from trainaug.evidence.claims import Claim, judge
+from trainaug.evidence.claims import judge
+from trainaug.evidence.ledger import Claim
 
 ROWS = [
     {"arm": "max of hinges", "n": 10, "loss": 0.123456789, "note": ""},

@@ -14,7 +14,8 @@ import functools
 import numpy as np
 import pytest
 
-from trainaug.evidence.claims import Claim, Region, decide, judge
+from trainaug.evidence.claims import decide, judge
+from trainaug.evidence.ledger import Claim, Region
 from trainaug.evidence.statistics import mean_and_sd, t_half_width
 
 DRAWS = 40_000

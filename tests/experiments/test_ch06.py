@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainaug.evidence.claims import load_ledger
+from trainaug.evidence.ledger import load_ledger
 from trainaug.evidence.store import Record, Run, canonical_json
 from trainaug.experiments.ch06 import estimands as e
 from trainaug.experiments.ch06 import runs as r

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,22 +14,8 @@ from trainaug.data.gaussian import gaussian_problem
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _global_randomness_untouched() -> Iterator[None]:
-    """No method may draw from, or seed, a global generator."""
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    yield
-    after = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    assert torch.equal(before[0], after[0])
-    assert before[1] == after[1]
-    assert repr(before[2]) == repr(after[2])
+def _guard(untouched_randomness: None) -> None:
+    """Watch every test of this folder."""
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from trainaug.evidence.claims import criterion_hash, load_ledger
+from trainaug.evidence.ledger import criterion_hash, load_ledger
 from trainaug.evidence.store import read_reference, reference_folder
 from trainaug.experiments.chapters import TITLES, load_chapter
 from trainaug.paths import CLAIMS, RESULTS, ROOT

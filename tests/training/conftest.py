@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,22 +16,8 @@ from trainaug.training.randomness import RandomBatchSampler, stream
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _global_randomness_untouched() -> Iterator[None]:
-    """Nothing in this folder may draw from, or seed, a global generator."""
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    yield
-    after = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    assert torch.equal(before[0], after[0])
-    assert before[1] == after[1]
-    assert repr(before[2]) == repr(after[2])
+def _guard(untouched_randomness: None) -> None:
+    """Watch every test of this folder."""
 
 
 def _first(split: str, count: int) -> IndexedDataset:
