@@ -108,6 +108,7 @@ def test_parameters_of_a_notebook_are_read_with_their_types(tmp_path):
     cell = nbformat.v4.new_code_cell('profile = "standard"  # a\nseeds = 3  # b\nfast = True  # c')
     cell.metadata["tags"] = ["parameters"]
     notebook.cells = [cell]
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "P"}
     path = tmp_path / "x.ipynb"
     nbformat.write(notebook, path)
     assert notebook_parameters(path) == {"profile": "standard", "seeds": 3, "fast": True}

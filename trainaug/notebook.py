@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 
 from trainaug.evidence.claims import Judgement, judge
 from trainaug.evidence.ledger import load_ledger
-from trainaug.evidence.plots import set_style
 from trainaug.evidence.statistics import t_interval
 from trainaug.evidence.store import Record, Store, read_reference, versions
 from trainaug.evidence.tables import fmt_interval, text_table, verdict_table
@@ -255,7 +254,6 @@ class Context:
 
 def svg_text(figure: Figure, alt: str) -> str:
     """Draw a figure as SVG that carries its text alternative and no date."""
-    set_style()
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
@@ -292,7 +290,6 @@ def start(
     if found is None:
         raise ValueError(f"chapter {number} is not built yet")
     torch.set_num_threads(1)
-    set_style()
     context = Context(found, profile, evidence, dict(knobs or {}))
     plan = found.plan(profile, knobs)
     seconds = sum(run.predicted_seconds for run in plan)

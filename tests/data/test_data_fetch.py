@@ -490,6 +490,7 @@ RAW = gzip.decompress(GOOD)
         (gzip.compress(RAW + b"\0"), "25 values do not fill shape"),
         (gzip.compress(RAW[:4] + b"\xff" * 12), "0 values do not fill shape"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "bytes",
 )
 def test_bad_idx_raises(data, message) -> None:
     with pytest.raises(CorruptDataError, match=f"train_x: .*{message}"):

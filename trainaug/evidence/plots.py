@@ -38,7 +38,7 @@ def set_style() -> None:
 
 
 def figure(columns: int = 1, rows: int = 1, *, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """Make a figure outside pyplot's global state.
+    """Make a figure in the style of the book, outside pyplot's global state.
 
     Args:
         columns: Panels in a row.
@@ -48,6 +48,7 @@ def figure(columns: int = 1, rows: int = 1, *, height: float = 3.2) -> tuple[Fig
     Returns:
         The figure and its axes, row by row.
     """
+    set_style()
     drawn = Figure(figsize=(min(10.0, 3.4 * columns + 0.6), height * rows))
     axes = drawn.subplots(rows, columns, squeeze=False)
     return drawn, [axis for row in axes for axis in row]
