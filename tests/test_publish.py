@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from trainaug import publish as module
 from trainaug.evidence import store
 from trainaug.evidence.store import canonical_json, read_reference, write_reference
+from trainaug.evidence.tables import verdict_table
 from trainaug.experiments.chapters import load_chapter
 from trainaug.paths import RESULTS
-from trainaug.publish import PublishRefusedError, publish, sample_runs, verify, verify_sample
+from trainaug.publish import (
+    PublishRefusedError,
+    publish,
+    sample_runs,
+    tuned_edges,
+    verify,
+    verify_sample,
+)
+from trainaug.views import mark_changed_criteria, reference_judgements
 
 
 @pytest.fixture
@@ -164,3 +174,22 @@ def test_publish_refuses_a_run_far_over_its_plan(copied, monkeypatch):
 def test_published_lines_are_the_bytes_of_the_results(copied):
     lines = (copied / "standard" / "06" / "records.jsonl").read_text(encoding="utf-8").splitlines()
     assert all(canonical_json(json.loads(line)) == line for line in lines)
+
+
+def test_a_tuned_value_on_the_edge_is_named(tmp_path):
+    path = tmp_path / "tuned.yaml"
+    assert tuned_edges(path) == []
+    inside, edge = "{value: 0.1, grid: [0.01, 0.1, 1.0]}", "{value: 1.0, grid: [0.01, 0.1, 1.0]}"
+    path.write_text(f"sgd: {{lr: {inside}}}\nadam: {{lr: {edge}}}\n", encoding="utf-8")
+    assert tuned_edges(path) == ["adam.lr = 1.0"]
+
+
+def test_a_changed_criterion_takes_the_verdict(copied):
+    judged = [judgement for judgement, _ in reference_judgements()]
+    assert {j.id for j in judged if j.reason == "criterion changed"} == set()
+    other = [replace(j, criterion_hash="0" * 64) if j.id == "lin.2" else j for j in judged]
+    marked = {j.id: j for j in mark_changed_criteria(other, "standard", "06")}
+    assert marked["lin.2"].verdict == "inconclusive"
+    assert marked["lin.2"].reason == "criterion changed"
+    assert marked["lin.1"].verdict == "reproduced"
+    assert "(criterion changed)" in verdict_table(list(marked.values()))

@@ -7,6 +7,9 @@ import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
 
 from trainaug.evidence.statistics import prediction_interval
 from trainaug.evidence.store import (
@@ -25,7 +28,7 @@ from trainaug.evidence.store import (
 from trainaug.experiments.chapters import TITLES, Chapter, load_chapter
 from trainaug.experiments.sweep import compute
 from trainaug.notebook import collect_records
-from trainaug.paths import CLAIMS, ROOT
+from trainaug.paths import CLAIMS, PACKAGE, ROOT
 from trainaug.views import refresh_views, verdicts_text
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "Verification",
     "publish",
     "sample_runs",
+    "tuned_edges",
     "verify",
     "verify_sample",
 ]
@@ -183,12 +187,27 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def tuned_edges(path: Path) -> list[str]:
+    """Name the tuned values that are the least or the greatest of their grid.
+
+    Args:
+        path: YAML of ``{arm: {setting: {value: v, grid: [...]}}}``; none if the file is absent.
+    """
+    tuned = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return [
+        f"{arm}.{name} = {entry['value']}"
+        for arm, settings in tuned.items()
+        for name, entry in settings.items()
+        if entry["value"] in (min(entry["grid"]), max(entry["grid"]))
+    ]
+
+
 def publish(number: str, profile: str = "standard") -> None:
     """Promote the runs of a profile to reference and refresh every view made from them.
 
     Raises:
-        PublishRefusedError: If the ledger is not committed, runs are missing, or the measured
-            core-seconds exceed the plan by more than 30 %.
+        PublishRefusedError: If the ledger is not committed, a tuned value lies on the edge of its
+            grid, runs are missing, or the measured core-seconds exceed the plan by more than 30 %.
     """
     chapter = load_chapter(number)
     ledger = CLAIMS / f"{number}.yaml"
@@ -197,6 +216,8 @@ def publish(number: str, profile: str = "standard") -> None:
     tracked = _git("ls-files", str(ledger)).strip()
     if not tracked or _git("status", "--porcelain", str(ledger)).strip():
         raise PublishRefusedError(f"commit {ledger.name} first: criteria come before results")
+    if edges := tuned_edges(PACKAGE / "experiments" / f"ch{number}" / "tuned.yaml"):
+        raise PublishRefusedError(f"tuned to the edge of the grid: {', '.join(edges)}; widen it")
     plan, store = chapter.plan(profile), Store(profile)
     try:
         records, _ = collect_records(chapter, profile, "recompute")

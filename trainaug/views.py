@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 
 from trainaug.evidence.claims import Judgement, expected_false_reproduced, verdicts_json
-from trainaug.evidence.store import read_reference, write_atomic
+from trainaug.evidence.store import read_reference, reference_folder, write_atomic
 from trainaug.evidence.tables import markdown_table, verdict_table
 from trainaug.experiments.chapters import TITLES, load_chapter, notebook_path
 from trainaug.notebook import NoReferenceError, chapter_judgements, collect_records
@@ -21,6 +23,7 @@ from trainaug.paths import NOTEBOOKS, RESULTS, ROOT
 __all__ = [
     "README_FIGURE",
     "execute_notebook",
+    "mark_changed_criteria",
     "readme_figure_text",
     "reference_judgements",
     "refresh_views",
@@ -45,7 +48,8 @@ def reference_judgements(profile: str = "standard") -> list[tuple[Judgement, boo
         records = reference.records if reference else []
         digests = {row["code_digest"] for row in reference.provenance} if reference else set()
         stale = bool(digests) and digests != {chapter.code_digest}
-        found += [(judgement, stale) for judgement in chapter_judgements(chapter, records)]
+        judged = mark_changed_criteria(chapter_judgements(chapter, records), profile, number)
+        found += [(judgement, stale) for judgement in judged]
     return found
 
 
@@ -66,12 +70,29 @@ def scoreboard(profile: str, evidence: str) -> str:
             parts.append(f"chapter {number} {title}: not judged (quick)")
             continue
         judgements = chapter_judgements(chapter, records)
+        if evidence == "reference":
+            judgements = mark_changed_criteria(judgements, profile, number)
         judged += judgements
         state = "STALE" if stale else "fresh"
         parts.append(f"chapter {number} {title} ({state})\n{verdict_table(judgements)}")
     expected = expected_false_reproduced(judged)
     parts.append(f"false 'reproduced' to expect from chance, at most: {expected:.3f}")
     return "\n\n".join(parts)
+
+
+def mark_changed_criteria(
+    judgements: Sequence[Judgement], profile: str, number: str
+) -> list[Judgement]:
+    """Take the verdict from claims whose rule is not the one that was published."""
+    path = reference_folder(profile, number) / "verdicts.json"
+    published = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    hashes = {row["id"]: row["criterion_hash"] for row in published}
+    return [
+        replace(judgement, verdict="inconclusive", reason="criterion changed")
+        if hashes.get(judgement.id, judgement.criterion_hash) != judgement.criterion_hash
+        else judgement
+        for judgement in judgements
+    ]
 
 
 def rules_beside(profile: str, evidence: str) -> str:

@@ -82,6 +82,8 @@ def verdict_table(
 
 
 def _mark(judgement: Judgement) -> str:
+    if judgement.reason == "criterion changed":
+        return " (criterion changed)"
     if not judgement.under_powered:
         return ""
     if judgement.verdict == "inconclusive":
