@@ -36,6 +36,13 @@ html_title = "trainaug"
 html_theme_options = {"use_download_button": True, "show_navbar_depth": 1}
 
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
+_IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
+
+
+def _reimage(match: re.Match[str]) -> str:
+    """Point a notebook's image at the same file as seen from the copy."""
+    path = os.path.relpath(os.path.normpath(NOTEBOOKS / match[2]), CHAPTERS)
+    return f"![{match[1]}]({path})"
 
 
 def _relink(match: re.Match[str]) -> str:
@@ -68,7 +75,8 @@ def copy_notebooks(app: Any) -> None:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
-                cell["source"] = _LINK.sub(_relink, "".join(cell["source"]))
+                text = _IMAGE.sub(_reimage, "".join(cell["source"]))
+                cell["source"] = _LINK.sub(_relink, text)
         _write(CHAPTERS / name, json.dumps(notebook, ensure_ascii=False, indent=1))
     pages = "\n".join(["```{toctree}", ":maxdepth: 1", "", *sources, "```"])
     _write(CHAPTERS / "index.md", f"# Chapters\n\n{pages if sources else 'None yet.'}\n")
