@@ -180,6 +180,13 @@ class Context:
                 if each.beside["reason"]:
                     print(f"    {each.beside['reason']}")
 
+    def values(self, estimand: Estimand) -> list[float]:
+        """Values of an estimand, one a seed."""
+        by_seed: dict[int, list[Record]] = {}
+        for record in self.records:
+            by_seed.setdefault(record["seed"], []).append(record)
+        return [estimand(by_seed[seed]) for seed in sorted(by_seed)]
+
     def table(self, rows: Mapping[str, Mapping[str, Estimand]], digits: int = 3) -> None:
         """Print means with 95 % intervals over seeds.
 
@@ -187,17 +194,14 @@ class Context:
             rows: Row name to column name to a function from all records of one seed to a number.
             digits: Decimals.
         """
-        by_seed: dict[int, list[Record]] = {}
-        for record in self.records:
-            by_seed.setdefault(record["seed"], []).append(record)
         shown = []
         for name, cells in rows.items():
             row: dict[str, Any] = {"": name}
             for column, estimand in cells.items():
-                values = [estimand(records) for records in by_seed.values()]
+                values = self.values(estimand)
                 mean, low, high, *_ = t_interval(values, 0.95)
                 row[column] = fmt_interval(mean, low, high, digits)
-            shown.append(row | {"n": len(by_seed)})
+            shown.append(row | {"n": len(values)})
         print(text_table(shown, list(shown[0])))
 
     def stream(self, purpose: str) -> torch.Generator:

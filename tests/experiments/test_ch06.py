@@ -249,6 +249,7 @@ BY_HAND = {
     "gaussian_diagonal": 0.9,
     "gaussian_advantage": math.log(0.9 / 0.5),
     "real_advantage": math.log(0.9 / 0.5),
+    "real_diagonal": 0.9,
     "note_diagonal": 0.8,
     "note_real_diagonal": 0.8,  # Fashion-MNIST ends at 10 000 steps with 0.9
     "note_advantage": math.log(0.8 / 0.5),
@@ -285,6 +286,7 @@ CHANGES = [
     ("real_advantage", "sign", "gaussian", {"n=10/l2/radius@40000": 1.9}, math.log(1.8)),
     # a model that separates nothing has a negative radius
     ("gaussian_advantage", "sign", "gaussian", {"n=10/l1/radius@40000": -1.0}, -math.log(100)),
+    ("real_diagonal", "gradient", "digits", {"3/8/l2/radius@40000": 0.4}, 0.2),
     ("note_real_diagonal", "gradient", "fashion_mnist", {"1/9/l2/radius@10000": 0.4}, 0.2),
     ("note_real_diagonal", "gradient", "digits", {"3/8/l2/radius@10000": -0.4}, -0.2),
     ("duality_gap", "max_margin", "digits", {"3/8/l2/gap": 3e-4}, 3e-4),

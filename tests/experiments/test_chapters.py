@@ -91,7 +91,7 @@ def test_every_profile_resolves(number, profile):
 
 def test_profiles_of_chapter_6_say_what_they_should():
     config = {name: c.resolve_config(loaded(), name) for name in c.PROFILE_NAMES}
-    assert (config["quick"].seeds, config["quick"].sizes) == (2, (3, 10, 25))
+    assert (config["quick"].seeds, config["quick"].sizes) == (2, (10, 50, 100))
     assert config["standard"] == loaded().config_class()
     assert (config["standard"].seeds, config["standard"].first_seed) == (10, 1000)
     assert config["full"].gaussian_steps == 200_000

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from trainaug.evidence.plots import PALETTE, band, figure, matrix
 from trainaug.evidence.store import Record
 from trainaug.experiments.ch06.estimands import exact_metrics, matrices, problem_names
-from trainaug.experiments.ch06.runs import FRACTIONS, OPTIMISERS
+from trainaug.experiments.ch06.runs import FRACTIONS, JUST_ABOVE, OPTIMISERS
 from trainaug.methods.linear_robustness import Norm, dual
 
 __all__ = [
@@ -111,19 +111,23 @@ def optimiser_attack_matrix(
 def robust_error_curves(records: Sequence[Record]) -> Figure:
     r"""Robust training error of the exact solutions against the radius of the attack."""
     drawn, axes = figure(3, height=2.8)
+    shown = [f for f in (*FRACTIONS, JUST_ABOVE) if f >= 0.9]
     for axis, data in zip(axes, DATA_LABELS, strict=True):
-        for attack, colour in zip(ATTACKS, PALETTE, strict=False):
+        for attack, colour, dashes in zip(ATTACKS, PALETTE, ("-", "--", ":"), strict=False):
             curves = [
-                [exact[f"{problem}/{attack}/error_at/{f}"] * 100 for f in (*FRACTIONS, 1.001)]
+                [exact[f"{problem}/{attack}/error_at/{f}"] * 100 for f in shown]
                 for exact in (exact_metrics(seed, data) for seed in _seeds(records))
                 for problem in problem_names(exact)
             ]
             label = f"{ATTACK_LABELS[attack]} attack"
-            band(axis, (*FRACTIONS, 1.001), curves, label=label, colour=colour)
+            band(axis, shown, curves, label=label, colour=colour, style=f"{dashes}o")
+        axis.axvline(1.0, color="k", linewidth=0.8)
+        axis.set_xlim(0.9885, 1.0015)
+        axis.set_xticks([0.99, 0.995, 1.0])
         axis.set_title(DATA_LABELS[data], fontsize=10)
         axis.set_xlabel(r"attack radius / $\varepsilon^*$")
     axes[0].set_ylabel("training examples flipped (%)")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8, loc="upper left")
     return drawn
 
 
@@ -149,7 +153,8 @@ def test_robustness_matrix(records: Sequence[Record], data: str) -> Figure:
         limits=(0.0, 100.0),
         digits=1,
     )
-    axes[0].set_title(f"{DATA_LABELS[data]}: test error (%)", fontsize=10)
+    title = rf"{DATA_LABELS[data]}: test error (%) at $\frac{{1}}{{2}}\varepsilon^*$"
+    axes[0].set_title(title, fontsize=10)
     return drawn
 
 
