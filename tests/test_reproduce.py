@@ -77,6 +77,7 @@ def test_unknown_names_stop_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_execute", lambda *a: pytest.fail("a notebook was started"))
     for arguments, text in (
         (("standard", ["06"], {"step": 3}), "'step'"),
+        (("standard", ["06"], {"evidence": "reference"}), "'evidence'"),
         (("fast", ["06"], {}), "'fast'"),
         (("standard", ["01"], {}), "01 is not built"),
         (("standard", ["06"], {"seeds": "many"}), "many"),

@@ -64,11 +64,12 @@ def notebook_parameters(path: Path) -> dict[str, Any]:
 
 def _check_parameters(numbers: Sequence[str], parameters: Mapping[str, Any]) -> None:
     """Refuse, before anything starts, a parameter that no chosen notebook declares."""
-    declared = {number: set(notebook_parameters(notebook_path(number))) for number in numbers}
+    declared = {name for number in numbers for name in _declared(number)}
     for name in parameters:
-        if not any(name in known for known in declared.values()):
-            known = sorted(set().union(*declared.values()))
-            raise ValueError(f"unknown parameter {name!r}, the notebooks declare {known}")
+        if name not in declared:
+            raise ValueError(
+                f"unknown parameter {name!r}, the notebooks declare {sorted(declared)}"
+            )
 
 
 def reproduce(
@@ -135,8 +136,13 @@ def reproduce(
     return 1 if failed else 0
 
 
+def _declared(number: str) -> set[str]:
+    """The knobs of a notebook; profile and evidence are the runner's own."""
+    return set(notebook_parameters(notebook_path(number))) - {"profile", "evidence"}
+
+
 def _knobs(number: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    declared = set(notebook_parameters(notebook_path(number))) - {"profile", "evidence"}
+    declared = _declared(number)
     return {name: value for name, value in parameters.items() if name in declared}
 
 

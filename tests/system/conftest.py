@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -111,6 +112,8 @@ def _launcher(logs: Path) -> Iterator[Launch]:
                 env=environment | dict(extra or {}),
                 cwd=logs,
                 start_new_session=True,
+                # a shell starts background jobs with SIGINT ignored; a terminal does not
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
         started.append(Tree(child, mark, log))
         return started[-1]
