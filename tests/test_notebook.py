@@ -106,16 +106,20 @@ def test_verdicts_name_claim_rule_beside_and_reason(reference, capsys):
     shown = capsys.readouterr().out
     for claim in ("lin.1", "lin.2", "lin.6"):
         assert re.search(rf"^{re.escape(claim)}\s+headline", shown, re.M)
-    assert "lin.2 beside, the note's rule" in shown
-    assert "lin.3: not tested: later" in shown
+    assert "beside, the note's rule" in shown
+    assert "lin.3  extended  NOT TESTED" in shown
+    assert "because: later" in shown
+    assert max(map(len, shown.splitlines())) <= 110
 
 
 def test_check_and_breaks(reference, capsys):
     reference.check("a <= b", "because", -1.0)
     reference.check("a = b", "rounding", 1e-12)
+    reference.check("not shown", "because", -1.0, quiet=True)
+    assert "not shown" not in capsys.readouterr().out
     for violation in (1e-3, float("nan"), float("inf")):
         with pytest.raises(AssertionError, match="a <= b fails"):
-            reference.check("a <= b", "because", violation)
+            reference.check("a <= b", "because", violation, quiet=True)
     reference.breaks("wrong", lambda: reference.check("line two", "because", 1.0))
     assert "line two fails, as it must" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="no line of the proof noticed"):

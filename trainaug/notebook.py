@@ -22,7 +22,7 @@ from trainaug.evidence.claims import Judgement, judge
 from trainaug.evidence.ledger import load_ledger
 from trainaug.evidence.statistics import t_interval
 from trainaug.evidence.store import Record, Store, read_reference, versions
-from trainaug.evidence.tables import fmt_interval, text_table, verdict_table
+from trainaug.evidence.tables import fmt_interval, text_table, verdict_blocks
 from trainaug.experiments.chapters import (
     TITLES,
     Chapter,
@@ -166,19 +166,9 @@ class Context:
         raise KeyError(f"claim {claim} has no estimand {name!r}")
 
     def verdicts(self) -> None:
-        """Print the verdict of every claim of the chapter; rules *beside* stand below."""
-        if not self.judges:
-            print("not judged (quick)")
-            return
+        """Print the verdict of every claim of the chapter; rules *beside* stand below theirs."""
         judged = list(self._judged.values())
-        print(verdict_table(judged))
-        for each in judged:
-            if each.reason and each.verdict != "reproduced":
-                print(f"{each.id}: {each.verdict}: {each.reason}")
-            if each.beside:
-                print(f"{each.id} beside, {each.beside['label']}: {each.beside['verdict']}")
-                if each.beside["reason"]:
-                    print(f"    {each.beside['reason']}")
+        print(verdict_blocks(judged) if self.judges else "not judged (quick)")
 
     def values(self, estimand: Estimand) -> list[float]:
         """Values of an estimand, one a seed."""
@@ -208,7 +198,15 @@ class Context:
         """Return the random generator of a named purpose; the same for every run of the book."""
         return stream(int(self.chapter.number), purpose)
 
-    def check(self, line: str, reason: str, violation: float, tolerance: float = 1e-9) -> None:
+    def check(
+        self,
+        line: str,
+        reason: str,
+        violation: float,
+        tolerance: float = 1e-9,
+        *,
+        quiet: bool = False,
+    ) -> None:
         """Assert one line of a proof and print it.
 
         Args:
@@ -216,6 +214,7 @@ class Context:
             reason: Why it holds.
             violation: How far the numbers break it: at most zero, up to ``tolerance``.
             tolerance: Rounding allowed.
+            quiet: Assert without printing, where the same lines stand above.
 
         Raises:
             AssertionError: If the line does not hold.
@@ -223,7 +222,8 @@ class Context:
         # written so that a NaN fails too
         if not violation <= tolerance:
             raise AssertionError(f"{line} fails by {violation:.2g} ({reason})")
-        print(f"✔ {line}   [{reason}]")
+        if not quiet:
+            print(f"✔ {line}   [{reason}]")
 
     def breaks(self, what: str, proof: Callable[[], None]) -> None:
         """Run a proof whose hypothesis is broken and print the line that fails.

@@ -15,7 +15,7 @@ import nbformat
 
 from trainaug.evidence.claims import Judgement, expected_false_reproduced, verdicts_json
 from trainaug.evidence.store import read_reference, reference_folder, write_atomic
-from trainaug.evidence.tables import markdown_table, verdict_table
+from trainaug.evidence.tables import markdown_table, verdict_blocks, verdict_table
 from trainaug.experiments.chapters import TITLES, load_chapter, notebook_path
 from trainaug.notebook import NoReferenceError, chapter_judgements, collect_records
 from trainaug.paths import NOTEBOOKS, RESULTS, ROOT
@@ -28,7 +28,6 @@ __all__ = [
     "reference_judgements",
     "refresh_views",
     "render_readme",
-    "rules_beside",
     "scoreboard",
     "verdicts_text",
 ]
@@ -59,7 +58,7 @@ def scoreboard(profile: str, evidence: str) -> str:
     for number, title in TITLES.items():
         chapter = load_chapter(number)
         if chapter is None:
-            parts.append(f"chapter {number} {title}: not built")
+            parts.append(f"CHAPTER {number} {title}: not built")
             continue
         try:
             records, stale = collect_records(chapter, profile, evidence)
@@ -67,14 +66,14 @@ def scoreboard(profile: str, evidence: str) -> str:
             parts.append(str(error))
             continue
         if profile == "quick":
-            parts.append(f"chapter {number} {title}: not judged (quick)")
+            parts.append(f"CHAPTER {number} {title}: not judged (quick)")
             continue
         judgements = chapter_judgements(chapter, records)
         if evidence == "reference":
             judgements = mark_changed_criteria(judgements, profile, number)
         judged += judgements
         state = "STALE" if stale else "fresh"
-        parts.append(f"chapter {number} {title} ({state})\n{verdict_table(judgements)}")
+        parts.append(f"CHAPTER {number} {title} ({state})\n\n{verdict_blocks(judgements)}")
     expected = expected_false_reproduced(judged)
     parts.append(f"false 'reproduced' to expect from chance, at most: {expected:.3f}")
     return "\n\n".join(parts)
@@ -93,24 +92,6 @@ def mark_changed_criteria(
         else judgement
         for judgement in judgements
     ]
-
-
-def rules_beside(profile: str, evidence: str) -> str:
-    """Text of the rules that are judged beside the deciding ones; arguments as `scoreboard`."""
-    lines = []
-    for chapter in filter(None, map(load_chapter, TITLES)):
-        try:
-            records, _ = collect_records(chapter, profile, evidence)
-        except NoReferenceError as error:
-            lines.append(str(error))
-            continue
-        judged = chapter_judgements(chapter, records) if profile != "quick" else []
-        for judgement in judged:
-            if judgement.beside:
-                label, verdict = judgement.beside["label"], judgement.beside["verdict"]
-                lines.append(f"{judgement.id} beside, {label}: {verdict}")
-                lines += [f"    {reason}" for reason in judgement.beside["reason"].split("; ")]
-    return "\n".join(lines) or "none judged"
 
 
 def verdicts_text(number: str, profile: str = "standard") -> str:

@@ -110,3 +110,21 @@ def test_verdict_table_in_markdown_holds_the_same_cells():
     assert t.verdict_table(judgements(), "markdown") == "\n".join(lines)
     with pytest.raises(ValueError, match="got 'html'"):
         t.verdict_table([], "html")
+
+
+def test_verdict_blocks_hold_rule_reason_and_every_estimand():
+    blocks = t.verdict_blocks(judgements()).split("\n\n")
+    assert [block.split("\n")[0].split("(")[0].strip() for block in blocks] == [
+        "a.1  extended  INCONCLUSIVE",
+        "a.2  extended  REPRODUCED",
+        "a.3  extended  NOT TESTED",
+    ]
+    first = blocks[0].split("\n")
+    assert first[1].startswith("  word word")
+    assert "published: +5.9 | COCO (read: text)" in blocks[0]
+    assert "x  5.40 [4.72, 6.08] points" in blocks[0]
+    assert "n=5  reproduced > 0 | contradicted < 1.0" in blocks[0]
+    assert "because: " in blocks[0]
+    assert "z  4.0e-09, tolerance 1e-05  n=5" in blocks[1]
+    assert "because: later" in blocks[2]
+    assert not [line for line in "\n".join(blocks).split("\n") if line != line.rstrip()]

@@ -12,7 +12,14 @@ from typing import Any, Literal
 
 from trainaug.evidence.claims import Estimate, Judgement
 
-__all__ = ["fmt_interval", "fmt_number", "markdown_table", "text_table", "verdict_table"]
+__all__ = [
+    "fmt_interval",
+    "fmt_number",
+    "markdown_table",
+    "text_table",
+    "verdict_blocks",
+    "verdict_table",
+]
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -79,6 +86,51 @@ def verdict_table(
     if style not in ("text", "markdown"):
         raise ValueError(f"style must be 'text' or 'markdown', got {style!r}")
     return (text_table if style == "text" else markdown_table)(rows, columns)
+
+
+def verdict_blocks(judgements: Sequence[Judgement], width: int = 96) -> str:
+    """The verdicts as one indented block a claim, no line longer than ``width`` by much.
+
+    A rule shown beside stands below the deciding one.
+    """
+    return "\n\n".join(_block(each, width) for each in judgements)
+
+
+def _block(each: Judgement, width: int) -> str:
+    lines = [f"{each.id}  {each.tier}  {each.verdict.upper()}{_mark(each)}"]
+    lines += textwrap.wrap(each.statement, width, initial_indent="  ", subsequent_indent="  ")
+    lines.append(f"  published: {each.published} (read: {each.read})")
+    rows = [*_estimate_rows(each.estimates)]
+    if each.beside:
+        rows.append({"": f"beside, {each.beside['label']}: {each.beside['verdict'].upper()}"})
+        rows += _estimate_rows(each.beside["estimates"])
+    name = max((len(row["estimand"]) for row in rows if "estimand" in row), default=0)
+    ours = max((len(row["ours"]) for row in rows if "estimand" in row), default=0)
+    for row in rows:
+        if "estimand" in row:
+            shown = f"{row['estimand']:<{name}}  {row['ours']:<{ours}}  n={row['n']}  {row['rule']}"
+            lines.append(f"    {shown}".rstrip())
+        else:
+            lines.append(f"  {row['']}")
+    if each.verdict not in ("reproduced", "contradicted") and each.reason:
+        lines.append(f"  because: {each.reason}")
+    return "\n".join(lines)
+
+
+def _estimate_rows(estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
+    return [
+        {
+            "estimand": estimate.estimand.replace("_", " "),
+            "ours": _ours(estimate),
+            "n": estimate.n,
+            "rule": " | ".join(
+                f"{name} {estimate.rule[name]}"
+                for name in ("reproduced", "contradicted")
+                if name in estimate.rule
+            ),
+        }
+        for estimate in estimates
+    ]
 
 
 def _mark(judgement: Judgement) -> str:
