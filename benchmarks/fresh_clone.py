@@ -66,7 +66,6 @@ def main() -> None:
         {"step": "`make reproduce` again, nothing missing", "measured": minutes(again)},
         {"step": "`make test` after that", "measured": minutes(test)},
         {"step": "packages downloaded", "measured": f"{packages:.1f} GB, CUDA libraries included"},
-        {"step": "data downloaded", "measured": "31 MB"},
         {"step": "disk: environment and data", "measured": f"{environment + cache / 1000:.1f} GB"},
     ]
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, no GPU"

@@ -162,7 +162,14 @@ def execute_notebook(path: Path) -> None:
 
 
 def _scoreboard_block() -> str:
-    return verdict_table([judged for judged, _ in reference_judgements()], "markdown", width=100)
+    judged = [judgement for judgement, _ in reference_judgements()]
+    beside = [
+        f"\n{each.id}, shown beside and not deciding: {each.beside['label']}: "
+        f"**{each.beside['verdict']}** ({each.beside['reason']})."
+        for each in judged
+        if each.beside
+    ]
+    return "\n".join([verdict_table(judged, "markdown", width=100), *beside])
 
 
 def _chapters_block() -> str:
