@@ -14,11 +14,14 @@ from trainaug.methods.linear_robustness.max_margin import (
 )
 from trainaug.methods.linear_robustness.norms import (
     NORMS,
+    FourierNorm,
     Norm,
+    PlainNorm,
     dual,
     dual_vector,
     norm,
     project,
+    prox,
 )
 from trainaug.methods.linear_robustness.robustness import (
     Certificate,
@@ -40,10 +43,12 @@ from trainaug.methods.linear_robustness.steepest_descent import (
 __all__ = [
     "NORMS",
     "Certificate",
+    "FourierNorm",
     "MaxMargin",
     "Norm",
     "NotSeparableError",
     "Path",
+    "PlainNorm",
     "SolverFailedError",
     "SteepestDescent",
     "StepRule",
@@ -53,6 +58,7 @@ __all__ = [
     "max_margin",
     "norm",
     "project",
+    "prox",
     "robust_error",
     "robust_radius",
     "second_solver",

@@ -10,18 +10,27 @@ between them is computed here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainaug.methods.linear_robustness.norms import Norm, dual, norm
+from trainaug.methods.linear_robustness.norms import (
+    FourierNorm,
+    Norm,
+    PlainNorm,
+    check_norm,
+    dual,
+    norm,
+)
 from trainaug.methods.linear_robustness.robustness import signed_rows
 
 __all__ = ["MaxMargin", "NotSeparableError", "SolverFailedError", "max_margin", "second_solver"]
 
-_ORDER: dict[Norm, int | str] = {"l1": 1, "l2": 2, "linf": "inf"}
+_ORDER: dict[PlainNorm, int | str] = {"l1": 1, "l2": 2, "linf": "inf"}
 _OPTIONS: dict[str, dict[str, float]] = {
     "CLARABEL": {},
     "HIGHS": {},
@@ -76,7 +85,7 @@ class MaxMargin:
 
 def second_solver(attack: Norm) -> str:
     """Name the solver of second opinion: HiGHS for linear programs, SCS for cones."""
-    return "SCS" if dual(attack) == "l2" else "HIGHS"
+    return "HIGHS" if check_norm(attack) in ("l1", "linf") else "SCS"
 
 
 def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") -> MaxMargin:
@@ -86,7 +95,7 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
         X: Inputs, shape ``(N, D)``; solved in float64 on the CPU.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
         attack: Norm of the perturbation; $\|\cdot\|_*$ is its dual.
-        solver: ``"CLARABEL"``, ``"HIGHS"`` (not for ``"l2"``) or ``"SCS"``.
+        solver: ``"CLARABEL"``, ``"SCS"``, or, for linear programs, ``"HIGHS"``.
 
     Returns:
         Both feasible points in float64 on the device of ``X``, with the gap between them.
@@ -112,8 +121,16 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
         raise NotSeparableError(Z.new_full((len(Z),), 1 / len(Z)), 0.0)
     rows = (Z / scale).numpy()
     variable = cp.Variable(Z.shape[1])
-    margin: Any = rows @ variable >= 1
-    problem = cp.Problem(cp.Minimize(cp.norm(variable, _ORDER[kind])), [margin])
+    size: Any
+    if isinstance(kind, FourierNorm):
+        basis, alone = _real_basis(kind)
+        margin: Any = (rows @ basis.numpy()) @ variable >= 1
+        size = _half_spectrum_norm(variable, kind, alone)
+    else:
+        basis = None
+        margin = rows @ variable >= 1
+        size = cp.norm(variable, _ORDER[kind])
+    problem = cp.Problem(cp.Minimize(size), [margin])
     status = _solve(problem, solver)
     if status in ("infeasible", "infeasible_inaccurate"):
         q, distance = _nearest_hull_point(rows)
@@ -121,14 +138,48 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
             raise NotSeparableError(q, distance * scale)
     if status != "optimal":
         raise SolverFailedError(f"{solver} ended with status {status!r} on {tuple(X.shape)} data")
+    w = torch.as_tensor(variable.value, dtype=torch.float64, device="cpu") / scale
     return _certify(
         Z,
-        torch.as_tensor(variable.value, dtype=torch.float64, device="cpu") / scale,
+        w if basis is None else basis @ w,
         torch.as_tensor(margin.dual_value, dtype=torch.float64, device="cpu") / scale,
         attack,
         solver,
         X.device,
     )
+
+
+@cache
+def _real_basis(kind: FourierNorm) -> tuple[Tensor, int]:
+    r"""Orthonormal real Fourier basis, shape ``(D, D)``: first the columns of the frequencies that
+    are their own mirror, as many as the second result says, then the cosines and then the sines of
+    one frequency of each mirror pair.
+
+    In its coordinates $u$ the modulus of a lone frequency is $|u_k|$, that of a pair is
+    $\sqrt{u_a^2 + u_b^2} / \sqrt 2$: one three-dimensional cone on two unknowns.
+    """
+    index = torch.arange(math.prod(kind.shape), device="cpu").reshape(kind.shape)
+    axes = tuple(range(len(kind.shape)))
+    mirror = index.flip(axes).roll([1] * len(axes), axes).flatten()  # the index of -k
+    index = index.flatten()
+    spectra = kind.transform(torch.eye(len(index), dtype=torch.float64, device="cpu"))  # (D, D)
+    alone, pairs = index[index == mirror], index[index < mirror]
+    cosines, sines = spectra.real[:, pairs], spectra.imag[:, pairs]
+    parts = [spectra.real[:, alone], math.sqrt(2) * cosines, math.sqrt(2) * sines]
+    return torch.cat(parts, 1), len(alone)
+
+
+def _half_spectrum_norm(u: Any, kind: FourierNorm, alone: int) -> Any:
+    import cvxpy as cp
+
+    pairs = (u.size - alone) // 2
+    lone = u[:alone]
+    if pairs == 0:
+        return cp.norm(lone, _ORDER[kind.order])
+    lengths = cp.norm(cp.vstack([u[alone : alone + pairs], u[alone + pairs :]]), 2, axis=0)
+    if kind.order == "l1":
+        return cp.norm(lone, 1) + math.sqrt(2) * cp.sum(lengths)
+    return cp.maximum(cp.norm(lone, "inf"), cp.max(lengths) / math.sqrt(2))
 
 
 def _solve(problem: Any, solver: str) -> str:

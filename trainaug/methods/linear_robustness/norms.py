@@ -1,36 +1,121 @@
-r"""Norms on $\mathbb R^D$, their duals, dual vectors and ball projections, batch first.
+r"""Norms on $\mathbb R^D$, their duals, dual vectors, projections and proximal operators.
 
 Chapter: notebooks/06_linear_robustness.ipynb
 Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
 2021, arXiv 2102.08868, section on norms and duals.
 
 The optimiser's norm lives on the *weights*; robustness is against its dual on the *inputs*.
+
+A norm is named by a string, ``"l1"``, ``"l2"`` or ``"linf"``, or by a `FourierNorm`, the
+$\ell_1$ or $\ell_\infty$ norm of the moduli of a signal's unitary discrete Fourier transform. The
+latter are handled by one rule: apply the plain operation to the moduli, keep the phases.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["NORMS", "Norm", "check_norm", "dual", "dual_vector", "norm", "project"]
+__all__ = [
+    "NORMS",
+    "FourierNorm",
+    "Norm",
+    "PlainNorm",
+    "check_norm",
+    "dual",
+    "dual_vector",
+    "norm",
+    "project",
+    "prox",
+]
 
-Norm = Literal["l1", "l2", "linf"]
-NORMS: tuple[Norm, ...] = get_args(Norm)
-_DUAL: dict[Norm, Norm] = {"l1": "linf", "l2": "l2", "linf": "l1"}
+PlainNorm = Literal["l1", "l2", "linf"]
+NORMS: tuple[PlainNorm, ...] = get_args(PlainNorm)
+_DUAL: dict[PlainNorm, PlainNorm] = {"l1": "linf", "l2": "l2", "linf": "l1"}
 
 
-def check_norm(kind: str) -> Norm:
-    """Return ``kind`` if it names a norm of this module.
+@dataclass(frozen=True)
+class FourierNorm:
+    r"""$\|\mathcal Fx\|_1$ or $\|\mathcal Fx\|_\infty$ of a real signal, $\mathcal F$ unitary.
+
+    Over real signals the two are dual to each other (Lemma 4). A modulus is
+    $|\hat x_k| = \sqrt{\mathrm{Re}^2 + \mathrm{Im}^2}$.
+
+    Args:
+        order: ``"l1"`` or ``"linf"``, of the moduli.
+        shape: How the last dimension ``D`` unfolds, ``(D,)`` for a signal, ``(H, W)`` for a
+            picture. The transform runs over all of it; a product other than ``D`` is refused
+            where the norm is used.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If the order is unknown or a side is below 1.
+
+    Example:
+        >>> round(float(norm(torch.tensor([3.0, -4.0]), FourierNorm("linf", (2,)))), 3)
+        4.95
     """
+
+    order: Literal["l1", "linf"]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.order not in ("l1", "linf"):
+            raise ValueError(f"the order of a Fourier norm is l1 or linf, got {self.order!r}")
+        if not self.shape or min(self.shape) < 1:
+            raise ValueError(f"the shape of a signal needs sides of at least 1, got {self.shape}")
+
+    def __str__(self) -> str:
+        return f"fourier_{self.order}"
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Return the unitary transform of ``(..., D)``, complex, of the same shape.
+
+        Raises:
+            ValueError: If ``D`` is not the size of the signal.
+        """
+        if x.ndim == 0 or x.shape[-1] != math.prod(self.shape):
+            raise ValueError(
+                f"a Fourier norm of signals {self.shape} needs vectors (..., "
+                f"{math.prod(self.shape)}), got {tuple(x.shape)}"
+            )
+        axes = tuple(range(-len(self.shape), 0))
+        signal = x.reshape(*x.shape[:-1], *self.shape)
+        return torch.fft.fftn(signal, dim=axes, norm="ortho").flatten(-len(self.shape))
+
+    def invert(self, z: Tensor) -> Tensor:
+        r"""Return the real part of the inverse transform: $z$ with each pair $\pm k$ averaged."""
+        axes = tuple(range(-len(self.shape), 0))
+        spectrum = z.reshape(*z.shape[:-1], *self.shape)
+        return torch.fft.ifftn(spectrum, dim=axes, norm="ortho").real.flatten(-len(self.shape))
+
+    def on_moduli(self, x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
+        r"""Apply an operation to the moduli $|\hat x|$ and keep the phases; $0$ has phase zero."""
+        z = self.transform(x)
+        moduli = z.abs()
+        phases = torch.where(moduli > 0, z / moduli, 0.0)
+        return self.invert(operation(moduli) * phases)
+
+
+Norm = PlainNorm | FourierNorm
+
+
+def check_norm(kind: str | FourierNorm) -> Norm:
+    """Return ``kind`` if it is a norm of this module.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if isinstance(kind, FourierNorm):
+        return kind
     for known in NORMS:
         if kind == known:
             return known
-    raise ValueError(f"unknown norm {kind!r}, expected one of {', '.join(NORMS)}")
+    raise ValueError(f"unknown norm {kind!r}, expected one of {', '.join(NORMS)} or a FourierNorm")
 
 
 def dual(kind: Norm) -> Norm:
@@ -39,8 +124,13 @@ def dual(kind: Norm) -> Norm:
     Example:
         >>> dual("linf")
         'l1'
+        >>> dual(FourierNorm("linf", (8, 8)))
+        FourierNorm(order='l1', shape=(8, 8))
     """
-    return _DUAL[check_norm(kind)]
+    kind = check_norm(kind)
+    if isinstance(kind, FourierNorm):
+        return FourierNorm("l1" if kind.order == "linf" else "linf", kind.shape)
+    return _DUAL[kind]
 
 
 def norm(x: Tensor, kind: Norm) -> Tensor:
@@ -48,21 +138,23 @@ def norm(x: Tensor, kind: Norm) -> Tensor:
 
     Args:
         x: Vectors, shape ``(..., D)``.
-        kind: ``"l1"``, ``"l2"`` or ``"linf"``.
+        kind: The norm.
 
     Returns:
         Norms, shape ``(...,)``, same dtype and device as ``x``.
 
     Raises:
-        ValueError: If ``kind`` is unknown or ``D`` is zero.
+        ValueError: If ``kind`` is unknown, or ``D`` is zero or not the size of a Fourier norm.
 
     Example:
         >>> norm(torch.tensor([3.0, -4.0]), "l1")
         tensor(7.)
     """
-    check_norm(kind)
+    kind = check_norm(kind)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"expected vectors of shape (..., D) with D >= 1, got {tuple(x.shape)}")
+    if isinstance(kind, FourierNorm):
+        return norm(kind.transform(x).abs(), kind.order)
     if kind == "l1":
         return x.abs().sum(-1)
     if kind == "l2":
@@ -77,6 +169,8 @@ def dual_vector(x: Tensor, kind: Norm) -> Tensor:
     $v$ satisfies $v^\top x = \|x\|$ and has dual norm one, so it is the perturbation that attains
     Hölder's inequality (Lemma 1). At $x = 0$ it is the subgradient zero. For ``"linf"`` all mass
     sits on the *first* coordinate of largest modulus, for ``"l1"`` zero coordinates stay zero.
+    Fourier: $\mathcal F^{-1}(\hat x/|\hat x|)$ for ``l1``; for ``linf`` the mass is split between
+    the first frequency $k$ of largest modulus and its mirror $-k$ with conjugate phases (Lemma 4).
 
     Args:
         x: Vectors, shape ``(..., D)``.
@@ -92,7 +186,10 @@ def dual_vector(x: Tensor, kind: Norm) -> Tensor:
         >>> dual_vector(torch.tensor([3.0, -4.0]), "linf")
         tensor([ 0., -1.])
     """
-    check_norm(kind)
+    kind = check_norm(kind)
+    if isinstance(kind, FourierNorm):
+        order = kind.order
+        return kind.on_moduli(x, lambda moduli: dual_vector(moduli, order))
     if kind == "l1":
         return x.sign()
     if kind == "l2":
@@ -102,38 +199,71 @@ def dual_vector(x: Tensor, kind: Norm) -> Tensor:
     return torch.zeros_like(x).scatter(-1, largest, x.gather(-1, largest).sign())
 
 
-def project(x: Tensor, kind: Norm, radius: float) -> Tensor:
+def project(x: Tensor, kind: Norm, radius: float | Tensor) -> Tensor:
     r"""Project onto the ball $\{u : \|u\| \le \text{radius}\}$ in Euclidean distance.
 
     The projection on the $\ell_1$ ball is the soft threshold at the level that brings the norm
-    to ``radius``, found by sorting (Duchi et al. 2008).
+    to ``radius``, found by sorting (Duchi et al. 2008). Since $\mathcal F$ is unitary, the Fourier
+    balls are projected in the moduli.
 
     Args:
         x: Vectors, shape ``(..., D)``.
         kind: Norm of the ball.
-        radius: Radius of the ball, at least 0.
+        radius: Radius of the ball, at least 0; a number, or one a vector, shape ``(...)``.
 
     Returns:
         Projected vectors, shape ``(..., D)``; vectors inside the ball are returned unchanged.
 
     Raises:
-        ValueError: If ``kind`` is unknown or ``radius`` is negative or not finite.
+        ValueError: If ``kind`` is unknown or a radius is negative or not finite.
 
     Example:
         >>> project(torch.tensor([3.0, 1.0]), "l1", 2.0)
         tensor([2., 0.])
     """
-    check_norm(kind)
-    if not 0 <= radius < float("inf"):
+    kind = check_norm(kind)
+    limit = torch.as_tensor(radius, dtype=x.dtype, device=x.device)
+    if not bool(((limit >= 0) & limit.isfinite()).all()):
         raise ValueError(f"radius must be finite and at least 0, got {radius}")
-    if kind == "linf":
-        return x.clamp(-radius, radius)
     length = norm(x, kind).unsqueeze(-1)  # (..., 1)
-    if kind == "l2":
-        return torch.where(length > radius, x / length * radius, x)
-    sizes = x.abs().sort(-1, descending=True).values  # (..., D)
-    rank = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
-    levels = (sizes.cumsum(-1) - radius) / rank  # (..., D)
-    active = (sizes > levels).sum(-1, keepdim=True).clamp(min=1)  # (..., 1)
-    level = levels.gather(-1, active - 1).clamp(min=0)  # (..., 1)
-    return torch.where(length > radius, x.sign() * (x.abs() - level).clamp(min=0), x)
+    limit = limit.unsqueeze(-1)  # (..., 1)
+    if isinstance(kind, FourierNorm):
+        order = kind.order
+        inside = kind.on_moduli(x, lambda moduli: project(moduli, order, limit.squeeze(-1)))
+    elif kind == "linf":
+        inside = torch.minimum(torch.maximum(x, -limit), limit)
+    elif kind == "l2":
+        inside = x / length * limit
+    else:
+        sizes = x.abs().sort(-1, descending=True).values  # (..., D)
+        rank = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
+        levels = (sizes.cumsum(-1) - limit) / rank  # (..., D)
+        active = (sizes > levels).sum(-1, keepdim=True).clamp(min=1)  # (..., 1)
+        level = levels.gather(-1, active - 1).clamp(min=0)  # (..., 1)
+        inside = x.sign() * (x.abs() - level).clamp(min=0)
+    return torch.where(length > limit, inside, x)
+
+
+def prox(x: Tensor, kind: Norm, tau: float | Tensor) -> Tensor:
+    r"""Compute $\mathrm{prox}_{\tau\|\cdot\|}(x) = \arg\min_u \tfrac12\|u-x\|_2^2 + \tau\|u\|$.
+
+    By Moreau's identity this is $x$ less its projection on the dual ball of radius $\tau$: the soft
+    threshold for ``"l1"``, the block soft threshold for ``"l2"``, the complex soft threshold of
+    the spectrum for the Fourier ``l1`` norm.
+
+    Args:
+        x: Vectors, shape ``(..., D)``.
+        kind: The norm $\|\cdot\|$.
+        tau: Weight of the norm, at least 0; a number, or one a vector, shape ``(...)``.
+
+    Returns:
+        Shape ``(..., D)``; exactly zero where the dual norm of ``x`` is at most ``tau``.
+
+    Raises:
+        ValueError: If ``kind`` is unknown or ``tau`` is negative or not finite.
+
+    Example:
+        >>> prox(torch.tensor([3.0, -0.5]), "l1", 1.0)
+        tensor([2., 0.])
+    """
+    return x - project(x, dual(kind), tau)

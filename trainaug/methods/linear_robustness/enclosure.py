@@ -1,0 +1,181 @@
+r"""Machine-checked enclosures of the largest robust radius $\varepsilon^*$.
+
+Chapter: notebooks/06_linear_robustness.ipynb
+Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
+2021, arXiv 2102.08868, duality lemma; Johansson, "Arb: Efficient Arbitrary-Precision
+Midpoint-Radius Interval Arithmetic", IEEE Trans. Computers 2017.
+
+A float is a fraction with a power of two below the line, so data, weights and dual point are exact
+numbers and the sandwich of Lemma 3 can be decided without any rounding error. Nothing here uses
+the floating-point norms of this package: the computation is a second, independent one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from operator import mul
+from typing import Any
+
+from torch import Tensor
+
+from trainaug.methods.linear_robustness.norms import FourierNorm, Norm, check_norm, dual
+from trainaug.methods.linear_robustness.robustness import signed_rows
+
+__all__ = ["Enclosure", "enclosure"]
+
+
+@dataclass(frozen=True)
+class Enclosure:
+    r"""Proved bounds ``lower`` $\le \varepsilon^* \le$ ``upper``, each rounded outward.
+
+    Attributes:
+        lower: At least 0; positive unless the bound is below the smallest float.
+        upper: Infinite only if the bound is above the largest float.
+    """
+
+    lower: float
+    upper: float
+
+    @property
+    def width(self) -> float:
+        """Relative width ``(upper - lower) / lower``, rounded up."""
+        if self.lower == 0 or math.isinf(self.upper):
+            return math.inf
+        return _outward(Fraction(self.upper) / Fraction(self.lower) - 1, math.inf)
+
+
+def enclosure(
+    X: Tensor, y: Tensor, attack: Norm, w: Tensor, lam: Tensor, *, precision: int = 128
+) -> Enclosure:
+    r"""Prove $\min_i z_i^\top w/\|w\|_* \le \varepsilon^* \le \|Z^\top\lambda\|/\sum_i\lambda_i$.
+
+    Holds for every separating $w$ and every $\lambda \ge 0$, $\lambda \ne 0$ (Lemma 3), whatever
+    solver they come from; good points make it tight. $Zw$, $Z^\top\lambda$ and the $\ell_1$ and
+    $\ell_\infty$ norms are exact. Square roots and Fourier transforms are enclosed by balls of
+    python-flint, of which the upper end is used: both norms enter so that a larger value widens the
+    enclosure.
+
+    Args:
+        X: Inputs, shape ``(N, D)``, any floating type; taken exactly as they are.
+        y: Labels in ``{-1, +1}``, shape ``(N,)``.
+        attack: Norm of the perturbation; $\|\cdot\|_*$ is its dual.
+        w: Weights that separate the data, shape ``(D,)``; their scale does not matter.
+        lam: Dual point, at least 0 and not 0, shape ``(N,)``; its scale does not matter.
+        precision: Bits of the balls, at least 2; the bounds hold for any.
+
+    Returns:
+        The two bounds in float64.
+
+    Raises:
+        ValueError: If the data or a point are malformed, or the exact margin of some row is not
+            positive, so that ``w`` proves nothing.
+
+    Example:
+        >>> import torch
+        >>> X, y = torch.tensor([[4.0, 1.0], [1.0, 2.0]]), torch.tensor([1, 1])
+        >>> enclosure(X, y, "linf", w=torch.tensor([0.25, 0.75]), lam=torch.tensor([0.25, 0.75]))
+        Enclosure(lower=1.75, upper=1.75)
+    """
+    attack = check_norm(attack)
+    signed_rows(X, y)  # refuses malformed data; its products are not used
+    rows, columns = X.shape
+    if isinstance(attack, FourierNorm) and math.prod(attack.shape) != columns:
+        raise ValueError(f"a Fourier norm of signals {attack.shape} does not fit {columns} columns")
+    if precision < 2:
+        raise ValueError(f"precision must be at least 2 bits, got {precision}")
+    weights, multipliers = _direction(w, "w", columns), _direction(lam, "lam", rows)
+    if min(multipliers) < 0:
+        worst = multipliers.index(min(multipliers))
+        raise ValueError(f"lam must be at least 0, got {float(lam[worst])} at {worst}")
+    entries, unit = _integers(X.flatten().tolist())  # X = entries / unit
+    Z = [
+        [int(label) * entry for entry in entries[i * columns : (i + 1) * columns]]
+        for i, label in enumerate(y.tolist())
+    ]
+    margins = [sum(map(mul, row, weights)) for row in Z]
+    if min(margins) <= 0:
+        worst = margins.index(min(margins))
+        sign = "exactly zero" if margins[worst] == 0 else "negative"
+        raise ValueError(f"w does not separate the data: the margin of row {worst} is {sign}")
+    gradient = [sum(map(mul, column, multipliers)) for column in zip(*Z, strict=True)]
+    lower = Fraction(min(margins), unit) / _norm_above(weights, dual(attack), precision)
+    upper = _norm_above(gradient, attack, precision) / (unit * sum(multipliers))
+    assert lower <= upper, "weak duality"
+    return Enclosure(_outward(lower, 0.0), _outward(upper, math.inf))
+
+
+def _integers(values: Sequence[float]) -> tuple[list[int], int]:
+    """Write floats exactly as integers over one power of two."""
+    ratios = [value.as_integer_ratio() for value in values]
+    unit = max(below for _, below in ratios)
+    return [above * (unit // below) for above, below in ratios], unit
+
+
+def _direction(point: Tensor, name: str, size: int) -> list[int]:
+    """Return the positive multiple of a point whose entries are integers without common factor."""
+    if point.shape != (size,) or not point.is_floating_point():
+        raise ValueError(
+            f"{name} must be floating point of shape ({size},), got {point.dtype} of "
+            f"{tuple(point.shape)}"
+        )
+    values: list[float] = point.tolist()
+    for place, value in enumerate(values):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value} at {place}")
+    integers, _ = _integers(values)
+    factor = math.gcd(*integers)
+    if factor == 0:
+        raise ValueError(f"{name} must not be all zero, got {size} zeros")
+    return [integer // factor for integer in integers]
+
+
+def _norm_above(values: list[int], kind: Norm, precision: int) -> Fraction:
+    """Return a rational upper bound of the norm of an integer vector; exact for l1 and linf."""
+    if kind == "l1":
+        return Fraction(sum(map(abs, values)))
+    if kind == "linf":
+        return Fraction(max(map(abs, values)))
+    from flint import arb, ctx, fmpq
+
+    with ctx.workprec(precision):
+        if isinstance(kind, FourierNorm):
+            moduli = [z.abs_upper().fmpq() for z in _spectrum(values, kind.shape, precision)]
+            bound = max(moduli) if kind.order == "linf" else sum(moduli, fmpq(0))
+        else:
+            bound = arb(sum(value * value for value in values)).sqrt().upper().fmpq()
+    return Fraction(int(bound.p), int(bound.q))
+
+
+def _spectrum(values: list[int], shape: tuple[int, ...], precision: int) -> list[Any]:
+    """Enclose the unitary transform: each pass transforms the first axis and makes it the last."""
+    from flint import acb_mat
+
+    spectrum: list[Any] = values
+    for side in shape:
+        signals = acb_mat(side, len(values) // side, spectrum).transpose()  # (D / side, side)
+        spectrum = (signals * _transform(side, precision)).entries()
+    return spectrum
+
+
+@lru_cache(maxsize=8)
+def _transform(side: int, precision: int) -> Any:
+    r"""Enclose the matrix $e^{-2\pi i jk/n}/\sqrt n$, symmetric, shape ``(side, side)``."""
+    from flint import acb_mat, ctx
+
+    with ctx.workprec(precision):
+        return acb_mat.dft(side)
+
+
+def _outward(value: Fraction, side: float) -> float:
+    """Return the nearest float on one side of a number at least 0, 0.0 or inf; tests are exact."""
+    try:
+        near = value.numerator / value.denominator
+    except OverflowError:
+        near = math.inf
+    while near < value if side > 0 else near > value:
+        near = math.nextafter(near, side)
+    return near
