@@ -1,8 +1,9 @@
-# trainaug: `make help` lists the targets. Knobs: PROFILE, CHAPTERS, VENV, PYTHON, BACKEND.
+# trainaug: `make help` lists the targets. Knobs: PROFILE, CHAPTERS, TUNE, VENV, PYTHON, BACKEND.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PROFILE ?= standard
 CHAPTERS ?=
+TUNE ?=
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -32,8 +33,8 @@ setup: $(STAMP)  ## make .venv from requirements.lock, once
 data: setup  ## fetch and verify the data sets
 	@$(BIN)/trainaug data fetch
 
-reproduce: data  ## recompute the chapters and compare with the reference (PROFILE=, CHAPTERS="1 6")
-	@$(BIN)/trainaug reproduce --profile $(PROFILE) $(CHAPTERS)
+reproduce: data  ## recompute the chapters and compare with the reference (PROFILE=, CHAPTERS="1 6"); TUNE=1: tune instead
+	@$(BIN)/trainaug $(if $(TUNE),tune,reproduce --profile $(PROFILE)) $(CHAPTERS)
 
 test: data lint unit quick validate verify  ## everything that CI runs
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from trainaug.methods.attacks import _STEP_SWEEPS, AttackNorm, _Attack, _ball
+from trainaug.methods.attacks.balls import AttackNorm, _ball
+from trainaug.methods.attacks.pgd import _STEP_SWEEPS, _Attack
 from trainaug.training.models import SmallCNN
 
 PAIR: tuple[tuple[AttackNorm, float], ...] = (("linf", 0.03), ("fourier_linf", 0.3))

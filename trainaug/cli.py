@@ -83,6 +83,23 @@ def reproduce(
 
 
 @app.command()
+def tune(chapters: Chapters = None) -> None:
+    """Tune the settings of chapters on pilot seeds; write tuning.csv and tuned.yaml."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    from trainaug.experiments.chapters import TITLES
+    from trainaug.experiments.sweep import worker_count
+
+    for number in _numbers(chapters) or TITLES:
+        name = f"trainaug.experiments.ch{number}.tuning"
+        if find_spec(name.rpartition(".")[0]) is None or find_spec(name) is None:
+            print(f"chapter {number}: nothing to tune")
+            continue
+        import_module(name).tune(worker_count(), lambda line: print(line, flush=True))
+
+
+@app.command()
 def verify(
     chapters: Chapters = None,
     profile: Profile = "standard",

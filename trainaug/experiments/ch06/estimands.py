@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 from trainaug.evidence.store import Record
+from trainaug.experiments.ch06.bias_estimands import BIAS_ESTIMANDS, find
+from trainaug.experiments.ch06.problems import attacks_on
 from trainaug.experiments.ch06.runs import FRACTIONS, JUST_ABOVE, NOTE_STEPS, OPTIMISERS
-from trainaug.methods.linear_robustness import NORMS, Norm, dual
+from trainaug.methods.linear_robustness import NORMS, PlainNorm, dual
 
 __all__ = [
     "ESTIMANDS",
@@ -27,12 +29,12 @@ __all__ = [
 
 REAL = ("digits", "fashion_mnist")
 DECIDED_SIZES = ("n=3", "n=6", "n=10", "n=12", "n=25", "n=50")
-Matrix = dict[tuple[str, Norm], float]
+Matrix = dict[tuple[str, PlainNorm], float]
 
 
 def exact_metrics(records: Sequence[Record], data: str) -> dict[str, float]:
     """Metrics of the exact solutions on one data set."""
-    return dict(_one(records, "max_margin", data)["metrics"])
+    return dict(find(records, "max_margin", data)["metrics"])
 
 
 def problem_names(metrics: dict[str, float]) -> list[str]:
@@ -40,15 +42,6 @@ def problem_names(metrics: dict[str, float]) -> list[str]:
     ending = "/l2/eps_star"
     names = [name.removesuffix(ending) for name in metrics if name.endswith(ending)]
     return sorted(names, key=lambda name: (len(name), name))
-
-
-def _one(records: Sequence[Record], arm: str, data: str, step_size: float = 1.0) -> Record:
-    for record in records:
-        config = record["config"]
-        found = record["arm"], config["data"], config.get("step_size", step_size)
-        if found == (arm, data, step_size):
-            return record
-    raise KeyError(f"no record of {arm} on {data} with step size {step_size:g}")
 
 
 def matrices(
@@ -65,7 +58,7 @@ def matrices(
         KeyError: If a record is missing.
     """
     exact = exact_metrics(records, data)
-    runs = {name: _one(records, name, data) for name in OPTIMISERS}
+    runs = {name: find(records, name, data) for name in OPTIMISERS}
     for problem in problem_names(exact):
         matrix: Matrix = {}
         for (name, run), attack in product(runs.items(), NORMS):
@@ -76,12 +69,12 @@ def matrices(
 
 
 def ratio(
-    optimiser: str, attack: Norm, data: str, problem: str, step_size: float = 1.0
+    optimiser: str, attack: PlainNorm, data: str, problem: str, step_size: float = 1.0
 ) -> Callable[[Sequence[Record]], float]:
     """Make the estimand rho / eps* of one optimiser under one attack on one problem."""
 
     def estimand(records: Sequence[Record]) -> float:
-        run = _one(records, optimiser, data, step_size)
+        run = find(records, optimiser, data, step_size)
         radius = run["metrics"][f"{problem}/{attack}/radius@{run['config']['steps']}"]
         return float(radius / exact_metrics(records, data)[f"{problem}/{attack}/eps_star"])
 
@@ -92,14 +85,14 @@ def upper_ratio(optimiser: str, data: str, problem: str) -> Callable[[Sequence[R
     """Make the estimand: least upper bound that an optimiser's gradients certified, over eps*."""
 
     def estimand(records: Sequence[Record]) -> float:
-        upper = _one(records, optimiser, data)["metrics"][f"{problem}/upper"]
+        upper = find(records, optimiser, data)["metrics"][f"{problem}/upper"]
         attack = dual(OPTIMISERS[optimiser])
         return float(upper / exact_metrics(records, data)[f"{problem}/{attack}/eps_star"])
 
     return estimand
 
 
-def advantage(attack: Norm, data: str, problem: str) -> Callable[[Sequence[Record]], float]:
+def advantage(attack: PlainNorm, data: str, problem: str) -> Callable[[Sequence[Record]], float]:
     """Make the estimand: predicted optimiser's ratio minus the best other one's."""
 
     def estimand(records: Sequence[Record]) -> float:
@@ -192,7 +185,7 @@ def _over_exact(records: Sequence[Record], suffix: str) -> list[float]:
     found = []
     for data in ("gaussian", *REAL):
         exact = exact_metrics(records, data)
-        for problem, attack in product(problem_names(exact), NORMS):
+        for problem, attack in product(problem_names(exact), attacks_on(data)):
             found.append(exact[f"{problem}/{attack}/{suffix}"])
     return found
 
@@ -207,10 +200,15 @@ def solver_difference(records: Sequence[Record]) -> float:
     return max(_over_exact(records, "solver_difference"))
 
 
+def enclosure_width(records: Sequence[Record]) -> float:
+    """Largest relative width of the machine-checked enclosures of eps*."""
+    return max(_over_exact(records, "proved_width"))
+
+
 def _largest_ratio(records: Sequence[Record], bound: str) -> float:
     """Largest radius of any trained model over the bound ``eps_star`` or ``upper``, minus one."""
     for data, optimiser in product(("gaussian", *REAL), OPTIMISERS):
-        _one(records, optimiser, data)  # no model, no claim
+        find(records, optimiser, data)  # no model, no claim
     largest = -math.inf
     for record in (r for r in records if r["arm"] in OPTIMISERS):
         bounds = exact_metrics(records, record["config"]["data"])
@@ -264,6 +262,7 @@ ESTIMANDS: dict[str, Callable[[Sequence[Record]], float]] = {
         note_real_diagonal,
         note_advantage,
         duality_gap,
+        enclosure_width,
         solver_difference,
         excess_radius,
         certified_excess,
@@ -272,4 +271,4 @@ ESTIMANDS: dict[str, Callable[[Sequence[Record]], float]] = {
         robust_train_error,
         robust_error_above,
     )
-}
+} | BIAS_ESTIMANDS

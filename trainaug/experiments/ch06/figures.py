@@ -11,7 +11,7 @@ from trainaug.evidence.plots import PALETTE, band, figure, matrix
 from trainaug.evidence.store import Record
 from trainaug.experiments.ch06.estimands import exact_metrics, matrices, problem_names
 from trainaug.experiments.ch06.runs import FRACTIONS, JUST_ABOVE, OPTIMISERS
-from trainaug.methods.linear_robustness import Norm, dual
+from trainaug.methods.linear_robustness import PlainNorm, dual
 
 __all__ = [
     "ATTACK_LABELS",
@@ -32,7 +32,7 @@ OPTIMISER_LABELS = {
 }
 ATTACK_LABELS = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
 # the order of the optimisers: coordinate, gradient, sign
-ATTACKS: tuple[Norm, ...] = ("linf", "l2", "l1")
+ATTACKS: tuple[PlainNorm, ...] = ("linf", "l2", "l1")
 COLOURS = dict(zip(OPTIMISERS, PALETTE, strict=False))
 DATA_LABELS = {
     "gaussian": "Gaussian",

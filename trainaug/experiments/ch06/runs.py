@@ -1,113 +1,106 @@
-"""The runs of chapter 6: exact solutions and steepest descent on the same problems.
+"""The runs of chapter 6: their list, exact solutions, and steepest descent on the same problems.
 
 All problems of one data set and seed are stacked in one tensor and form one run.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from trainaug.data.binary import binary_problem
-from trainaug.data.gaussian import gaussian_problem
 from trainaug.data.registry import content_hash
 from trainaug.evidence.store import Run, rounded
+from trainaug.experiments.ch06 import bias, pictures
 from trainaug.experiments.ch06.config import DATA, Config
+from trainaug.experiments.ch06.problems import Problem, attacks_on, load_problems, stacked
 from trainaug.methods.linear_robustness import (
     NORMS,
-    Norm,
+    PlainNorm,
+    StepRule,
     dual,
+    enclosure,
     max_margin,
     robust_error,
     robust_radius,
     second_solver,
-    signed_rows,
     steepest_descent_paths,
     worst_case_perturbation,
 )
 
 __all__ = [
+    "CONSTANT",
     "FRACTIONS",
     "JUST_ABOVE",
     "NOTE_STEPS",
     "OPTIMISERS",
-    "PAIRS",
-    "Problem",
+    "RATE_SIZES",
     "execute",
-    "load_problems",
     "plan",
 ]
 
-OPTIMISERS: dict[str, Norm] = {"coordinate": "l1", "gradient": "l2", "sign": "linf"}
-PAIRS = {
-    "digits": ((0, 1), (4, 9), (3, 8)),
-    "fashion_mnist": ((1, 9), (0, 9), (1, 5), (3, 8)),
-}
-EXAMPLES = {"digits": 60, "fashion_mnist": 100}
+OPTIMISERS: dict[str, PlainNorm] = {"coordinate": "l1", "gradient": "l2", "sign": "linf"}
+CONSTANT = "_constant"  # ending of the arms with a constant step on the loss itself
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
 JUST_ABOVE = 1.001
 NOTE_STEPS = 10_000
+RATE_SIZES = (10, 25)
 SECONDS = {  # predicted core-seconds: of the exact solutions, and of 10 000 steps of one optimiser
-    "gaussian": (1.5, 0.7),
-    "digits": (1.5, 0.5),
-    "fashion_mnist": (4.0, 1.7),
+    "gaussian": (3.5, 0.7),
+    "digits": (4.0, 0.5),
+    "fashion_mnist": (12.0, 1.7),
 }
-
-
-class Problem(NamedTuple):
-    """A two-class problem as tensors; the test part may be empty."""
-
-    name: str
-    X: Tensor
-    y: Tensor
-    X_test: Tensor
-    y_test: Tensor
+RATE_SECONDS = 0.6  # of 10 000 steps of one optimiser on the problems of the rates
 
 
 def plan(config: Config) -> list[Run]:
-    """List the runs: per data set and seed the exact solutions and the three optimisers, and the
-    step-size ablation of coordinate descent on digits."""
+    """List the runs of a configuration; each names its arm, settings and predicted seconds."""
+    runs = []
+    for number in range(max(config.seeds, config.extended_seeds)):
+        seed = config.first_seed + number
+        if number < config.seeds:
+            found = [*_exact_and_descents(config), *bias.networks(config)]
+            found += bias.adversarial(config)
+        else:
+            found = []
+        if number < config.extended_seeds:
+            found += [*_rates(config), *bias.regularised(config), *pictures.classifiers(config)]
+        for arm, settings, seconds in found:
+            data = content_hash(settings["data"])
+            runs.append(Run("06", arm, settings, seed, data, seconds))
+    return runs
+
+
+Planned = tuple[str, dict[str, Any], float]  # arm, settings, predicted core-seconds
+
+
+def _exact_and_descents(config: Config) -> Iterator[Planned]:
+    """Exact solutions, the three optimisers, and coordinate descent's step sizes on digits."""
     steps = {
         "gaussian": config.gaussian_steps,
         "digits": config.digits_steps,
         "fashion_mnist": config.fashion_steps,
     }
-    runs = []
-    for seed in range(config.first_seed, config.first_seed + config.seeds):
-        for data in DATA:
-            base: dict[str, Any] = {"data": data}
-            if data == "gaussian":
-                base["sizes"] = list(config.sizes)
-            solve, descend = SECONDS[data]
-            runs.append(Run("06", "max_margin", base, seed, content_hash(data), solve))
-            scales = (1.0, *config.step_sizes) if data == "digits" else (1.0,)
-            for optimiser in OPTIMISERS:
-                for scale in scales if optimiser == "coordinate" else (1.0,):
-                    settings = base | {"steps": steps[data], "step_size": scale}
-                    seconds = descend * steps[data] / 10_000
-                    runs.append(Run("06", optimiser, settings, seed, content_hash(data), seconds))
-    return runs
+    for data in DATA:
+        base: dict[str, Any] = {"data": data}
+        if data == "gaussian":
+            base["sizes"] = list(config.sizes)
+        solve, descend = SECONDS[data]
+        yield "max_margin", base, solve
+        for optimiser in OPTIMISERS:
+            ablated = data == "digits" and optimiser == "coordinate"
+            for scale in (1.0, *config.step_sizes) if ablated else (1.0,):
+                settings = base | {"steps": steps[data], "step_size": scale}
+                yield optimiser, settings, descend * steps[data] / 10_000
 
 
-def load_problems(config: dict[str, Any], seed: int) -> list[Problem]:
-    """Draw the problems that a run's configuration names."""
-    data = config["data"]
-    if data == "gaussian":
-        drawn = [(f"n={n}", gaussian_problem(n, 100, seed=seed)) for n in config["sizes"]]
-        empty = torch.zeros(0, 100, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-        return [
-            Problem(name, torch.from_numpy(X), torch.from_numpy(y), *empty)
-            for name, (X, y) in drawn
-        ]
-    problems = []
-    for pair in PAIRS[data]:
-        X, y, X_test, y_test = map(
-            torch.from_numpy, binary_problem(data, pair, n=EXAMPLES[data], seed=seed)
-        )
-        problems.append(Problem(f"{pair[0]}/{pair[1]}", X, y, X_test, y_test))
-    return problems
+def _rates(config: Config) -> Iterator[Planned]:
+    """The three optimisers with a constant step on the mean loss (lin.3)."""
+    settings = {"data": "gaussian", "sizes": list(RATE_SIZES), "steps": config.rate_steps}
+    for optimiser in OPTIMISERS:
+        seconds = RATE_SECONDS * config.rate_steps / 10_000
+        yield optimiser + CONSTANT, settings | {"step_size": 1.0}, seconds
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -116,29 +109,47 @@ def execute(run: Run) -> dict[str, Any]:
     Raises:
         ValueError: If the arm is unknown.
     """
-    problems = load_problems(dict(run.config), run.seed)
-    if run.arm == "max_margin":
-        return _solve(problems)
-    if run.arm not in OPTIMISERS:
+    config = dict(run.config)
+    elsewhere: dict[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
+        "regularised": bias.run_regularised,
+        "convolutional": bias.run_convolutional,
+        "dense": bias.run_dense,
+        "adversarial": bias.run_adversarial,
+        "cnn": pictures.run_cnn,
+        "mlp": pictures.run_mlp,
+    }
+    if run.arm in elsewhere:
+        return elsewhere[run.arm](config, run.seed)
+    optimiser = run.arm.removesuffix(CONSTANT)
+    if run.arm != "max_margin" and optimiser not in OPTIMISERS:
         raise ValueError(f"unknown arm {run.arm!r}")
-    return _descend(
-        problems, OPTIMISERS[run.arm], run.config["steps"], float(run.config["step_size"])
-    )
+    problems = load_problems(config, run.seed)
+    if run.arm == "max_margin":
+        return _solve(problems, config["data"])
+    rule: StepRule = "log_loss" if optimiser == run.arm else "constant"
+    steps, size = config["steps"], float(config["step_size"])
+    return _descend(problems, OPTIMISERS[optimiser], steps, size, rule)
 
 
-def _solve(problems: list[Problem]) -> dict[str, Any]:
+def _solve(problems: list[Problem], data: str) -> dict[str, Any]:
     metrics: dict[str, float] = {}
+    attacks = attacks_on(data)
     for name, X, y, X_test, y_test in problems:
-        solutions = {attack: max_margin(X, y, attack) for attack in NORMS}
+        solutions = {attack: max_margin(X, y, attack) for attack in attacks}
         for attack, exact in solutions.items():
             second = max_margin(X, y, attack, solver=second_solver(attack))
+            proved = enclosure(X, y, attack, exact.w, exact.lam)
             eps, at = exact.eps_star, f"{name}/{attack}"
             metrics |= {
                 f"{at}/eps_star": eps,
                 f"{at}/upper": exact.upper,
                 f"{at}/gap": exact.gap,
                 f"{at}/kkt": max(exact.kkt.values()),
+                f"{at}/second": second.eps_star,
                 f"{at}/solver_difference": abs(second.eps_star / eps - 1),
+                f"{at}/proved_lower": proved.lower,
+                f"{at}/proved_upper": proved.upper,
+                f"{at}/proved_width": proved.width,
                 f"{at}/train_error": float(robust_error(exact.w, X, y, attack, 0.0)),
             }
             for fraction in (*FRACTIONS, JUST_ABOVE):
@@ -154,22 +165,18 @@ def _solve(problems: list[Problem]) -> dict[str, Any]:
     return {
         "metrics": {key: rounded(value) for key, value in metrics.items()},
         "curves": {},
-        "counters": {"solves": 2 * len(NORMS) * len(problems)},
+        "counters": {"solves": 2 * len(attacks) * len(problems)},
     }
 
 
 def _descend(
-    problems: list[Problem], weight_norm: Norm, steps: int, step_size: float
+    problems: list[Problem], weight_norm: PlainNorm, steps: int, step_size: float, rule: StepRule
 ) -> dict[str, Any]:
-    rows = [signed_rows(X, y) for _, X, y, _, _ in problems]
-    longest = max(len(Z) for Z in rows)
-    stack = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])  # (P, N, D)
-    mask = torch.zeros(stack.shape[:2], dtype=torch.bool)
-    for i, Z in enumerate(rows):
-        stack[i, : len(Z)] = Z
-        mask[i, : len(Z)] = True
+    stack, mask = stacked(problems)
     recorded = _log_spaced(steps)
-    path = steepest_descent_paths(stack, [weight_norm], record_at=recorded, lr=step_size, mask=mask)
+    path = steepest_descent_paths(
+        stack, [weight_norm], record_at=recorded, lr=step_size, step=rule, mask=mask
+    )
     metrics: dict[str, float] = {}
     curves: dict[str, list[float]] = {"step": [float(t) for t in recorded]}
     own = dual(weight_norm)

@@ -53,7 +53,7 @@ class LinearClassifier(nn.Module):
 
 
 class DeepLinear(nn.Module):
-    r"""Fully connected linear network $f(x) = w_L^\top W_{L-1}\cdots W_1 x$ of constant width ``D``.
+    r"""Fully connected linear network $f(x) = w_L^\top W_{L-1}\cdots W_1 x$, all of width ``D``.
 
     The last layer starts at zero, the others with random columns of length one, as in the
     authors' code; depth 1 is `LinearClassifier`. With *all* layers at zero the gradient vanishes
@@ -90,8 +90,9 @@ class DeepLinear(nn.Module):
 
 
 class CircularConvLinear(nn.Module):
-    r"""Linear convolutional network of full width: $h_l = w_l \star h_{l-1}$, $f = w_L^\top h_{L-1}$.
+    r"""Linear convolutional network, $h_l = w_l \star h_{l-1}$ and $f = w_L^\top h_{L-1}$.
 
+    Filters are as wide as the signal and
     $(w\star h)[i] = d^{-1/2}\sum_k w[k]\,h[(i+k) \bmod d]$ is a circular cross-correlation, so in
     the unitary transform $\hat h_l = \overline{\hat w_l}\odot\hat h_{l-1}$ and
     $\hat\beta = \hat w_1\odot\cdots\odot\hat w_L$. Start as in `DeepLinear`.
@@ -132,7 +133,8 @@ def _check_sizes(features: int, depth: int) -> None:
 
 def _unit_columns(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     drawn = torch.randn(shape, generator=generator, device=generator.device)
-    return drawn / torch.linalg.vector_norm(drawn, dim=-2, keepdim=True)
+    columns: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=-2, keepdim=True)
+    return columns
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ class _Convolutions:
         self.weights = torch.where(alone, 1.0, 2.0).to(Z)  # mirror pairs count twice
 
     def _forward(self, x: Tensor) -> Tensor:
-        return torch.fft.rfftn(x.unflatten(-1, self.shape), dim=self.axes, norm="ortho")
+        signal = x.reshape(*x.shape[:-1], *self.shape)
+        spectra: Tensor = torch.fft.rfftn(signal, dim=self.axes, norm="ortho")
+        return spectra
 
     def _square(self, z: Tensor) -> Tensor:
         """Squared length of the layers behind the spectra ``(P, M, L, *half)``, ``(P, M)``."""
@@ -180,7 +184,7 @@ class _Convolutions:
 
     def beta(self) -> Tensor:
         product = self.spectra.prod(2)
-        beta = torch.fft.irfftn(product, s=self.shape, dim=self.axes, norm="ortho")
+        beta: Tensor = torch.fft.irfftn(product, s=self.shape, dim=self.axes, norm="ortho")
         return beta.flatten(-len(self.shape))  # (P, M, D)
 
     def cost(self) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -85,13 +85,15 @@ class FourierNorm:
             )
         axes = tuple(range(-len(self.shape), 0))
         signal = x.reshape(*x.shape[:-1], *self.shape)
-        return torch.fft.fftn(signal, dim=axes, norm="ortho").flatten(-len(self.shape))
+        spectrum: Tensor = torch.fft.fftn(signal, dim=axes, norm="ortho")
+        return spectrum.flatten(-len(self.shape))
 
     def invert(self, z: Tensor) -> Tensor:
         r"""Return the real part of the inverse transform: $z$ with each pair $\pm k$ averaged."""
         axes = tuple(range(-len(self.shape), 0))
         spectrum = z.reshape(*z.shape[:-1], *self.shape)
-        return torch.fft.ifftn(spectrum, dim=axes, norm="ortho").real.flatten(-len(self.shape))
+        signal: Tensor = torch.fft.ifftn(spectrum, dim=axes, norm="ortho").real
+        return signal.flatten(-len(self.shape))
 
     def on_moduli(self, x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
         r"""Apply an operation to the moduli $|\hat x|$ and keep the phases; $0$ has phase zero."""
@@ -116,6 +118,14 @@ def check_norm(kind: str | FourierNorm) -> Norm:
         if kind == known:
             return known
     raise ValueError(f"unknown norm {kind!r}, expected one of {', '.join(NORMS)} or a FourierNorm")
+
+
+@overload
+def dual(kind: PlainNorm) -> PlainNorm: ...
+
+
+@overload
+def dual(kind: FourierNorm) -> FourierNorm: ...
 
 
 def dual(kind: Norm) -> Norm:

@@ -149,9 +149,10 @@ def regularisation_path(
 
     All problems and all $\lambda$ run side by side from $w = 0$ with FISTA. The step is one over a
     bound of the curvature near the current point,
-    $\min\{\tfrac14, 4\max_i s_i(1-s_i)\}\,\sigma_{\max}(Z)^2/n$ with $s_i = \sigma(-z_i^\top w)$;
-    the global bound $\tfrac14$ alone makes small $\lambda$ thousands of times slower. At the solution $\|\nabla L\| = \lambda$ in the attack norm
-    and $-\nabla L^\top w = \lambda\|w\|_*$ (Theorem 8).
+    $\min\{\tfrac14, 4\max_i s_i(1-s_i)\}\,\sigma_{\max}(Z)^2/n$ with
+    $s_i = \sigma(-z_i^\top w)$; the global bound $\tfrac14$ alone would make small $\lambda$
+    far slower. At the solution $\|\nabla L\| = \lambda$ in the attack norm and
+    $-\nabla L^\top w = \lambda\|w\|_*$ (Theorem 8).
 
     Args:
         Z: Signed rows, shape ``(P, N, D)``.
@@ -185,7 +186,7 @@ def regularisation_path(
     share = torch.tensor(list(strengths), dtype=Z.dtype, device=Z.device)  # (S,)
     lambda_max = norm(Z.mean(1) / 2, attack)  # (P,)
     if not bool((lambda_max > 0).all()):
-        raise ValueError("the signed rows of a problem sum to zero: w = 0 solves it for every lambda")
+        raise ValueError("the signed rows of a problem sum to zero: w = 0 is the solution")
     lam = lambda_max.unsqueeze(-1) * share  # (P, S)
     spread = (torch.linalg.matrix_norm(Z, 2) ** 2 / N).unsqueeze(-1)  # (P, 1)
     W = torch.zeros(P, len(share), D, dtype=Z.dtype, device=Z.device)

@@ -1,0 +1,157 @@
+r"""Balls of perturbations: projection, steepest step, length and draws.
+
+Chapter: notebooks/06_linear_robustness.ipynb
+Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
+2021, arXiv 2102.08868, the Fourier attack.
+
+A ball holds the perturbations $\delta$ of one example with norm at most $\varepsilon$: ``"linf"``,
+``"l2"`` and ``"l1"`` over the whole example, ``"fourier_linf"`` channel by channel,
+$|\hat\delta_{c,k}|\le\varepsilon r_k$ at every frequency $k$ of the unitary transform over the
+dimensions after the channel (of inputs ``(B, D)``: over ``D``). The factors $r_k$ are 1, or a band.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from trainaug.methods.attacks.bands import check_band
+from trainaug.methods.linear_robustness.norms import dual, dual_vector, norm, project
+
+__all__ = ["AttackNorm", "project_ball", "steepest_step"]
+
+AttackNorm = Literal["linf", "l2", "l1", "fourier_linf"]
+_TOLERANCE = 1e-5  # of the largest radius: how far clipping may leave a band
+
+
+@dataclass(frozen=True)
+class _Ball:
+    """A ball and its geometry; ``factors`` are the band on the half spectrum, ones without."""
+
+    norm: AttackNorm
+    eps: float
+    sides: tuple[int, ...]
+    factors: Tensor
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return tuple(range(-len(self.sides), 0))
+
+    def transform(self, x: Tensor) -> Tensor:
+        z: Tensor = torch.fft.rfftn(x, dim=self.axes, norm="ortho")  # (B, C, H, W // 2 + 1)
+        return z
+
+    def invert(self, z: Tensor) -> Tensor:
+        x: Tensor = torch.fft.irfftn(z, s=self.sides, dim=self.axes, norm="ortho")
+        return x
+
+    def project(self, delta: Tensor) -> Tensor:
+        if self.norm != "fourier_linf":
+            return project(delta.flatten(1), self.norm, self.eps).view(delta.shape)
+        z = self.transform(delta)
+        moduli, radii = z.abs(), self.eps * self.factors
+        shrink = torch.where(moduli > radii, radii / moduli, 1.0)
+        outside = shrink.amin(self.axes, keepdim=True) < 1  # (B, C, 1, 1)
+        return torch.where(outside, self.invert(z * shrink), delta)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        flat = gradient.flatten(1)
+        scale = flat.abs().amax(1, keepdim=True)  # (B, 1), else squares of small values are lost
+        flat = torch.where(scale > 0, flat / scale, 0.0)
+        if self.norm != "fourier_linf":
+            return dual_vector(flat, dual(self.norm)).view(gradient.shape)
+        z = self.transform(flat.view(gradient.shape))
+        moduli = z.abs()
+        noise = torch.finfo(moduli.dtype).eps * moduli.amax(self.axes, keepdim=True)
+        return self.invert(torch.where(moduli > noise, self.factors * z / moduli, 0.0))
+
+    def gauge(self, delta: Tensor) -> Tensor:
+        """Return length over radius, at most 1 in the ball; in a band up to the tolerance."""
+        if self.norm != "fourier_linf":
+            length = norm(delta.flatten(1), self.norm) / self.eps
+            return length.view(-1, *[1] * (delta.ndim - 1))  # (B, 1, 1, 1)
+        radii = self.eps * self.factors.clamp(min=_TOLERANCE * float(self.factors.max()))
+        return (self.transform(delta).abs() / radii).amax(self.axes, keepdim=True)  # (B, C, 1, 1)
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.empty(x.shape, dtype=x.dtype, device=generator.device)
+        if self.norm == "linf":
+            return noise.uniform_(-self.eps, self.eps, generator=generator).to(x.device)
+        noise = noise.normal_(0, self.eps, generator=generator).to(x.device)
+        if self.norm == "fourier_linf":
+            noise = self.invert(self.factors * self.transform(noise))
+        return self.project(noise)
+
+
+def _ball(x: Tensor, kind: AttackNorm, eps: float, band: Tensor | None) -> _Ball:
+    if kind not in get_args(AttackNorm):
+        known = ", ".join(get_args(AttackNorm))
+        raise ValueError(f"unknown norm {kind!r}, expected one of {known}")
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be finite and at least 0, got {eps}")
+    if x.ndim < 2 or 0 in x.shape[1:] or not x.is_floating_point():
+        raise ValueError(f"need floats (B, D) or (B, C, ...), got {x.dtype} {tuple(x.shape)}")
+    sides = tuple(x.shape[min(2, x.ndim - 1) :])
+    half = (*sides[:-1], sides[-1] // 2 + 1)
+    if band is None:
+        return _Ball(kind, eps, sides, torch.ones(half, dtype=x.dtype, device=x.device))
+    if kind != "fourier_linf":
+        raise ValueError(f"only fourier_linf takes a band, got {kind!r}")
+    return _Ball(kind, eps, sides, check_band(band, x, sides)[..., : half[-1]])
+
+
+def project_ball(delta: Tensor, norm: AttackNorm, eps: float, band: Tensor | None = None) -> Tensor:
+    r"""Project perturbations on the ball in Euclidean distance, exactly.
+
+    In the Fourier ball $\hat\delta_k\leftarrow\hat\delta_k\min(1,\varepsilon r_k/|\hat\delta_k|)$:
+    the transform is unitary and the ball a product of discs.
+
+    Args:
+        delta: Perturbations, shape ``(B, D)`` or ``(B, C, ...)``.
+        norm: Norm of the ball.
+        eps: Radius, at least 0.
+        band: Symmetric mask, or factors $r_k\ge0$, over the full spectrum ``(H, W)`` or ``(D,)``;
+            ``"fourier_linf"`` only.
+
+    Returns:
+        Projected perturbations, same shape; those inside the ball are returned unchanged.
+
+    Raises:
+        ValueError: If the norm is unknown, ``eps`` negative or not finite, or the band is not
+            symmetric, empty, of the wrong shape or with another norm.
+
+    Example:
+        >>> project_ball(torch.tensor([[3.0, 1.0]]), "l1", 2.0)
+        tensor([[2., 0.]])
+    """
+    return _ball(delta, norm, eps, band).project(delta)
+
+
+def steepest_step(gradient: Tensor, norm: AttackNorm, band: Tensor | None = None) -> Tensor:
+    r"""Return the perturbation of length one that raises a linear loss most (Lemma 1).
+
+    $\mathrm{sign}(g)$ for ``"linf"``, $g/\|g\|_2$ for ``"l2"``, the first coordinate of largest
+    modulus of each example for ``"l1"``, $\mathcal F^{-1}[r\,\hat g/|\hat g|]$ for
+    ``"fourier_linf"``. Where the gradient is zero so is the step; a frequency below the rounding
+    error of the channel's largest one counts as zero, its phase is noise.
+
+    Args:
+        gradient: Gradients of the loss, shape ``(B, D)`` or ``(B, C, ...)``.
+        norm: Norm in which the step has length one.
+        band: As for `project_ball`.
+
+    Returns:
+        Steps, same shape.
+
+    Raises:
+        ValueError: As for `project_ball`.
+
+    Example:
+        >>> steepest_step(torch.tensor([[3.0, -4.0]]), "l1")
+        tensor([[ 0., -1.]])
+    """
+    return _ball(gradient, norm, 1.0, band).direction(gradient)

@@ -1,0 +1,105 @@
+"""Bands of frequencies: masks over the full spectrum, by radius, and what a ball takes as one.
+
+Chapter: notebooks/06_linear_robustness.ipynb
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+__all__ = ["equal_bands", "radial_band"]
+
+
+def _mirror(spectrum: Tensor) -> Tensor:
+    """Return the tensor of a full spectrum with the entry of ``-k`` at place ``k``."""
+    axes = tuple(range(spectrum.ndim))
+    return spectrum.flip(axes).roll([1] * spectrum.ndim, axes)
+
+
+def check_band(band: Tensor, x: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """Return the factors of a band over the full spectrum, like ``x``, or name what is wrong."""
+    if band.shape != sides or band.is_complex():
+        raise ValueError(f"need a real band of {sides}, got {band.dtype} {tuple(band.shape)}")
+    factors = band.detach().to(x.device, x.dtype)
+    if not bool((factors.isfinite() & (factors >= 0)).all()):
+        raise ValueError(f"factors of a band are finite and at least 0, got {factors.min()}")
+    if not bool(factors.any()):
+        raise ValueError(f"the band is empty: none of {factors.numel()} frequencies")
+    odd = (factors != _mirror(factors)).nonzero()
+    if len(odd):
+        raise ValueError(f"the band differs between k and -k, first at k = {odd[0].tolist()}")
+    return factors
+
+
+def _radii(shape: tuple[int, ...]) -> Tensor:
+    if not shape or min(shape) < 1:
+        raise ValueError(f"the shape of a spectrum needs sides of at least 1, got {shape}")
+    axes = [torch.fft.fftfreq(n, dtype=torch.float64, device="cpu") for n in shape]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    return grid.square().sum(0).sqrt()
+
+
+def radial_band(shape: tuple[int, ...], low: float, high: float) -> Tensor:
+    r"""Mask the frequencies with $\text{low}\le r(k)<\text{high}$, $r(k)=\sqrt{f_x^2+f_y^2}$.
+
+    Args:
+        shape: Sides of the signal, ``(H, W)`` or ``(D,)``.
+        low: Lower edge in cycles a pixel; radii of pictures run from 0 to 0.7071.
+        high: Upper edge, not in the band.
+
+    Returns:
+        Mask in the layout of ``torch.fft.fft2``, boolean, shape ``shape``, on the CPU; symmetric
+        under $k\to-k$. It may be empty, which the attacks refuse.
+
+    Raises:
+        ValueError: If not ``low < high``, or a side is below 1.
+
+    Example:
+        >>> radial_band((4,), 0.25, 0.5)
+        tensor([False,  True, False,  True])
+    """
+    if not low < high:
+        raise ValueError(f"a band needs low < high, got {low} and {high}")
+    radii = _radii(shape)
+    return (radii >= low) & (radii < high)
+
+
+def equal_bands(shape: tuple[int, ...], count: int) -> Tensor:
+    r"""Split all frequencies by radius into bands of equally many.
+
+    Frequencies are sorted by radius, then by their place in the spectrum; a cut that would part
+    $k$ from $-k$ moves up by one. So sizes differ by at most two.
+
+    Args:
+        shape: Sides of the signal, ``(H, W)`` or ``(D,)``.
+        count: Number of bands.
+
+    Returns:
+        Disjoint symmetric masks from low to high radius, boolean, shape ``(count, *shape)``,
+        on the CPU.
+
+    Raises:
+        ValueError: If ``count`` is below 1 or leaves a band empty, or a side is below 1.
+
+    Example:
+        >>> equal_bands((5,), 2).int()
+        tensor([[1, 1, 0, 0, 1],
+                [0, 0, 1, 1, 0]], dtype=torch.int32)
+    """
+    radii = _radii(shape)
+    index = torch.arange(radii.numel(), device=radii.device).view(shape)
+    pair = torch.minimum(index, _mirror(index)).flatten()  # the same number for k and -k
+    order = pair.argsort(stable=True)
+    order = order[radii.flatten()[order].argsort(stable=True)]
+    ranks = pair[order].tolist()
+    cuts = [round(i * len(ranks) / count) for i in range(count + 1)] if count >= 1 else [0, 0]
+    cuts = [c + (0 < c < len(ranks) and ranks[c - 1] == ranks[c]) for c in cuts]
+    if any(a >= b for a, b in pairwise(cuts)):
+        raise ValueError(f"cannot split {len(ranks)} frequencies into {count} bands")
+    bands = torch.zeros(count, len(ranks), dtype=torch.bool, device=radii.device)
+    for band, (low, high) in zip(bands, pairwise(cuts), strict=True):
+        band[order[low:high]] = True
+    return bands.view(count, *shape)
