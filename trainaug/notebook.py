@@ -170,6 +170,18 @@ class Context:
         judged = list(self._judged.values())
         print(verdict_blocks(judged) if self.judges else "not judged (quick)")
 
+    def verdicts_at_full(self) -> None:
+        """Print, one line an estimand, what the committed full profile says of each claim."""
+        reference = read_reference("full", self.chapter.number)
+        if reference is None:
+            print("full profile: no reference yet")
+            return
+        for each in chapter_judgements(self.chapter, reference.records):
+            print(f"{each.id} at full: {each.verdict}")
+            for e in each.estimates:
+                shown = fmt_interval(e.mean, e.low, e.high, 3)
+                print(f"    {e.estimand.replace('_', ' ')} {shown}, n = {e.n}")
+
     def values(self, estimand: Estimand) -> list[float]:
         """Values of an estimand, one a seed."""
         by_seed: dict[int, list[Record]] = {}

@@ -70,10 +70,7 @@ def every_norm(shape):
 
 def draw(data, size):
     values = data.draw(st.lists(st.floats(-50, 50), min_size=size, max_size=size))
-    return torch.tensor(values).double()
-
-
-# --- values
+    return torch.tensor(values, dtype=torch.float64).round(decimals=9)  # no subnormal entries
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -81,10 +78,9 @@ def draw(data, size):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_norm_equals_a_naive_transform_and_numpy(order, shape, dtype, randn):
     x = randn(0, 2, 3, math.prod(shape), dtype=dtype)
-    kind = FourierNorm(order, shape)
+    kind, summary = FourierNorm(order, shape), {"l1": sum, "linf": max}[order]
     result = norm(x, kind)
     assert (result.shape, result.dtype) == ((2, 3), dtype)
-    summary = sum if order == "l1" else max
     for i, j in product(range(2), range(3)):
         row = x[i, j].tolist()
         spectrum = naive_spectrum(row, shape)
@@ -102,9 +98,7 @@ def test_half_spectrum_with_weight_two_for_pairs_gives_the_same_norms(shape, ran
     x = randn(1, math.prod(shape))
     half = np.abs(np.fft.rfftn(x.reshape(shape).numpy(), norm="ortho"))
     weights = np.full(half.shape[-1], 2.0)
-    weights[0] = 1
-    if shape[-1] % 2 == 0:
-        weights[-1] = 1  # odd sizes have no Nyquist frequency
+    weights[[0, shape[-1] // 2] if shape[-1] % 2 == 0 else 0] = 1  # odd sizes: no Nyquist
     l1, linf = (float(norm(x, FourierNorm(order, shape))) for order in ORDERS)
     assert l1 == pytest.approx((weights * half).sum(), rel=1e-13)
     assert linf == pytest.approx(half.max(), rel=1e-13)
@@ -117,9 +111,6 @@ def test_modulus_is_the_length_in_the_plane():
     z = FourierNorm("l1", (8,)).transform(x)
     taxicab = float((z.real.abs() + z.imag.abs()).sum())
     assert taxicab == pytest.approx((4 + 4 * math.sqrt(2)) / math.sqrt(8), rel=1e-14)
-
-
-# --- duality
 
 
 @pytest.mark.oracle("lin.6.10")
@@ -144,9 +135,8 @@ def test_hoelder_is_an_equality_at_a_real_dual_vector(order, shape, dtype, randn
     raw = torch.fft.ifftn((z / z.abs()).reshape(50, *shape), dim=tuple(range(1, 1 + len(shape))))
     assert float(raw.imag.abs().max()) < tol  # real before the real part is taken
     z, u = (torch.fft.fftn(a.double().reshape(shape)) for a in (w[0], v[0]))  # not unitary:
-    assert float(z.abs().sum() * u.abs().max()) == pytest.approx(
-        math.prod(shape) * float(w[0] @ v[0]), rel=10 * tol
-    )  # the pairing is off by the dimension
+    pairing = math.prod(shape) * float(w[0] @ v[0])  # off by the dimension
+    assert float(z.abs().sum() * u.abs().max()) == pytest.approx(pairing, rel=10 * tol)
 
 
 @pytest.mark.oracle("lin.6.10")
@@ -175,15 +165,12 @@ def test_dual_vector_of_linf_puts_half_on_each_of_a_mirror_pair(shape):
         assert complex(z[at]) == pytest.approx(cmath.exp(1j * phase) / 2, abs=tolerance)
 
 
-@given(kind=fouriers, data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_dual_vector_is_a_subgradient(kind, data):
-    a, u = draw(data, math.prod(kind.shape)), draw(data, math.prod(kind.shape))
-    v = dual_vector(a, kind)
-    assert float(norm(u, kind)) >= float(norm(a, kind) + v @ (u - a)) - 1e-9  # rounding
-
-
-# --- projection and proximal operator
+@pytest.mark.parametrize(("dtype", "tiny"), [(torch.float32, 1e-39), (torch.float64, 1e-309)])
+def test_subnormal_spectra_give_finite_results(dtype, tiny):
+    x = torch.tensor([tiny] + [0.0] * 6, dtype=dtype)
+    for kind in (FourierNorm(order, (7,)) for order in ORDERS):
+        assert bool(dual_vector(x, kind).isfinite().all())
+        assert bool(project(x, kind, tiny / 2).isfinite().all())
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (5,), (6,), (2, 3)], ids=str)
@@ -232,15 +219,15 @@ def test_prox_satisfies_moreau_and_its_optimality_condition(plain, kind, tau, da
 def test_prox_has_the_closed_forms(dtype, randn):
     x, tau, tol = randn(5, 4, 12, dtype=dtype), 0.7, DTYPES[dtype]
     close = {"rtol": 0, "atol": tol}
-    soft = x.sign() * (x.abs() - tau).clamp(min=0)
-    torch.testing.assert_close(prox(x, "l1", tau), soft, **close)
-    block = x * (1 - tau / x.square().sum(-1, keepdim=True).sqrt()).clamp(min=0)
-    torch.testing.assert_close(prox(x, "l2", tau), block, **close)
-    torch.testing.assert_close(prox(x, "linf", tau), x - tau * project(x / tau, "l1", 1), **close)
     z = torch.fft.fft2(x.reshape(4, 3, 4), norm="ortho")
     spectrum = z * (1 - tau / z.abs()).clamp(min=0)
-    expected = torch.fft.ifft2(spectrum, norm="ortho").real.flatten(1)
-    torch.testing.assert_close(prox(x, FourierNorm("l1", (3, 4)), tau), expected, **close)
+    for kind, expected in [
+        ("l1", x.sign() * (x.abs() - tau).clamp(min=0)),
+        ("l2", x * (1 - tau / x.square().sum(-1, keepdim=True).sqrt()).clamp(min=0)),
+        ("linf", x - tau * project(x / tau, "l1", 1)),
+        (FourierNorm("l1", (3, 4)), torch.fft.ifft2(spectrum, norm="ortho").real.flatten(1)),
+    ]:
+        torch.testing.assert_close(prox(x, kind, tau), expected, **close)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -259,25 +246,20 @@ def test_levels_of_rows_act_row_by_row_and_zero_is_exact(dtype, randn):
                 torch.testing.assert_close(together[i, j], single, rtol=0, atol=DTYPES[dtype])
 
 
-# --- maximum margins
-
-
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("shape", [(1,), (2,), (7,), (8,), (2, 4), (3, 3)], ids=str)
 def test_max_margin_equals_the_full_complex_program(order, shape, gaussian):
     X, y = gaussian(1 + math.prod(shape) // 3, 5, d=math.prod(shape))
-    attack = FourierNorm(order, shape)
+    attack, Z = FourierNorm(order, shape), signed_rows(X, y)
     w = cp.Variable(math.prod(shape))
-    program = cp.Problem(
-        cp.Minimize(cp_norm(w, dual(attack))), [signed_rows(X, y).numpy() @ w >= 1]
-    )
+    program = cp.Problem(cp.Minimize(cp_norm(w, dual(attack))), [Z.numpy() @ w >= 1])
     program.solve(solver="CLARABEL")
     assert program.status == "optimal"
-    first, second = max_margin(X, y, attack), max_margin(X, y, attack, solver=second_solver(attack))
-    for result in (first, second):
+    for solver in ("CLARABEL", second_solver(attack)):
+        result = max_margin(X, y, attack, solver=solver)
         assert 1 / result.eps_star == pytest.approx(program.value, rel=1e-6)  # solver tolerance
         assert -1e-12 <= result.gap <= 1e-6
-        assert float((signed_rows(X, y) @ result.w).min()) == pytest.approx(1, abs=1e-12)
+        assert float((Z @ result.w).min()) == pytest.approx(1, abs=1e-12)
         q = result.lam / result.lam.sum()
         lower, upper = certificate(result.w, X, y, attack, q)
         assert float(lower) == pytest.approx(result.eps_star, rel=1e-12)
@@ -298,9 +280,6 @@ def test_smallest_fourier_norms_match_the_table_to_its_printed_digits(n, gaussia
     assert mean == pytest.approx(TABLE[n], rel=0, abs=0.5e-3)  # half a printed digit
 
 
-# --- refusals and devices
-
-
 def test_bad_input_is_refused_and_named():
     kind = FourierNorm("l1", (2, 3))
     for call in (norm, dual_vector, lambda x, k: project(x, k, 1.0), lambda x, k: prox(x, k, 1.0)):
@@ -312,9 +291,8 @@ def test_bad_input_is_refused_and_named():
     for shape in [(), (0,), (3, 0), (-1,)]:
         with pytest.raises(ValueError, match="sides of at least 1"):
             FourierNorm("l1", shape)
-    for k, bad in product(
-        every_norm((2, 3)), (-0.1, math.nan, math.inf, torch.tensor([1.0, -1.0]))
-    ):
+    levels = -0.1, math.nan, math.inf, torch.tensor([1.0, -1.0])
+    for k, bad in product(every_norm((2, 3)), levels):
         with pytest.raises(ValueError, match="finite and at least 0"):
             prox(torch.ones(2, 6), k, bad)
     with pytest.raises(ValueError, match="unknown norm 'l3'"):

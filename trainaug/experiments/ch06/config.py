@@ -14,7 +14,8 @@ class Config(BaseModel):
 
     Attributes:
         seeds: Number of seeds; evidence starts at 1000.
-        extended_seeds: Seeds of the extended experiments: rates, regularisation, pictures.
+        extended_seeds: Seeds of the extended experiments: rates, regularisation,
+            adversarial training, pictures.
         first_seed: First seed; pilots use 0 to 99.
         sizes: Numbers of examples of the Gaussian problems, in 100 dimensions.
         gaussian_steps: Steps of each optimiser on the Gaussian problems.
@@ -42,8 +43,8 @@ class Config(BaseModel):
     fashion_steps: int = Field(10_000, ge=100, le=1_000_000)
     step_sizes: tuple[float, ...] = (0.25, 0.5, 2.0)
     rate_steps: int = Field(40_000, ge=100, le=1_000_000)
-    path_steps: int = Field(4_000, ge=10, le=1_000_000)
-    network_steps: int = Field(10_000, ge=100, le=1_000_000)
+    path_steps: int = Field(2_500, ge=10, le=1_000_000)
+    network_steps: int = Field(5_000, ge=100, le=1_000_000)
     adversarial_steps: int = Field(10_000, ge=100, le=1_000_000)
     epochs: int = Field(2, ge=1, le=100)
     attack_images: int = Field(100, ge=10, le=10_000)

@@ -19,6 +19,7 @@ __all__ = [
     "ESTIMANDS",
     "Matrix",
     "advantage",
+    "enclosures",
     "exact",
     "exact_metrics",
     "matrices",
@@ -69,13 +70,18 @@ def matrices(
 
 
 def ratio(
-    optimiser: str, attack: PlainNorm, data: str, problem: str, step_size: float = 1.0
+    optimiser: str,
+    attack: PlainNorm,
+    data: str,
+    problem: str,
+    step_size: float = 1.0,
+    at: int | None = None,
 ) -> Callable[[Sequence[Record]], float]:
-    """Make the estimand rho / eps* of one optimiser under one attack on one problem."""
+    """Make the estimand rho / eps* of one optimiser under one attack, by default at the end."""
 
     def estimand(records: Sequence[Record]) -> float:
         run = find(records, optimiser, data, step_size)
-        radius = run["metrics"][f"{problem}/{attack}/radius@{run['config']['steps']}"]
+        radius = run["metrics"][f"{problem}/{attack}/radius@{at or run['config']['steps']}"]
         return float(radius / exact_metrics(records, data)[f"{problem}/{attack}/eps_star"])
 
     return estimand
@@ -117,6 +123,29 @@ def exact(data: str, name: str) -> Callable[[Sequence[Record]], float]:
         return metrics[name]
 
     return estimand
+
+
+def enclosures(
+    records: Sequence[Record], problems: Sequence[tuple[str, str]]
+) -> list[tuple[str, str, float, float, float, float]]:
+    """Rows of the enclosure table, one a data set, problem and attack.
+
+    Args:
+        records: All records of one seed.
+        problems: Data sets and problems.
+
+    Returns:
+        Problem, attack, proved lower and upper bound of eps*, and what the two solvers say.
+    """
+    rows = []
+    for data, problem in problems:
+        metrics = exact_metrics(records, data)
+        for attack in attacks_on(data):
+            at = f"{problem}/{attack}"
+            names = ("proved_lower", "proved_upper", "eps_star", "second")
+            lower, upper, first, second = (metrics[f"{at}/{name}"] for name in names)
+            rows.append((f"{data} {problem}", str(attack), lower, upper, first, second))
+    return rows
 
 
 def _own(matrix: Matrix) -> list[float]:

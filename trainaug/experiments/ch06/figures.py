@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from trainaug.evidence.plots import PALETTE, band, figure, matrix
 from trainaug.evidence.store import Record
-from trainaug.experiments.ch06.estimands import exact_metrics, matrices, problem_names
-from trainaug.experiments.ch06.runs import FRACTIONS, JUST_ABOVE, OPTIMISERS
+from trainaug.experiments.ch06.estimands import exact_metrics, matrices
+from trainaug.experiments.ch06.runs import OPTIMISERS
 from trainaug.methods.linear_robustness import PlainNorm, dual
 
 __all__ = [
@@ -19,9 +19,6 @@ __all__ = [
     "README_PANELS",
     "certificate_bands",
     "optimiser_attack_matrix",
-    "robust_error_curves",
-    "step_size_ablation",
-    "test_robustness_matrix",
     "toy_balls",
 ]
 
@@ -105,83 +102,6 @@ def optimiser_attack_matrix(
         matrix(axis, values, rows=rows, columns=columns, digits=3)
         axis.set_title(f"{DATA_LABELS[data]}, {problem}", fontsize=10)
         axis.set_xlabel("attack norm")
-    return drawn
-
-
-def robust_error_curves(records: Sequence[Record]) -> Figure:
-    r"""Robust training error of the exact solutions against the radius of the attack."""
-    drawn, axes = figure(3, height=2.8)
-    shown = [f for f in (*FRACTIONS, JUST_ABOVE) if f >= 0.9]
-    for axis, data in zip(axes, DATA_LABELS, strict=True):
-        for attack, colour, dashes in zip(ATTACKS, PALETTE, ("-", "--", ":"), strict=False):
-            curves = [
-                [exact[f"{problem}/{attack}/error_at/{f}"] * 100 for f in shown]
-                for exact in (exact_metrics(seed, data) for seed in _seeds(records))
-                for problem in problem_names(exact)
-            ]
-            label = f"{ATTACK_LABELS[attack]} attack"
-            band(axis, shown, curves, label=label, colour=colour, style=f"{dashes}o")
-        axis.axvline(1.0, color="k", linewidth=0.8)
-        axis.set_xlim(0.9885, 1.0015)
-        axis.set_xticks([0.99, 0.995, 1.0])
-        axis.set_title(DATA_LABELS[data], fontsize=10)
-        axis.set_xlabel(r"attack radius / $\varepsilon^*$")
-    axes[0].set_ylabel("training examples flipped (%)")
-    axes[0].legend(fontsize=8, loc="upper left")
-    return drawn
-
-
-def test_robustness_matrix(records: Sequence[Record], data: str) -> Figure:
-    r"""Test error (%) of the exact solutions, clean and attacked at half of $\varepsilon^*$."""
-    drawn, axes = figure(1, height=2.4)
-    kinds = [f"test_error_under/{attack}" for attack in ATTACKS]
-    values = np.zeros((3, 4))
-    for i, trained in enumerate(ATTACKS):
-        for j, kind in enumerate(("test_error", *kinds)):
-            values[i, j] = 100 * np.mean(
-                [
-                    exact[f"{problem}/{trained}/{kind}"]
-                    for exact in (exact_metrics(seed, data) for seed in _seeds(records))
-                    for problem in problem_names(exact)
-                ]
-            )
-    matrix(
-        axes[0],
-        values,
-        rows=[f"robust to {ATTACK_LABELS[a]}" for a in ATTACKS],
-        columns=["no attack", *(ATTACK_LABELS[a] for a in ATTACKS)],
-        limits=(0.0, 100.0),
-        digits=1,
-    )
-    title = rf"{DATA_LABELS[data]}: test error (%) at $\frac{{1}}{{2}}\varepsilon^*$"
-    axes[0].set_title(title, fontsize=10)
-    return drawn
-
-
-def step_size_ablation(records: Sequence[Record]) -> Figure:
-    r"""Ratio reached by coordinate descent on digits for multiples of the step $1/B^2$."""
-    problems = problem_names(exact_metrics(_seeds(records)[0], "digits"))
-    drawn, axes = figure(len(problems), height=2.8)
-    runs = [r for r in records if r["arm"] == "coordinate" and r["config"]["data"] == "digits"]
-    sizes = sorted({run["config"]["step_size"] for run in runs})
-    eps = {seed[0]["seed"]: exact_metrics(seed, "digits") for seed in _seeds(records)}
-    for axis, problem in zip(axes, problems, strict=True):
-        for size, colour in zip(sizes, PALETTE, strict=False):
-            chosen = [run for run in runs if run["config"]["step_size"] == size]
-            curves = [
-                np.array(run["curves"][f"{problem}/lower"])
-                / eps[run["seed"]][f"{problem}/linf/eps_star"]
-                for run in chosen
-            ]
-            label = rf"$\alpha = {size:g}/B^2$"
-            band(axis, chosen[0]["curves"]["step"], curves, label=label, colour=colour)
-        axis.axhline(1.0, color="k", linewidth=0.8)
-        axis.set_xscale("log")
-        axis.set_ylim(0.9, 1.01)
-        axis.set_title(f"digits, {problem}", fontsize=10)
-        axis.set_xlabel("steps")
-    axes[0].set_ylabel(r"$\rho\,/\,\varepsilon^*$, $\ell_\infty$ attack")
-    axes[0].legend(fontsize=8, loc="lower right")
     return drawn
 
 

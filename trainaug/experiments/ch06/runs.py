@@ -47,9 +47,9 @@ JUST_ABOVE = 1.001
 NOTE_STEPS = 10_000
 RATE_SIZES = (10, 25)
 SECONDS = {  # predicted core-seconds: of the exact solutions, and of 10 000 steps of one optimiser
-    "gaussian": (3.5, 0.7),
-    "digits": (4.0, 0.5),
-    "fashion_mnist": (12.0, 1.7),
+    "gaussian": (3.0, 0.7),
+    "digits": (1.5, 0.5),
+    "fashion_mnist": (11.0, 1.7),
 }
 RATE_SECONDS = 0.6  # of 10 000 steps of one optimiser on the problems of the rates
 
@@ -61,11 +61,11 @@ def plan(config: Config) -> list[Run]:
         seed = config.first_seed + number
         if number < config.seeds:
             found = [*_exact_and_descents(config), *bias.networks(config)]
-            found += bias.adversarial(config)
         else:
             found = []
         if number < config.extended_seeds:
-            found += [*_rates(config), *bias.regularised(config), *pictures.classifiers(config)]
+            found += [*_rates(config), *bias.regularised(config)]
+            found += [*bias.adversarial(config), *pictures.classifiers(config)]
         for arm, settings, seconds in found:
             data = content_hash(settings["data"])
             runs.append(Run("06", arm, settings, seed, data, seconds))

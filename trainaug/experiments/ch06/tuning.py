@@ -7,6 +7,7 @@ raises, adversarial training by its worst-case margin, a picture classifier on v
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ from trainaug.methods.linear_robustness import (
 from trainaug.training.models import evaluate
 from trainaug.training.randomness import stream
 
-__all__ = ["choose", "tune", "tuning_curve"]
+__all__ = ["choose", "read_trials", "tune", "tuning_curve", "tuning_table"]
 
 SEEDS = (0, 1, 2)
 GRIDS = {
@@ -144,6 +145,28 @@ def tune(workers: int, say: Callable[[str], None]) -> None:
     lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
     write_atomic(reference_folder("standard", "06") / "tuning.csv", "\n".join(lines) + "\n")
     write_atomic(bias.TUNED, yaml.safe_dump(choose(rows), sort_keys=False))
+
+
+def read_trials() -> list[dict[str, Any]]:
+    """Read the committed ``tuning.csv``."""
+    path = reference_folder("standard", "06") / "tuning.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            row | {"value": float(row["value"]), "score": float(row["score"])}
+            for row in csv.DictReader(file)
+        ]
+
+
+def tuning_table() -> str:
+    """Text of the tuning curves: arm, chosen step length, mean score at every value tried."""
+    rows, lines = read_trials(), []
+    for arm, settings in choose(rows).items():
+        curve = tuning_curve([row for row in rows if row["arm"] == arm])
+        cells = " ".join(f"{value:g}: {score:.3f}" for value, score in curve.items())
+        lines.append(f"{arm:16} {settings['lr']['value']:>6g}   {cells}")
+    return "\n".join(
+        ["arm              chosen   value: mean log score relative to the best", *lines]
+    )
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

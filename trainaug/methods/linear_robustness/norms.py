@@ -84,22 +84,28 @@ class FourierNorm:
                 f"{math.prod(self.shape)}), got {tuple(x.shape)}"
             )
         axes = tuple(range(-len(self.shape), 0))
+        if x.numel() == 0:  # no rows: some FFT libraries refuse an empty batch
+            return x.to(x.dtype.to_complex())
         signal = x.reshape(*x.shape[:-1], *self.shape)
         spectrum: Tensor = torch.fft.fftn(signal, dim=axes, norm="ortho")
         return spectrum.flatten(-len(self.shape))
 
     def invert(self, z: Tensor) -> Tensor:
         r"""Return the real part of the inverse transform: $z$ with each pair $\pm k$ averaged."""
+        if z.numel() == 0:
+            return z.real
         axes = tuple(range(-len(self.shape), 0))
         spectrum = z.reshape(*z.shape[:-1], *self.shape)
         signal: Tensor = torch.fft.ifftn(spectrum, dim=axes, norm="ortho").real
         return signal.flatten(-len(self.shape))
 
     def on_moduli(self, x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
-        r"""Apply an operation to the moduli $|\hat x|$ and keep the phases; $0$ has phase zero."""
+        r"""Apply an operation to the moduli $|\hat x|$ and keep the phases; $0$ has none."""
         z = self.transform(x)
         moduli = z.abs()
-        phases = torch.where(moduli > 0, z / moduli, 0.0)
+        # the smallest normal number: dividing by a smaller one overflows
+        safe = moduli >= torch.finfo(moduli.dtype).tiny
+        phases = torch.where(safe, z / torch.where(safe, moduli, 1.0), 0.0)
         return self.invert(operation(moduli) * phases)
 
 
