@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import attacks
 import linear_robustness
 import torch
 
@@ -55,6 +56,36 @@ BENCHMARKS = (
         5.0,
         "x",
         larger=True,
+    ),
+    Benchmark(
+        "Fourier-linf PGD step against a plain linf step, CNN, B = 128",
+        attacks.fourier_step_against_linf,
+        "ratio",
+        1.3,
+        "x",
+    ),
+    Benchmark(
+        "full complex Fourier program against the half spectrum, n = 100, d = 100",
+        lambda: linear_robustness.half_spectrum("gaussian"),
+        "ratio",
+        3.0,
+        "x",
+        larger=True,
+    ),
+    Benchmark(
+        "full complex Fourier program against the half spectrum, n = 100, d = 784",
+        lambda: linear_robustness.half_spectrum("fashion_mnist"),
+        "ratio",
+        3.0,
+        "x",
+        larger=True,
+    ),
+    Benchmark(
+        "enclosure of one Fashion-MNIST pair, n = 100, slowest attack",
+        linear_robustness.enclosure_seconds,
+        "seconds",
+        30.0,
+        "s",
     ),
     Benchmark(
         "import trainaug beyond import torch",

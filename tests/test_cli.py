@@ -8,7 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from trainaug.cli import app
+from trainaug.experiments.ch06 import tuning
+from trainaug.experiments.chapters import TITLES
 from trainaug.paths import ROOT
 
 
@@ -70,3 +74,29 @@ def test_data_list_shows_state_and_licence():
     for name in ("fashion_mnist", "digits", "breast_cancer", "iris"):
         assert name in shown
     assert "MIT" in shown
+
+
+def test_tune_calls_the_chapters_that_have_something_to_tune(monkeypatch):
+    calls = []
+
+    def tune(workers, say):
+        calls.append(workers)
+        say("trials 1/1")
+
+    monkeypatch.setattr(tuning, "tune", tune)
+    done = CliRunner().invoke(app, ["tune", "5", "6"])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines() == ["chapter 05: nothing to tune", "trials 1/1"]
+    assert len(calls) == 1
+    assert calls[0] >= 1
+    # all chapters by default
+    lines = CliRunner().invoke(app, ["tune"]).output.splitlines()
+    assert len(lines) == len(TITLES)
+    assert [x for x in lines if not x.endswith("nothing to tune")] == ["trials 1/1"]
+    assert len(calls) == 2
+
+
+def test_tune_refuses_an_unknown_chapter():
+    done = run("tune", "42")
+    assert done.returncode == 2
+    assert "unknown chapter '42'" in done.stderr

@@ -183,11 +183,23 @@ class Context:
                 print(f"    {e.estimand.replace('_', ' ')} {shown}, n = {e.n}")
 
     def values(self, estimand: Estimand) -> list[float]:
-        """Values of an estimand, one a seed."""
+        """Values of an estimand, one a seed; seeds that did not run its arms have none.
+
+        Raises:
+            KeyError: If no seed has one.
+        """
         by_seed: dict[int, list[Record]] = {}
         for record in self.records:
             by_seed.setdefault(record["seed"], []).append(record)
-        return [estimand(by_seed[seed]) for seed in sorted(by_seed)]
+        found, absent = [], KeyError("no records")
+        for seed in sorted(by_seed):
+            try:
+                found.append(estimand(by_seed[seed]))
+            except KeyError as error:
+                absent = error
+        if not found:
+            raise absent
+        return found
 
     def table(self, rows: Mapping[str, Mapping[str, Estimand]], digits: int = 3) -> None:
         """Print means with 95 % intervals over seeds.
@@ -205,6 +217,17 @@ class Context:
                 row[column] = fmt_interval(mean, low, high, digits)
             shown.append(row | {"n": len(values)})
         print(text_table(shown, list(shown[0])))
+
+    def rows(self, rows: Sequence[Sequence[Any]], columns: Sequence[str], digits: int) -> None:
+        """Print rows of plain values under the given heads; floats get ``digits`` decimals."""
+        shown = [
+            {
+                head: f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+                for head, value in zip(columns, row, strict=True)
+            }
+            for row in rows
+        ]
+        print(text_table(shown, columns))
 
     def stream(self, purpose: str) -> torch.Generator:
         """Return the random generator of a named purpose; the same for every run of the book."""

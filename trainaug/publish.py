@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from trainaug.views import refresh_views, verdicts_text
 __all__ = [
     "PublishRefusedError",
     "Verification",
+    "machine_slowdown",
     "publish",
     "sample_runs",
     "tuned_edges",
@@ -43,6 +45,7 @@ __all__ = [
 
 PREDICTION_CONFIDENCE = 0.999
 PLAN_SLACK = 1.3
+MIN_COMMON_RUNS = 20
 
 
 class PublishRefusedError(RuntimeError):
@@ -202,12 +205,28 @@ def tuned_edges(path: Path) -> list[str]:
     ]
 
 
+def machine_slowdown(
+    reference: Reference | None, plan: Sequence[Run], provenance: Sequence[Record]
+) -> float:
+    """How much slower than the reference's machine this one was, at least 1.
+
+    The plan counts seconds of the machine that made the reference. The median is taken over the
+    runs that both have; with fewer than 20 of them nothing is known and 1 is returned.
+    """
+    pairs = zip(plan, provenance, strict=True)
+    known = [(pair[1], row) for run, row in pairs if reference and (pair := reference.find(run))]
+    if len(known) < MIN_COMMON_RUNS:
+        return 1.0
+    return max(1.0, statistics.median(b["core_seconds"] / a["core_seconds"] for a, b in known))
+
+
 def publish(number: str, profile: str = "standard") -> None:
     """Promote the runs of a profile to reference and refresh every view made from them.
 
     Raises:
         PublishRefusedError: If the ledger is not committed, a tuned value lies on the edge of its
-            grid, runs are missing, or the measured core-seconds exceed the plan by more than 30 %.
+            grid, runs are missing, or the core-seconds, in those of the reference's machine, exceed
+            the plan by more than 30 %.
     """
     chapter = load_chapter(number)
     ledger = CLAIMS / f"{number}.yaml"
@@ -225,7 +244,8 @@ def publish(number: str, profile: str = "standard") -> None:
         raise PublishRefusedError(f"{error}; run `make reproduce` first") from error
     provenance = [store.provenance(run, chapter.code_digest) for run in plan]
     predicted = sum(run.predicted_seconds for run in plan)
-    measured = sum(row["core_seconds"] for row in provenance)
+    slowdown = machine_slowdown(read_reference(profile, number), plan, provenance)
+    measured = sum(row["core_seconds"] for row in provenance) / slowdown
     if measured > PLAN_SLACK * predicted:
         raise PublishRefusedError(
             f"measured {measured:.0f} core-seconds, the plan says {predicted:.0f}: mend the plan"

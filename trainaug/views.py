@@ -181,7 +181,7 @@ def _chapters_block() -> str:
             continue
         name = notebook_path(number).name
         minutes = sum(run.predicted_seconds for run in chapter.plan("standard")) / 120
-        state = {"chapter": f"[{number} {title}](notebooks/{name})", "state": "core built"}
+        state = {"chapter": f"[{number} {title}](notebooks/{name})", "state": "built"}
         rows.append(state | {"standard run": f"about {minutes:.0f} min on two cores"})
     return markdown_table(rows, ["chapter", "state", "standard run"])
 

@@ -140,7 +140,8 @@ def path_exponent(records: Sequence[Record]) -> float:
 def path_rise(records: Sequence[Record]) -> float:
     r"""Smallest gain in ratio from $\lambda = 10^{-2}$ to $10^{-5}\lambda_{\max}$."""
     first, last = _ratios(records, SMALL[0]), _ratios(records, SMALL[-1])
-    return min(b - a for a, b in zip(first, last, strict=True))
+    rises = [b - a for a, b in zip(first, last, strict=True)]
+    return math.nan if any(map(math.isnan, rises)) else min(rises)  # `min` would lose a NaN
 
 
 def path_shortfall(records: Sequence[Record]) -> float:
@@ -312,7 +313,10 @@ def band_order(records: Sequence[Record]) -> float:
         math.fsum(band_accuracy("cnn", eps, f"band={band}")(records) for eps in EPS)
         for band in PILOT_ORDER
     ]
-    ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    # equal accuracies share the mean of their ranks; four equal ones have no order at all
+    ranks = [sum(v < w for v in values) + sum(v == w for v in values) / 2 for w in values]
+    if min(ranks) == max(ranks):
+        return 0.0
     return float(np.corrcoef(ranks, range(len(values)))[0, 1])
 
 

@@ -1,0 +1,313 @@
+"""Chapter 6: the estimands on schedules, penalties, nets, adversarial training and pictures."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from trainaug.evidence.store import Record
+from trainaug.experiments.ch06 import bias_estimands as b
+from trainaug.experiments.ch06.bias import FRACTIONS, STRENGTHS
+
+EPS = {"linf": 0.5, "l2": 2.0, "l1": 4.0, "fourier_linf": 1.0, "fourier_l1": 3.0}
+OWN = {"coordinate": "linf", "gradient": "l2", "sign": "l1"}
+PROBLEMS = {"gaussian": ("n=10", "n=25", "n=50"), "digits": ("0/1", "4/9", "3/8")}
+STEPS = [10, 100, 1000, 1_000_000]
+RATIOS = {0.0: 0.3, 0.5: 0.5, 0.8: 0.7, 0.9: 0.8, 0.95: 0.75, 0.99: 0.6, 1.05: 0.9}
+DEPTHS = {1: 0.5, 2: 0.9, 3: 0.6, 4: 0.4}
+
+
+def lower(attack: str, gap: Any) -> list[float]:
+    """Radii with the gap wanted from step 1000 on; before, which is not fitted, none at all."""
+    return [EPS[attack] * (1 - gap(t)) if t >= 1000 else 0.0 for t in STEPS]
+
+
+def path_gap(strength: float) -> float:
+    """0.1 at 1e-2 and, by one over the logarithm, 0.04 at 1e-5."""
+    return 0.1 * math.log(100) / math.log(1 / strength)
+
+
+def picture_metrics(energy: tuple[float, ...], accuracy: dict[float, list[float]]) -> dict:
+    metrics = {f"energy/band={i}": share for i, share in enumerate(energy)}
+    for eps, values in accuracy.items():
+        metrics |= {f"fourier_linf/{eps:g}/band={i}": value for i, value in enumerate(values)}
+        metrics |= {f"fourier_linf/{eps:g}/all": 0.1, f"fourier_linf/{eps:g}/box": 0.2}
+    return metrics
+
+
+def record(arm: str, data: str, metrics: dict, curves: dict | None = None, **config: Any) -> Record:
+    head = {"chapter": "06", "seed": 1000, "data": "d", "arm": arm}
+    return {**head, "config": {"data": data, **config}, "metrics": metrics, "curves": curves or {}}
+
+
+def hand_made() -> dict[tuple[str, str], Record]:
+    """All records of one seed, by arm and data; coordinate descent's ablation comes first."""
+    found: dict[tuple[str, str], Record] = {
+        ("ablation", "digits"): record(
+            "coordinate",
+            "digits",
+            {f"{p}/linf/radius@10000": 0.001 for p in PROBLEMS["digits"]},
+            step_size=0.5,
+        )
+    }
+    for data, problems in PROBLEMS.items():
+        exact = {f"{p}/{attack}/eps_star": eps for p in problems for attack, eps in EPS.items()}
+        found["max_margin", data] = record("max_margin", data, exact)
+        for arm, own in OWN.items():
+            metrics = {f"{p}/{own}/radius@10000": 0.8 * EPS[own] for p in problems}
+            for name, gap in (
+                (arm, lambda t: 100 / t),
+                (f"{arm}_constant", lambda t: 0.5 / log(t)),
+            ):
+                curves = {"step": STEPS} | {f"{p}/lower": lower(own, gap) for p in problems}
+                found[name, data] = record(name, data, metrics, curves, step_size=1.0)
+        paths = {}
+        for p in problems[:1] if data == "gaussian" else problems:
+            for attack in b.WEIGHT_NORMS:
+                for s in STRENGTHS:
+                    paths[f"{p}/{attack}/radius@{s:g}"] = EPS[attack] * (1 - path_gap(s))
+                    paths[f"{p}/{attack}/residual@{s:g}"] = 0.1
+        found["regularised", data] = record("regularised", data, paths)
+        nets = {
+            f"{p}/depth={d}/{attack}/radius": share * EPS[attack]
+            for p in problems
+            for d, share in DEPTHS.items()
+            for attack in ("l2", "fourier_linf")
+        }
+        found["convolutional", data] = record("convolutional", data, nets)
+        dense = {f"{p}/depth=2/fourier_linf/radius": 0.7 for p in problems}
+        found["dense", data] = record("dense", data, dense)
+        trained = {f"{p}/radius@{f:g}": 0.5 * RATIOS[f] for p in problems for f in FRACTIONS}
+        found["adversarial", data] = record("adversarial", data, trained)
+    falling = {0.05: [0.6, 0.7, 0.8, 0.9], 0.1: [0.5, 0.6, 0.7, 0.8], 0.2: [0.1, 0.2, 0.3, 0.4]}
+    for arm, energy in (("cnn", (0.2, 0.6, 0.1, 0.1)), ("mlp", (0.4, 0.3, 0.2, 0.1))):
+        found[arm, "fashion_mnist"] = record(arm, "fashion_mnist", picture_metrics(energy, falling))
+    return found
+
+
+log = math.log
+
+
+def value(name: str, changes: dict[tuple[str, str], dict[str, Any]] | None = None) -> float:
+    """An estimand after changing metrics, or curves where the name is one."""
+    records = hand_made()
+    for key, new in (changes or {}).items():
+        for metric, changed in new.items():
+            part = "curves" if isinstance(changed, list) else "metrics"
+            assert metric in records[key][part], metric
+            records[key][part][metric] = changed
+    return b.BIAS_ESTIMANDS[name](list(records.values()))
+
+
+BY_HAND = {
+    # gap 0.5 / log t
+    "constant_exponent": -1.0,
+    # between t = 10^3 and 10^6 the logarithm doubles
+    "constant_power": -log(2) / log(1000),
+    "scaled_power": -1.0,
+    "path_exponent": -1.0,
+    "path_rise": 0.06,
+    "path_shortfall": 0.1,
+    "depth2_gaussian": 0.9,
+    "depth2_digits": 0.9,
+    "depth2_advantage": log(0.9 / 0.6),
+    "dense_ratio": 0.7,
+    "adversarial_gain": 0.8 - 0.3,  # the best radius below eps* is 0.9 of it
+    "adversarial_above": 0.9,
+    "adversarial_half": 0.5,
+    "adversarial_against_coordinate": 0.0,  # 0.8 against 0.8
+    "cnn_concentration": 0.6,
+    "convolution_excess": 0.2,
+    "band_order": 1.0,
+    "accuracy_rise": 0.0,
+}
+
+G, D, F = "gaussian", "digits", "fashion_mnist"
+# name of the estimand, changes by record, value by hand
+CHANGES: list[tuple[str, dict[tuple[str, str], dict[str, Any]], float]] = [
+    # one of six gaps: three optimisers, n = 10 and 25
+    (
+        "constant_exponent",
+        {("sign_constant", G): {"n=25/lower": lower("l1", lambda t: 0.5 / log(t) ** 2)}},
+        -7 / 6,
+    ),
+    (
+        "constant_power",
+        {("sign_constant", G): {"n=25/lower": lower("l1", lambda t: 0.1)}},
+        -5 / 6 * log(2) / log(1000),
+    ),
+    (
+        "scaled_power",
+        {("coordinate", G): {"n=10/lower": lower("linf", lambda t: t**-0.5)}},
+        -(5 + 0.5) / 6,
+    ),
+    # the other schedule, the other sizes and the early steps are left aside
+    ("scaled_power", {("sign_constant", G): {"n=25/lower": lower("l1", lambda t: 0.1)}}, -1.0),
+    ("scaled_power", {("coordinate", G): {"n=50/lower": [0.1] * 4}}, -1.0),
+    (
+        "scaled_power",
+        {("sign", G): {"n=10/lower": [3.0, 1.0, *lower("l1", lambda t: 100 / t)[2:]]}},
+        -1.0,
+    ),
+    # beyond eps*, which six digits allow, the gap counts as 1e-6: from 0.1 down by 10^-5 in 10^3
+    (
+        "scaled_power",
+        {("sign", G): {"n=10/lower": [0.0, 0.0, 3.6, 4.000001]}},
+        -(5 + 5 / 3) / 6,
+    ),
+    # 16 paths: one Gaussian and three digits problems under four attacks
+    ("path_shortfall", {("regularised", D): {"3/8/l1/radius@0.01": 4 * 0.74}}, 0.11),
+    ("path_shortfall", {("regularised", D): {"3/8/l1/radius@1e-05": 0.1}}, 0.1),
+    ("path_rise", {("regularised", D): {"3/8/l1/radius@1e-05": 4 * 0.89}}, -0.01),
+    ("path_rise", {("regularised", D): {"3/8/l1/radius@0.001": 0.0}}, 0.06),
+    (
+        "path_exponent",
+        {
+            ("regularised", D): {
+                f"0/1/l2/radius@{s:g}": 2 - 2 * log(100) / log(1 / s) ** 2 for s in STRENGTHS
+            }
+        },
+        -17 / 16,
+    ),
+    # strengths above 1e-2 are not fitted
+    ("path_exponent", {("regularised", D): {"0/1/l2/residual@0.1": 5.0}}, -1.0),
+    ("path_exponent", {("regularised", D): {"0/1/l2/residual@0.001": 0.101}}, math.nan),
+    ("path_shortfall", {("regularised", D): {"0/1/l2/residual@0.01": 0.101}}, math.nan),
+    ("path_shortfall", {("regularised", D): {"0/1/l2/residual@0.001": 0.101}}, 0.1),
+    ("path_rise", {("regularised", G): {"n=10/linf/residual@0.01": 0.101}}, math.nan),
+    ("path_rise", {("regularised", G): {"n=10/linf/residual@1e-05": 0.101}}, math.nan),
+    # means over three problems of a kind
+    ("depth2_gaussian", {("convolutional", G): {"n=10/depth=2/fourier_linf/radius": 0.6}}, 0.8),
+    ("depth2_gaussian", {("convolutional", D): {"3/8/depth=2/fourier_linf/radius": 0.6}}, 0.9),
+    ("depth2_gaussian", {("convolutional", G): {"n=10/depth=2/l2/radius": 0.1}}, 0.9),
+    ("depth2_digits", {("convolutional", D): {"3/8/depth=2/fourier_linf/radius": 0.6}}, 0.8),
+    ("dense_ratio", {("dense", D): {"3/8/depth=2/fourier_linf/radius": 0.1}}, 0.6),
+    # another depth is better on one of the six
+    (
+        "depth2_advantage",
+        {("convolutional", D): {"3/8/depth=1/fourier_linf/radius": 0.95}},
+        (5 * log(1.5) + log(0.9 / 0.95)) / 6,
+    ),
+    (
+        "depth2_advantage",
+        {("convolutional", D): {"3/8/depth=4/fourier_linf/radius": 0.5}},
+        log(1.5),
+    ),
+    # a net that separates nothing counts as a hundredth
+    (
+        "depth2_advantage",
+        {("convolutional", G): {"n=50/depth=2/fourier_linf/radius": -3.0}},
+        (5 * log(1.5) + log(0.01 / 0.6)) / 6,
+    ),
+    # five problems; 1.05 and 0 are no radius below eps*
+    ("adversarial_gain", {("adversarial", D): {"0/1/radius@0.99": 0.45}}, 0.52),
+    ("adversarial_gain", {("adversarial", D): {"0/1/radius@1.05": 0.49}}, 0.5),
+    ("adversarial_gain", {("adversarial", D): {"0/1/radius@0": 0.4}}, (4 * 0.5 + 0.0) / 5),
+    ("adversarial_gain", {("adversarial", G): {"n=25/radius@0.99": 0.45}}, 0.5),
+    ("adversarial_above", {("adversarial", G): {"n=50/radius@1.05": -0.05}}, (4 * 0.9 - 0.1) / 5),
+    ("adversarial_half", {("adversarial", G): {"n=10/radius@0.5": 0.5}}, 0.6),
+    (
+        "adversarial_against_coordinate",
+        {("adversarial", D): {"4/9/radius@0.5": 0.48}},
+        log(0.96 / 0.8) / 5,
+    ),
+    (
+        "adversarial_against_coordinate",
+        {("coordinate", G): {"n=10/linf/radius@10000": 0.5}},
+        log(0.8) / 5,
+    ),
+    ("adversarial_against_coordinate", {("ablation", D): {"4/9/linf/radius@10000": 0.4}}, 0.0),
+    ("cnn_concentration", {("cnn", F): {"energy/band=3": 0.7}}, 0.7),
+    ("cnn_concentration", {("mlp", F): {"energy/band=3": 0.7}}, 0.6),
+    ("convolution_excess", {("mlp", F): {"energy/band=3": 0.7}}, -0.1),
+    # two neighbours change places: 1 - 6 * 2 / (4 * 15)
+    ("band_order", {("cnn", F): {"fourier_linf/0.1/band=0": 0.9}}, 0.8),
+    # the lowest band becomes the least harmful: 1 - 6 * 12 / (4 * 15)
+    ("band_order", {("cnn", F): {f"fourier_linf/{eps}/band=0": 1.0 for eps in b.EPS}}, -0.2),
+    ("band_order", {("mlp", F): {"fourier_linf/0.1/band=0": 0.9}}, 1.0),
+    ("accuracy_rise", {("cnn", F): {"fourier_linf/0.1/band=2": 0.83}}, 3.0),
+    ("accuracy_rise", {("cnn", F): {"fourier_linf/0.2/band=0": 0.55}}, 5.0),
+    ("accuracy_rise", {("cnn", F): {"fourier_linf/0.2/all": 0.55}}, 0.0),
+    ("accuracy_rise", {("mlp", F): {"fourier_linf/0.2/band=0": 0.55}}, 0.0),
+]
+
+
+@pytest.mark.parametrize("name", b.BIAS_ESTIMANDS)
+def test_estimand_equals_the_value_by_hand(name):
+    assert value(name) == pytest.approx(BY_HAND[name], abs=1e-9)
+    backwards = list(hand_made().values())[::-1]
+    assert b.BIAS_ESTIMANDS[name](backwards) == pytest.approx(BY_HAND[name], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "by_hand"),
+    CHANGES,
+    ids=[f"{n}-{next(iter(c))[0]}-{next(iter(next(iter(c.values()))))}" for n, c, _ in CHANGES],
+)
+def test_estimand_follows_a_changed_record(name, changes, by_hand):
+    assert value(name, changes) == pytest.approx(by_hand, abs=1e-9, nan_ok=True)
+
+
+def test_every_estimand_has_a_value_that_moves():
+    moved = {name for name, _, by_hand in CHANGES if by_hand != BY_HAND[name]}
+    assert moved == set(b.BIAS_ESTIMANDS) == set(BY_HAND)
+
+
+def test_rise_of_a_path_is_missing_wherever_a_solve_is():
+    """Whichever of the paths has not converged."""
+    for attack in b.WEIGHT_NORMS:
+        changes = {("regularised", D): {f"3/8/{attack}/residual@1e-05": 0.101}}
+        assert math.isnan(value("path_rise", changes)), attack
+
+
+NEEDS = {
+    "constant_exponent": ("max_margin", "coordinate_constant", "sign_constant"),
+    "scaled_power": ("max_margin", "coordinate", "gradient", "sign"),
+    "path_exponent": ("max_margin", "regularised"),
+    "path_rise": ("max_margin", "regularised"),
+    "path_shortfall": ("max_margin", "regularised"),
+    "depth2_gaussian": ("max_margin", "convolutional", "dense"),
+    "depth2_advantage": ("max_margin", "convolutional"),
+    "dense_ratio": ("max_margin", "dense"),
+    "adversarial_gain": ("max_margin", "adversarial"),
+    "adversarial_against_coordinate": ("max_margin", "adversarial", "coordinate"),
+    "convolution_excess": ("cnn", "mlp"),
+    "band_order": ("cnn",),
+    "accuracy_rise": ("cnn",),
+}
+
+
+@pytest.mark.parametrize(("name", "arm"), [(name, arm) for name in NEEDS for arm in NEEDS[name]])
+def test_a_missing_record_raises(name, arm):
+    with pytest.raises(KeyError, match=f"no record of {arm} on"):
+        b.BIAS_ESTIMANDS[name]([x for x in hand_made().values() if x["arm"] != arm])
+
+
+def test_find_takes_step_size_one_among_the_ablation():
+    records = list(hand_made().values())
+    assert records[0]["config"]["step_size"] == 0.5
+    assert b.find(records, "coordinate", "digits")["config"]["step_size"] == 1.0
+    assert b.find(records, "coordinate", "digits", 0.5) is records[0]
+    # an arm without a step size is found whatever is asked for
+    assert b.find(records, "dense", "digits", 0.5)["arm"] == "dense"
+    with pytest.raises(KeyError, match=r"coordinate on digits with step size 0\.25"):
+        b.find(records, "coordinate", "digits", 0.25)
+    with pytest.raises(KeyError, match="coordinate on digits with step size 1"):
+        b.find(records[:1], "coordinate", "digits")
+
+
+def test_notebook_estimands_by_hand():
+    records = list(hand_made().values())
+    steps, gaps = b.gaps_along(records, "sign", 10, constant=False)
+    assert steps == STEPS
+    assert gaps == pytest.approx([1, 1, 0.1, 1e-4])
+    _, gaps = b.gaps_along(records, "sign", 10, constant=True)
+    assert gaps[2:] == pytest.approx([0.5 / log(1e3), 0.5 / log(1e6)])
+    assert b.path_ratio("digits", "3/8", "l1", 1e-5)(records) == pytest.approx(0.96)
+    assert b.network_value("convolutional", 3, "digits", "3/8", "l2")(records) == pytest.approx(0.6)
+    assert b.adversarial_ratio("digits", "3/8", 0.95)(records) == pytest.approx(0.75)
+    assert b.band_accuracy("cnn", 0.1, "band=2")(records) == pytest.approx(70)
+    assert b.band_accuracy("mlp", 0.2, "box")(records) == pytest.approx(20)
+    assert b.energy_share("mlp", 1)(records) == 0.3
