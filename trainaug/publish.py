@@ -217,7 +217,9 @@ def machine_slowdown(
     known = [(pair[1], row) for run, row in pairs if reference and (pair := reference.find(run))]
     if len(known) < MIN_COMMON_RUNS:
         return 1.0
-    return max(1.0, statistics.median(b["core_seconds"] / a["core_seconds"] for a, b in known))
+    ratios = [float(ours["core_seconds"]) / theirs["core_seconds"] for theirs, ours in known]
+    slowdown: float = max(1.0, statistics.median(ratios))
+    return slowdown
 
 
 def publish(number: str, profile: str = "standard") -> None:
