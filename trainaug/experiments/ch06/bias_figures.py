@@ -63,7 +63,7 @@ def regularisation_paths(records: Sequence[Record], panels: Sequence[Panel]) -> 
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(r"strength $\lambda/\lambda_{\max}$, weaker to the right")
     axes[0].set_ylabel(r"gap $1 - \rho/\varepsilon^*$")
-    axes[-1].legend(fontsize=8, loc="lower left", title="penalty", title_fontsize=8)
+    axes[0].legend(fontsize=7, loc="lower left", title="penalty", title_fontsize=7)
     return drawn
 
 
@@ -89,7 +89,7 @@ def spectra_by_depth(records: Sequence[Record], panels: Sequence[Panel]) -> Figu
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("rank of the frequency (% of all)")
     axes[0].set_ylabel(r"$|\hat\beta_k| \,/\, \max_k|\hat\beta_k|$")
-    axes[-1].legend(fontsize=7, loc="upper right")
+    axes[-1].legend(fontsize=7, loc="center right")
     return drawn
 
 
@@ -133,7 +133,7 @@ def band_curves(records: Sequence[Record]) -> Figure:
         axis.set_title(f"{MODEL_LABELS[model]}, attack by band", fontsize=10)
         axis.set_xlabel(r"radius $\varepsilon$ of each Fourier modulus")
     axes[0].set_ylabel("test accuracy (%)")
-    axes[1].legend(fontsize=7, loc="upper right")
+    axes[0].legend(fontsize=7, loc="upper right")
     for model, colour, shift in zip(MODELS, PALETTE, (-0.2, 0.2), strict=False):
         shares = np.array(_series(seeds, [energy_share(model, b) for b in range(BANDS)])) * 100
         low, high = shares.min(0), shares.max(0)
