@@ -33,7 +33,7 @@ def test_claims_as_json_have_what_a_script_needs():
     assert row["stale"] is False
     assert row["n"] == 10
     assert {"mean", "low", "high"} <= set(row["estimates"][0])
-    assert rows["lin.3"]["verdict"] == "not tested"
+    assert rows["lin.8"]["verdict"] == "contradicted"
 
 
 def test_claims_table_has_every_claim():

@@ -100,6 +100,29 @@ def test_table_shows_mean_interval_and_n(reference, capsys):
     assert "1004.5 [1002.3, 1006.7]" in capsys.readouterr().out
 
 
+def test_values_skip_seeds_that_did_not_run_an_arm(reference):
+    assert len(reference.values(lambda records: float(records[0]["seed"]))) == 10
+
+    def first_half(records):
+        if records[0]["seed"] > 1004:
+            raise KeyError("not run")
+        return 1.0
+
+    assert reference.values(first_half) == [1.0] * 5
+
+    def nowhere(records):
+        raise KeyError("not run")
+
+    with pytest.raises(KeyError, match="not run"):
+        reference.values(nowhere)
+
+
+def test_rows_print_plain_values(reference, capsys):
+    capsys.readouterr()
+    reference.rows([("a", 0.123456)], ["name", "value"], 3)
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["a", "0.123"]
+
+
 def test_verdicts_name_claim_rule_beside_and_reason(reference, capsys):
     capsys.readouterr()
     reference.verdicts()
@@ -107,8 +130,7 @@ def test_verdicts_name_claim_rule_beside_and_reason(reference, capsys):
     for claim in ("lin.1", "lin.2", "lin.6"):
         assert re.search(rf"^{re.escape(claim)}\s+headline", shown, re.M)
     assert "beside, the note's rule" in shown
-    assert "lin.3  extended  NOT TESTED" in shown
-    assert "because: later" in shown
+    assert "lin.8  extended  CONTRADICTED" in shown
     assert max(map(len, shown.splitlines())) <= 110
 
 
@@ -149,5 +171,5 @@ def test_finish_says_where_it_came_from(reference, capsys):
     capsys.readouterr()
     reference.finish()
     shown = capsys.readouterr().out
-    assert "150 runs from results/standard/06" in shown
+    assert "235 runs from results/standard/06" in shown
     assert "next: 08_scoreboard" in shown

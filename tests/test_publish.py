@@ -16,6 +16,7 @@ from trainaug.experiments.chapters import load_chapter
 from trainaug.paths import RESULTS
 from trainaug.publish import (
     PublishRefusedError,
+    machine_slowdown,
     publish,
     sample_runs,
     tuned_edges,
@@ -193,3 +194,16 @@ def test_a_changed_criterion_takes_the_verdict(copied):
     assert marked["lin.2"].reason == "criterion changed"
     assert marked["lin.1"].verdict == "reproduced"
     assert "(criterion changed)" in verdict_table(list(marked.values()))
+
+
+def test_slowdown_is_the_median_ratio_of_common_runs_and_at_least_one():
+    chapter = load_chapter("06")
+    reference = read_reference("standard", "06")
+    plan = chapter.plan("standard")
+    then = [reference.find(run)[1] for run in plan]
+    for factor, expected in ((3.0, 3.0), (1.0, 1.0), (0.2, 1.0)):
+        now = [row | {"core_seconds": factor * row["core_seconds"]} for row in then]
+        assert machine_slowdown(reference, plan, now) == pytest.approx(expected)
+    slow = [row | {"core_seconds": 9 * row["core_seconds"]} for row in then]
+    assert machine_slowdown(None, plan, slow) == 1.0
+    assert machine_slowdown(reference, plan[:19], slow[:19]) == 1.0  # too few to tell
