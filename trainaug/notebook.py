@@ -22,7 +22,7 @@ from trainaug.evidence.claims import Judgement, judge
 from trainaug.evidence.ledger import load_ledger
 from trainaug.evidence.statistics import t_interval
 from trainaug.evidence.store import Record, Store, read_reference, versions
-from trainaug.evidence.tables import fmt_interval, text_table, verdict_blocks
+from trainaug.evidence.tables import fmt_interval, fmt_number, text_table, verdict_blocks
 from trainaug.experiments.chapters import (
     TITLES,
     Chapter,
@@ -213,6 +213,9 @@ class Context:
             row: dict[str, Any] = {"": name}
             for column, estimand in cells.items():
                 values = self.values(estimand)
+                if len(values) < 2:  # one seed, as in quick, has no interval
+                    row[column] = fmt_number(values[0], digits)
+                    continue
                 mean, low, high, *_ = t_interval(values, 0.95)
                 row[column] = fmt_interval(mean, low, high, digits)
             shown.append(row | {"n": len(values)})
