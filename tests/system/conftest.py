@@ -62,11 +62,11 @@ class Tree:
             time.sleep(0.02)
         self.child.wait(30)
 
-    def finish(self, timeout: float = 300) -> int:
+    def finish(self, timeout: float = 900) -> int:
         """Wait for the end and return the exit code."""
         return self.child.wait(timeout)
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float = 180) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 600) -> None:
         """Wait until ``condition`` holds; the command must not end before."""
         end = time.monotonic() + timeout
         while not condition():
