@@ -131,7 +131,7 @@ def test_verdicts_name_claim_rule_beside_and_reason(reference, capsys):
         assert re.search(rf"^{re.escape(claim)}\s+headline", shown, re.M)
     assert "beside, the note's rule" in shown
     assert "lin.8  extended  CONTRADICTED" in shown
-    assert max(map(len, shown.splitlines())) <= 125  # rule and interval on one line
+    assert max(map(len, shown.splitlines())) <= 110
 
 
 def test_check_and_breaks(reference, capsys):

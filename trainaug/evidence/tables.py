@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 Rows = Sequence[Mapping[str, Any]]
+LONGEST_LINE = 110  # of a verdict block; a longer rule gets a line of its own
 
 
 def fmt_number(value: float | None, digits: int) -> str:
@@ -108,10 +109,13 @@ def _block(each: Judgement, width: int) -> str:
     ours = max((len(row["ours"]) for row in rows if "estimand" in row), default=0)
     for row in rows:
         if "estimand" in row:
-            shown = f"{row['estimand']:<{name}}  {row['ours']:<{ours}}  n={row['n']}  {row['rule']}"
-            lines.append(f"    {shown}".rstrip())
+            shown = f"    {row['estimand']:<{name}}  {row['ours']:<{ours}}  n={row['n']}"
+            if len(shown) + len(row["rule"]) + 2 > LONGEST_LINE:
+                lines += [shown, f"        {row['rule']}"]
+            else:
+                lines.append(f"{shown}  {row['rule']}".rstrip())
         else:
-            lines.append(f"  {row['']}")
+            lines += textwrap.wrap(row[""], width, initial_indent="  ", subsequent_indent="    ")
     if each.verdict not in ("reproduced", "contradicted") and each.reason:
         lines.append(f"  because: {each.reason}")
     return "\n".join(lines)
