@@ -297,3 +297,22 @@ def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):
 @pytest.mark.gpu
 def test_on_cuda_values_are_the_same(same_on_cuda, randn):
     same_on_cuda(everything, randn(10, 2, 3, 6))
+
+
+def test_masks_are_checked_and_padding_may_hold_anything(randn):
+    Z = randn(30, 2, 4, 6)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    options = {"record_at": [5], "mask": mask}
+    for train in (
+        lambda Z, **o: convolutional_paths(
+            Z, (6,), (2,), lr=[0.1], generator=torch.Generator().manual_seed(0), **o
+        ),
+        lambda Z, **o: dense_paths(Z, lr=0.1, generator=torch.Generator().manual_seed(0), **o),
+    ):
+        padded = Z.clone()
+        padded[~mask] = torch.nan
+        assert torch.equal(train(padded, **options).beta, train(Z, **options).beta)
+        with pytest.raises(ValueError, match="a row in each problem"):
+            train(Z, record_at=[5], mask=mask & (torch.arange(2) == 0).unsqueeze(1))
+        with pytest.raises(ValueError, match="a real row is not"):
+            train(torch.full_like(Z, torch.nan), **options)

@@ -214,10 +214,10 @@ def test_training_loop_gives_the_same_weights(randn):
 def test_bad_options_and_gradients_are_refused():
     w = Parameter(torch.ones(3))
     for changes, message in [
-        ({"lr": 0.0}, "lr must be positive, got 0.0"),
+        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
         ({"lr": torch.tensor([1.0, math.nan])}, "lr must be positive"),
-        ({"lam": -1.0}, "lam must be at least 0, got -1.0"),
-        ({"lam": math.nan}, "lam must be at least 0"),
+        ({"lam": -1.0}, "lam must be finite and at least 0, got -1.0"),
+        ({"lam": math.nan}, "lam must be finite and at least 0"),
         ({"norm": "l3"}, "unknown norm 'l3'"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -296,3 +296,23 @@ def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):
 @pytest.mark.gpu
 def test_on_cuda_values_are_the_same(same_on_cuda, randn):
     same_on_cuda(paths, randn(17, 2, 3, D))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lr", math.inf),
+        ("lr", -1.0),
+        ("lr", math.nan),
+        ("lam", math.inf),
+        ("lam", -0.1),
+        ("norm", "l3"),
+    ],
+)
+def test_bad_options_of_a_group_are_refused(option, value):
+    good = {"lr": 0.1, "norm": "l1", "lam": 0.0}
+    with pytest.raises(ValueError, match=str(value)):
+        ProximalGradient([Parameter(torch.zeros(2))], **{**good, option: value})
+    optimizer = ProximalGradient([Parameter(torch.zeros(2))], **good)
+    with pytest.raises(ValueError, match=str(value)):
+        optimizer.add_param_group({"params": [Parameter(torch.zeros(2))], option: value})

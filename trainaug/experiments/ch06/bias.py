@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -58,8 +59,13 @@ Planned = tuple[str, dict[str, Any], float]  # arm, settings, predicted core-sec
 
 def tuned(arm: str) -> float:
     """Step length that `tuning` chose for an arm, say ``"convolutional-2"``."""
-    values = yaml.safe_load(TUNED.read_text(encoding="utf-8"))
-    return float(values[arm]["lr"]["value"])
+    return _tuned_values()[arm]
+
+
+@cache
+def _tuned_values() -> dict[str, float]:
+    chosen = yaml.safe_load(TUNED.read_text(encoding="utf-8"))
+    return {arm: float(settings["lr"]["value"]) for arm, settings in chosen.items()}
 
 
 def regularised(config: Config) -> Iterator[Planned]:
@@ -121,7 +127,7 @@ def _moments(steps: int) -> list[int]:
 
 
 def _describe(
-    problems: list[Problem], data: str, path: NetworkPath, depths: list[int], seed: int
+    problems: list[Problem], data: str, path: NetworkPath, depths: list[int]
 ) -> dict[str, Any]:
     fourier = FourierNorm("linf", SHAPES[data])
     attacks: tuple[Norm, ...] = ("l2", "linf", fourier)
@@ -161,7 +167,7 @@ def run_convolutional(config: dict[str, Any], seed: int) -> dict[str, Any]:
         generator=stream(seed, "init"),
         mask=mask,
     )
-    return _describe(problems, config["data"], path, config["depths"], seed)
+    return _describe(problems, config["data"], path, config["depths"])
 
 
 def run_dense(config: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -170,7 +176,7 @@ def run_dense(config: dict[str, Any], seed: int) -> dict[str, Any]:
     Z, mask = stacked(problems)
     generator, moments = stream(seed, "init"), _moments(config["steps"])
     path = dense_paths(Z, lr=config["lr"], record_at=moments, generator=generator, mask=mask)
-    return _describe(problems, config["data"], path, [2], seed)
+    return _describe(problems, config["data"], path, [2])
 
 
 def run_adversarial(config: dict[str, Any], seed: int) -> dict[str, Any]:

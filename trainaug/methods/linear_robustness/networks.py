@@ -266,6 +266,7 @@ def convolutional_paths(
     Raises:
         ValueError: If a shape, a depth, a step number or a step length is invalid.
     """
+    _check_stack(Z)
     if not depths or min(depths) < 1 or math.prod(shape) != Z.shape[-1]:
         raise ValueError(f"need depths >= 1 and signals of {Z.shape[-1]}, got {depths}, {shape}")
     size = math.prod(shape)
@@ -282,8 +283,14 @@ def dense_paths(
     mask: Tensor | None = None,
 ) -> NetworkPath:
     """Train stacked `DeepLinear` networks of depth two; arguments as in `convolutional_paths`."""
+    _check_stack(Z)
     start = _unit_columns((Z.shape[-1], Z.shape[-1]), generator)
     return _train(Z, _Dense(Z, start), [lr], 1, record_at, mask)
+
+
+def _check_stack(Z: Tensor) -> None:
+    if Z.ndim != 3 or 0 in Z.shape:
+        raise ValueError(f"Z must be finite of shape (P, N, D), got {tuple(Z.shape)}")
 
 
 @torch.no_grad()
@@ -295,13 +302,18 @@ def _train(
     record_at: Sequence[int],
     mask: Tensor | None,
 ) -> NetworkPath:
-    if Z.ndim != 3 or 0 in Z.shape or not bool(Z.isfinite().all()):
-        raise ValueError(f"Z must be finite of shape (P, N, D), got {tuple(Z.shape)}")
     if len(lr) != count or not all(0 < value < math.inf for value in lr):
         raise ValueError(f"need {count} positive step lengths, got {list(lr)}")
     if list(record_at) != sorted(set(record_at)) or not record_at or record_at[0] < 0:
         raise ValueError(f"record_at must increase from at least 0, got {list(record_at)}")
     mask = torch.ones(Z.shape[:2], dtype=torch.bool, device=Z.device) if mask is None else mask
+    if mask.dtype != torch.bool or mask.shape != Z.shape[:2] or not bool(mask.any(-1).all()):
+        raise ValueError(
+            f"mask must be boolean of shape {tuple(Z.shape[:2])} with a row in each problem, "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
+    if not bool(Z[mask].isfinite().all()):
+        raise ValueError("Z must be finite of shape (P, N, D), a real row is not")
     Z = torch.where(mask.unsqueeze(-1), Z, 0.0)
     padding = torch.zeros_like(Z[..., 0]).masked_fill(~mask, -torch.inf).unsqueeze(1)  # (P, 1, N)
     Zt, rates = Z.mT.contiguous(), torch.tensor(list(lr), dtype=Z.dtype, device=Z.device)

@@ -9,6 +9,7 @@ accelerated gradient schemes", 2015.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,12 @@ from torch.optim import Optimizer
 from trainaug.methods.linear_robustness.norms import Norm, check_norm, dual, norm, prox
 
 __all__ = ["ProximalGradient", "RegularisationPath", "regularisation_path"]
+
+
+def _all(value: float | Tensor, holds: Callable[[Any], Any]) -> bool:
+    """Whether a number, or every entry of a tensor on whatever device, passes a test."""
+    found = holds(value)
+    return bool(found.all()) if isinstance(found, Tensor) else bool(found)
 
 
 class ProximalGradient(Optimizer):
@@ -59,12 +66,21 @@ class ProximalGradient(Optimizer):
         *,
         accelerate: bool = True,
     ) -> None:
-        check_norm(norm)
-        if not (bool((lr > 0).all()) if isinstance(lr, Tensor) else lr > 0):
-            raise ValueError(f"lr must be positive, got {lr}")
-        if not (bool((lam >= 0).all()) if isinstance(lam, Tensor) else lam >= 0):
-            raise ValueError(f"lam must be at least 0, got {lam}")
         super().__init__(params, {"lr": lr, "norm": norm, "lam": lam, "accelerate": accelerate})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group after checking its options.
+
+        Raises:
+            ValueError: If an option is unknown or out of range.
+        """
+        options = {**self.defaults, **param_group}
+        check_norm(options["norm"])
+        if not _all(options["lr"], lambda lr: (lr > 0) & (lr < math.inf)):
+            raise ValueError(f"lr must be positive and finite, got {options['lr']}")
+        if not _all(options["lam"], lambda lam: (lam >= 0) & (lam < math.inf)):
+            raise ValueError(f"lam must be finite and at least 0, got {options['lam']}")
+        super().add_param_group(param_group)
 
     @property
     def requires_closure(self) -> bool:
