@@ -23,7 +23,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def judged(reference):
-    return chapter_judgements(load_chapter("06"), reference.records)
+    return chapter_judgements(load_chapter("06"), reference.records, "standard")
 
 
 def changed(reference, arm: str, metric: str, factor: float):
@@ -52,7 +52,7 @@ def test_rounding_passes_elsewhere_and_a_moved_mean_does_not(reference, judged):
     metric = "n=50/linf/radius@40000"
     for factor, differs in ((1 + 1e-9, False), (0.98, True)):
         records = changed(reference, "coordinate", metric, factor)
-        ours = chapter_judgements(chapter, records)
+        ours = chapter_judgements(chapter, records, "standard")
         found = compare(records, reference, ours, judged, same_machine=False)
         assert any("gaussian_diagonal: mean" in line for line in found) == differs
 

@@ -90,10 +90,12 @@ def collect_records(
     return [record for record, _ in known], stale
 
 
-def chapter_judgements(chapter: Chapter, records: Sequence[Record]) -> list[Judgement]:
-    """Judge every claim of a chapter's ledger on the given records."""
+def chapter_judgements(
+    chapter: Chapter, records: Sequence[Record], profile: str
+) -> list[Judgement]:
+    """Judge every claim of a chapter's ledger on the records of a profile."""
     ledger = load_ledger(CLAIMS / f"{chapter.number}.yaml")
-    return [judge(claim, records, chapter.estimands) for claim in ledger]
+    return [judge(claim.at(profile), records, chapter.estimands) for claim in ledger]
 
 
 def _log(done: int, total: int, seconds_left: float) -> None:
@@ -132,8 +134,9 @@ class Context:
             run_sweep(plan, self.chapter.execute, Store(self.profile), digest, _log)
         found = collect_records(self.chapter, self.profile, self.evidence, self.knobs)
         self.records, self.stale = found
-        judged = chapter_judgements(self.chapter, self.records) if self.judges else []
-        self._judged = {each.id: each for each in judged}
+        if self.judges:
+            judged = chapter_judgements(self.chapter, self.records, self.profile)
+            self._judged = {each.id: each for each in judged}
         return self.records
 
     @property
@@ -176,7 +179,7 @@ class Context:
         if reference is None:
             print("full profile: no reference yet")
             return
-        for each in chapter_judgements(self.chapter, reference.records):
+        for each in chapter_judgements(self.chapter, reference.records, "full"):
             print(f"{each.id} at full: {each.verdict}")
             for e in each.estimates:
                 shown = fmt_interval(e.mean, e.low, e.high, 3)

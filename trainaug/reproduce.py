@@ -236,7 +236,7 @@ def _judge_and_compare(
 ) -> None:
     read = [store.read(run, chapter.code_digest) for run in plan]
     records = [record for record in read if record is not None]
-    report.judgements = chapter_judgements(chapter, records)
+    report.judgements = chapter_judgements(chapter, records, store.profile)
     reference = read_reference(store.profile, chapter.number)
     if reference is None:
         report.comparison = "no reference yet: `make publish` makes one"
@@ -247,7 +247,7 @@ def _judge_and_compare(
         records,
         reference,
         report.judgements,
-        chapter_judgements(chapter, reference.records),
+        chapter_judgements(chapter, reference.records, store.profile),
         same_machine=same_machine,
     )
     word = "DIFFERS from" if report.differences else "agrees with"

@@ -47,7 +47,9 @@ def reference_judgements(profile: str = "standard") -> list[tuple[Judgement, boo
         records = reference.records if reference else []
         digests = {row["code_digest"] for row in reference.provenance} if reference else set()
         stale = bool(digests) and digests != {chapter.code_digest}
-        judged = mark_changed_criteria(chapter_judgements(chapter, records), profile, number)
+        judged = mark_changed_criteria(
+            chapter_judgements(chapter, records, profile), profile, number
+        )
         found += [(judgement, stale) for judgement in judged]
     return found
 
@@ -68,7 +70,7 @@ def scoreboard(profile: str, evidence: str) -> str:
         if profile == "quick":
             parts.append(f"CHAPTER {number} {title}: not judged (quick)")
             continue
-        judgements = chapter_judgements(chapter, records)
+        judgements = chapter_judgements(chapter, records, profile)
         if evidence == "reference":
             judgements = mark_changed_criteria(judgements, profile, number)
         judged += judgements
@@ -103,7 +105,7 @@ def verdicts_text(number: str, profile: str = "standard") -> str:
     chapter, reference = load_chapter(number), read_reference(profile, number)
     if chapter is None or reference is None:
         raise LookupError(f"chapter {number} has no {profile} reference")
-    return verdicts_json(chapter_judgements(chapter, reference.records))
+    return verdicts_json(chapter_judgements(chapter, reference.records, profile))
 
 
 def readme_figure_text() -> str:

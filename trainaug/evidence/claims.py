@@ -5,7 +5,8 @@ function from all records of one seed to one float. The rules are those of desig
 page leaves a choice:
 
 - *statistical* and *timing* use exactly the first ``seeds`` seeds (5 and 20 at least; a block of
-  timing is a seed), so that runs cannot be added until the verdict changes.
+  timing is a seed), at *full* the first ``seeds_at_full``, so that runs cannot be added until the
+  verdict changes.
 - Too few runs, a KeyError in an estimand and a value that is not finite make that estimand
   *inconclusive*, with the reason. A claim without any record is *not tested*.
 - *exact* is |value| <= tolerance on every seed there is. A certified violation contradicts even

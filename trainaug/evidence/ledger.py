@@ -159,7 +159,7 @@ class Beside(_Entry):
 
 
 class Claim(_Entry):
-    """One entry of the ledger."""
+    """One entry of the ledger; ``seeds_at_full`` are those that the full profile decides with."""
 
     id: str = Field(pattern=r"^[a-z]+\.\d+$")
     tier: Literal["headline", "extended"]
@@ -170,6 +170,7 @@ class Claim(_Entry):
     beside: Beside | None = None
     arms: tuple[str, ...] | None = None
     seeds: int = Field(default=10, ge=1)
+    seeds_at_full: int | None = Field(default=None, ge=1)
     confidence: float = Field(default=0.95, gt=0, lt=1)
     power: Power | None = None
     not_tested: str | None = None
@@ -186,10 +187,18 @@ class Claim(_Entry):
         if self.kind == "statistical" and self.all_of:
             if self.seeds < MIN_SEEDS["statistical"]:
                 raise ValueError(f"a statistical claim needs at least 5 seeds, got {self.seeds}")
+            if self.seeds_at_full is not None and self.seeds_at_full < self.seeds:
+                raise ValueError(f"seeds_at_full is below seeds: {self.seeds_at_full}")
             power = self.power.power if self.power else None
             if self.tier == "headline" and (power is None or power < 0.8):
                 raise ValueError(f"a headline claim states a power of at least 0.8, got {power}")
         return self
+
+    def at(self, profile: str) -> Claim:
+        """The claim as a profile decides it: with ``seeds_at_full`` seeds at *full*."""
+        if profile != "full" or self.seeds_at_full is None:
+            return self
+        return self.model_copy(update={"seeds": self.seeds_at_full})
 
 
 def load_ledger(path: Path | str) -> list[Claim]:

@@ -1,0 +1,83 @@
+"""Fixed hand-made features of small colour pictures, and random crops to take them from.
+
+Chapter: notebooks/01_vse_hard_negatives.ipynb
+Reference: the gradient histograms follow Dalal, Triggs, "Histograms of oriented gradients for
+human detection", CVPR 2005, with one normalisation of the whole picture.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["FEATURES", "picture_features", "random_crops"]
+
+CELLS, ORIENTATIONS, LEVELS = 8, 8, 4
+FEATURES = 3 * CELLS**2 + ORIENTATIONS * CELLS**2 + LEVELS**3  # 192 + 512 + 64
+
+
+def picture_features(pictures: Tensor) -> Tensor:
+    """Describe pictures by colours in a grid, gradient directions in a grid, and a colour histogram.
+
+    Args:
+        pictures: RGB in [0, 1], shape ``(B, 3, H, W)``, sides multiples of 8.
+
+    Returns:
+        Shape ``(B, 768)``, same dtype and device: mean colours of 8x8 cells; square roots of the
+        gradient energy of the grey picture in 8 directions in each cell, divided by the picture's
+        total; square roots of the shares of 4x4x4 colours.
+
+    Raises:
+        ValueError: If the shape is wrong.
+    """
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or any(s % CELLS for s in pictures.shape[2:]):
+        raise ValueError(f"need (B, 3, H, W), sides multiples of 8, got {tuple(pictures.shape)}")
+    grid = F.adaptive_avg_pool2d(pictures, CELLS)  # (B, 3, 8, 8)
+    grey = F.pad(pictures.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    right = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2  # (B, 1, H, W)
+    down = (grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]) / 2
+    sector = (torch.atan2(down, right) / (2 * math.pi) * ORIENTATIONS).round().long() % ORIENTATIONS
+    energy = torch.zeros_like(right).expand(-1, ORIENTATIONS, -1, -1).clone()
+    energy.scatter_(1, sector, right.square() + down.square())  # (B, 8, H, W)
+    cells = F.adaptive_avg_pool2d(energy, CELLS).flatten(1).sqrt()  # (B, 512)
+    cells = cells / cells.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    level = (pictures * LEVELS).long().clamp_(0, LEVELS - 1)  # (B, 3, H, W)
+    colour = (level * torch.tensor([[[[LEVELS**2]], [[LEVELS]], [[1]]]], device=level.device)).sum(
+        1
+    )
+    shares = torch.zeros(len(pictures), LEVELS**3, dtype=pictures.dtype, device=pictures.device)
+    one = torch.ones((), dtype=pictures.dtype, device=pictures.device)
+    shares.scatter_add_(1, colour.flatten(1), one.expand(colour.flatten(1).shape))
+    shares = (shares / colour[0].numel()).sqrt()  # (B, 64)
+    return torch.cat([grid.flatten(1), cells, shares], 1)
+
+
+def random_crops(pictures: Tensor, *, smallest: float = 0.75, generator: torch.Generator) -> Tensor:
+    """Cut a random square window out of each picture, resize it back, and change its colours a bit.
+
+    Args:
+        pictures: RGB in [0, 1], shape ``(B, 3, H, W)``.
+        smallest: Side of the smallest window as a share of the picture's, in ``(0, 1]``.
+        generator: Source of windows and colour gains (each channel times 0.8 to 1.2).
+
+    Returns:
+        Shape, dtype and device of ``pictures``, values in [0, 1].
+
+    Raises:
+        ValueError: If ``smallest`` is not in ``(0, 1]``.
+    """
+    if not 0 < smallest <= 1:
+        raise ValueError(f"smallest must be in (0, 1], got {smallest}")
+    draws = torch.rand(len(pictures), 6, generator=generator, device=generator.device).to(pictures)
+    side = smallest + (1 - smallest) * draws[:, 0]  # (B,)
+    shift = (1 - side)[:, None] * (2 * draws[:, 1:3] - 1)  # (B, 2), in [-1, 1] coordinates
+    theta = torch.zeros(len(pictures), 2, 3, dtype=pictures.dtype, device=pictures.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    crops = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    gain = 0.8 + 0.4 * draws[:, 3:, None, None]  # (B, 3, 1, 1)
+    return (crops * gain).clamp(0, 1)
