@@ -20,7 +20,7 @@ FEATURES = 3 * CELLS**2 + ORIENTATIONS * CELLS**2 + LEVELS**3  # 192 + 512 + 64
 
 
 def picture_features(pictures: Tensor) -> Tensor:
-    """Describe pictures by colours in a grid, gradient directions in a grid, and a colour histogram.
+    """Describe pictures by colours and gradient directions in a grid, and a colour histogram.
 
     Args:
         pictures: RGB in [0, 1], shape ``(B, 3, H, W)``, sides multiples of 8.
