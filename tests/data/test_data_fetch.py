@@ -25,12 +25,12 @@ from trainaug.data import fetch, registry
 from trainaug.data.arrays import Arrays, CorruptDataError, DataUnavailableError, hash_arrays
 from trainaug.data.idx import parse_idx_gz
 
-TINY = Arrays(
-    np.arange(24, dtype=np.uint8).reshape(4, 2, 3),
-    np.array([0, 1, 0, 1], np.uint8),
-    np.arange(12, dtype=np.uint8).reshape(2, 2, 3),
-    np.array([1, 0], np.uint8),
-)
+TINY = {
+    "train_x": np.arange(24, dtype=np.uint8).reshape(4, 2, 3),
+    "train_y": np.array([0, 1, 0, 1], np.uint8),
+    "test_x": np.arange(12, dtype=np.uint8).reshape(2, 2, 3),
+    "test_y": np.array([1, 0], np.uint8),
+}
 
 
 def idx_gz(array: np.ndarray) -> bytes:
@@ -38,7 +38,7 @@ def idx_gz(array: np.ndarray) -> bytes:
     return gzip.compress(header + array.tobytes(), mtime=0)
 
 
-FILES = {f"{key}.gz": idx_gz(array) for key, array in TINY._asdict().items()}
+FILES = {f"{key}.gz": idx_gz(array) for key, array in TINY.items()}
 
 
 class Server:
@@ -85,7 +85,7 @@ def free_port_url() -> str:
 
 def mirror_toml(*urls: str, train_x: str = "train_x") -> str:
     """State a mirror route; ``train_x`` names another file, with its right checksum."""
-    sources = {key: key for key in TINY._fields} | {"train_x": train_x}
+    sources = {key: key for key in TINY} | {"train_x": train_x}
     files = [f"{key} = '{source}.gz'" for key, source in sources.items()]
     sums = {k: hashlib.sha256(FILES[f"{source}.gz"]).hexdigest() for k, source in sources.items()}
     lines = ["[[tiny.routes]]", "kind = 'mirror'", f"urls = {list(urls)}"]
@@ -97,7 +97,7 @@ def mirror_toml(*urls: str, train_x: str = "train_x") -> str:
 def debian_toml(archive_sha256: str) -> str:
     lines = ["[[tiny.routes]]", "kind = 'debian'", "package = 'dataset-tiny'"]
     lines += ["[tiny.routes.files]"]
-    lines += [f"{key} = 'usr/share/tiny/{key}.gz'" for key in TINY._fields]
+    lines += [f"{key} = 'usr/share/tiny/{key}.gz'" for key in TINY]
     lines += ["[tiny.routes.sha256]", f"archive = '{archive_sha256}'"]
     return "\n".join(lines)
 
@@ -117,9 +117,10 @@ def use_registry(monkeypatch, tmp_path):
 
 
 def assert_tiny(arrays: Arrays) -> None:
-    for found, expected in zip(arrays, TINY, strict=True):
-        np.testing.assert_array_equal(found, expected)
-        assert found.dtype == expected.dtype
+    assert set(arrays) == set(TINY)
+    for name, expected in TINY.items():
+        np.testing.assert_array_equal(arrays[name], expected)
+        assert arrays[name].dtype == expected.dtype
 
 
 # --- the way that works
@@ -182,11 +183,11 @@ def test_corrupt_cache_is_reported_then_removed_and_fetched_again(
     registry.fetch("tiny")
     assert_tiny(registry.load("tiny"))
     good = cache.read_bytes()
-    position = good.index(TINY.train_x.tobytes())
+    position = good.index(TINY["train_x"].tobytes())
     if damage == "flip":
         cache.write_bytes(good[:position] + b"\xff" + good[position + 1 :])
     elif damage == "other array":
-        np.savez(cache, **{**TINY._asdict(), "train_y": TINY.train_y + 1})
+        np.savez(cache, **{**TINY, "train_y": TINY["train_y"] + 1})
     else:
         cut = {"truncate": good[: len(good) // 2], "empty": b"", "text": b"hello" * 9}
         cache.write_bytes(cut[damage])
@@ -211,7 +212,7 @@ def test_corrupt_cache_is_removed_even_when_no_route_works(server, use_registry)
 def test_pickled_arrays_are_refused(use_registry) -> None:
     cache = use_registry(mirror_toml())
     cache.parent.mkdir()
-    np.savez(cache, **{**TINY._asdict(), "train_x": np.array([{"a": 1}], dtype=object)})
+    np.savez(cache, **{**TINY, "train_x": np.array([{"a": 1}], dtype=object)})
     with pytest.raises(CorruptDataError, match="allow_pickle"):
         registry.load("tiny")
 
@@ -235,7 +236,7 @@ def test_wrong_checksum_is_tried_once_more_before_parsing(
     server, use_registry, monkeypatch
 ) -> None:
     use_registry(mirror_toml(server.url))
-    server.files["train_x.gz"] = idx_gz(TINY.train_x + 1)
+    server.files["train_x.gz"] = idx_gz(TINY["train_x"] + 1)
     monkeypatch.setattr(fetch, "parse_idx_gz", lambda *a, **k: pytest.fail("parsed unchecked"))
     with pytest.raises(DataUnavailableError) as caught:
         registry.fetch("tiny")
@@ -469,7 +470,7 @@ def test_idx_round_trip(shape) -> None:
     np.testing.assert_array_equal(parse_idx_gz(idx_gz(array)), array)
 
 
-GOOD = idx_gz(TINY.train_x)
+GOOD = idx_gz(TINY["train_x"])
 RAW = gzip.decompress(GOOD)
 
 

@@ -85,7 +85,7 @@ def test_train_and_test_rows_are_disjoint_and_keep_their_labels(name, classes) -
     for c, label in zip(classes, (1.0, -1.0), strict=True):
         parts = [problem.X[problem.y == label], problem.X_test[problem.y_test == label]]
         found = Counter(row.tobytes() for part in parts for row in part * scale)
-        source = Counter(row.tobytes() for row in data.train_x[data.train_y == c])
+        source = Counter(row.tobytes() for row in data["train_x"][data["train_y"] == c])
         assert found == source  # as multisets: every row once, none twice
 
 
@@ -110,7 +110,7 @@ def test_fashion_problem_uses_the_official_test_pictures() -> None:
     assert problem.X.shape == (100, 784)
     assert problem.X_test.shape == (2000, 784)
     assert (problem.y == 1).sum() == 50
-    trousers = data.test_x[data.test_y == 1].reshape(1000, -1) / 255
+    trousers = data["test_x"][data["test_y"] == 1].reshape(1000, -1) / 255
     np.testing.assert_array_equal(problem.X_test[problem.y_test == 1], trousers)
 
 
@@ -129,7 +129,7 @@ def test_breast_cancer_is_standardised_by_the_training_rows() -> None:
     assert np.abs(problem.X_test.mean(axis=0)).max() > 0.01  # not by its own mean
     data = registry.load("breast_cancer")
     everything = binary_problem("breast_cancer")
-    np.testing.assert_array_equal(everything.y == 1, data.train_y == 0)  # malignant is +1
+    np.testing.assert_array_equal(everything.y == 1, data["train_y"] == 0)  # malignant is +1
     assert len(everything.X_test) == 0
     assert np.isfinite(binary_problem("breast_cancer", n=2, seed=0).X).all()
 
@@ -246,7 +246,7 @@ def test_fashion_splits_partition_the_official_training_set() -> None:
     data = registry.load("fashion_mnist")
     bytes_of = [(part.x * 255).round().to(torch.uint8).numpy() for part in (train, val)]
     found = Counter(picture.tobytes() for part in bytes_of for picture in part)
-    assert found == Counter(picture.tobytes() for picture in data.train_x)
+    assert found == Counter(picture.tobytes() for picture in data["train_x"])
 
 
 def test_fashion_validation_depends_on_the_seed_alone() -> None:
@@ -260,11 +260,11 @@ def test_fashion_test_part_is_the_official_one() -> None:
     data = registry.load("fashion_mnist")
     assert len(test) == 10000
     assert len(CLASS_NAMES) == 10
-    np.testing.assert_array_equal(test.y.numpy(), data.test_y)
-    np.testing.assert_allclose(test.x[:, 0].numpy() * 255, data.test_x, atol=1e-4)  # float32
+    np.testing.assert_array_equal(test.y.numpy(), data["test_y"])
+    np.testing.assert_allclose(test.x[:, 0].numpy() * 255, data["test_x"], atol=1e-4)  # float32
     x, y, index = test[123]
     assert x.shape == (1, 28, 28)
-    assert (int(y), int(index)) == (int(data.test_y[123]), 123)
+    assert (int(y), int(index)) == (int(data["test_y"][123]), 123)
 
 
 def test_fashion_unknown_split_raises() -> None:

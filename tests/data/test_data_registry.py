@@ -11,9 +11,14 @@ import pytest
 
 from trainaug import paths
 from trainaug.data import registry
-from trainaug.data.arrays import Arrays, CorruptDataError, DataUnavailableError, hash_arrays
+from trainaug.data.arrays import CorruptDataError, DataUnavailableError, hash_arrays
 
-NAMES = ["fashion_mnist", "digits", "breast_cancer", "iris", "gaussian"]
+NAMES = ["fashion_mnist", "digits", "breast_cancer", "iris", "gaussian", "emoji_captions"]
+CLASS_ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+
+
+def class_arrays(*arrays):
+    return dict(zip(CLASS_ARRAYS, arrays, strict=True))
 
 
 def test_registry_lists_every_data_set_with_a_pinned_hash() -> None:
@@ -30,10 +35,14 @@ def test_network_routes_pin_every_archive() -> None:
     for name in NAMES:
         for route in registry.info(name).routes:
             if route.kind == "mirror":
-                assert set(route.files) == set(route.sha256) == set(Arrays._fields)
+                assert set(route.files) == set(route.sha256) == set(CLASS_ARRAYS)
             elif route.kind == "debian":
-                assert set(route.files) == set(Arrays._fields)
+                assert set(route.files) == set(CLASS_ARRAYS)
                 assert set(route.sha256) == {"archive"}
+            elif route.kind == "npm":
+                packages = {source.rpartition(":")[0] for source in route.files.values()}
+                assert packages == set(route.sha256)
+                assert all(re.search(r"[^@]@[\d.]+$", package) for package in packages)
             else:
                 assert registry.info(name).is_local
             assert all(re.fullmatch("[0-9a-f]{64}", h) for h in route.sha256.values())
@@ -80,7 +89,7 @@ def test_moved_bundled_set_is_reported(monkeypatch) -> None:
     x = np.zeros((2, 2))
     monkeypatch.setattr(
         "trainaug.data.registry.attempts",
-        lambda route: [("stub", lambda: Arrays(x.copy(), x[0].copy(), x[:0], x[0, :0]))],
+        lambda route: [("stub", lambda: class_arrays(x.copy(), x[0].copy(), x[:0], x[0, :0]))],
     )
     for function in (registry.fetch, registry.verify):
         with pytest.raises(CorruptDataError, match=r"digits: content hash .* expected 9060"):
@@ -91,7 +100,7 @@ def test_loaded_arrays_are_shared_and_read_only() -> None:
     data = registry.load("digits")
     assert registry.load("digits") is data
     with pytest.raises(ValueError, match="read-only"):
-        data.train_x[0, 0] = 1
+        data["train_x"][0, 0] = 1
 
 
 def test_fashion_mnist_facts() -> None:
@@ -100,12 +109,12 @@ def test_fashion_mnist_facts() -> None:
     data = registry.load("fashion_mnist")
     seconds = time.perf_counter() - start
     assert seconds < 5, f"{seconds:.1f} s; 0.2 s on an idle machine, this one may be shared"
-    assert data.train_x.shape == (60000, 28, 28)
-    assert data.test_x.shape == (10000, 28, 28)
-    assert data.train_x.dtype == data.test_y.dtype == np.uint8
-    assert np.bincount(data.train_y).tolist() == [6000] * 10
-    assert np.bincount(data.test_y).tolist() == [1000] * 10
-    assert data.train_x.mean() / 255 == pytest.approx(0.2860, abs=5e-5)  # the digits published
+    assert data["train_x"].shape == (60000, 28, 28)
+    assert data["test_x"].shape == (10000, 28, 28)
+    assert data["train_x"].dtype == data["test_y"].dtype == np.uint8
+    assert np.bincount(data["train_y"]).tolist() == [6000] * 10
+    assert np.bincount(data["test_y"]).tolist() == [1000] * 10
+    assert data["train_x"].mean() / 255 == pytest.approx(0.2860, abs=5e-5)  # the digits published
 
 
 @pytest.mark.parametrize(
@@ -118,15 +127,17 @@ def test_fashion_mnist_facts() -> None:
 )
 def test_scikit_learn_facts(name, shape, counts, largest) -> None:
     data = registry.load(name)
-    assert data.train_x.shape == shape
-    assert data.train_x.dtype == np.float64
-    assert np.bincount(data.train_y).tolist() == counts
-    assert data.train_x.max() == largest
-    assert len(data.test_x) == len(data.test_y) == 0
+    assert data["train_x"].shape == shape
+    assert data["train_x"].dtype == np.float64
+    assert np.bincount(data["train_y"]).tolist() == counts
+    assert data["train_x"].max() == largest
+    assert len(data["test_x"]) == len(data["test_y"]) == 0
 
 
 def test_hash_is_the_documented_one() -> None:
-    arrays = Arrays(np.ones((1, 2)), np.zeros(1, np.uint8), np.ones((0, 2)), np.zeros(0, np.uint8))
+    arrays = class_arrays(
+        np.ones((1, 2)), np.zeros(1, np.uint8), np.ones((0, 2)), np.zeros(0, np.uint8)
+    )
     expected = (
         b"test_x\0<f8\0(0, 2)\0" + b"test_y\0|u1\0(0,)\0"
         b"train_x\0<f8\0(1, 2)\0" + 2 * b"\0\0\0\0\0\0\xf0\x3f" + b"train_y\0|u1\0(1,)\0" + b"\0"
@@ -135,14 +146,14 @@ def test_hash_is_the_documented_one() -> None:
 
 
 def test_hash_depends_on_everything_but_layout() -> None:
-    base = Arrays(np.arange(6.0).reshape(2, 3), np.arange(2), np.zeros((0, 3)), np.zeros(0))
+    base = class_arrays(np.arange(6.0).reshape(2, 3), np.arange(2), np.zeros((0, 3)), np.zeros(0))
     variants = [
-        base._replace(train_x=base.train_x.reshape(3, 2)),
-        base._replace(train_x=base.train_x.astype(np.float32)),
-        base._replace(train_x=base.train_x + 1),
-        base._replace(train_y=base.test_y, test_y=base.train_y),
+        base | {"train_x": base["train_x"].reshape(3, 2)},
+        base | {"train_x": base["train_x"].astype(np.float32)},
+        base | {"train_x": base["train_x"] + 1},
+        base | {"train_y": base["test_y"], "test_y": base["train_y"]},
     ]
     hashes = {hash_arrays(arrays) for arrays in [base, *variants]}
     assert len(hashes) == 5
-    fortran = base._replace(train_x=np.asfortranarray(base.train_x))
+    fortran = base | {"train_x": np.asfortranarray(base["train_x"])}
     assert hash_arrays(fortran) == hash_arrays(base)

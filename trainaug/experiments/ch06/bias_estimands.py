@@ -22,6 +22,7 @@ __all__ = [
     "BIAS_ESTIMANDS",
     "adversarial_ratio",
     "band_accuracy",
+    "clean_accuracy",
     "energy_share",
     "find",
     "gaps_along",
@@ -284,6 +285,11 @@ def band_accuracy(model: str, eps: float, part: str, norm: str = "fourier_linf")
     return lambda records: (
         100 * float(find(records, model, "fashion_mnist")["metrics"][f"{norm}/{eps:g}/{part}"])
     )
+
+
+def clean_accuracy(model: str) -> Estimand:
+    """Make the estimand: accuracy without attack in percent, on the pictures that are attacked."""
+    return lambda records: 100 * float(find(records, model, "fashion_mnist")["metrics"]["clean"])
 
 
 def energy_share(model: str, band: int) -> Estimand:

@@ -63,7 +63,8 @@ def regularisation_paths(records: Sequence[Record], panels: Sequence[Panel]) -> 
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(r"strength $\lambda/\lambda_{\max}$, weaker to the right")
     axes[0].set_ylabel(r"gap $1 - \rho/\varepsilon^*$")
-    axes[0].legend(fontsize=7, loc="lower left", title="penalty", title_fontsize=7)
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside lower center")
     return drawn
 
 
@@ -89,7 +90,8 @@ def spectra_by_depth(records: Sequence[Record], panels: Sequence[Panel]) -> Figu
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("rank of the frequency (% of all)")
     axes[0].set_ylabel(r"$|\hat\beta_k| \,/\, \max_k|\hat\beta_k|$")
-    axes[-1].legend(fontsize=7, loc="center right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, fontsize=8, ncols=3, loc="outside lower center")
     return drawn
 
 

@@ -1,0 +1,104 @@
+"""From npm packages of icons and of CLDR texts to arrays: match, render, order.
+
+The icon sets are packaged by Iconify, the texts are those of the Unicode Common Locale Data
+Repository (CLDR). `emoji_captions` gives the result to experiments.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainaug.data.arrays import Arrays, CorruptDataError
+
+__all__ = ["LANGUAGES", "SIZE", "VENDORS", "decode", "render"]
+
+VENDORS = ("noto", "fluent-emoji-flat", "twemoji", "openmoji")
+LANGUAGES = ("de", "fr", "es")
+SIZE = 64
+SKIN_TONES = {f"{code:04x}" for code in range(0x1F3FB, 0x1F400)}
+
+
+def decode(files: Mapping[str, bytes]) -> Arrays:
+    """Match, render and order the contents of the npm packages.
+
+    Args:
+        files: Contents by ``"<vendor>/icons"``, ``"<vendor>/chars"``, ``"<vendor>/categories"``
+            (of the first vendor only), ``"annotations/<language>"``, ``"derived/<language>"``.
+
+    Returns:
+        Arrays ``pictures, keys, categories, names, keywords`` (joined by ``|``) and
+        ``names_de, names_fr, names_es``; text as fixed-width Unicode.
+
+    Raises:
+        CorruptDataError: If a file is not the JSON expected or an icon does not render.
+    """
+    try:
+        parsed = {name: json.loads(data) for name, data in files.items()}
+        icons = {vendor: _by_key(parsed[f"{vendor}/chars"]) for vendor in VENDORS}
+        captions = {code: _captions(parsed, code) for code in ("en", *LANGUAGES)}
+        groups = parsed[f"{VENDORS[0]}/categories"]["categories"]
+        category = {icon: group for group, members in groups.items() for icon in members}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptDataError(f"not the expected JSON: {error!r}") from error
+    common = set.intersection(*map(set, icons.values()), *map(set, captions.values()))
+    keys = sorted(key for key in common if not SKIN_TONES.intersection(key.split("-")))
+    pictures = np.stack(
+        [
+            np.stack([render(parsed[f"{vendor}/icons"], icons[vendor][key]) for vendor in VENDORS])
+            for key in keys
+        ]
+    )
+    text = {
+        "keys": keys,
+        "categories": [category[icons[VENDORS[0]][key]] for key in keys],
+        "names": [captions["en"][key][0] for key in keys],
+        "keywords": ["|".join(captions["en"][key][1]) for key in keys],
+    } | {f"names_{code}": [captions[code][key][0] for key in keys] for code in LANGUAGES}
+    return {"pictures": pictures} | {name: np.array(values) for name, values in text.items()}
+
+
+def _by_key(chars: Mapping[str, str]) -> dict[str, str]:
+    """Icon names by code points without the variation selector U+FE0F."""
+    return {"-".join(p for p in k.lower().split("-") if p != "fe0f"): n for k, n in chars.items()}
+
+
+def _captions(parsed: Mapping[str, Any], language: str) -> dict[str, tuple[str, list[str]]]:
+    found = {}
+    for part, outer in (("annotations", "annotations"), ("derived", "annotationsDerived")):
+        for emoji, entry in parsed[f"{part}/{language}"][outer]["annotations"].items():
+            key = "-".join(f"{ord(c):04x}" for c in emoji if c != "\ufe0f")
+            found[key] = (entry["tts"][0], entry.get("default", []))
+    return found
+
+
+def render(icons: Mapping[str, Any], name: str) -> NDArray[np.uint8]:
+    """Render an icon of an Iconify set on a white square, uint8 ``(64, 64, 3)``.
+
+    Raises:
+        CorruptDataError: If the set has no such icon or it does not render.
+    """
+    import resvg_py  # only a fetch needs it, and Pillow
+    from PIL import Image
+
+    try:
+        icon = icons["icons"][name]
+        left, top = icon.get("left", 0), icon.get("top", 0)
+        width = icon.get("width", icons.get("width", 16))
+        height = icon.get("height", icons.get("height", 16))
+        svg = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+            f' viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+        )
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, background="white")
+        picture = Image.open(io.BytesIO(bytes(png))).convert("RGB")
+    except Exception as error:  # the renderer's errors have no common base
+        raise CorruptDataError(f"icon {name!r} does not render: {error!r}") from error
+    square = Image.new("RGB", (SIZE, SIZE), "white")
+    square.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2))
+    return np.asarray(square)

@@ -1,0 +1,77 @@
+r"""Notice the collapsed state, in which all embeddings coincide and the gradient vanishes.
+
+There each query's hardest hinge is the margin, so the max-of-hinges loss of a pair is $2\alpha$.
+
+Chapter: notebooks/01_vse_hard_negatives.ipynb
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from trainaug.methods.hard_negatives.losses import MaxOfHinges
+
+__all__ = ["CollapseMonitor", "is_collapsed"]
+
+
+@torch.no_grad()
+def is_collapsed(scores: Tensor, margin: float = 0.2) -> bool:
+    r"""Whether scores are those of a collapsed model.
+
+    Args:
+        scores: ``(B, B)``, true pairs on the diagonal.
+        margin: That of the loss, above 0.
+
+    Returns:
+        True if the max-of-hinges loss of a pair is within 1 % of $2\alpha$ and the scores off the
+        diagonal have a standard deviation below 1e-3. Never true for a single pair.
+
+    Raises:
+        ValueError: If the shape is wrong or the margin is not positive.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin must be positive, got {margin}")
+    loss = MaxOfHinges(margin, "mean")(scores)
+    if len(scores) < 2:
+        return False
+    off = scores[~torch.eye(len(scores), dtype=torch.bool, device=scores.device)]
+    return bool((loss - 2 * margin).abs() <= 0.02 * margin) and bool(off.std() < 1e-3)
+
+
+class CollapseMonitor:
+    """Warn once when a training run has sat in the collapsed state for a while.
+
+    Args:
+        margin: That of the loss, above 0.
+        patience: Batches in a row that must look collapsed, at least 1.
+    """
+
+    def __init__(self, margin: float = 0.2, patience: int = 50) -> None:
+        if not 0 < margin < math.inf or patience < 1:
+            raise ValueError(f"need margin > 0 and patience >= 1, got {margin} and {patience}")
+        self.margin, self.patience, self.streak, self.warned = margin, patience, 0, False
+
+    def update(self, scores: Tensor) -> bool:
+        """Look at a batch of scores ``(B, B)``; true while the streak is ``patience`` or longer."""
+        self.streak = self.streak + 1 if is_collapsed(scores, self.margin) else 0
+        found = self.streak >= self.patience
+        if found and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"all embeddings have coincided for {self.streak} batches (loss of a pair at twice "
+                "the margin): lower the learning rate, or start with the sum of hinges",
+                stacklevel=2,
+            )
+        return found
+
+    def state_dict(self) -> dict[str, int | bool]:
+        """Return the streak and whether the warning was given."""
+        return {"streak": self.streak, "warned": self.warned}
+
+    def load_state_dict(self, state: dict[str, int | bool]) -> None:
+        """Continue from ``state``."""
+        self.streak, self.warned = int(state["streak"]), bool(state["warned"])

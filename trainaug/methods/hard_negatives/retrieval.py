@@ -1,0 +1,135 @@
+"""Retrieval metrics from scores: any number of captions a picture, ties counted against the model.
+
+Chapter: notebooks/01_vse_hard_negatives.ipynb
+Reference: Faghri et al., VSE++, BMVC 2018, the evaluation protocol.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["RetrievalMetrics", "folded_metrics", "retrieval_metrics", "retrieval_ranks", "rsum"]
+
+Ties = Literal["pessimistic", "expected", "optimistic"]
+
+
+@dataclass(frozen=True)
+class RetrievalMetrics:
+    """Metrics of one direction.
+
+    Attributes:
+        r1: Percentage of queries whose best positive is ranked first.
+        r5: Among the first five.
+        r10: Among the first ten.
+        med_r: Median rank, counted from 1: floor of the median from 0, plus 1.
+        mean_r: Mean rank, counted from 1.
+    """
+
+    r1: float
+    r5: float
+    r10: float
+    med_r: float
+    mean_r: float
+
+
+def retrieval_ranks(
+    scores: Tensor, query_ids: Tensor, gallery_ids: Tensor, ties: Ties = "pessimistic"
+) -> Tensor:
+    """Rank of each query's best positive, counted from 0.
+
+    Args:
+        scores: ``(Q, G)``, higher is better.
+        query_ids: What each query belongs to, ``(Q,)``.
+        gallery_ids: What each gallery item belongs to, ``(G,)``; equal ids are positives.
+        ties: ``pessimistic`` puts negatives of equal score first, ``expected`` half of them,
+            ``optimistic`` none, with which a constant score is always right.
+
+    Returns:
+        float64 ``(Q,)``.
+
+    Raises:
+        ValueError: If shapes do not fit, a score is NaN, or a query has no positive.
+    """
+    if scores.ndim != 2 or (len(query_ids), len(gallery_ids)) != tuple(scores.shape):
+        raise ValueError(
+            f"scores {tuple(scores.shape)} need that many ids, got {len(query_ids)} queries and "
+            f"{len(gallery_ids)} gallery items"
+        )
+    if ties not in ("pessimistic", "expected", "optimistic"):
+        raise ValueError(f"ties must be pessimistic, expected or optimistic, got {ties!r}")
+    if bool(scores.isnan().any()):
+        raise ValueError("a score is NaN")
+    positive = query_ids.unsqueeze(1) == gallery_ids  # (Q, G)
+    if not bool(positive.any(1).all()):
+        raise ValueError(f"query {int((~positive.any(1)).nonzero()[0])} has no positive")
+    best = scores.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)  # (Q, 1)
+    above = ((scores > best) & ~positive).sum(1).double()
+    level = ((scores == best) & ~positive).sum(1).double()
+    return above + level * {"pessimistic": 1.0, "expected": 0.5, "optimistic": 0.0}[ties]
+
+
+def retrieval_metrics(
+    scores: Tensor, query_ids: Tensor, gallery_ids: Tensor, ties: Ties = "pessimistic"
+) -> RetrievalMetrics:
+    """Recall at 1, 5 and 10, median and mean rank; arguments as in `retrieval_ranks`.
+
+    Example:
+        >>> ids = torch.arange(4)
+        >>> retrieval_metrics(torch.zeros(4, 4), ids, ids).r1
+        0.0
+    """
+    ranks = retrieval_ranks(scores, query_ids, gallery_ids, ties)
+    recalls = [100.0 * float((ranks < k).double().mean()) for k in (1, 5, 10)]
+    ordered = ranks.sort().values
+    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    r1, r5, r10 = recalls
+    return RetrievalMetrics(
+        r1, r5, r10, med_r=math.floor(float(middle)) + 1.0, mean_r=float(ranks.mean()) + 1.0
+    )
+
+
+def rsum(*directions: RetrievalMetrics) -> float:
+    """Sum of the recalls of both directions, at most 600."""
+    return sum(d.r1 + d.r5 + d.r10 for d in directions)
+
+
+def folded_metrics(
+    scores: Tensor, image_ids: Tensor, caption_ids: Tensor, num_folds: int
+) -> tuple[RetrievalMetrics, RetrievalMetrics]:
+    """Average both directions over disjoint folds of pictures, each with its own captions only.
+
+    Args:
+        scores: ``(I, C)``, rows pictures.
+        image_ids: Identity of each picture, ``(I,)``, all different.
+        caption_ids: Picture that each caption belongs to, ``(C,)``.
+        num_folds: Folds, in the order of the pictures; at least 1.
+
+    Returns:
+        Picture to caption, caption to picture. With five folds of 5000 pictures this is the
+        protocol "1K" of the paper.
+
+    Raises:
+        ValueError: If ids repeat, or there are fewer pictures than folds.
+    """
+    if len(set(image_ids.tolist())) != len(image_ids):
+        raise ValueError("image_ids repeat: leave duplicated picture rows out")
+    if not 1 <= num_folds <= len(image_ids):
+        raise ValueError(f"num_folds must be in [1, {len(image_ids)}], got {num_folds}")
+    folds = []
+    for rows in torch.arange(len(image_ids), device=image_ids.device).tensor_split(num_folds):
+        columns = torch.isin(caption_ids, image_ids[rows]).nonzero().squeeze(1)
+        part = scores[rows][:, columns]
+        ids = image_ids[rows], caption_ids[columns]
+        folds.append((retrieval_metrics(part, *ids), retrieval_metrics(part.T, *ids[::-1])))
+    to_caption, to_image = zip(*folds, strict=True)
+    return _mean(to_caption), _mean(to_image)
+
+
+def _mean(metrics: tuple[RetrievalMetrics, ...]) -> RetrievalMetrics:
+    columns = zip(*map(astuple, metrics), strict=True)
+    return RetrievalMetrics(*(sum(column) / len(metrics) for column in columns))
