@@ -8,6 +8,8 @@ from trainaug.paths import ROOT
 
 # Chapter 6: the items of the note's section on oracles, its table, its rates and Theorem 7.
 WANTED = {f"lin.6.{item}" for item in range(1, 16)} | {"lin.table", "lin.3", "lin.thm7"}
+# Chapter 1: the items of the note's section on oracles.
+WANTED |= {f"vse.{item}" for item in range(1, 16)}
 
 
 def test_every_oracle_has_a_test() -> None:

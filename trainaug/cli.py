@@ -41,7 +41,7 @@ def data_list() -> None:
 
 @data_app.command("fetch")
 def data_fetch(names: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Fetch data sets into the cache; all by default."""
+    """Fetch data sets into the cache; by default all that are not optional."""
     from trainaug.data import registry
 
     for name in names or registry.names():
@@ -52,7 +52,7 @@ def data_fetch(names: Annotated[list[str] | None, typer.Argument()] = None) -> N
 
 @data_app.command("verify")
 def data_verify(names: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Compare the cache with the content hashes of the registry."""
+    """Compare the cache with the content hashes; by default of all sets that are not optional."""
     from trainaug.data import registry
 
     for name in names or registry.names():

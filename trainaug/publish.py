@@ -174,7 +174,8 @@ def verify_sample(
                 continue
             if {row["code_digest"] for row in reference.provenance} != {chapter.code_digest}:
                 outcome.stale = True
-                say(f"chapter {number}, {profile}: STALE, run `trainaug verify {number} --profile {profile}`")
+                command = f"trainaug verify {number} --profile {profile}"
+                say(f"chapter {number}, {profile}: STALE, run `{command}`")
             for run in sample_runs(chapter, profile, count, seconds):
                 name = f"chapter {number}, {profile}: {run.arm}, seed {run.seed}"
                 moved = _recompute(chapter, run, reference)

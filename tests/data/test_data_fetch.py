@@ -237,7 +237,7 @@ def test_wrong_checksum_is_tried_once_more_before_parsing(
 ) -> None:
     use_registry(mirror_toml(server.url))
     server.files["train_x.gz"] = idx_gz(TINY["train_x"] + 1)
-    monkeypatch.setattr(fetch, "parse_idx_gz", lambda *a, **k: pytest.fail("parsed unchecked"))
+    monkeypatch.setattr(fetch, "_decode", lambda *a: pytest.fail("parsed unchecked"))
     with pytest.raises(DataUnavailableError) as caught:
         registry.fetch("tiny")
     assert server.requests["train_x.gz"] == 2

@@ -91,9 +91,10 @@ def emoji_captions() -> EmojiCaptions:
 
 
 def _first_of_its_kind(pictures: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    flat = pictures.reshape(len(pictures), -1)
-    _, first = np.unique(flat, axis=0, return_index=True)
-    return np.isin(np.arange(len(flat)), first)
+    first: dict[bytes, int] = {}
+    for i, picture in enumerate(pictures):
+        first.setdefault(picture.tobytes(), i)
+    return np.isin(np.arange(len(pictures)), list(first.values()))
 
 
 _PEOPLE = re.compile(

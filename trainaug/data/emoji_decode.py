@@ -36,7 +36,8 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
         ``names_de, names_fr, names_es``; text as fixed-width Unicode.
 
     Raises:
-        CorruptDataError: If a file is not the JSON expected or an icon does not render.
+        CorruptDataError: If a file is not the JSON expected, an icon does not render or no emoji
+            is everywhere.
     """
     try:
         parsed = {name: json.loads(data) for name, data in files.items()}
@@ -44,10 +45,13 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
         captions = {code: _captions(parsed, code) for code in ("en", *LANGUAGES)}
         groups = parsed[f"{VENDORS[0]}/categories"]["categories"]
         category = {icon: group for group, members in groups.items() for icon in members}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        common = set.intersection(*map(set, icons.values()), *map(set, captions.values()))
+        keys = sorted(key for key in common if not SKIN_TONES.intersection(key.split("-")))
+        categories = [category[icons[VENDORS[0]][key]] for key in keys]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CorruptDataError(f"not the expected JSON: {error!r}") from error
-    common = set.intersection(*map(set, icons.values()), *map(set, captions.values()))
-    keys = sorted(key for key in common if not SKIN_TONES.intersection(key.split("-")))
+    if not keys:
+        raise CorruptDataError("no emoji is in all icon sets and all languages")
     pictures = np.stack(
         [
             np.stack([render(parsed[f"{vendor}/icons"], icons[vendor][key]) for vendor in VENDORS])
@@ -56,7 +60,7 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
     )
     text = {
         "keys": keys,
-        "categories": [category[icons[VENDORS[0]][key]] for key in keys],
+        "categories": categories,
         "names": [captions["en"][key][0] for key in keys],
         "keywords": ["|".join(captions["en"][key][1]) for key in keys],
     } | {f"names_{code}": [captions[code][key][0] for key in keys] for code in LANGUAGES}

@@ -30,7 +30,11 @@ from trainaug.data.sklearn_sets import bundled_arrays
 __all__ = ["LOCAL_KINDS", "Route", "RouteError", "attempts", "read_members"]
 
 # Imported by name when needed: the content hash, not the decoder's code, pins what runs are given.
-DECODERS = {"idx": "trainaug.data.idx", "emoji": "trainaug.data.emoji_decode"}
+DECODERS = {
+    "idx": "trainaug.data.idx",
+    "emoji": "trainaug.data.emoji_decode",
+    "tuxpaint": "trainaug.data.tuxpaint_decode",
+}
 LOCAL_KINDS = ("scikit-learn", "generated")  # need no network and no cache
 CONNECT_SECONDS = 5.0
 DOWNLOAD_SECONDS = 600.0
@@ -49,10 +53,10 @@ class Route:
     Args:
         kind: ``mirror``, ``debian``, ``npm``, ``scikit-learn`` or ``generated``.
         files: Name for the decoder to file name (mirror), path in the archive (debian) or
-            ``package@version:path`` (npm).
+            ``package@version:path`` (npm); a path that ends in a slash means all files below it.
         sha256: Name to checksum (mirror), ``archive`` to checksum (debian), or
             ``package@version`` to checksum (npm).
-        decoder: ``idx`` (gzipped IDX files, one an array) or ``emoji``.
+        decoder: One of `DECODERS`; ``idx`` is for gzipped IDX files, one an array.
         urls: Base URLs of a mirror.
         torchvision: Class in ``torchvision.datasets`` whose mirrors are used as further URLs.
         package: Debian package name.
@@ -101,14 +105,15 @@ def read_members(archive: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
 
     Args:
         archive: The tar file, compressed or not.
-        wanted: Key to path inside the archive.
+        wanted: Key to path inside the archive; a path that ends in a slash means all files below.
 
     Returns:
-        Key to contents.
+        Key to contents; below a folder, ``key/rest of the path`` to contents.
 
     Raises:
         CorruptDataError: If the archive is damaged, has an absolute path or one with ``..``
-            anywhere, or lacks a wanted file of at most 256 MB.
+            anywhere, lacks what is wanted or has a link there, or if a wanted file, or all files
+            below a wanted folder, exceed 256 MB.
     """
     try:
         with tarfile.open(archive) as tar:
@@ -118,11 +123,20 @@ def read_members(archive: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
                     raise CorruptDataError(f"{archive.name}: unsafe path {name!r}")
             contents = {}
             for key, name in wanted.items():
-                member = members.get(name)
-                if member is None or not member.isfile() or member.size > MAX_BYTES:
+                chosen = {key: members.get(name)}
+                if name.endswith("/"):
+                    chosen = {
+                        f"{key}/{path.removeprefix(name)}": member
+                        for path, member in members.items()
+                        if path.startswith(name) and not member.isdir()
+                    }
+                usable = [m for m in chosen.values() if m is not None and m.isfile()]
+                size = sum(member.size for member in usable)
+                if not usable or len(usable) < len(chosen) or size > MAX_BYTES:
                     raise CorruptDataError(f"{archive.name}: no usable file {name!r}")
-                stream = tar.extractfile(member)
-                contents[key] = stream.read() if stream else b""
+                for inner, member in zip(chosen, usable, strict=True):
+                    stream = tar.extractfile(member)
+                    contents[inner] = stream.read() if stream else b""
             return contents
     except (tarfile.TarError, EOFError, OSError) as error:
         raise CorruptDataError(f"{archive.name}: not a whole tar archive: {error}") from error

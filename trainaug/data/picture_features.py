@@ -40,9 +40,15 @@ def picture_features(pictures: Tensor) -> Tensor:
     right = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2  # (B, 1, H, W)
     down = (grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]) / 2
     sector = (torch.atan2(down, right) / (2 * math.pi) * ORIENTATIONS).round().long() % ORIENTATIONS
-    energy = torch.zeros_like(right).expand(-1, ORIENTATIONS, -1, -1).clone()
-    energy.scatter_(1, sector, right.square() + down.square())  # (B, 8, H, W)
-    cells = F.adaptive_avg_pool2d(energy, CELLS).flatten(1).sqrt()  # (B, 512)
+    rows, columns = (
+        torch.arange(side, device=pictures.device) * CELLS // side for side in pictures.shape[2:]
+    )
+    place = (sector.squeeze(1) * CELLS + rows.unsqueeze(1)) * CELLS + columns  # (B, H, W)
+    energy = torch.zeros(
+        len(pictures), ORIENTATIONS * CELLS**2, dtype=pictures.dtype, device=pictures.device
+    )
+    energy.scatter_add_(1, place.flatten(1), (right.square() + down.square()).flatten(1))
+    cells = energy.sqrt()  # (B, 512)
     cells = cells / cells.norm(dim=1, keepdim=True).clamp_min(1e-6)
     level = (pictures * LEVELS).long().clamp_(0, LEVELS - 1)  # (B, 3, H, W)
     colour = (level * torch.tensor([[[[LEVELS**2]], [[LEVELS]], [[1]]]], device=level.device)).sum(

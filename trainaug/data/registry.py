@@ -47,6 +47,7 @@ class DataSet:
         source: Who made it.
         content_sha256: Hash of the decoded arrays (`hash_arrays`), 64 hex digits.
         routes: Ways to it, in the order in which they are tried.
+        optional: Whether it is fetched only when asked for by name.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DataSet:
     source: str
     content_sha256: str
     routes: tuple[Route, ...]
+    optional: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -62,13 +64,16 @@ class DataSet:
         return all(route.kind in LOCAL_KINDS for route in self.routes)
 
 
-def names() -> list[str]:
+def names(*, optional: bool = False) -> list[str]:
     """List the data sets.
+
+    Args:
+        optional: Whether to list those as well that are fetched only when asked for by name.
 
     Returns:
         Their names, in the registry's order.
     """
-    return list(_entries())
+    return [name for name, entry in _entries().items() if optional or not entry.optional]
 
 
 def info(name: str) -> DataSet:
@@ -118,11 +123,13 @@ def describe() -> list[dict[str, str]]:
 
     Returns:
         Rows with ``name, title, licence, state``; state is ``bundled`` (no fetch needed),
-        ``cached`` (not verified here) or ``missing``.
+        ``cached`` (not verified here), ``optional`` (not fetched, and nothing needs it) or
+        ``missing``.
     """
     rows = []
     for name, entry in _entries().items():
-        cached = "cached" if cache_path(name).exists() else "missing"
+        absent = "optional" if entry.optional else "missing"
+        cached = "cached" if cache_path(name).exists() else absent
         state = "bundled" if entry.is_local else cached
         rows.append({"name": name, "title": entry.title, "licence": entry.licence, "state": state})
     return rows
@@ -202,7 +209,7 @@ def load(name: str) -> Arrays:
         The arrays by name: ``train_x, train_y, test_x, test_y`` of sets with classes, uint8
         ``(60000, 28, 28)`` and ``(10000, 28, 28)`` for ``fashion_mnist``, float64 ``(N, D)`` with
         an empty test part for scikit-learn's; ``gaussian`` the reference draw; of
-        ``emoji_captions`` what `trainaug.data.emoji_decode.decode` returns.
+        ``emoji_captions`` and ``tuxpaint`` what ``decode`` of their modules returns.
 
     Raises:
         ValueError: If there is no such data set.

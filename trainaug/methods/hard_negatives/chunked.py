@@ -5,6 +5,8 @@ Chapter: notebooks/01_vse_hard_negatives.ipynb
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -99,7 +101,7 @@ def _check(
         raise ValueError(
             f"need embeddings (B, D) twice, got {tuple(images.shape)} and {tuple(captions.shape)}"
         )
-    if not margin >= 0 or chunk_size < 1:
+    if not 0 <= margin < math.inf or chunk_size < 1:
         raise ValueError(f"need margin >= 0 and chunk_size >= 1, got {margin} and {chunk_size}")
     if groups is None:
         return torch.arange(len(images), device=images.device)

@@ -57,12 +57,11 @@ def subsample_negatives(
     size = len(positive_mask)
     _check_mask(positive_mask, size, positive_mask.device)
     masks = []
-    for _ in range(2):
+    for excluded in (positive_mask, positive_mask.T):
         draws = torch.rand(size, size, generator=generator, device=generator.device)
-        draws = draws.to(positive_mask.device).masked_fill(positive_mask, 2.0)
+        draws = draws.to(excluded.device).masked_fill(excluded, 2.0)
         kept = draws.argsort(1)[:, :num_negatives]
-        mask = torch.ones_like(positive_mask).scatter(1, kept, False) | positive_mask
-        masks.append(mask)
+        masks.append(torch.ones_like(excluded).scatter(1, kept, False) | excluded)
     return masks[0], masks[1].T
 
 

@@ -53,13 +53,10 @@ def retrieval_ranks(
         float64 ``(Q,)``.
 
     Raises:
-        ValueError: If shapes do not fit, a score is NaN, or a query has no positive.
+        ValueError: If shapes do not fit, there is no query, a score is NaN, or a query has no
+            positive.
     """
-    if scores.ndim != 2 or (len(query_ids), len(gallery_ids)) != tuple(scores.shape):
-        raise ValueError(
-            f"scores {tuple(scores.shape)} need that many ids, got {len(query_ids)} queries and "
-            f"{len(gallery_ids)} gallery items"
-        )
+    _check(scores, query_ids, gallery_ids)
     if ties not in ("pessimistic", "expected", "optimistic"):
         raise ValueError(f"ties must be pessimistic, expected or optimistic, got {ties!r}")
     if bool(scores.isnan().any()):
@@ -114,10 +111,15 @@ def folded_metrics(
         protocol "1K" of the paper.
 
     Raises:
-        ValueError: If ids repeat, or there are fewer pictures than folds.
+        ValueError: If shapes do not fit, ids repeat, a caption belongs to no picture, or there are
+            fewer pictures than folds.
     """
+    _check(scores, image_ids, caption_ids)
     if len(set(image_ids.tolist())) != len(image_ids):
         raise ValueError("image_ids repeat: leave duplicated picture rows out")
+    known = torch.isin(caption_ids, image_ids)
+    if not bool(known.all()):
+        raise ValueError(f"caption {int((~known).nonzero()[0])} belongs to none of the pictures")
     if not 1 <= num_folds <= len(image_ids):
         raise ValueError(f"num_folds must be in [1, {len(image_ids)}], got {num_folds}")
     folds = []
@@ -133,3 +135,13 @@ def folded_metrics(
 def _mean(metrics: tuple[RetrievalMetrics, ...]) -> RetrievalMetrics:
     columns = zip(*map(astuple, metrics), strict=True)
     return RetrievalMetrics(*(sum(column) / len(metrics) for column in columns))
+
+
+def _check(scores: Tensor, row_ids: Tensor, column_ids: Tensor) -> None:
+    if scores.ndim != 2 or len(scores) == 0:
+        raise ValueError(f"scores must have shape (Q, G), Q >= 1, got {tuple(scores.shape)}")
+    if row_ids.shape != scores.shape[:1] or column_ids.shape != scores.shape[1:]:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} need that many ids, got {tuple(row_ids.shape)} for the "
+            f"rows and {tuple(column_ids.shape)} for the columns"
+        )

@@ -1,0 +1,99 @@
+"""From the stamps of Tux Paint to arrays: pictures with a sentence beside each.
+
+Drawings and photos come as PNG or SVG files. Letters, money and signs (``symbols/``) are left
+out, and so are pictures without a text, which are mirror images of others.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainaug.data.arrays import Arrays, CorruptDataError
+
+__all__ = ["SIZE", "decode", "read_picture"]
+
+SIZE = 64
+LEFT_OUT = "symbols/"
+
+
+def decode(files: Mapping[str, bytes]) -> Arrays:
+    """Pair pictures with the English line of their texts.
+
+    Args:
+        files: Contents by ``"stamps/<path>"``, where ``<path>.txt`` has the English caption in
+            its first line; of ``<path>.png`` and ``<path>.svg`` the PNG is taken.
+
+    Returns:
+        Arrays ``pictures``, uint8 ``(N, 64, 64, 3)`` on white, ``captions``, ``categories``
+        (first folder) and ``keys`` (path without ending), sorted by key; text as fixed-width
+        Unicode.
+
+    Raises:
+        CorruptDataError: If a picture or text is not readable, or there is none.
+    """
+    stamps = {name.removeprefix("stamps/"): data for name, data in files.items()}
+    found = {
+        name[:-4]: name  # the PNG after the SVG, so that it stays
+        for ending in (".svg", ".png")
+        for name in stamps
+        if name.endswith(ending) and not name.startswith(LEFT_OUT)
+    }
+    keys = sorted(key for key in found if f"{key}.txt" in stamps)
+    if not keys:
+        raise CorruptDataError("no picture with a text beside it")
+    return {
+        "pictures": np.stack([read_picture(stamps[found[key]], found[key]) for key in keys]),
+        "captions": np.array([_caption(stamps[f"{key}.txt"], f"{key}.txt") for key in keys]),
+        "categories": np.array([key.partition("/")[0] for key in keys]),
+        "keys": np.array(keys),
+    }
+
+
+def _caption(data: bytes, name: str) -> str:
+    try:
+        caption = data.partition(b"\n")[0].decode().strip()
+    except UnicodeDecodeError as error:
+        raise CorruptDataError(f"{name}: not UTF-8: {error}") from error
+    if not caption:
+        raise CorruptDataError(f"{name}: no English caption")
+    return caption
+
+
+def read_picture(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Read a PNG or SVG file as a white square, keeping the picture's shape.
+
+    Args:
+        data: The file.
+        name: Its name; ``.svg`` tells the format.
+
+    Returns:
+        uint8 ``(64, 64, 3)``; the longer side fills the square.
+
+    Raises:
+        CorruptDataError: If it is not such a picture.
+
+    Notes:
+        Text in SVG files is not drawn: it would depend on the fonts of the machine.
+    """
+    import resvg_py  # only a fetch needs it, and Pillow
+    from PIL import Image, ImageOps
+
+    try:
+        if name.endswith(".svg"):
+            data = resvg_py.svg_to_bytes(
+                svg_string=data.decode(),
+                width=SIZE,
+                height=SIZE,
+                dpi=96.0,  # without it, sizes in mm or cm are zero
+                skip_system_fonts=True,
+            )
+        drawn = Image.open(io.BytesIO(bytes(data))).convert("RGBA")
+        opaque = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
+        square = ImageOps.pad(opaque.convert("RGB"), (SIZE, SIZE), color="white")
+    except Exception as error:  # the renderer's errors have no common base
+        raise CorruptDataError(f"{name}: not a picture: {error!r}") from error
+    return np.asarray(square)

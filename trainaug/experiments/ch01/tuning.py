@@ -1,0 +1,93 @@
+"""Step lengths of chapter 1: the same grid and trials for every arm, by the validation part.
+
+``make reproduce TUNE=1 CHAPTERS=1`` writes ``results/standard/01/tuning.csv`` and ``tuned.yaml``.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import joblib
+import torch
+import yaml
+
+from trainaug.evidence.store import reference_folder, write_atomic
+from trainaug.experiments.ch01.arms import DEEP, EXTENDED, HEADLINE, TUNED, settings_of
+from trainaug.experiments.ch01.config import Config
+from trainaug.experiments.ch01.problems import load_pairs
+from trainaug.experiments.ch01.training import train_pairs
+
+__all__ = ["choose", "read_trials", "tune", "tuning_table"]
+
+SEEDS = (0, 1)
+GRID = (3e-4, 1e-3, 3e-3, 1e-2)
+COLUMNS = ("arm", "setting", "value", "seed", "score")
+
+
+def tuned_arms() -> list[str]:
+    """Arms that have a step length of their own."""
+    arms = {**HEADLINE, **EXTENDED, **DEEP}
+    return [arm for arm, (_, _, owner) in arms.items() if owner == arm]
+
+
+def _score_one(task: tuple[str, float, int]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    arm, lr, seed = task
+    config = Config()
+    settings = settings_of(arm)[0] | {"lr": lr, "batch_size": config.batch_size}
+    settings |= {"patience": config.patience, "max_epochs": config.max_epochs}
+    pairs = load_pairs(settings["split"], settings["encoder"], seed)
+    best = max(train_pairs(settings, pairs, seed).validation)
+    return dict(zip(COLUMNS, (arm, "lr", lr, seed, float(f"{best:.6g}")), strict=True))
+
+
+def tune(workers: int, say: Callable[[str], None]) -> None:
+    """Score every arm on its grid, write the curve and the chosen values."""
+    tasks = [(arm, lr, seed) for arm in tuned_arms() for lr in GRID for seed in SEEDS]
+    parallel = joblib.Parallel(n_jobs=workers, return_as="generator")
+    rows: list[dict[str, Any]] = []
+    for number, row in enumerate(parallel(joblib.delayed(_score_one)(t) for t in tasks), 1):
+        rows.append(row)
+        say(f"trials {number}/{len(tasks)}")
+    rows.sort(key=lambda row: (tuned_arms().index(row["arm"]), row["value"], row["seed"]))
+    lines = [",".join(COLUMNS), *(",".join(map(str, row.values())) for row in rows)]
+    write_atomic(reference_folder("standard", "01") / "tuning.csv", "\n".join(lines) + "\n")
+    write_atomic(TUNED, yaml.safe_dump(choose(rows), sort_keys=False))
+
+
+def read_trials() -> list[dict[str, Any]]:
+    """Read the committed ``tuning.csv``."""
+    path = reference_folder("standard", "01") / "tuning.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            row | {"value": float(row["value"]), "score": float(row["score"])}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _curve(rows: Sequence[dict[str, Any]], arm: str) -> dict[float, float]:
+    values = sorted({row["value"] for row in rows if row["arm"] == arm})
+    scores = {v: [r["score"] for r in rows if (r["arm"], r["value"]) == (arm, v)] for v in values}
+    return {value: math.fsum(found) / len(found) for value, found in scores.items()}
+
+
+def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Take the best value of every arm's curve, in the form of ``tuned.yaml``."""
+    chosen: dict[str, Any] = {}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        curve = _curve(rows, arm)
+        best = max(curve, key=lambda value: curve[value])
+        chosen[arm] = {"lr": {"value": best, "grid": list(curve)}}
+    return chosen
+
+
+def tuning_table() -> str:
+    """Text of the tuning curves: arm, chosen step length, mean validation rsum at every value."""
+    rows, lines = read_trials(), []
+    for arm, settings in choose(rows).items():
+        cells = " ".join(f"{value:g}: {score:.0f}" for value, score in _curve(rows, arm).items())
+        lines.append(f"{arm:22} {settings['lr']['value']:>7g}   {cells}")
+    return "\n".join(["arm                     chosen   step length: validation rsum", *lines])
