@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import attacks
+import hard_negatives
 import linear_robustness
 import torch
 
@@ -86,6 +87,48 @@ BENCHMARKS = (
         "seconds",
         30.0,
         "s",
+    ),
+    Benchmark(
+        "max of hinges against the sum, forward and backward, B = 128",
+        lambda: hard_negatives.max_against_sum(128),
+        "ratio",
+        1.05,
+        "x",
+    ),
+    Benchmark(
+        "max of hinges against pytorch-metric-learning, B = 128, d = 1024",
+        lambda: hard_negatives.max_against_library(128),
+        "ratio",
+        0.5,
+        "x",
+    ),
+    Benchmark(
+        "max of hinges against the sum, forward and backward, B = 1024",
+        lambda: hard_negatives.max_against_sum(1024),
+        "ratio",
+        1.05,
+        "x",
+    ),
+    Benchmark(
+        "max of hinges against pytorch-metric-learning, B = 1024, d = 1024",
+        lambda: hard_negatives.max_against_library(1024),
+        "ratio",
+        0.5,
+        "x",
+    ),
+    Benchmark(
+        "max of hinges, share of a training step of chapter 1, B = 128",
+        hard_negatives.share_of_a_step,
+        "share",
+        0.05,
+        "of the step",
+    ),
+    Benchmark(
+        "chunked max of hinges, memory added at B = 16 384, d = 256",
+        hard_negatives.chunked_memory,
+        "gibibytes",
+        2.0,
+        "GiB",
     ),
     Benchmark(
         "import trainaug beyond import torch",

@@ -12,7 +12,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -184,6 +184,14 @@ class Context:
             for e in each.estimates:
                 shown = fmt_interval(e.mean, e.low, e.high, 3)
                 print(f"    {e.estimand.replace('_', ' ')} {shown}, n = {e.n}")
+
+    def full_table(self, rows: Mapping[str, Mapping[str, Estimand]], digits: int = 3) -> None:
+        """Print a table as `table` does, from the committed full profile."""
+        reference = read_reference("full", self.chapter.number)
+        if reference is None:
+            print("full profile: no reference yet")
+            return
+        replace(self, records=reference.records).table(rows, digits)
 
     def values(self, estimand: Estimand) -> list[float]:
         """Values of an estimand, one a seed; seeds that did not run its arms have none.

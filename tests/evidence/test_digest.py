@@ -222,7 +222,6 @@ def test_chapter_6_counts_its_methods_and_data_only():
         "trainaug.data.gaussian",
         "trainaug.data.registry",
         "trainaug.data.sklearn_sets",
-        "trainaug.data.idx",
     } <= found
     for part in ("evidence", "figures", "estimands", "sweep", "chapters", "notebook", "paths"):
         assert not [module for module in found if part in module.split(".")]

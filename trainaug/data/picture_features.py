@@ -39,21 +39,24 @@ def picture_features(pictures: Tensor) -> Tensor:
     grey = F.pad(pictures.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     right = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2  # (B, 1, H, W)
     down = (grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]) / 2
-    sector = (torch.atan2(down, right) / (2 * math.pi) * ORIENTATIONS).round().long() % ORIENTATIONS
+    # bins are counted in floats, which is exact and faster than in integers
+    sector = (torch.atan2(down, right) * (ORIENTATIONS / (2 * math.pi))).round().squeeze(1)
+    sector = torch.where(sector < 0, sector + ORIENTATIONS, sector)  # (B, H, W)
+    sector = torch.where(sector == ORIENTATIONS, 0.0, sector)
     rows, columns = (
-        torch.arange(side, device=pictures.device) * CELLS // side for side in pictures.shape[2:]
+        torch.arange(side, device=pictures.device).mul(CELLS).div(side).floor()
+        for side in pictures.shape[2:]
     )
-    place = (sector.squeeze(1) * CELLS + rows.unsqueeze(1)) * CELLS + columns  # (B, H, W)
+    cell = rows.unsqueeze(1) * CELLS + columns  # (H, W)
+    place = (sector * CELLS**2 + cell).long()  # (B, H, W)
     energy = torch.zeros(
         len(pictures), ORIENTATIONS * CELLS**2, dtype=pictures.dtype, device=pictures.device
     )
     energy.scatter_add_(1, place.flatten(1), (right.square() + down.square()).flatten(1))
     cells = energy.sqrt()  # (B, 512)
     cells = cells / cells.norm(dim=1, keepdim=True).clamp_min(1e-6)
-    level = (pictures * LEVELS).long().clamp_(0, LEVELS - 1)  # (B, 3, H, W)
-    colour = (level * torch.tensor([[[[LEVELS**2]], [[LEVELS]], [[1]]]], device=level.device)).sum(
-        1
-    )
+    level = (pictures * LEVELS).floor().clamp(0, LEVELS - 1)  # (B, 3, H, W)
+    colour = ((level[:, 0] * LEVELS + level[:, 1]) * LEVELS + level[:, 2]).long()  # (B, H, W)
     shares = torch.zeros(len(pictures), LEVELS**3, dtype=pictures.dtype, device=pictures.device)
     one = torch.ones((), dtype=pictures.dtype, device=pictures.device)
     shares.scatter_add_(1, colour.flatten(1), one.expand(colour.flatten(1).shape))

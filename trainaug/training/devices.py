@@ -1,14 +1,16 @@
-"""Where computation runs: CUDA, MPS or CPU."""
+"""Where computation runs: CUDA, MPS or CPU, on one process or several."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["device_of", "map_tensors", "pick_device", "to_device"]
+__all__ = ["all_gather_with_grad", "device_of", "map_tensors", "pick_device", "to_device"]
 
 
 def pick_device(choice: str = "auto", *, dtype: torch.dtype = torch.float32) -> torch.device:
@@ -49,3 +51,40 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 def to_device(value: Any, device: torch.device) -> Any:
     """Return ``value`` with each tensor in it on ``device``."""
     return map_tensors(lambda t: t.to(device), value)
+
+
+def all_gather_with_grad(x: Tensor) -> Tensor:
+    """Gather the rows of all ranks of the default process group, with gradients.
+
+    Every rank then computes the loss of the whole batch, and its gradient reaches the rows of
+    the other ranks too. Averaging the gradients of the parameters over the ranks, which is what
+    ``DistributedDataParallel`` does, therefore gives exactly the gradient of one process on the
+    whole batch, as long as rows do not meet inside the model (batch norm).
+
+    Args:
+        x: Rows of this rank, shape ``(B, ...)``. Every rank must bring equally many rows of one
+            shape, and call forward and backward as often as the others, which wait for it.
+
+    Returns:
+        Shape ``(R * B, ...)`` for R ranks, in rank order, same dtype and device. Where no group is
+        initialised, or it has one rank, ``x`` itself.
+
+    Raises:
+        ValueError: If ``x`` is a scalar, or the ranks bring different sizes; then on every rank.
+        RuntimeError: From PyTorch, if another rank is lost or the group's time-out passes.
+    """
+    if x.ndim == 0:
+        raise ValueError("need rows (B, ...), got a scalar")
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return x
+    from torch.distributed.nn.functional import all_gather
+
+    own = torch.tensor([x.shape[0], x.numel()], device=x.device)
+    sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, own)
+    found = torch.stack(sizes).tolist()
+    if any(size != found[0] for size in found):
+        raise ValueError(f"ranks must bring equally many rows, got [rows, numbers] {found}")
+    with warnings.catch_warnings():  # torch 2.14 points to a private module in place of this one
+        warnings.filterwarnings("ignore", "torch.distributed.nn", FutureWarning)
+        return torch.cat(all_gather(x))

@@ -80,7 +80,9 @@ class CaptionGRU(nn.Module):
         with torch.device("meta"):
             self.embedding = nn.Embedding(vocabulary + 1, 64, padding_idx=0)
         initialise(self, generator)
-        self.gru = nn.GRU(64, dim, batch_first=True, device=generator.device)
+        with torch.device("meta"):  # nn.GRU draws from the global generator where it has memory
+            gru = nn.GRU(64, dim, batch_first=True)
+        self.gru = gru.to_empty(device=generator.device)
         with torch.no_grad():
             for p in self.gru.parameters():
                 p.uniform_(-(dim**-0.5), dim**-0.5, generator=generator)

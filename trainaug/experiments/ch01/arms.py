@@ -13,8 +13,10 @@ __all__ = [
     "DEEP",
     "DEMONSTRATIONS",
     "EXTENDED",
+    "FACTORIAL",
     "HEADLINE",
     "TUNED",
+    "epochs_of",
     "settings_of",
     "tuned",
 ]
@@ -41,13 +43,12 @@ LOSSES = ("sum", "max")
 Arm = tuple[dict[str, Any], float, str]
 
 
-def _headline() -> dict[str, Arm]:
+def _losses(score: str, name: str) -> dict[str, Arm]:
     arms: dict[str, Arm] = {}
-    for split, seconds in (("family", 8.0), ("vendor", 13.0)):
-        for score, name in (("cosine", ""), ("product", "_product")):
-            for loss in LOSSES:
-                arm = f"{split}{name}_{loss}"
-                arms[arm] = {"split": split, "score": score, "loss": loss}, seconds, arm
+    for split, seconds in (("family", 6.5), ("vendor", 12.0)):
+        for loss in LOSSES:
+            arm = f"{split}{name}_{loss}"
+            arms[arm] = {"split": split, "score": score, "loss": loss}, seconds, arm
     return arms
 
 
@@ -90,7 +91,17 @@ def _deep() -> dict[str, Arm]:
     return arms
 
 
-HEADLINE, EXTENDED, DEEP = _headline(), _extended(), _deep()
+SLOW = {"order": 60, "gru": 40, "cnn": 60}  # epochs at most, for arms that are dear
+
+
+def epochs_of(arm: str, most: int) -> int:
+    """Longest training of an arm."""
+    kind = arm.split("_")[1]
+    return min(most, SLOW.get(kind, most))
+
+
+HEADLINE, FACTORIAL = _losses("cosine", ""), _losses("product", "_product")
+EXTENDED, DEEP = _extended(), _deep()
 DEMONSTRATIONS = ("family_gru_max", "family_cnn_max", "vendor_warmup_1_no_reset")
 
 
@@ -111,7 +122,7 @@ def settings_of(arm: str) -> tuple[dict[str, Any], float, str]:
     Raises:
         ValueError: If the arm is unknown.
     """
-    for group in (HEADLINE, EXTENDED, DEEP):
+    for group in (HEADLINE, FACTORIAL, EXTENDED, DEEP):
         if arm in group:
             changes, seconds, owner = group[arm]
             return BASE | changes, seconds, owner

@@ -11,8 +11,9 @@ class Config(BaseModel):
     """Settings of chapter 1.
 
     Attributes:
-        seeds: Number of seeds of the headline arms; evidence starts at 1000. A seed draws the
-            split, the initial weights and the order.
+        seeds: Number of seeds of the two losses and of the ridge; evidence starts at 1000. A seed
+            draws the split, the initial weights and the order.
+        factorial_seeds: Seeds of the arms with free pictures, of these the first.
         extended_seeds: Seeds of the extended arms; 0 leaves them out.
         deep_seeds: Seeds of the picture CNN and of the collapse demonstration; 0 leaves them out.
         first_seed: First seed; pilots and tuning use 0 to 99.
@@ -24,7 +25,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seeds: int = Field(10, ge=1, le=1000)
+    seeds: int = Field(12, ge=1, le=1000)
+    factorial_seeds: int = Field(6, ge=1, le=1000)
     extended_seeds: int = Field(0, ge=0, le=1000)
     deep_seeds: int = Field(0, ge=0, le=1000)
     first_seed: int = Field(1000, ge=0)

@@ -15,11 +15,11 @@ __all__ = [
     "ESTIMANDS",
     "chosen_loss",
     "chosen_over_ridge",
+    "concept_differences",
     "difference",
     "find",
     "metric_of",
     "recall",
-    "unpack_hits",
 ]
 
 Record = Mapping[str, Any]
@@ -193,11 +193,32 @@ def chosen_over_ridge(name: str) -> Estimand:
     )
 
 
-def unpack_hits(record: Record, direction: str, count: int) -> list[bool]:
-    """Which of a run's test queries were right at rank one, in the order of galleries."""
-    text = record["hits"][direction]
-    bits = f"{int(text, 16):0{4 * len(text)}b}"
-    return [bit == "1" for bit in bits[:count]]
+def concept_differences(
+    records: Sequence[Record], direction: str, tested: Callable[[int], Sequence[int]]
+) -> list[float]:
+    """R@1 of the chosen loss minus the ridge's, in points, one value a test concept.
+
+    Args:
+        records: All records of the chapter.
+        direction: ``i2t`` or ``t2i``.
+        tested: Concepts of a seed's test part, in the order of the records' digits.
+    """
+    right: dict[int, list[float]] = {}
+    for seed in sorted({record["seed"] for record in records if record["arm"] == "family_ridge"}):
+        group = [record for record in records if record["seed"] == seed]
+        chosen, ridge = find(group, f"family_{chosen_loss(group)}"), find(group, "family_ridge")
+        digits = zip(
+            tested(seed),
+            chosen["hits"][direction],
+            ridge["hits"][direction],
+            chosen["galleries"],
+            strict=True,
+        )
+        for concept, ours, theirs, count in digits:
+            if int(count):
+                difference = 100 * (int(ours) - int(theirs)) / int(count)
+                right.setdefault(concept, []).append(difference)
+    return [math.fsum(values) / len(values) for _, values in sorted(right.items())]
 
 
 ESTIMANDS: dict[str, Estimand] = {

@@ -45,6 +45,7 @@ class Pairs:
         val: Galleries of the validation part. Left out are drawings that repeat an earlier one of
             the vendor, and concepts none of whose words occurs in training.
         test: Galleries of the test part, likewise.
+        tested: All concepts of the test part, int64.
     """
 
     pictures: Tensor
@@ -54,6 +55,7 @@ class Pairs:
     train: Tensor
     val: tuple[Gallery, ...]
     test: tuple[Gallery, ...]
+    tested: Tensor
 
 
 def captions(data: EmojiCaptions) -> list[str]:
@@ -67,7 +69,7 @@ def _views(encoder: str) -> Tensor:
     data = torch.tensor(emoji_captions().pictures).permute(0, 1, 4, 2, 3)  # (N, V, 3, 64, 64)
     generator = stream(0, "crops")
     rows = []
-    for part in torch.split(data.flatten(0, 1), 256):
+    for part in torch.split(data.flatten(0, 1), 64):
         whole = part.float() / 255
         views = [whole, *(random_crops(whole, generator=generator) for _ in range(CROPS))]
         if encoder == "features":
@@ -118,7 +120,16 @@ def load_pairs(split: str, encoder: str, seed: int) -> Pairs:
         tuple(Gallery(part[scored[part, v]], v) for v in own)
         for part, own in ((val, vendors[1]), (test, vendors[2]))
     ]
-    return Pairs(pictures, tokens, in_name, len(vocabulary), items, *galleries)
+    return Pairs(
+        pictures=pictures,
+        tokens=tokens,
+        in_name=in_name,
+        vocabulary=len(vocabulary),
+        train=items,
+        val=galleries[0],
+        test=galleries[1],
+        tested=test,
+    )
 
 
 def _grid(concepts: Tensor, vendors: Sequence[int]) -> tuple[Tensor, ...]:

@@ -12,7 +12,15 @@ from torch import Tensor
 from trainaug.data.emoji_captions import emoji_captions
 from trainaug.data.registry import content_hash
 from trainaug.evidence.store import Run, rounded
-from trainaug.experiments.ch01.arms import DEEP, DEMONSTRATIONS, EXTENDED, HEADLINE, settings_of
+from trainaug.experiments.ch01.arms import (
+    DEEP,
+    DEMONSTRATIONS,
+    EXTENDED,
+    FACTORIAL,
+    HEADLINE,
+    epochs_of,
+    settings_of,
+)
 from trainaug.experiments.ch01.arms import tuned as tuned_rate
 from trainaug.experiments.ch01.config import Config
 from trainaug.experiments.ch01.problems import (
@@ -47,22 +55,26 @@ def plan(config: Config) -> list[Run]:
     """List the runs of a configuration; each names its arm, settings and predicted seconds."""
     runs, data = [], content_hash("emoji_captions")
     shared = {name: getattr(config, name) for name in ("batch_size", "patience", "max_epochs")}
-    groups = ((HEADLINE, config.seeds), (EXTENDED, config.extended_seeds))
-    for arms, count in (*groups, (DEEP, config.deep_seeds)):
+    for arms, count in (
+        (HEADLINE, config.seeds),
+        (FACTORIAL, config.factorial_seeds),
+        (EXTENDED, config.extended_seeds),
+        (DEEP, config.deep_seeds),
+    ):
         for arm in arms:
             settings, seconds, owner = settings_of(arm)
             settings |= shared | {"lr": tuned_rate(owner)}
+            settings["max_epochs"] = epochs_of(arm, config.max_epochs)
             seconds *= min(1.0, 0.1 + config.max_epochs / 60)
             runs += [
                 Run("01", arm, settings, config.first_seed + number, data, seconds)
                 for number in range(count)
             ]
-    for split in ("family", "vendor"):
-        ridge = {"split": split, "encoder": "features"}
-        runs += [
-            Run("01", f"{split}_ridge", ridge, config.first_seed + number, data, 6.0)
-            for number in range(config.seeds)
-        ]
+    ridge = {"split": "family", "encoder": "features"}
+    runs += [
+        Run("01", "family_ridge", ridge, config.first_seed + number, data, 4.5)
+        for number in range(config.seeds)
+    ]
     timing: dict[str, Any] = {"shapes": [list(shape) for shape in TIMED]}
     runs += [
         Run("01", "timing", timing, config.first_seed + block, data, 1.5, deterministic=False)
@@ -112,19 +124,26 @@ def execute(run: Run) -> dict[str, Any]:
 
 
 def _scores(pairs: Pairs, scores_of: Callable[[Gallery], Tensor]) -> dict[str, Any]:
-    """Test metrics, their lenient and per-category versions, and which queries were right."""
+    """Test metrics, their lenient and per-category versions, and which queries were right.
+
+    ``hits`` has a digit for each concept of the test part: how many of its drawings were right at
+    rank one; ``galleries``: in how many galleries it was.
+    """
     found: dict[str, list[float]] = {}
-    right: dict[str, list[Tensor]] = {"i2t": [], "t2i": []}
+    digits = {
+        name: torch.zeros(len(pairs.tokens), dtype=torch.long) for name in ("i2t", "t2i", "n")
+    }
     alike, categories = _synonyms(), emoji_captions().categories
     for gallery in pairs.test:
         scores, ids = scores_of(gallery), gallery.concepts
         synonyms = alike[ids][:, ids]
+        digits["n"][ids] += 1
         for direction, view in (("i2t", scores), ("t2i", scores.T)):
             one = retrieval_metrics(view, ids, ids)
             for name in RetrievalMetrics.__dataclass_fields__:
                 found.setdefault(f"test/{direction}/{name}", []).append(getattr(one, name))
             hit = retrieval_ranks(view, ids, ids) == 0
-            right[direction].append(hit)
+            digits[direction][ids] += hit
             lenient = _lenient_hits(view, synonyms)
             found.setdefault(f"test/{direction}/r1_lenient", []).append(_percent(lenient))
             for category in sorted(set(categories)):
@@ -135,9 +154,10 @@ def _scores(pairs: Pairs, scores_of: Callable[[Gallery], Tensor]) -> dict[str, A
                         found.setdefault(key, []).append(_percent(values[chosen]))
     metrics = {name: rounded(sum(v) / len(v), 9) for name, v in found.items()}
     metrics["test/rsum"] = rounded(
-        sum(metrics[f"test/{d}/{r}"] for d in right for r in ("r1", "r5", "r10")), 9
+        sum(metrics[f"test/{d}/{r}"] for d in ("i2t", "t2i") for r in ("r1", "r5", "r10")), 9
     )
-    return {"metrics": metrics, "hits": {d: _packed(torch.cat(v)) for d, v in right.items()}}
+    strings = {d: "".join(map(str, v[pairs.tested].tolist())) for d, v in digits.items()}
+    return {"metrics": metrics, "galleries": strings.pop("n"), "hits": strings}
 
 
 def _percent(values: Tensor) -> float:
@@ -160,13 +180,6 @@ def _synonyms() -> Tensor:
     both = counts @ counts.T
     size = counts.sum(1)
     return both / (size.unsqueeze(0) + size.unsqueeze(1) - both) >= SYNONYMS
-
-
-def _packed(hits: Tensor) -> str:
-    """Bits in hexadecimal, first query first, padded with zeros to whole digits."""
-    bits = "".join("1" if hit else "0" for hit in hits.tolist())
-    bits += "0" * (-len(bits) % 4)
-    return f"{int(bits, 2):0{len(bits) // 4}x}"
 
 
 def _time_losses(settings: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Step lengths of chapter 1: the same grid and trials for every arm, by the validation part.
 
-``make reproduce TUNE=1 CHAPTERS=1`` writes ``results/standard/01/tuning.csv`` and ``tuned.yaml``.
+``make reproduce TUNE=1 CHAPTERS=1`` writes ``results/standard/01/tuning.csv`` and ``tuned.yaml``,
+arm by arm; started again after a kill it goes on from the trials in ``runs/tuning``.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,22 +17,32 @@ import joblib
 import torch
 import yaml
 
+from trainaug.evidence.digest import code_digest
 from trainaug.evidence.store import reference_folder, write_atomic
-from trainaug.experiments.ch01.arms import DEEP, EXTENDED, HEADLINE, TUNED, settings_of
+from trainaug.experiments.ch01.arms import (
+    DEEP,
+    EXTENDED,
+    FACTORIAL,
+    HEADLINE,
+    TUNED,
+    epochs_of,
+    settings_of,
+)
 from trainaug.experiments.ch01.config import Config
 from trainaug.experiments.ch01.problems import load_pairs
 from trainaug.experiments.ch01.training import train_pairs
+from trainaug.paths import RUNS
 
 __all__ = ["choose", "read_trials", "tune", "tuning_table"]
 
 SEEDS = (0, 1)
-GRID = (3e-4, 1e-3, 3e-3, 1e-2)
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 COLUMNS = ("arm", "setting", "value", "seed", "score")
 
 
 def tuned_arms() -> list[str]:
     """Arms that have a step length of their own."""
-    arms = {**HEADLINE, **EXTENDED, **DEEP}
+    arms = {**HEADLINE, **FACTORIAL, **EXTENDED, **DEEP}
     return [arm for arm, (_, _, owner) in arms.items() if owner == arm]
 
 
@@ -38,24 +51,40 @@ def _score_one(task: tuple[str, float, int]) -> dict[str, Any]:
     arm, lr, seed = task
     config = Config()
     settings = settings_of(arm)[0] | {"lr": lr, "batch_size": config.batch_size}
-    settings |= {"patience": config.patience, "max_epochs": config.max_epochs}
+    settings |= {"patience": config.patience, "max_epochs": epochs_of(arm, config.max_epochs)}
     pairs = load_pairs(settings["split"], settings["encoder"], seed)
     best = max(train_pairs(settings, pairs, seed).validation)
     return dict(zip(COLUMNS, (arm, "lr", lr, seed, float(f"{best:.6g}")), strict=True))
 
 
 def tune(workers: int, say: Callable[[str], None]) -> None:
-    """Score every arm on its grid, write the curve and the chosen values."""
+    """Score every arm on its grid; write curves and chosen values of the arms that are complete."""
+    log = RUNS / "tuning" / f"01-{code_digest(__name__)[:16]}.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     tasks = [(arm, lr, seed) for arm in tuned_arms() for lr in GRID for seed in SEEDS]
-    parallel = joblib.Parallel(n_jobs=workers, return_as="generator")
-    rows: list[dict[str, Any]] = []
-    for number, row in enumerate(parallel(joblib.delayed(_score_one)(t) for t in tasks), 1):
+    done = {(row["arm"], row["value"], row["seed"]) for row in rows}
+    missing = [task for task in tasks if task not in done]
+    write_atomic(log, "".join(json.dumps(row) + "\n" for row in rows))
+    parallel = joblib.Parallel(n_jobs=workers, return_as="generator", pre_dispatch="all")
+    for row in parallel(joblib.delayed(_score_one)(task) for task in missing):
         rows.append(row)
-        say(f"trials {number}/{len(tasks)}")
-    rows.sort(key=lambda row: (tuned_arms().index(row["arm"]), row["value"], row["seed"]))
-    lines = [",".join(COLUMNS), *(",".join(map(str, row.values())) for row in rows)]
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        say(f"trials {len(rows)}/{len(tasks)}")
+        _write(rows)
+
+
+def _write(rows: Sequence[dict[str, Any]]) -> None:
+    trials = len(GRID) * len(SEEDS)
+    counts = Counter(row["arm"] for row in rows)
+    arms = [arm for arm in tuned_arms() if counts[arm] == trials]
+    whole = [row for row in rows if row["arm"] in arms]
+    whole.sort(key=lambda row: (arms.index(row["arm"]), row["value"], row["seed"]))
+    lines = [",".join(COLUMNS), *(",".join(map(str, row.values())) for row in whole)]
     write_atomic(reference_folder("standard", "01") / "tuning.csv", "\n".join(lines) + "\n")
-    write_atomic(TUNED, yaml.safe_dump(choose(rows), sort_keys=False))
+    write_atomic(TUNED, yaml.safe_dump(choose(whole), sort_keys=False))
 
 
 def read_trials() -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 __all__ = ["HingeCurriculum", "MaxOfHinges", "SumOfHinges", "group_mask", "subsample_negatives"]
 
@@ -137,6 +138,35 @@ class SumOfHinges(_Hinges):
         return self._reduce(losses_rows + losses_columns)
 
 
+class _HardestHinges(torch.autograd.Function):
+    """The two largest hinges of each pair, ``(B,)``; backward fills one matrix instead of three."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, by_row: Tensor, by_column: Tensor, margin: float
+    ) -> Tensor:
+        masked = scores.masked_fill(by_row, -torch.inf)
+        row, caption = masked.max(1)  # (B,), -inf for a query without negatives
+        if by_column is not by_row:
+            masked = scores.masked_fill(by_column, -torch.inf)
+        column, image = masked.T.contiguous().max(1)  # faster than along the columns
+        positive = scores.diagonal() - margin
+        row, column = (row - positive).relu_(), (column - positive).relu_()
+        ctx.save_for_backward(caption, image, row > 0, column > 0)
+        return row + column
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        caption, image, by_row, by_column = ctx.saved_tensors
+        row, column = gradient * by_row, gradient * by_column
+        found = gradient.new_zeros(len(gradient), len(gradient))
+        found.scatter_(1, caption.unsqueeze(1), row.unsqueeze(1))
+        found.scatter_add_(0, image.unsqueeze(0), column.unsqueeze(0))
+        found.diagonal().sub_(row + column)
+        return found, None, None, None
+
+
 class MaxOfHinges(_Hinges):
     r"""Max of hinges (VSE++): of the negatives of a query, only the hardest counts.
 
@@ -157,24 +187,7 @@ class MaxOfHinges(_Hinges):
     def forward(self, scores: Tensor, positive_mask: Mask = None) -> Tensor:
         """Return the loss, a scalar or ``(B,)``; arguments as in `SumOfHinges.forward`."""
         by_row, by_column = _masks(scores, positive_mask)
-        with torch.no_grad():  # which negatives; their scores are then gathered with gradients
-            caption = scores.masked_fill(by_row, -torch.inf).argmax(1)  # (B,)
-            image = scores.masked_fill(by_column, -torch.inf).argmax(0)
-        return self._reduce(
-            hinges_of_hardest(scores, caption, image, by_row, by_column, self.margin)
-        )
-
-
-def hinges_of_hardest(
-    scores: Tensor, caption: Tensor, image: Tensor, by_row: Tensor, by_column: Tensor, margin: float
-) -> Tensor:
-    """Hinges ``(B,)`` of each pair with its hardest caption and its hardest picture."""
-    here = torch.arange(len(scores), device=scores.device)
-    positive = scores.diagonal() - margin
-    rows = (scores[here, caption] - positive).relu()
-    columns = (scores[image, here] - positive).relu()
-    alone_row, alone_column = by_row[here, caption], by_column[image, here]  # no negative there
-    return rows.masked_fill(alone_row, 0.0) + columns.masked_fill(alone_column, 0.0)
+        return self._reduce(_HardestHinges.apply(scores, by_row, by_column, self.margin))
 
 
 class HingeCurriculum(nn.Module):

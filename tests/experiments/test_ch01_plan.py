@@ -1,0 +1,347 @@
+"""Chapter 1 without its data: arms, plan, and the estimands on records made by hand."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from trainaug.evidence.store import Record
+from trainaug.experiments import chapters
+from trainaug.experiments.ch01 import arms, runs, tuning
+from trainaug.experiments.ch01 import estimands as e
+from trainaug.experiments.ch01.config import Config
+from trainaug.paths import CLAIMS
+
+ALL = arms.HEADLINE | arms.EXTENDED | arms.DEEP
+
+
+@pytest.fixture
+def any_rate(monkeypatch) -> None:
+    """Give every arm that may be tuned a step length of its own."""
+    values = {arm: float(f"1e-{i}") for i, arm in enumerate(tuning.tuned_arms(), 1)}
+    monkeypatch.setattr(arms, "_tuned_values", lambda: values)
+
+
+# --- arms and plan --------------------------------------------------------------------------------
+
+
+def test_headline_is_two_losses_by_two_scores_by_two_splits():
+    assert list(arms.HEADLINE) == [
+        *("family_sum", "family_max", "family_product_sum", "family_product_max"),
+        *("vendor_sum", "vendor_max", "vendor_product_sum", "vendor_product_max"),
+    ]
+    for name, (changes, _, owner) in arms.HEADLINE.items():
+        score = "product" if "product" in name else "cosine"
+        loss, split = name.split("_")[-1], name.split("_")[0]
+        assert (changes, owner) == ({"split": split, "score": score, "loss": loss}, name)
+
+
+@pytest.mark.parametrize("arm", ALL)
+def test_an_arm_has_the_settings_of_base_and_an_owner(arm):
+    settings, seconds, owner = arms.settings_of(arm)
+    assert set(settings) == set(arms.BASE)
+    assert settings["split"] == arm.split("_")[0]
+    assert seconds > 0
+    assert arms.settings_of(owner)[2] == owner
+    assert owner in tuning.tuned_arms()
+    # what shares a step length shares the encoders and the score
+    for name in ("split", "encoder", "captions", "score", "loss"):
+        assert arms.settings_of(owner)[0][name] == settings[name]
+
+
+def test_every_owner_is_tuned():
+    owners = {owner for _, _, owner in ALL.values()}
+    assert owners == set(tuning.tuned_arms())
+    assert owners == set(arms._tuned_values()), "run the tuning to its end"
+    assert {arms.tuned(owner) for owner in owners} <= set(tuning.GRID)
+    with pytest.raises(KeyError, match="family_clip_mean_sum"):
+        arms.tuned("family_clip_mean_sum")  # has that of its owner
+
+
+def test_groups_share_no_arm_and_unknown_ones_are_refused():
+    assert len(ALL) == len(arms.HEADLINE) + len(arms.EXTENDED) + len(arms.DEEP)
+    assert set(arms.DEMONSTRATIONS) <= set(ALL)
+    assert arms.BASE["split"] == "family"  # not changed by what was asked before
+    for arm in ("family", "family_average", "timing", ""):
+        with pytest.raises(ValueError, match=f"unknown arm '{arm}'"):
+            arms.settings_of(arm)
+
+
+@pytest.mark.parametrize("profile", ["standard", "full"])
+def test_plan_stays_within_its_budget(profile, any_rate):
+    path = chapters.PROFILES / f"{profile}.yaml"
+    if profile == "full" and "01" not in yaml.safe_load(path.read_text(encoding="utf-8")):
+        pytest.skip("full.yaml has no section for chapter 1 yet")
+    plan = chapters.load_chapter("01").plan(profile)
+    assert sum(run.predicted_seconds for run in plan) <= chapters.BUDGET_SECONDS[profile]
+    assert all(run.seed >= 1000 for run in plan)
+
+
+def test_plan_has_every_arm_with_the_rate_of_its_owner(any_rate):
+    plan = runs.plan(Config(seeds=2, extended_seeds=2, deep_seeds=1, timing_blocks=3))
+    assert len({run.key("") for run in plan}) == len(plan)
+    assert {run.arm for run in plan} == {*ALL, "family_ridge", "vendor_ridge", "timing"}
+    for run in plan:
+        count = 3 if run.arm == "timing" else 1 if run.arm in arms.DEEP else 2
+        assert run.seed in range(1000, 1000 + count)
+        assert run.deterministic == (run.arm != "timing")
+        if run.arm in ALL:
+            settings, _, owner = arms.settings_of(run.arm)
+            assert settings.items() <= dict(run.config).items()
+            assert run.config["lr"] == arms.tuned(owner)
+            assert run.config["max_epochs"] == arms.epochs_of(run.arm, 120)
+    assert {run.arm for run in runs.plan(Config())} == {
+        *arms.HEADLINE,
+        *("family_ridge", "vendor_ridge", "timing"),
+    }
+
+
+# --- estimands on records made by hand ------------------------------------------------------------
+
+# arm: R@1 from picture to caption and back, mean ranks
+RECALLS = {
+    "family_sum": (30, 20, 10, 14),
+    "family_max": (34, 22, 20, 16),
+    "family_product_sum": (20, 14, 30, 31),
+    "family_product_max": (29, 25, 32, 33),
+    "family_order_sum": (10, 8, 50, 51),
+    "family_order_max": (13, 6, 52, 53),
+    "family_ridge": (18, 17, 40, 41),
+    "vendor_sum": (50, 40, 8, 8),
+    "vendor_max": (60, 44, 5, 7),
+    "vendor_product_sum": (41, 31, 11, 12),
+    "vendor_product_max": (48, 38, 13, 14),
+    "vendor_fixed_sum": (33, 27, 21, 22),
+    "vendor_fixed_max": (35, 30, 23, 24),
+    "vendor_warmup_1": (62, 46, 6, 6),
+    "vendor_warmup_5": (58, 42, 6, 7),
+    "vendor_negatives_2_sum": (30, 20, 15, 16),
+    "vendor_negatives_8_sum": (36, 30, 17, 18),
+    "vendor_negatives_32_sum": (41, 39, 19, 20),
+    "vendor_negatives_2_max": (20, 10, 15, 16),
+    "vendor_negatives_8_max": (40, 36, 17, 18),
+    "vendor_negatives_32_max": (50, 46, 19, 20),
+}
+# the longer run ends at epoch 41: early is the first record from epoch ceil(0.05 * 41) = 3 on
+CURVES = {
+    "sum": ([1, 2, 3, 4, 5, 6], [1, 4, 9, 16, 20, 24]),
+    "max": ([1, 2, 4, 20, 30, 40, 41], [2, 3, 7, 20, 25, 25, 28]),
+}
+
+
+def hand_made() -> list[Record]:
+    """All records of one seed."""
+    records: list[Record] = []
+    for arm, (there, back, rank_there, rank_back) in RECALLS.items():
+        metrics = {
+            "test/i2t/r1": there,
+            "test/t2i/r1": back,
+            "test/i2t/mean_r": rank_there,
+            "test/t2i/mean_r": rank_back,
+            "val/rsum": {"family_sum": 200.0, "family_max": 190.0}.get(arm, 300.0),
+        }
+        epochs, values = CURVES[arm.split("_")[-1]] if arm[-4:] in ("_sum", "_max") else ([], [])
+        shift = 100 if arm == "vendor_max" else 0
+        curves = {"epoch": list(epochs), "val/r1": [value + shift for value in values]}
+        records.append({"arm": arm, "seed": 1000, "metrics": metrics, "curves": curves})
+    seconds = {"sum/B=128/d=1024": 0.001, "max/B=128/d=1024": 0.002}
+    seconds |= {"sum/B=1024/d=1024": 0.4, "max/B=1024/d=1024": 0.3}
+    return [*records, {"arm": "timing", "seed": 1000, "metrics": seconds, "curves": {}}]
+
+
+# estimand: value by hand, and the weights of the arms' mean R@1 of both directions in it
+LINEAR = {
+    "family_mean_gain": (3, {"family_max": 1, "family_sum": -1}),
+    "vendor_mean_gain": (7, {"vendor_max": 1, "vendor_sum": -1}),
+    "family_norm_effect": (8, {"family_sum": 1, "family_product_sum": -1}),
+    "vendor_norm_effect": (9, {"vendor_sum": 1, "vendor_product_sum": -1}),
+    # loss ((28-25) + (27-17)) / 2 = 6.5, normalisation ((28-27) + (25-17)) / 2 = 4.5
+    "family_loss_over_norm": (2, {"family_product_max": 1, "family_sum": -1}),
+    # loss ((52-45) + (43-36)) / 2 = 7, normalisation ((52-43) + (45-36)) / 2 = 9
+    "vendor_loss_over_norm": (-2, {"vendor_product_max": 1, "vendor_sum": -1}),
+    "crop_gain": (
+        4.5,
+        {"vendor_max": 1, "vendor_sum": -1, "vendor_fixed_max": -1, "vendor_fixed_sum": 1},
+    ),
+    "warmup_1_gain": (2, {"vendor_warmup_1": 1, "vendor_max": -1}),
+    "warmup_5_gain": (-2, {"vendor_warmup_5": 1, "vendor_max": -1}),
+    "negatives_trend": (37, {"vendor_max": 1, "vendor_negatives_2_max": -1}),
+    "negatives_saturation": (  # 38 - 15 against 52 - 48
+        19,
+        {
+            "vendor_negatives_8_max": 1,
+            "vendor_negatives_2_max": -1,
+            "vendor_max": -1,
+            "vendor_negatives_32_max": 1,
+        },
+    ),
+    "negatives_steeper": (  # 37 against 45 - 25
+        17,
+        {
+            "vendor_max": 1,
+            "vendor_negatives_2_max": -1,
+            "vendor_sum": -1,
+            "vendor_negatives_2_sum": 1,
+        },
+    ),
+}
+# estimand: value by hand, and the single metrics that move it: a gain, then a loss
+SINGLE = {
+    "family_i2t_gain": (4, "family_max/i2t/r1", "family_sum/i2t/r1"),
+    "family_t2i_gain": (2, "family_max/t2i/r1", "family_sum/t2i/r1"),
+    "vendor_i2t_gain": (10, "vendor_max/i2t/r1", "vendor_sum/i2t/r1"),
+    "vendor_t2i_gain": (4, "vendor_max/t2i/r1", "vendor_sum/t2i/r1"),
+    "order_i2t_gain": (3, "family_order_max/i2t/r1", "family_order_sum/i2t/r1"),
+    "order_t2i_gain": (-2, "family_order_max/t2i/r1", "family_order_sum/t2i/r1"),
+}
+OTHER = {
+    "family_rank_ratio": (math.log(18 / 12), ("family_max", "family_sum")),
+    "vendor_rank_ratio": (math.log(6 / 8), ("vendor_max", "vendor_sum")),
+    "time_128": (math.log(2), ("timing",)),
+    "time_1024": (math.log(0.75), ("timing",)),
+    "family_early_lead": (7 - 9, ("family_max", "family_sum")),
+    "vendor_early_lead": (107 - 9, ("vendor_max", "vendor_sum")),
+    "family_final_lead": (21 - 14.6, ("family_max", "family_sum")),
+    "vendor_final_lead": (121 - 14.6, ("vendor_max", "vendor_sum")),
+}
+VALUES = {name: entry[0] for name, entry in (LINEAR | SINGLE | OTHER).items()}
+NEEDED: dict[str, set[str]] = {name: {*arms_} for name, (_, arms_) in (LINEAR | OTHER).items()}
+NEEDED |= {name: {key.split("/")[0] for key in keys} for name, (_, *keys) in SINGLE.items()}
+
+
+def moved(name: str, arm: str, change: Callable[[Record], Any]) -> float:
+    """How far an estimand moves when one record changes."""
+    records = copy.deepcopy(hand_made())
+    change(e.find(records, arm))
+    return e.ESTIMANDS[name](records) - e.ESTIMANDS[name](hand_made())
+
+
+def add_to(metric: str, value: float) -> Callable[[Record], Any]:
+    return lambda record: record["metrics"].update({metric: record["metrics"][metric] + value})
+
+
+def test_every_estimand_is_computed_by_hand():
+    assert set(VALUES) == set(e.ESTIMANDS)
+
+
+def test_claims_name_estimands_and_arms_that_exist():
+    text = (CLAIMS / "01.yaml").read_text(encoding="utf-8")
+    claimed = re.findall(r"estimand: (\w+)", text)
+    assert len(claimed) >= 10
+    assert set(claimed) <= set(e.ESTIMANDS)
+    for claim in yaml.safe_load(text):
+        used = set(claim.get("arms", ()))
+        assert used <= {*ALL, "family_ridge", "vendor_ridge", "timing"}
+        # every arm that an estimand of the claim reads is listed, so that its plateau is checked
+        parts = [*claim.get("all_of", ()), *claim.get("beside", {}).get("all_of", ())]
+        assert {arm for part in parts for arm in NEEDED[part["estimand"]]} <= used, claim["id"]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_estimand_equals_the_value_by_hand(name):
+    for records in (hand_made(), hand_made()[::-1]):
+        assert e.ESTIMANDS[name](records) == pytest.approx(VALUES[name], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", LINEAR.keys() | SINGLE.keys())
+def test_estimand_moves_with_its_recalls_and_with_nothing_else(name):
+    for arm in RECALLS:
+        for direction in ("i2t", "t2i"):
+            if name in LINEAR:
+                weight = LINEAR[name][1].get(arm, 0) / 2
+            else:
+                gain, loss = SINGLE[name][1:]
+                key = f"{arm}/{direction}/r1"
+                weight = (key == gain) - (key == loss)
+            shift = moved(name, arm, add_to(f"test/{direction}/r1", 3.0))
+            assert shift == pytest.approx(3 * weight, abs=1e-12), (arm, direction)
+            assert moved(name, arm, add_to(f"test/{direction}/mean_r", 3.0)) == 0
+
+
+@pytest.mark.parametrize("split", ["family", "vendor"])
+def test_leads_and_ratios_move_with_what_they_are_about(split):
+    most, total = f"{split}_max", f"{split}_sum"
+
+    def shift(name: str, arm: str, place: int) -> float:
+        def change(record: Record) -> None:
+            record["curves"]["val/r1"][place] += 10
+
+        return moved(f"{split}_{name}", arm, change)
+
+    # recorded epochs of the maximum: 1, 2, 4, 20, 30, 40, 41; of the sum 1 to 6
+    assert [shift("early_lead", most, i) for i in range(7)] == [0, 0, 10, 0, 0, 0, 0]
+    assert [shift("early_lead", total, i) for i in range(6)] == [0, 0, -10, 0, 0, 0]
+    assert [shift("final_lead", most, i) for i in range(7)] == pytest.approx([0, 0] + [2] * 5)
+    assert [shift("final_lead", total, i) for i in range(6)] == pytest.approx([0] + [-2] * 5)
+    mean = sum(RECALLS[most][2:]) / 2
+    moves = moved(f"{split}_rank_ratio", most, add_to("test/i2t/mean_r", 2.0))
+    assert moves == pytest.approx(math.log((mean + 1) / mean))
+    assert moved(f"{split}_rank_ratio", total, add_to("test/t2i/mean_r", 2.0)) < 0
+
+
+def test_a_long_run_of_the_sum_decides_what_is_early():
+    def longer(record: Record) -> None:
+        record["curves"]["epoch"][-1] = 81  # ceil(0.05 * 81) = 5: the sum's 20, the maximum's 20
+
+    assert moved("family_early_lead", "family_sum", longer) == (20 - 20) - (7 - 9)
+
+
+def test_time_ratios_move_with_the_seconds_of_their_size():
+    for size in (128, 1024):
+        for loss, sign in (("max", 1), ("sum", -1)):
+            for other in (128, 1024):
+                metric = f"{loss}/B={size}/d=1024"
+                shift = moved(
+                    f"time_{other}", "timing", lambda r, m=metric: r["metrics"].update({m: 10.0})
+                )
+                assert (shift * sign > 0) == (size == other)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_missing_arm_is_named(name):
+    for arm in NEEDED[name]:
+        with pytest.raises(KeyError, match=arm):
+            e.ESTIMANDS[name]([record for record in hand_made() if record["arm"] != arm])
+
+
+def test_chosen_loss_is_the_one_of_the_higher_validation():
+    records = hand_made()
+    assert e.chosen_loss(records) == "sum"
+    assert e.chosen_over_ridge("i2t/r1")(records) == 30 - 18
+    assert e.chosen_over_ridge("t2i/r1")(records) == 20 - 17
+    e.find(records, "family_max")["metrics"]["val/rsum"] = 201.0
+    assert e.chosen_loss(records) == "max"
+    assert e.chosen_over_ridge("i2t/r1")(records) == 34 - 18
+    with pytest.raises(KeyError, match="family_ridge"):
+        e.chosen_over_ridge("i2t/r1")([r for r in records if r["arm"] != "family_ridge"])
+
+
+def test_concept_differences_by_hand():
+    def record(arm: str, seed: int, rsum: float, hits: str, galleries: str) -> Record:
+        digits = {"hits": {"i2t": hits, "t2i": "0" * len(hits)}, "galleries": galleries}
+        return {"arm": arm, "seed": seed, "metrics": {"val/rsum": rsum}, **digits}
+
+    records = [
+        record("family_max", 1000, 300, "402", "404"),  # chosen
+        record("family_sum", 1000, 299, "000", "404"),
+        record("family_ridge", 1000, 999, "304", "404"),
+        record("family_max", 1001, 100, "000", "241"),
+        record("family_sum", 1001, 101, "131", "241"),  # chosen
+        record("family_ridge", 1001, 0, "020", "241"),
+        record("vendor_max", 1002, 0, "1", "1"),  # a seed without the ridge does not count
+    ]
+    tested = {1000: [4, 7, 9], 1001: [7, 9, 2]}
+    # concept 2: 1/1; 4: (4-3)/4; 7: in no gallery, then (1-0)/2; 9: (2-4)/4 and (3-2)/4
+    expected = [100, 25, 50, -12.5]
+    assert e.concept_differences(records, "i2t", tested.__getitem__) == pytest.approx(expected)
+    assert e.concept_differences(records, "t2i", tested.__getitem__) == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match="zip"):
+        e.concept_differences(records, "i2t", lambda _: [4, 7])
+    with pytest.raises(KeyError, match="family_sum"):
+        e.concept_differences(records[:1] + records[2:], "i2t", tested.__getitem__)
