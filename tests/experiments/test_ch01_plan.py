@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +18,8 @@ from trainaug.experiments.ch01 import estimands as e
 from trainaug.experiments.ch01.config import Config
 from trainaug.paths import CLAIMS
 
-ALL = arms.HEADLINE | arms.EXTENDED | arms.DEEP
+GROUPS = (arms.HEADLINE, arms.FACTORIAL, arms.EXTENDED, arms.DEEP)
+ALL = {arm: entry for group in GROUPS for arm, entry in group.items()}
 
 
 @pytest.fixture
@@ -31,14 +32,15 @@ def any_rate(monkeypatch) -> None:
 # --- arms and plan --------------------------------------------------------------------------------
 
 
-def test_headline_is_two_losses_by_two_scores_by_two_splits():
-    assert list(arms.HEADLINE) == [
-        *("family_sum", "family_max", "family_product_sum", "family_product_max"),
-        *("vendor_sum", "vendor_max", "vendor_product_sum", "vendor_product_max"),
+def test_headline_is_two_losses_by_two_splits_with_and_without_unit_pictures():
+    assert list(arms.HEADLINE) == ["family_sum", "family_max", "vendor_sum", "vendor_max"]
+    assert list(arms.FACTORIAL) == [
+        *("family_product_sum", "family_product_max"),
+        *("vendor_product_sum", "vendor_product_max"),
     ]
-    for name, (changes, _, owner) in arms.HEADLINE.items():
-        score = "product" if "product" in name else "cosine"
-        loss, split = name.split("_")[-1], name.split("_")[0]
+    for name, (changes, _, owner) in (arms.HEADLINE | arms.FACTORIAL).items():
+        split, *product, loss = name.split("_")
+        score = product[0] if product else "cosine"
         assert (changes, owner) == ({"split": split, "score": score, "loss": loss}, name)
 
 
@@ -65,7 +67,7 @@ def test_every_owner_is_tuned():
 
 
 def test_groups_share_no_arm_and_unknown_ones_are_refused():
-    assert len(ALL) == len(arms.HEADLINE) + len(arms.EXTENDED) + len(arms.DEEP)
+    assert len(ALL) == sum(map(len, GROUPS))
     assert set(arms.DEMONSTRATIONS) <= set(ALL)
     assert arms.BASE["split"] == "family"  # not changed by what was asked before
     for arm in ("family", "family_average", "timing", ""):
@@ -84,22 +86,24 @@ def test_plan_stays_within_its_budget(profile, any_rate):
 
 
 def test_plan_has_every_arm_with_the_rate_of_its_owner(any_rate):
-    plan = runs.plan(Config(seeds=2, extended_seeds=2, deep_seeds=1, timing_blocks=3))
+    counts = (4, 3, 2, 1)  # seeds of the groups
+    names = ("seeds", "factorial_seeds", "extended_seeds", "deep_seeds")
+    plan = runs.plan(Config(**dict(zip(names, counts, strict=True)), timing_blocks=5))
+    expected = {"family_ridge": 4, "timing": 5}
+    for group, count in zip(GROUPS, counts, strict=True):
+        expected |= dict.fromkeys(group, count)
+    assert Counter(run.arm for run in plan) == expected
     assert len({run.key("") for run in plan}) == len(plan)
-    assert {run.arm for run in plan} == {*ALL, "family_ridge", "vendor_ridge", "timing"}
     for run in plan:
-        count = 3 if run.arm == "timing" else 1 if run.arm in arms.DEEP else 2
-        assert run.seed in range(1000, 1000 + count)
+        assert run.seed in range(1000, 1000 + expected[run.arm])
         assert run.deterministic == (run.arm != "timing")
         if run.arm in ALL:
             settings, _, owner = arms.settings_of(run.arm)
             assert settings.items() <= dict(run.config).items()
             assert run.config["lr"] == arms.tuned(owner)
             assert run.config["max_epochs"] == arms.epochs_of(run.arm, 120)
-    assert {run.arm for run in runs.plan(Config())} == {
-        *arms.HEADLINE,
-        *("family_ridge", "vendor_ridge", "timing"),
-    }
+    standard = {*arms.HEADLINE, *arms.FACTORIAL, "family_ridge", "timing"}
+    assert {run.arm for run in runs.plan(Config())} == standard
 
 
 # --- estimands on records made by hand ------------------------------------------------------------
@@ -150,8 +154,8 @@ def hand_made() -> list[Record]:
         shift = 100 if arm == "vendor_max" else 0
         curves = {"epoch": list(epochs), "val/r1": [value + shift for value in values]}
         records.append({"arm": arm, "seed": 1000, "metrics": metrics, "curves": curves})
-    seconds = {"sum/B=128/d=1024": 0.001, "max/B=128/d=1024": 0.002}
-    seconds |= {"sum/B=1024/d=1024": 0.4, "max/B=1024/d=1024": 0.3}
+    times = {(128, "sum"): 0.001, (128, "max"): 0.002, (1024, "sum"): 0.4, (1024, "max"): 0.3}
+    seconds = {f"{loss}/B={size}/d=1024": time for (size, loss), time in times.items()}
     return [*records, {"arm": "timing", "seed": 1000, "metrics": seconds, "curves": {}}]
 
 
@@ -217,7 +221,7 @@ NEEDED |= {name: {key.split("/")[0] for key in keys} for name, (_, *keys) in SIN
 
 def moved(name: str, arm: str, change: Callable[[Record], Any]) -> float:
     """How far an estimand moves when one record changes."""
-    records = copy.deepcopy(hand_made())
+    records = hand_made()
     change(e.find(records, arm))
     return e.ESTIMANDS[name](records) - e.ESTIMANDS[name](hand_made())
 
@@ -237,7 +241,7 @@ def test_claims_name_estimands_and_arms_that_exist():
     assert set(claimed) <= set(e.ESTIMANDS)
     for claim in yaml.safe_load(text):
         used = set(claim.get("arms", ()))
-        assert used <= {*ALL, "family_ridge", "vendor_ridge", "timing"}
+        assert used <= {*ALL, "family_ridge", "timing"}
         # every arm that an estimand of the claim reads is listed, so that its plateau is checked
         parts = [*claim.get("all_of", ()), *claim.get("beside", {}).get("all_of", ())]
         assert {arm for part in parts for arm in NEEDED[part["estimand"]]} <= used, claim["id"]
@@ -251,14 +255,13 @@ def test_estimand_equals_the_value_by_hand(name):
 
 @pytest.mark.parametrize("name", LINEAR.keys() | SINGLE.keys())
 def test_estimand_moves_with_its_recalls_and_with_nothing_else(name):
+    gain, loss = SINGLE[name][1:] if name in SINGLE else ("", "")
     for arm in RECALLS:
         for direction in ("i2t", "t2i"):
+            key = f"{arm}/{direction}/r1"
+            weight = (key == gain) - (key == loss)
             if name in LINEAR:
                 weight = LINEAR[name][1].get(arm, 0) / 2
-            else:
-                gain, loss = SINGLE[name][1:]
-                key = f"{arm}/{direction}/r1"
-                weight = (key == gain) - (key == loss)
             shift = moved(name, arm, add_to(f"test/{direction}/r1", 3.0))
             assert shift == pytest.approx(3 * weight, abs=1e-12), (arm, direction)
             assert moved(name, arm, add_to(f"test/{direction}/mean_r", 3.0)) == 0

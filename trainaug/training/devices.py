@@ -87,4 +87,4 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
         raise ValueError(f"ranks must bring equally many rows, got [rows, numbers] {found}")
     with warnings.catch_warnings():  # torch 2.14 points to a private module in place of this one
         warnings.filterwarnings("ignore", "torch.distributed.nn", FutureWarning)
-        return torch.cat(all_gather(x))
+        return torch.cat(all_gather(x))  # type: ignore[no-untyped-call]
