@@ -61,7 +61,7 @@ def plan(config: Config) -> list[Run]:
         (EXTENDED, config.extended_seeds),
         (DEEP, config.deep_seeds),
     ):
-        for arm in arms:
+        for arm in arms if count else ():
             settings, seconds, owner = settings_of(arm)
             settings |= shared | {"lr": tuned_rate(owner)}
             settings["max_epochs"] = epochs_of(arm, config.max_epochs)
