@@ -301,7 +301,7 @@ def test_synonyms_share_half_of_their_words():
     found = runs._synonyms()
     assert torch.equal(found, found.T)
     assert bool(found.diagonal().all())
-    words = [set(text.lower().split()) for text in problems.captions(emoji_captions())]
+    words = [set(split_words(text)) for text in problems.captions(emoji_captions())]
     for row in (0, 100, 777, 1593, int(found.sum(1).argmax())):
         for column, other in enumerate(words):
             shared = len(words[row] & other) / len(words[row] | other)

@@ -214,7 +214,7 @@ def test_check_of_identities_refuses_a_repeated_run():
 
 @pytest.mark.parametrize("number", BUILT)
 def test_every_seed_has_the_same_runs_or_is_left_out_of_a_part(number):
-    """Headline and extended parts may have different numbers of seeds; each starts at the first."""
+    """Parts and timing blocks may have different numbers of seeds; each starts at the first."""
     chapter = loaded(number)
     by_seed: dict[int, set[str]] = {}
     for run in chapter.plan("standard"):
@@ -222,7 +222,7 @@ def test_every_seed_has_the_same_runs_or_is_left_out_of_a_part(number):
     seeds = sorted(by_seed)
     assert seeds == list(range(seeds[0], seeds[0] + len(seeds)))
     assert all(by_seed[seed] <= by_seed[seed - 1] for seed in seeds[1:])
-    assert len({frozenset(runs) for runs in by_seed.values()}) <= 2
+    assert len({frozenset(runs) for runs in by_seed.values()}) <= 3
 
 
 def test_plan_of_chapter_6_by_hand():

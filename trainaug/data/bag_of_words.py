@@ -62,7 +62,9 @@ def tf_idf(tokens: Tensor, train: Tensor, size: int) -> Tensor:
         float32 ``(N, size)``, rows of unit length (zero where no word is known): 1 or 0 times
         ``log((1 + M) / (1 + df)) + 1``, scikit-learn's smooth idf.
     """
-    counts = torch.zeros(len(tokens), size + 1).scatter_(1, tokens, 1.0)[:, 1:]  # (N, size)
+    counts = torch.zeros(len(tokens), size + 1, device=tokens.device).scatter_(1, tokens, 1.0)[
+        :, 1:
+    ]  # (N, size)
     frequency = counts[train].sum(0)
     idf = ((1 + len(train)) / (1 + frequency)).log() + 1
     return F.normalize(counts * idf, dim=1)

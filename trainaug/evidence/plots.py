@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-__all__ = ["PALETTE", "band", "figure", "matrix", "set_style"]
+from trainaug.evidence.statistics import t_interval
+
+__all__ = ["PALETTE", "band", "figure", "matrix", "set_style", "spread"]
 
 # Okabe and Ito's palette: told apart with every common colour vision
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -70,6 +72,24 @@ def band(
     values = np.asarray(curves, dtype=float)
     axis.plot(x, np.median(values, axis=0), style, color=colour, label=label)
     axis.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+
+
+def spread(
+    axis: Axes, x: float, values: Sequence[float], *, colour: str, label: str | None = None
+) -> None:
+    """Draw single values, their mean and its 95 % Student interval (none for a single value).
+
+    Args:
+        axis: Where to draw.
+        x: Abscissa.
+        values: One a seed.
+        colour: Colour of all.
+        label: Legend entry.
+    """
+    axis.plot([x] * len(values), values, ".", color=colour, alpha=0.3, markersize=5)
+    mean = sum(values) / len(values)
+    half = t_interval(values, 0.95).high - mean if len(values) > 1 else 0.0
+    axis.errorbar(x, mean, half, fmt="o", color=colour, capsize=3, label=label)
 
 
 def matrix(

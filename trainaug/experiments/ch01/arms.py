@@ -91,7 +91,7 @@ def _deep() -> dict[str, Arm]:
     return arms
 
 
-SLOW = {"order": 60, "gru": 40, "cnn": 60}  # epochs at most, for arms that are dear
+SLOW = {"order": 40, "gru": 20, "cnn": 30}  # epochs at most, for arms that are dear
 
 
 def epochs_of(arm: str, most: int) -> int:

@@ -25,7 +25,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seeds: int = Field(12, ge=1, le=1000)
+    seeds: int = Field(16, ge=1, le=1000)
     factorial_seeds: int = Field(6, ge=1, le=1000)
     extended_seeds: int = Field(0, ge=0, le=1000)
     deep_seeds: int = Field(0, ge=0, le=1000)

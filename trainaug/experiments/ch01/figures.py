@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from trainaug.evidence.plots import PALETTE, band, figure
-from trainaug.evidence.statistics import t_interval
+from trainaug.evidence.plots import PALETTE, band, figure, spread
 from trainaug.evidence.store import Record
 from trainaug.experiments.ch01.estimands import CATEGORIES, DIRECTIONS, find, recall
 
@@ -143,20 +142,13 @@ def gains(records: Sequence[Record]) -> Figure:
                     for seed in seeds
                 ]
                 label = DIRECTION_LABELS[direction] if not place else None
-                _point(axis, place + shift, values, colour, label)
+                spread(axis, place + shift, values, colour=colour, label=label)
         axis.axhline(0, color="k", linewidth=0.8)
         axis.set_xticks(range(len(metrics)), list(metrics.values()))
         axis.set_title(SPLIT_LABELS[split], fontsize=10)
     axes[0].set_ylabel("max minus sum (points)")
     axes[0].legend(fontsize=8)
     return drawn
-
-
-def _point(axis: Any, x: float, values: Sequence[float], colour: str, label: str | None) -> None:
-    axis.plot([x] * len(values), values, ".", color=colour, alpha=0.3, markersize=5)
-    mean = sum(values) / len(values)
-    half = t_interval(values, 0.95).high - mean if len(values) > 1 else 0.0
-    axis.errorbar(x, mean, half, fmt="o", color=colour, capsize=3, label=label)
 
 
 def category_gains(records: Sequence[Record], split: str) -> Figure:
@@ -176,7 +168,7 @@ def category_gains(records: Sequence[Record], split: str) -> Figure:
                     for seed in seeds
                     if name in find(seed, f"{split}_sum")["metrics"]
                 ]
-                _point(axis, place + shift, values, colour, None if place else label)
+                spread(axis, place + shift, values, colour=colour, label=None if place else label)
         axis.axhline(0, color="k", linewidth=0.8)
         names = [category.split(" &")[0] for category in CATEGORIES]
         axis.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)

@@ -112,7 +112,10 @@ def load_pairs(split: str, encoder: str, seed: int) -> Pairs:
     tokens = token_matrix(texts, vocabulary)
     names = [{vocabulary.get(w, 0) for w in split_words(name)} for name in data.names]
     in_name = torch.tensor(
-        [[token in name for token in row] for row, name in zip(tokens.tolist(), names, strict=True)]
+        [
+            [token in name and token > 0 for token in row]
+            for row, name in zip(tokens.tolist(), names, strict=True)
+        ]
     )
     scored = torch.tensor(data.distinct) & (tokens > 0).any(1, keepdim=True)
     items = torch.stack([c.flatten() for c in _grid(train, vendors[0])], 1)

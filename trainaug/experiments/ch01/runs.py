@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainaug.data.bag_of_words import split_words
 from trainaug.data.emoji_captions import emoji_captions
 from trainaug.data.registry import content_hash
 from trainaug.evidence.store import Run, rounded
@@ -172,7 +173,7 @@ def _lenient_hits(scores: Tensor, synonyms: Tensor) -> Tensor:
 
 def _synonyms() -> Tensor:
     """Which concepts share at least half of the words of the two together, bool ``(N, N)``."""
-    words = [set(text.lower().split()) for text in captions(emoji_captions())]
+    words = [set(split_words(text)) for text in captions(emoji_captions())]
     number = {word: i for i, word in enumerate(sorted(set().union(*words)))}
     counts = torch.zeros(len(words), len(number))
     for row, own in enumerate(words):
@@ -217,11 +218,13 @@ def _time_steps(seed: int) -> dict[str, float]:
     batches = DistinctGroupBatchSampler(pairs.train[:, 0], 128, stream(seed, "order"))
     losses = {"sum": SumOfHinges(reduction="mean"), "max": MaxOfHinges(reduction="mean")}
     models = {name: build_model(settings_of(f"family_{name}")[0], pairs, seed) for name in losses}
+    optimizers = {
+        name: torch.optim.Adam(model.parameters(), fused=True) for name, model in models.items()
+    }
     spent: dict[str, list[float]] = {name: [] for name in losses}
     for number, indices in enumerate(batches):
         for name in _turn(list(losses), number):
-            model = models[name]
-            optimizer = torch.optim.Adam(model.parameters(), fused=True)
+            model, optimizer = models[name], optimizers[name]
             start = time.perf_counter()
             x, _, _ = dataset[indices]
             losses[name](model(x)).backward()

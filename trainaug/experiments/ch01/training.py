@@ -99,7 +99,6 @@ def _criterion(
     else:
         loss = SumOfHinges(margin, "none", average_negatives=average)
     generator = stream(seed, "candidates")
-    scale = float(settings["batch_size"]) if settings["reduction"] == "sum" else 1.0
 
     def criterion(scores: Tensor, concepts: Tensor) -> Tensor:
         mask: Any = None
@@ -109,7 +108,7 @@ def _criterion(
             own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
             mask = subsample_negatives(own, settings["negatives"], generator=generator)
         losses: Tensor = loss(scores, mask)
-        return losses * scale
+        return losses * len(losses) if settings["reduction"] == "sum" else losses
 
     return criterion, curriculum
 
