@@ -101,7 +101,7 @@ def chapter_judgements(
 def _log(done: int, total: int, seconds_left: float) -> None:
     step = max(1, total // 10)
     if done % step == 0 or done == total:
-        minutes = seconds_left / worker_count() / 60
+        minutes = max(0.0, seconds_left) / worker_count() / 60
         print(f"runs {done}/{total}, about {minutes:.1f} min left", file=sys.stderr, flush=True)
 
 
@@ -359,7 +359,7 @@ def start(
         {"setting": "evidence", "value": f"{evidence}: {source}"},
         {"setting": "runs", "value": str(len(plan))},
         {"setting": "seeds", "value": _span([run.seed for run in plan])},
-        {"setting": "device", "value": "cpu, float64, one thread"},
+        {"setting": "device", "value": "cpu, one thread a process"},
         {"setting": "versions", "value": ", ".join(f"{k} {v}" for k, v in versions().items())},
     ]
     print(text_table(rows, ["setting", "value"]))
