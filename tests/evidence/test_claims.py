@@ -293,6 +293,8 @@ def test_declared_arms_limit_the_records_and_must_be_there():
     found = c.judge(make(arms=["method", "gone"]), records, ESTIMANDS)
     assert (found.verdict, found.reason) == ("inconclusive", "no records of arm 'gone'")
     assert verdict(make(arms=["gone"]), records) == "not tested"
+    found = c.judge(make(arms=["ablation", "gone"]), records, ESTIMANDS)  # no value at all
+    assert (found.verdict, found.reason) == ("not tested", "no records of arm 'gone'")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -8,7 +8,8 @@ page leaves a choice:
   timing is a seed), at *full* the first ``seeds_at_full``, so that runs cannot be added until the
   verdict changes.
 - Too few runs, a KeyError in an estimand and a value that is not finite make that estimand
-  *inconclusive*, with the reason. A claim without any record is *not tested*.
+  *inconclusive*, with the reason. A claim without any record is *not tested*, and so is one whose
+  ``arms`` are not all there and none of whose estimands has a value: another profile runs it.
 - *exact* is |value| <= tolerance on every seed there is. A certified violation contradicts even
   where other seeds are missing.
 - ``arms`` limits the records that a claim sees, and the plateau rule with it, to those arms.
@@ -41,6 +42,7 @@ Verdict = Literal["reproduced", "contradicted", "inconclusive", "not tested"]
 
 MIN_PLATEAU_PERCENT = 90
 TIMING_SLACK = 1.05
+_MISSING_ARM = "no records of arm"
 
 
 @dataclass(frozen=True)
@@ -172,10 +174,13 @@ def judge(claim: Claim, records: Sequence[Record], estimands: Mapping[str, Estim
         reasons = dict.fromkeys(e.reason for e in estimates if e.verdict == verdict and e.reason)
         return {"verdict": verdict, "reason": "; ".join(reasons), "estimates": tuple(estimates)}
 
+    found = apply(claim.all_of)
+    if blocked.startswith(_MISSING_ARM) and not any(each.n for each in found["estimates"]):
+        return replace(judgement, reason=blocked)  # this profile leaves the claim's runs out
     if claim.beside:
         beside = {"label": claim.beside.label, **apply(claim.beside.all_of)}
         judgement = replace(judgement, beside=beside)
-    return replace(judgement, **apply(claim.all_of))
+    return replace(judgement, **found)
 
 
 def expected_false_reproduced(judgements: Sequence[Judgement]) -> float:
@@ -192,7 +197,7 @@ def expected_false_reproduced(judgements: Sequence[Judgement]) -> float:
 def _why_blocked(claim: Claim, records: Sequence[Record]) -> str:
     arms = sorted({each["arm"] for each in records})
     if missing := sorted(set(claim.arms or ()) - set(arms)):
-        return f"no records of arm {missing[0]!r}"
+        return f"{_MISSING_ARM} {missing[0]!r}"
     counted = [e for e in records if "plateau" in e and not e.get("demonstration", False)]
     for arm in arms:
         met = [bool(each["plateau"]) for each in counted if each["arm"] == arm]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from trainaug.evidence.plots import PALETTE, band, figure, spread
@@ -121,6 +122,7 @@ def learning_curves(records: Sequence[Record], pace: float) -> Figure:
         top = axes[column].secondary_xaxis("top", functions=(_times(pace), _times(1 / pace)))
         top.set_xlabel("seconds of training", fontsize=8)
         top.tick_params(labelsize=8)
+        top.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("validation R@1 (%)")
     axes[2].set_ylabel("length of the\nmean embedding")
     axes[0].legend(fontsize=8)
