@@ -36,7 +36,7 @@ from trainaug.paths import RUNS
 __all__ = ["choose", "read_trials", "tune", "tuning_table"]
 
 SEEDS = (0, 1)
-GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 COLUMNS = ("arm", "setting", "value", "seed", "score")
 
 
