@@ -254,7 +254,7 @@ def test_estimand_equals_the_value_by_hand(name):
         assert e.ESTIMANDS[name](records) == pytest.approx(VALUES[name], abs=1e-12)
 
 
-@pytest.mark.parametrize("name", LINEAR.keys() | SINGLE.keys())
+@pytest.mark.parametrize("name", sorted(LINEAR.keys() | SINGLE.keys()))
 def test_estimand_moves_with_its_recalls_and_with_nothing_else(name):
     gain, loss = SINGLE[name][1:] if name in SINGLE else ("", "")
     for arm in RECALLS:

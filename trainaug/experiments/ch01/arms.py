@@ -45,7 +45,7 @@ Arm = tuple[dict[str, Any], float, str]
 
 def _losses(score: str, name: str) -> dict[str, Arm]:
     arms: dict[str, Arm] = {}
-    for split, seconds in (("family", 6.5), ("vendor", 12.0)):
+    for split, seconds in (("family", 5.5), ("vendor", 11.5)):
         for loss in LOSSES:
             arm = f"{split}{name}_{loss}"
             arms[arm] = {"split": split, "score": score, "loss": loss}, seconds, arm
