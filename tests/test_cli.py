@@ -15,6 +15,8 @@ from trainaug.experiments.ch06 import tuning
 from trainaug.experiments.chapters import TITLES
 from trainaug.paths import ROOT
 
+CLAIMS = {f"lin.{k}" for k in range(1, 9)} | {f"vse.{k}" for k in range(1, 10)}
+
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trainaug.cli", *arguments]
@@ -27,7 +29,7 @@ def test_claims_as_json_have_what_a_script_needs():
     done = run("claims", "--json")
     assert done.returncode == 0, done.stderr
     rows = {row["id"]: row for row in json.loads(done.stdout)}
-    assert set(rows) == {f"lin.{k}" for k in range(1, 9)}
+    assert set(rows) == CLAIMS
     row = rows["lin.2"]
     assert {"id", "tier", "verdict", "estimates", "n", "profile", "stale"} <= set(row)
     assert row["stale"] is False
@@ -38,9 +40,8 @@ def test_claims_as_json_have_what_a_script_needs():
 
 def test_claims_table_has_every_claim():
     lines = run("claims").stdout.splitlines()
-    assert {line.split()[0] for line in lines if line.startswith("lin.")} == {
-        f"lin.{k}" for k in range(1, 9)
-    }
+    heads = ("lin.", "vse.")
+    assert {line.split()[0] for line in lines if line.startswith(heads)} == CLAIMS
 
 
 @pytest.mark.parametrize(
@@ -50,9 +51,9 @@ def test_claims_table_has_every_claim():
         (("reproduce", "6", "-p", "step=3"), "unknown parameter 'step'"),
         (("reproduce", "6", "-p", "seeds"), "expected NAME=VALUE"),
         (("reproduce", "42"), "unknown chapter '42'"),
-        (("reproduce", "1"), "chapter 01 is not built yet"),
+        (("reproduce", "2"), "chapter 02 is not built yet"),
         (("data", "fetch", "cifar"), "cifar"),
-        (("publish", "1"), "not built"),
+        (("publish", "2"), "not built"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_code_two(arguments, text):
