@@ -48,7 +48,7 @@ def test_the_reference_is_the_plan_and_not_stale(profile: str, number: str) -> N
 def test_criteria_are_the_ones_that_were_judged(profile: str, number: str) -> None:
     text = (reference_folder(profile, number) / "verdicts.json").read_text(encoding="utf-8")
     for claim in load_ledger(CLAIMS / f"{number}.yaml"):
-        assert criterion_hash(claim) in text, f"{claim.id}: criterion changed"
+        assert criterion_hash(claim.at(profile)) in text, f"{claim.id}: criterion changed"
 
 
 @pytest.mark.parametrize("number", [n for n in TITLES if load_chapter(n)])
