@@ -129,6 +129,14 @@ def learning_curves(records: Sequence[Record], pace: float) -> Figure:
     return drawn
 
 
+def _max_minus_sum(seeds: Sequence[Sequence[Record]], split: str, name: str) -> list[float]:
+    """Differences of a metric, one a seed; a category may be absent from a seed's test part."""
+    pairs = [
+        [find(seed, f"{split}_{loss}")["metrics"] for loss in ("max", "sum")] for seed in seeds
+    ]
+    return [first[name] - second[name] for first, second in pairs if name in second]
+
+
 def gains(records: Sequence[Record]) -> Figure:
     """Max minus sum of hinges, by split, direction and metric, with 95 % intervals over seeds."""
     drawn, axes = figure(2, height=2.8)
@@ -137,12 +145,7 @@ def gains(records: Sequence[Record]) -> Figure:
         seeds = _having(records, f"{split}_sum", f"{split}_max")
         for shift, direction, colour in zip((-0.12, 0.12), DIRECTIONS, PALETTE[2:], strict=False):
             for place, metric in enumerate(metrics):
-                name = f"test/{direction}/{metric}"
-                values = [
-                    find(seed, f"{split}_max")["metrics"][name]
-                    - find(seed, f"{split}_sum")["metrics"][name]
-                    for seed in seeds
-                ]
+                values = _max_minus_sum(seeds, split, f"test/{direction}/{metric}")
                 label = DIRECTION_LABELS[direction] if not place else None
                 spread(axis, place + shift, values, colour=colour, label=label)
         axis.axhline(0, color="k", linewidth=0.8)
@@ -164,12 +167,7 @@ def category_gains(records: Sequence[Record], split: str) -> Figure:
         ):
             for place, category in enumerate(CATEGORIES):
                 name = f"test/{direction}/{metric}/{category}"
-                values = [
-                    find(seed, f"{split}_max")["metrics"][name]
-                    - find(seed, f"{split}_sum")["metrics"][name]
-                    for seed in seeds
-                    if name in find(seed, f"{split}_sum")["metrics"]
-                ]
+                values = _max_minus_sum(seeds, split, name)
                 spread(axis, place + shift, values, colour=colour, label=None if place else label)
         axis.axhline(0, color="k", linewidth=0.8)
         names = [category.split(" &")[0] for category in CATEGORIES]
