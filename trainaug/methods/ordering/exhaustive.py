@@ -1,0 +1,151 @@
+r"""Every order of a few batches, from one state: what order can do, exactly.
+
+Orders share their beginnings, so the $M!$ orders of $M$ batches are a tree with $\sum_k M!/(M-k)!$
+steps, 1956 instead of 4320 for $M = 6$; the states of one level are stepped side by side.
+
+Chapter: notebooks/04_curriculum.ipynb
+Reference: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2211.14395, whose
+code replays all orders one after another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainaug.methods.ordering.copies import Copies
+from trainaug.methods.ordering.state import preserve_state
+
+__all__ = ["all_orders", "exhaustive_orders", "position_shares", "train_in_order"]
+
+Batch = tuple[Tensor, Tensor]
+Criterion = Callable[[Any, Any], Tensor]
+
+
+def all_orders(num_batches: int, *, max_batches: int = 8) -> Tensor:
+    """Return every permutation of ``range(num_batches)`` in lexicographic order, ``(M!, M)``.
+
+    Raises:
+        ValueError: If ``num_batches`` is below 1 or above ``max_batches``.
+    """
+    if not 1 <= num_batches <= max_batches:
+        raise ValueError(
+            f"{num_batches} batches have {math.factorial(max(0, num_batches))} orders; give 1 to "
+            f"{max_batches} batches, or raise max_batches"
+        )
+    return torch.tensor(list(itertools.permutations(range(num_batches))), device="cpu")
+
+
+def train_in_order(
+    model: nn.Module,
+    optimizer: Optimizer,
+    criterion: Criterion,
+    batches: Sequence[Batch],
+    order: Sequence[int],
+) -> None:
+    """Train on the batches in the given order, in place: the definition, step by step."""
+    for number in order:
+        x, y = batches[number]
+        optimizer.zero_grad()
+        criterion(model(x), y).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def exhaustive_orders(
+    model: nn.Module,
+    optimizer: Optimizer,
+    criterion: Criterion,
+    batches: Sequence[Batch],
+    evaluate: Callable[[Tensor], Tensor],
+    held_out: Tensor,
+    *,
+    max_batches: int = 8,
+    together: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Train on the batches in every order, each from the present state, and evaluate each end.
+
+    Args:
+        model: Trained in the mode it is in, evaluated in eval mode; left as it was.
+        optimizer: Left as it was.
+        criterion: Returns per-example losses ``(B,)``.
+        batches: At most ``max_batches`` pairs of inputs and targets of equal shapes.
+        evaluate: Maps outputs on ``held_out``, ``(N, ...)``, to numbers ``(E,)``; pure PyTorch.
+        held_out: Inputs that no batch holds.
+        max_batches: Guard against $M!$.
+        together: Walk the tree with copies side by side; otherwise order by order.
+
+    Returns:
+        Orders, ``(M!, M)``, lexicographic, and their measures, ``(M!, E)``.
+
+    Raises:
+        ValueError: If there are too many batches or none, or their shapes differ.
+        TypeError: If ``together`` and the optimiser is not elementwise.
+    """
+    orders = all_orders(len(batches), max_batches=max_batches)
+    if len({(tuple(x.shape), tuple(y.shape)) for x, y in batches}) > 1:
+        raise ValueError("all batches must have the same shape; drop the incomplete one")
+    if not together:
+        found = []
+        for order in orders.tolist():
+            with preserve_state(model, optimizer):
+                train_in_order(model, optimizer, criterion, batches, order)
+                with torch.no_grad():
+                    found.append(evaluate(model.eval()(held_out)))
+        return orders, torch.stack(found)
+    inputs, targets = (torch.stack(parts) for parts in zip(*batches, strict=True))  # (M, B, ...)
+    modes = [(module, module.training) for module in model.modules()]
+    with preserve_state(model):
+        root = Copies(model, optimizer, criterion)
+        measures = []
+        for first in range(len(batches)):  # one subtree at a time bounds the memory
+            branch = root.select(torch.tensor([0], device="cpu"))
+            branch.step(inputs[[first]], targets[[first]])
+            used = torch.tensor([[first]], device="cpu")
+            while used.shape[1] < len(batches):
+                parent, used = _children(used, len(batches))
+                branch = branch.select(parent)
+                branch.step(inputs[used[:, -1]], targets[used[:, -1]])
+            model.eval()
+            with torch.no_grad():
+                ends = branch.outputs(held_out, shared=True)  # (K, N, ...)
+                measures.append(torch.vmap(evaluate)(ends))
+            for module, mode in modes:
+                module.training = mode
+    return orders, torch.cat(measures)
+
+
+def _children(used: Tensor, num_batches: int) -> tuple[Tensor, Tensor]:
+    """Extend each prefix ``(K, k)`` by every batch not in it, in lexicographic order."""
+    free = torch.ones(len(used), num_batches, dtype=torch.bool, device="cpu")
+    free.scatter_(1, used, False)
+    parent, batch = free.nonzero(as_tuple=True)
+    return parent, torch.cat([used[parent], batch.unsqueeze(1)], 1)
+
+
+def position_shares(orders: Tensor, values: Tensor) -> Tensor:
+    r"""Share of the variance over orders that *which batch stands at a position* explains.
+
+    $\eta^2_p = \mathrm{Var}\,\mathrm E[v \mid \text{batch at } p] / \mathrm{Var}\,v$.
+
+    Args:
+        orders: All orders, ``(K, M)``.
+        values: One number an order, ``(K,)``.
+
+    Returns:
+        Shares in [0, 1], ``(M,)``; NaN where all values are equal.
+    """
+    values = values.double()
+    total = values.var(correction=0)
+    shares = []
+    for position in orders.unbind(1):
+        batch, inverse, count = torch.unique(position, return_inverse=True, return_counts=True)
+        sums = torch.zeros(len(batch), dtype=values.dtype, device=values.device)
+        means = sums.index_add(0, inverse, values) / count
+        shares.append((count * (means - values.mean()) ** 2).sum() / len(values) / total)
+    return torch.stack(shares)
