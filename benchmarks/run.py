@@ -19,6 +19,7 @@ from typing import Any
 import attacks
 import hard_negatives
 import linear_robustness
+import ordering
 import torch
 
 from trainaug.evidence.store import write_atomic
@@ -129,6 +130,44 @@ BENCHMARKS = (
         "gibibytes",
         2.0,
         "GiB",
+    ),
+    Benchmark(
+        "a step chosen by min_loss among 8 candidates against a plain step, MLP, Fashion-MNIST",
+        lambda: ordering.scored_step("fashion_mnist", "mlp"),
+        "ratio",
+        3.0,
+        "x",
+    ),
+    Benchmark(
+        "the same, conv net, Fashion-MNIST",
+        lambda: ordering.scored_step("fashion_mnist", "cnn"),
+        "ratio",
+        3.0,
+        "x",
+    ),
+    Benchmark(
+        "8 trial steps one after another against side by side, MLP, Fashion-MNIST",
+        lambda: ordering.trial_steps("fashion_mnist", "mlp"),
+        "ratio",
+        2.0,
+        "x",
+        larger=True,
+    ),
+    Benchmark(
+        "8 trial steps one after another against side by side, conv net, digits",
+        lambda: ordering.trial_steps("digits", "cnn"),
+        "ratio",
+        2.0,
+        "x",
+        larger=True,
+    ),
+    Benchmark(
+        "720 orders one after another against the tree side by side, conv net with BatchNorm",
+        lambda: ordering.all_orders_at_once("cnn_bn"),
+        "ratio",
+        10.0,
+        "x",
+        larger=True,
     ),
     Benchmark(
         "import trainaug beyond import torch",

@@ -117,14 +117,18 @@ class Copies:
         chosen._attach(states)
         return chosen
 
-    def outputs(self, x: Any, *, shared: bool = False) -> Any:
-        """Outputs of every copy, ``(K, B, ...)``; ``shared``: all see the same ``x``."""
+    def outputs(self, x: Any, *, shared: bool = False, chunk_size: int | None = None) -> Any:
+        """Outputs of every copy, ``(K, B, ...)``; ``shared``: all see the same ``x``.
+
+        With ``chunk_size`` so many copies at a time, which is faster where memory is the limit.
+        """
 
         def one(parameters: Any, buffers: Any, x: Any) -> Any:
             return functional_call(self.model, (parameters, buffers), (x,))
 
         dims = (0, 0, None if shared else 0)
-        return torch.vmap(one, dims, randomness="different")(self.parameters, self.buffers, x)
+        call = torch.vmap(one, dims, randomness="different", chunk_size=chunk_size)
+        return call(self.parameters, self.buffers, x)
 
     def losses(self, x: Any, y: Any, *, shared: bool = False) -> Tensor:
         """Per-example losses of every copy on its batch, ``(K, B)``."""

@@ -24,6 +24,7 @@ from trainaug.methods.ordering.state import preserve_state
 
 __all__ = ["all_orders", "exhaustive_orders", "position_shares", "train_in_order"]
 
+ROWS = 1024  # evaluated at once: more does not fit a processor's cache
 Batch = tuple[Tensor, Tensor]
 Criterion = Callable[[Any, Any], Tensor]
 
@@ -113,7 +114,8 @@ def exhaustive_orders(
                 branch.step(inputs[used[:, -1]], targets[used[:, -1]])
             model.eval()
             with torch.no_grad():
-                ends = branch.outputs(held_out, shared=True)  # (K, N, ...)
+                chunk = max(1, ROWS // len(held_out))
+                ends = branch.outputs(held_out, shared=True, chunk_size=chunk)  # (K, N, ...)
                 measures.append(torch.vmap(evaluate)(ends))
             for module, mode in modes:
                 module.training = mode

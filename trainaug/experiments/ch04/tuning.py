@@ -1,0 +1,98 @@
+"""Step lengths of chapter 4: the same grid and trials for every arm, on pilot seeds.
+
+``make reproduce TUNE=1 CHAPTERS=4`` writes ``results/standard/04/tuning.csv`` and ``tuned.yaml``.
+The test part is never looked at: an arm is scored by what it was made for on the validation part,
+arms with fixed batches by their training loss.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import joblib
+import torch
+import yaml
+
+from trainaug.evidence.store import reference_folder, write_atomic
+from trainaug.experiments.ch04.arms import EXTENDED, HEADLINE, TUNED, settings_of
+from trainaug.experiments.ch04.training import TARGETS, train_arm
+
+__all__ = ["GRID", "SEEDS", "choose", "read_trials", "tune", "tuned_arms", "tuning_table"]
+
+SEEDS = (0, 1, 2)
+GRID = (0.015, 0.03, 0.06, 0.09, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 2.0, 4.0, 8.0)
+COLUMNS = ("arm", "setting", "value", "seed", "score")
+
+
+def tuned_arms() -> list[str]:
+    """Arms that have a step length of their own."""
+    return [arm for arm, (_, _, owner) in (HEADLINE | EXTENDED).items() if owner == arm]
+
+
+def _score_one(task: tuple[str, float, int]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    arm, lr, seed = task
+    settings = settings_of(arm)[0] | {"lr": lr}
+    found = train_arm(settings, seed)
+    if arm.startswith("paced"):
+        score = found.accuracy[-1]
+    elif arm.startswith("units"):
+        score = -math.log(found.train_loss[-1])
+    else:
+        score = -math.log(found.reached(TARGETS[settings["data"]]) or settings["steps"])
+    return dict(zip(COLUMNS, (arm, "lr", lr, seed, float(f"{score:.6g}")), strict=True))
+
+
+def tune(workers: int, say: Callable[[str], None]) -> None:
+    """Score every arm on its grid, write the curves and the chosen values."""
+    tasks = [(arm, lr, seed) for arm in tuned_arms() for lr in GRID for seed in SEEDS]
+    rows = []
+    parallel = joblib.Parallel(n_jobs=workers, return_as="generator")
+    for row in parallel(joblib.delayed(_score_one)(task) for task in tasks):
+        rows.append(row)
+        if len(rows) % 20 == 0 or len(rows) == len(tasks):
+            say(f"trials {len(rows)}/{len(tasks)}")
+    lines = [",".join(COLUMNS), *(",".join(map(str, row.values())) for row in rows)]
+    write_atomic(reference_folder("standard", "04") / "tuning.csv", "\n".join(lines) + "\n")
+    write_atomic(TUNED, yaml.safe_dump(choose(rows), sort_keys=False))
+
+
+def read_trials() -> list[dict[str, Any]]:
+    """Read the committed ``tuning.csv``."""
+    path = reference_folder("standard", "04") / "tuning.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            row | {"value": float(row["value"]), "score": float(row["score"])}
+            for row in csv.DictReader(file)
+        ]
+
+
+def tuning_curve(rows: Sequence[dict[str, Any]], arm: str) -> dict[float, float]:
+    """Mean score of an arm at each value."""
+    found: dict[float, list[float]] = {}
+    for row in rows:
+        if row["arm"] == arm:
+            found.setdefault(row["value"], []).append(row["score"])
+    return {value: math.fsum(scores) / len(scores) for value, scores in sorted(found.items())}
+
+
+def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Take the best value of every arm's curve, in the form of ``tuned.yaml``."""
+    chosen: dict[str, Any] = {}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        curve = tuning_curve(rows, arm)
+        best = max(curve, key=lambda value: curve[value])
+        chosen[arm] = {"lr": {"value": best, "grid": list(curve)}}
+    return chosen
+
+
+def tuning_table() -> str:
+    """Text of the tuning curves: arm, chosen step length, mean score at every value tried."""
+    rows, lines = read_trials(), []
+    for arm, settings in choose(rows).items():
+        cells = " ".join(f"{v:g}: {score:.2f}" for v, score in tuning_curve(rows, arm).items())
+        lines.append(f"{arm:32} {settings['lr']['value']:>6g}   {cells}")
+    return "\n".join(["arm                              chosen   step length: mean score", *lines])
