@@ -100,6 +100,24 @@ def test_table_shows_mean_interval_and_n(reference, capsys):
     assert "1004.5 [1002.3, 1006.7]" in capsys.readouterr().out
 
 
+def test_table_counts_truth_values(reference, capsys):
+    capsys.readouterr()
+    reference.table({"row": {"early": lambda records: records[0]["seed"] < 1004}})
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["row", "4", "of", "10", "10"]
+
+
+def test_full_records_are_those_of_the_full_reference(reference, monkeypatch, capsys):
+    records = reference.full_records()
+    assert len(records) > len(reference.records)
+    capsys.readouterr()
+    reference.full_table({"row": {"seed": lambda records: float(records[0]["seed"])}}, 1)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("row")
+    monkeypatch.setattr(notebook, "read_reference", lambda *a: None)
+    assert reference.full_records() == []
+    reference.full_table({})
+    assert capsys.readouterr().out == "full profile: no reference yet\n"
+
+
 def test_values_skip_seeds_that_did_not_run_an_arm(reference):
     assert len(reference.values(lambda records: float(records[0]["seed"]))) == 10
 

@@ -185,13 +185,18 @@ class Context:
                 shown = fmt_interval(e.mean, e.low, e.high, 3)
                 print(f"    {e.estimand.replace('_', ' ')} {shown}, n = {e.n}")
 
+    def full_records(self) -> list[Record]:
+        """Return the records of the committed full profile; none if there is no reference."""
+        reference = read_reference("full", self.chapter.number)
+        return reference.records if reference else []
+
     def full_table(self, rows: Mapping[str, Mapping[str, Estimand]], digits: int = 3) -> None:
         """Print a table as `table` does, from the committed full profile."""
-        reference = read_reference("full", self.chapter.number)
-        if reference is None:
+        records = self.full_records()
+        if not records:
             print("full profile: no reference yet")
             return
-        replace(self, records=reference.records).table(rows, digits)
+        replace(self, records=records).table(rows, digits)
 
     def values(self, estimand: Estimand) -> list[float]:
         """Values of an estimand, one a seed; seeds that did not run its arms have none.
@@ -213,7 +218,7 @@ class Context:
         return found
 
     def table(self, rows: Mapping[str, Mapping[str, Estimand]], digits: int = 3) -> None:
-        """Print means with 95 % intervals over seeds.
+        """Print means with 95 % intervals over seeds; of truth values, how many are true.
 
         Args:
             rows: Row name to column name to a function from all records of one seed to a number.
@@ -224,6 +229,9 @@ class Context:
             row: dict[str, Any] = {"": name}
             for column, estimand in cells.items():
                 values = self.values(estimand)
+                if all(isinstance(value, bool) for value in values):
+                    row[column] = f"{sum(values):.0f} of {len(values)}"
+                    continue
                 if len(values) < 2:  # one seed, as in quick, has no interval
                     row[column] = fmt_number(values[0], digits)
                     continue

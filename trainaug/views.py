@@ -21,8 +21,10 @@ from trainaug.notebook import NoReferenceError, chapter_judgements, collect_reco
 from trainaug.paths import NOTEBOOKS, RESULTS, ROOT
 
 __all__ = [
+    "GAINS_FIGURE",
     "README_FIGURE",
     "execute_notebook",
+    "gains_figure_text",
     "mark_changed_criteria",
     "readme_figure_text",
     "reference_judgements",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 README_FIGURE = RESULTS / "figures" / "06_certificate.svg"
+GAINS_FIGURE = RESULTS / "figures" / "01_gains.svg"
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -124,11 +127,31 @@ def readme_figure_text() -> str:
     return svg_text(figure, "Bounds of the largest robust radius closing on the exact value")
 
 
+def gains_figure_text() -> str:
+    """SVG of chapter 1's key figure, made from its committed records.
+
+    Raises:
+        LookupError: If chapter 1 has no reference.
+    """
+    from trainaug.experiments.ch01.figures import gains
+    from trainaug.notebook import svg_text
+
+    reference = read_reference("standard", "01")
+    if reference is None:
+        raise LookupError("chapter 01 has no standard reference")
+    alt = (
+        "New concepts: near zero at R@1, negative at R@5 and R@10; "
+        "new drawing style: positive throughout"
+    )
+    return svg_text(gains(reference.records), alt)
+
+
 def refresh_views() -> None:
-    """Execute every notebook in its committed settings and rewrite figure and README."""
+    """Execute every notebook in its committed settings and rewrite figures and README."""
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         execute_notebook(path)
     write_atomic(README_FIGURE, readme_figure_text())
+    write_atomic(GAINS_FIGURE, gains_figure_text())
     readme = ROOT / "README.md"
     write_atomic(readme, render_readme(readme.read_text(encoding="utf-8")))
 
@@ -167,7 +190,8 @@ def _scoreboard_block() -> str:
     judged = [judgement for judgement, _ in reference_judgements()]
     beside = [
         f"\n{each.id}, shown beside and not deciding: {each.beside['label']}: "
-        f"**{each.beside['verdict']}** ({each.beside['reason']})."
+        f"**{each.beside['verdict']}**"
+        + (f" ({each.beside['reason']})." if each.beside["reason"] else ".")
         for each in judged
         if each.beside
     ]

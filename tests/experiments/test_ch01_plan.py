@@ -307,6 +307,21 @@ def test_time_ratios_move_with_the_seconds_of_their_size():
                 assert (shift * sign > 0) == (size == other)
 
 
+def test_collapse_and_the_slower_step_by_hand():
+    metrics = {"final_loss": 0.5, "final_norm": 0.75, "test/i2t/r1": 3, "test/t2i/r1": 4}
+    records = [{"arm": "a", "seed": 1000, "metrics": metrics, "plateau": False}]
+    found = {name: estimand(records) for name, estimand in e.collapse("a").items()}
+    assert list(found.values()) == pytest.approx([1.25, 0.75, 3, 4, False])
+    assert found["met the plateau rule"] is False
+    assert e.collapse("a", margin=0.05)["loss / 2 margins"](records) == pytest.approx(5)
+    for estimand in e.collapse("b").values():
+        with pytest.raises(KeyError, match="no record of b"):
+            estimand(records)
+    seconds = {"step/max": 0.0022, "step/sum": 0.002}
+    slower = e.step_slowdown([{"arm": "timing", "seed": 1000, "metrics": seconds}])
+    assert slower == pytest.approx(10)
+
+
 @pytest.mark.parametrize("name", VALUES)
 def test_a_missing_arm_is_named(name):
     for arm in NEEDED[name]:

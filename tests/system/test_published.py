@@ -11,7 +11,14 @@ from trainaug.evidence.ledger import criterion_hash, load_ledger
 from trainaug.evidence.store import read_reference, reference_folder
 from trainaug.experiments.chapters import TITLES, load_chapter
 from trainaug.paths import CLAIMS, RESULTS, ROOT
-from trainaug.views import README_FIGURE, readme_figure_text, render_readme, verdicts_text
+from trainaug.views import (
+    GAINS_FIGURE,
+    README_FIGURE,
+    gains_figure_text,
+    readme_figure_text,
+    render_readme,
+    verdicts_text,
+)
 
 PUBLISHED = [
     (profile, number)
@@ -70,6 +77,7 @@ def test_readme_follows_from_the_results() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text == render_readme(text)
     assert text.count("<!-- generated:") == 3
+    assert "()" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
 
 
 def test_readme_holds_no_measured_number_outside_its_marks() -> None:
@@ -88,8 +96,9 @@ def test_readme_loop_runs() -> None:
     assert 0 < float(lower) <= float(upper) < 1.1 * float(lower)
 
 
-def test_the_readme_figure_follows_from_the_records() -> None:
+def test_the_key_figures_follow_from_the_records() -> None:
     assert README_FIGURE.read_text(encoding="utf-8") == readme_figure_text()
+    assert GAINS_FIGURE.read_text(encoding="utf-8") == gains_figure_text()
 
 
 def test_no_results_are_orphaned() -> None:

@@ -15,11 +15,15 @@ __all__ = [
     "ESTIMANDS",
     "chosen_loss",
     "chosen_over_ridge",
+    "collapse",
     "concept_differences",
     "difference",
     "find",
+    "mean_length",
+    "met_plateau",
     "metric_of",
     "recall",
+    "step_slowdown",
 ]
 
 Record = Mapping[str, Any]
@@ -51,6 +55,16 @@ def find(records: Sequence[Record], arm: str) -> Record:
 def metric_of(arm: str, name: str) -> Estimand:
     """Make the estimand: one test metric of an arm, say ``"i2t/r1"``."""
     return lambda records: float(find(records, arm)["metrics"][f"test/{name}"])
+
+
+def met_plateau(arm: str) -> Estimand:
+    """Make the estimand: whether the run of an arm met its plateau rule."""
+    return lambda records: bool(find(records, arm)["plateau"])
+
+
+def mean_length(arm: str) -> Estimand:
+    """Make the estimand: length of the mean picture embedding at the end of training."""
+    return lambda records: float(find(records, arm)["metrics"]["final_norm"])
 
 
 def recall(records: Sequence[Record], arm: str, metric: str = "r1") -> float:
@@ -173,6 +187,33 @@ def _time_ratio(size: int) -> Estimand:
         return math.log(metrics[f"max/B={size}/d=1024"] / metrics[f"sum/B={size}/d=1024"])
 
     return estimand
+
+
+def step_slowdown(records: Sequence[Record]) -> float:
+    """By how many per cent a whole training step is slower with the maximum, in one block."""
+    metrics = find(records, "timing")["metrics"]
+    return float(100 * (metrics["step/max"] / metrics["step/sum"] - 1))
+
+
+# --- collapse, outside the claims -----------------------------------------------------------------
+
+
+def collapse(arm: str, margin: float = 0.2) -> dict[str, Estimand]:
+    """Make the columns that show whether an arm collapsed.
+
+    Loss of a pair at the end over twice the margin (collapsed: one for the maximum, the number of
+    negatives for the sum), length of the mean picture embedding there (collapsed: one), test R@1
+    of the best validation epoch, and whether the plateau rule was met.
+    """
+    return {
+        "loss / 2 margins": lambda records: float(
+            find(records, arm)["metrics"]["final_loss"] / (2 * margin)
+        ),
+        "mean picture": mean_length(arm),
+        "R@1 i2t": metric_of(arm, "i2t/r1"),
+        "R@1 t2i": metric_of(arm, "t2i/r1"),
+        "met the plateau rule": met_plateau(arm),
+    }
 
 
 # --- ridge ----------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ LOSS_LABELS = {"sum": "sum of hinges", "max": "max of hinges"}
 LOSS_COLOURS = dict(zip(LOSS_LABELS, PALETTE, strict=False))
 SPLIT_LABELS = {"family": "new concepts", "vendor": "new drawing style"}
 DIRECTION_LABELS = {"i2t": "picture to caption", "t2i": "caption to picture"}
-GRID = 60  # points of a curve over the longest run's epochs
+GRID = 60  # points of a curve at most: whole epochs, evenly on a log scale
 
 
 def _seeds(records: Sequence[Record]) -> list[list[Record]]:
@@ -90,7 +90,7 @@ def _times(factor: float) -> Callable[[Any], Any]:
 
 
 def learning_curves(records: Sequence[Record], pace: float) -> Figure:
-    """Validation R@1 and the training loss of both losses, on both splits.
+    """Validation R@1 and the mean picture embedding of both losses, median and range over seeds.
 
     Args:
         records: All records of the chapter.
@@ -104,7 +104,7 @@ def learning_curves(records: Sequence[Record], pace: float) -> Figure:
             runs = [find(seed, arm) for seed in seeds]
             per_epoch = runs[0]["counters"]["updates"] / runs[0]["metrics"]["epochs"]
             longest = max(run["curves"]["epoch"][-1] for run in runs)
-            x = np.linspace(1, longest, GRID)
+            x = np.unique(np.geomspace(1, longest, GRID).round())
             for row, name in ((0, "val/r1"), (2, "norm")):
                 curves = [np.interp(x, r["curves"]["epoch"], r["curves"][name]) for r in runs]
                 band(
@@ -124,7 +124,7 @@ def learning_curves(records: Sequence[Record], pace: float) -> Figure:
         top.tick_params(labelsize=8)
         top.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("validation R@1 (%)")
-    axes[2].set_ylabel("length of the\nmean embedding")
+    axes[2].set_ylabel("length of the mean\npicture embedding")
     axes[0].legend(fontsize=8)
     return drawn
 
@@ -140,6 +140,7 @@ def _max_minus_sum(seeds: Sequence[Sequence[Record]], split: str, name: str) -> 
 def gains(records: Sequence[Record]) -> Figure:
     """Max minus sum of hinges, by split, direction and metric, with 95 % intervals over seeds."""
     drawn, axes = figure(2, height=2.8)
+    axes[1].sharey(axes[0])
     metrics = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
     for axis, split in zip(axes, SPLIT_LABELS, strict=True):
         seeds = _having(records, f"{split}_sum", f"{split}_max")
@@ -159,10 +160,11 @@ def gains(records: Sequence[Record]) -> Figure:
 def category_gains(records: Sequence[Record], split: str) -> Figure:
     """Max minus sum of hinges at R@1 by category, strict and with near-synonyms forgiven."""
     drawn, axes = figure(2, height=3.0)
+    axes[1].sharey(axes[0])
     seeds = _having(records, f"{split}_sum", f"{split}_max")
     for axis, direction in zip(axes, DIRECTIONS, strict=True):
         for shift, metric, colour, label in (
-            (-0.15, "r1", PALETTE[0], "only its own caption counts"),
+            (-0.15, "r1", PALETTE[0], "only its own pair counts"),
             (0.15, "r1_lenient", PALETTE[1], "near-synonyms left out"),
         ):
             for place, category in enumerate(CATEGORIES):
@@ -179,7 +181,7 @@ def category_gains(records: Sequence[Record], split: str) -> Figure:
 
 
 def negative_sizes(records: Sequence[Record]) -> Figure:
-    """R@1 against the number of negatives that a query may choose from, at fixed batch size."""
+    """R@1 by the number of negatives of a query, at fixed batch size: median and range."""
     drawn, axes = figure(1, height=3.0)
     sizes = {2: "negatives_2_", 8: "negatives_8_", 32: "negatives_32_", 127: ""}
     arms = [f"vendor_{part}{loss}" for part in sizes.values() for loss in LOSS_LABELS]
