@@ -37,6 +37,7 @@ __all__ = ["choose", "read_trials", "tune", "tuning_table"]
 
 SEEDS = (0, 1)
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+DEEP_GRID = (3e-4, 1e-3, 3e-3, 1e-2)  # for the picture CNN and the GRU, a minute a trial
 COLUMNS = ("arm", "setting", "value", "seed", "score")
 
 
@@ -44,6 +45,11 @@ def tuned_arms() -> list[str]:
     """Arms that have a step length of their own."""
     arms = {**HEADLINE, **FACTORIAL, **EXTENDED, **DEEP}
     return [arm for arm, (_, _, owner) in arms.items() if owner == arm]
+
+
+def grid_of(arm: str) -> tuple[float, ...]:
+    """Step lengths tried for an arm."""
+    return DEEP_GRID if arm in DEEP else GRID
 
 
 def _score_one(task: tuple[str, float, int]) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def tune(workers: int, say: Callable[[str], None]) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     text = log.read_text(encoding="utf-8") if log.is_file() else ""
     rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    tasks = [(arm, lr, seed) for arm in tuned_arms() for lr in GRID for seed in SEEDS]
+    tasks = [(arm, lr, seed) for arm in tuned_arms() for lr in grid_of(arm) for seed in SEEDS]
     done = {(row["arm"], row["value"], row["seed"]) for row in rows}
     missing = [task for task in tasks if task not in done]
     write_atomic(log, "".join(json.dumps(row) + "\n" for row in rows))
@@ -77,9 +83,8 @@ def tune(workers: int, say: Callable[[str], None]) -> None:
 
 
 def _write(rows: Sequence[dict[str, Any]]) -> None:
-    trials = len(GRID) * len(SEEDS)
     counts = Counter(row["arm"] for row in rows)
-    arms = [arm for arm in tuned_arms() if counts[arm] == trials]
+    arms = [arm for arm in tuned_arms() if counts[arm] == len(grid_of(arm)) * len(SEEDS)]
     whole = [row for row in rows if row["arm"] in arms]
     whole.sort(key=lambda row: (arms.index(row["arm"]), row["value"], row["seed"]))
     lines = [",".join(COLUMNS), *(",".join(map(str, row.values())) for row in whole)]

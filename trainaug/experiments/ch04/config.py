@@ -13,10 +13,11 @@ class Config(BaseModel):
     Attributes:
         seeds: Seeds of the trained headline arms and of what the scores select; evidence starts at
             1000. A seed draws the parts, the initial weights and the orders.
-        order_seeds: Seeds of the exhaustive study.
+        order_seeds: Seeds of the exhaustive study of one epoch.
+        later_seeds: Seeds of the exhaustive study of later epochs; 0 leaves it out.
         extended_seeds: Seeds of the extended arms; 0 leaves them out.
         first_seed: First seed; pilots and tuning use 0 to 99.
-        order_epochs: Epochs replayed in all orders, the later ones from four states each.
+        order_epochs: Epochs of that study, the later ones from four states each.
         order_lrs: Step lengths at which an MLP is replayed too, with and without momentum.
         budget: Share of an arm's steps that is trained.
         timing_blocks: Interleaved blocks of the timing.
@@ -26,9 +27,10 @@ class Config(BaseModel):
 
     seeds: int = Field(36, ge=1, le=1000)
     order_seeds: int = Field(20, ge=1, le=1000)
+    later_seeds: int = Field(0, ge=0, le=1000)
     extended_seeds: int = Field(0, ge=0, le=1000)
     first_seed: int = Field(1000, ge=0)
-    order_epochs: int = Field(1, ge=1, le=20)
+    order_epochs: int = Field(8, ge=2, le=20)
     order_lrs: tuple[float, ...] = (0.05, 0.1, 0.2)
     budget: float = Field(1.0, gt=0, le=1)
     timing_blocks: int = Field(20, ge=1, le=1000)

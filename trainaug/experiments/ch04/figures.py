@@ -80,8 +80,8 @@ def recency(records: Sequence[Record]) -> Figure:
     control = _values(records, "orders_cnn_bn", share("orders_cnn_bn", "permuted"))
     axes[0].axhline(float(np.mean(control)), color="k", ls=":", label="positions permuted")
     labels = _values(records, "orders_cnn_bn", share("orders_cnn_bn", "last_balance"))
-    spread(axes[0], POSITIONS + 0.6, labels, colour="k", label="last batch's label balance")
-    axes[0].set_xticks([*range(1, POSITIONS + 1), POSITIONS + 0.6], [*"123456", "labels"])
+    spread(axes[0], POSITIONS + 1, labels, colour="k", label="last batch's label balance")
+    axes[0].set_xticks([*range(1, POSITIONS + 2)], [*"123456", "labels"])
     axes[0].set_xlabel("position of the batch in the epoch")
     axes[0].set_ylabel("share of variance of accuracy, $\\eta^2$")
     axes[0].legend(fontsize=7)
@@ -97,7 +97,7 @@ def recency(records: Sequence[Record]) -> Figure:
         x, y = np.array(points).T
         axes[1].plot(x + 0.008 * number, y, ".", color=PALETTE[number], label=NETS[arm])
     axes[1].set_xlabel("share of the second class in the last batch")
-    axes[1].set_ylabel("accuracy over the mean of all orders (points)")
+    axes[1].set_ylabel("accuracy minus mean of orders (points)")
     axes[1].legend(fontsize=7)
     return drawn
 
@@ -122,7 +122,7 @@ def scored_by(records: Sequence[Record], steps: Sequence[int]) -> Figure:
         ]
         shown = rows if what == "loss" else [""] * len(rows)
         columns = [str(step) for step in steps]
-        matrix(axis, table, rows=shown, columns=columns, limits=(-1, 1))
+        matrix(axis, table, rows=shown, columns=columns, limits=(-0.5, 1))
         axis.set_title(title)
         axis.set_xlabel("step")
     return drawn
@@ -203,6 +203,6 @@ def prefix_sums(lengths: Mapping[str, ArrayLike]) -> Figure:
     for number, (label, values) in enumerate(lengths.items()):
         axes[0].plot(np.asarray(values), color=PALETTE[number], label=label)
     axes[0].set_xlabel("batches of the epoch")
-    axes[0].set_ylabel("length of the sum of centred gradients")
+    axes[0].set_ylabel("length of the running sum")
     axes[0].legend(fontsize=8)
     return drawn

@@ -147,10 +147,13 @@ def _first_epoch(
     best = int(values[:, 1].argmax())
     found["best_on_val/test_accuracy"] = float(values[best, 3])
     for score in get_args(Score):
-        place = _greedy(score, data, seed, settings, batches, orders)
-        for name, column in (("loss", values[:, 0]), ("accuracy", -values[:, 1])):
-            better, equal = column < column[place], column == column[place]
-            found[f"rank/{score}/{name}"] = 100 * float((better + equal / 2).float().mean())
+        taken = torch.tensor(_greedy(score, data, seed, settings, batches))
+        for ending, order in (("", taken), ("/reversed", taken.flip(0))):
+            place = int((orders == order).all(1).nonzero())
+            for name, column in (("loss", values[:, 0]), ("accuracy", -values[:, 1])):
+                better, equal = column < column[place], column == column[place]
+                rank = 100 * float((better + equal / 2).float().mean())
+                found[f"rank/{score}/{name}{ending}"] = rank
     return found
 
 
@@ -160,9 +163,8 @@ def _greedy(
     seed: int,
     settings: dict[str, Any],
     batches: list[tuple[Tensor, Tensor]],
-    orders: Tensor,
-) -> int:
-    """Which order the greedy sampler takes when it may choose among all remaining batches."""
+) -> list[int]:
+    """The order that the greedy sampler takes when it may choose among all remaining batches."""
     model = make_model(settings["model"], data, seed)
     optimizer = _optimizer(model, settings)
     target = data.target.x, data.target.y
@@ -180,4 +182,4 @@ def _greedy(
         number = next(i for i, (other, _) in enumerate(batches) if torch.equal(other, x))
         train_in_order(model, optimizer, losses_of, batches, [number])
         taken.append(number)
-    return int((orders == torch.tensor(taken)).all(1).nonzero())
+    return taken

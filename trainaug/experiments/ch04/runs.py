@@ -57,10 +57,12 @@ def plan(config: Config) -> list[Run]:
             settings["steps"] = max(1, round(settings["steps"] * config.budget))
             spent = seconds * (0.1 + 0.9 * config.budget)
             add(arm, settings | {"lr": tuned(owner)}, seeds, spent)
-    later = 1 + 4 * (config.order_epochs - 1) + (config.order_epochs > 1)
     for model, lr in ORDER_MODELS.items():
-        settings = {"model": model, "lr": lr, "momentum": 0.9, "epochs": config.order_epochs}
-        add(f"orders_{model}", settings, config.order_seeds, ORDER_SECONDS[model] * later)
+        settings = {"model": model, "lr": lr, "momentum": 0.9, "epochs": 1}
+        add(f"orders_{model}", settings, config.order_seeds, ORDER_SECONDS[model])
+        settings = settings | {"epochs": config.order_epochs}
+        replays = 2 + 4 * (config.order_epochs - 1)
+        add(f"epochs_{model}", settings, config.later_seeds, ORDER_SECONDS[model] * replays)
     for lr in config.order_lrs:
         for name, momentum in (("mlp", 0.9), ("mlp_plain", 0.0)):
             settings = {"model": "mlp", "lr": lr, "momentum": momentum, "epochs": 1}
@@ -81,6 +83,7 @@ def execute(run: Run) -> dict[str, Any]:
     settings = dict(run.config)
     kinds: dict[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
         "orders": run_orders,
+        "epochs": run_orders,
         "selection": _selection,
         "timing": _timing,
     }
