@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -21,12 +22,11 @@ from trainaug.notebook import NoReferenceError, chapter_judgements, collect_reco
 from trainaug.paths import NOTEBOOKS, RESULTS, ROOT
 
 __all__ = [
-    "GAINS_FIGURE",
-    "README_FIGURE",
+    "KEY_FIGURES",
     "execute_notebook",
-    "gains_figure_text",
+    "key_figure_path",
+    "key_figure_text",
     "mark_changed_criteria",
-    "readme_figure_text",
     "reference_judgements",
     "refresh_views",
     "render_readme",
@@ -34,8 +34,19 @@ __all__ = [
     "verdicts_text",
 ]
 
-README_FIGURE = RESULTS / "figures" / "06_certificate.svg"
-GAINS_FIGURE = RESULTS / "figures" / "01_gains.svg"
+KEY_FIGURES = {  # chapter: name of the file, text alternative
+    "01": (
+        "gains",
+        "New concepts: near zero at R@1, negative at R@5 and R@10; "
+        "new drawing style: positive throughout",
+    ),
+    "04": (
+        "recency",
+        "The last position explains most of the variance for the conv net and long steps, "
+        "the first for short steps",
+    ),
+    "06": ("certificate", "Bounds of the largest robust radius closing on the exact value"),
+}
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -111,47 +122,32 @@ def verdicts_text(number: str, profile: str = "standard") -> str:
     return verdicts_json(chapter_judgements(chapter, reference.records, profile))
 
 
-def readme_figure_text() -> str:
-    """SVG of the README's figure, made from the committed records of chapter 6.
+def key_figure_path(number: str) -> Path:
+    """Where the key figure of a chapter stands, for its notebook and the README."""
+    return RESULTS / "figures" / f"{number}_{KEY_FIGURES[number][0]}.svg"
+
+
+def key_figure_text(number: str) -> str:
+    """SVG of a chapter's key figure, made from its committed records.
 
     Raises:
-        LookupError: If chapter 6 has no reference.
+        LookupError: If the chapter has no reference.
     """
-    from trainaug.experiments.ch06.figures import README_PANELS, certificate_bands
     from trainaug.notebook import svg_text
 
-    reference = read_reference("standard", "06")
+    reference = read_reference("standard", number)
     if reference is None:
-        raise LookupError("chapter 06 has no standard reference")
-    figure = certificate_bands(reference.records, README_PANELS)
-    return svg_text(figure, "Bounds of the largest robust radius closing on the exact value")
-
-
-def gains_figure_text() -> str:
-    """SVG of chapter 1's key figure, made from its committed records.
-
-    Raises:
-        LookupError: If chapter 1 has no reference.
-    """
-    from trainaug.experiments.ch01.figures import gains
-    from trainaug.notebook import svg_text
-
-    reference = read_reference("standard", "01")
-    if reference is None:
-        raise LookupError("chapter 01 has no standard reference")
-    alt = (
-        "New concepts: near zero at R@1, negative at R@5 and R@10; "
-        "new drawing style: positive throughout"
-    )
-    return svg_text(gains(reference.records), alt)
+        raise LookupError(f"chapter {number} has no standard reference")
+    figures = import_module(f"trainaug.experiments.ch{number}.figures")
+    return svg_text(figures.key_figure(reference.records), KEY_FIGURES[number][1])
 
 
 def refresh_views() -> None:
     """Execute every notebook in its committed settings and rewrite figures and README."""
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         execute_notebook(path)
-    write_atomic(README_FIGURE, readme_figure_text())
-    write_atomic(GAINS_FIGURE, gains_figure_text())
+    for number in KEY_FIGURES:
+        write_atomic(key_figure_path(number), key_figure_text(number))
     readme = ROOT / "README.md"
     write_atomic(readme, render_readme(readme.read_text(encoding="utf-8")))
 

@@ -12,10 +12,9 @@ from trainaug.evidence.store import read_reference, reference_folder
 from trainaug.experiments.chapters import TITLES, load_chapter
 from trainaug.paths import CLAIMS, RESULTS, ROOT
 from trainaug.views import (
-    GAINS_FIGURE,
-    README_FIGURE,
-    gains_figure_text,
-    readme_figure_text,
+    KEY_FIGURES,
+    key_figure_path,
+    key_figure_text,
     render_readme,
     verdicts_text,
 )
@@ -96,9 +95,9 @@ def test_readme_loop_runs() -> None:
     assert 0 < float(lower) <= float(upper) < 1.1 * float(lower)
 
 
-def test_the_key_figures_follow_from_the_records() -> None:
-    assert README_FIGURE.read_text(encoding="utf-8") == readme_figure_text()
-    assert GAINS_FIGURE.read_text(encoding="utf-8") == gains_figure_text()
+@pytest.mark.parametrize("number", KEY_FIGURES)
+def test_the_key_figures_follow_from_the_records(number: str) -> None:
+    assert key_figure_path(number).read_text(encoding="utf-8") == key_figure_text(number)
 
 
 def test_no_results_are_orphaned() -> None:

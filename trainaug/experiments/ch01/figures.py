@@ -18,6 +18,7 @@ __all__ = [
     "category_gains",
     "drawings",
     "gains",
+    "key_figure",
     "learning_curves",
     "negative_sizes",
     "retrieval_gallery",
@@ -135,6 +136,11 @@ def _max_minus_sum(seeds: Sequence[Sequence[Record]], split: str, name: str) -> 
         [find(seed, f"{split}_{loss}")["metrics"] for loss in ("max", "sum")] for seed in seeds
     ]
     return [first[name] - second[name] for first, second in pairs if name in second]
+
+
+def key_figure(records: Sequence[Record]) -> Figure:
+    """The chapter's figure for its summary."""
+    return gains(records)
 
 
 def gains(records: Sequence[Record]) -> Figure:

@@ -24,6 +24,7 @@ from trainaug.experiments.ch04.estimands import (
 
 __all__ = [
     "cost_ratios",
+    "key_figure",
     "learning_curves",
     "order_spread",
     "prefix_sums",
@@ -62,6 +63,11 @@ def order_spread(records: Sequence[Record]) -> Figure:
         axis.set_xlabel("orders, sorted (%)")
     axes[0].set_ylabel("validation accuracy (%)")
     return drawn
+
+
+def key_figure(records: Sequence[Record]) -> Figure:
+    """The chapter's figure for its summary."""
+    return recency(records)
 
 
 def recency(records: Sequence[Record]) -> Figure:

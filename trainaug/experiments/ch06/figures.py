@@ -18,6 +18,7 @@ __all__ = [
     "OPTIMISER_LABELS",
     "README_PANELS",
     "certificate_bands",
+    "key_figure",
     "optimiser_attack_matrix",
     "toy_balls",
 ]
@@ -46,6 +47,11 @@ def _seeds(records: Sequence[Record]) -> list[list[Record]]:
     for record in records:
         by_seed.setdefault(record["seed"], []).append(record)
     return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def key_figure(records: Sequence[Record]) -> Figure:
+    """The chapter's figure for its summary and the README."""
+    return certificate_bands(records, README_PANELS)
 
 
 def certificate_bands(records: Sequence[Record], panels: Sequence[tuple[str, str]]) -> Figure:
