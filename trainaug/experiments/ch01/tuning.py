@@ -6,19 +6,17 @@ arm by arm; started again after a kill it goes on from the trials in ``runs/tuni
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import joblib
 import torch
-import yaml
 
 from trainaug.evidence.digest import code_digest
-from trainaug.evidence.store import reference_folder, write_atomic
+from trainaug.evidence.store import write_atomic
+from trainaug.experiments import trials
 from trainaug.experiments.ch01.arms import (
     DEEP,
     EXTENDED,
@@ -33,12 +31,11 @@ from trainaug.experiments.ch01.problems import load_pairs
 from trainaug.experiments.ch01.training import train_pairs
 from trainaug.paths import RUNS
 
-__all__ = ["choose", "read_trials", "tune", "tuning_table"]
+__all__ = ["read_trials", "tune", "tuning_table"]
 
 SEEDS = (0, 1)
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
-DEEP_GRID = (3e-4, 1e-3, 3e-3, 1e-2)  # for the picture CNN and the GRU, a minute a trial
-COLUMNS = ("arm", "setting", "value", "seed", "score")
+DEEP_GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # for the picture CNN and the GRU, a minute a trial
 
 
 def tuned_arms() -> list[str]:
@@ -60,7 +57,7 @@ def _score_one(task: tuple[str, float, int]) -> dict[str, Any]:
     settings |= {"patience": config.patience, "max_epochs": epochs_of(arm, config.max_epochs)}
     pairs = load_pairs(settings["split"], settings["encoder"], seed)
     best = max(train_pairs(settings, pairs, seed).validation)
-    return dict(zip(COLUMNS, (arm, "lr", lr, seed, float(f"{best:.6g}")), strict=True))
+    return trials.trial(arm, lr, seed, best)
 
 
 def tune(workers: int, say: Callable[[str], None]) -> None:
@@ -87,41 +84,14 @@ def _write(rows: Sequence[dict[str, Any]]) -> None:
     arms = [arm for arm in tuned_arms() if counts[arm] == len(grid_of(arm)) * len(SEEDS)]
     whole = [row for row in rows if row["arm"] in arms]
     whole.sort(key=lambda row: (arms.index(row["arm"]), row["value"], row["seed"]))
-    lines = [",".join(COLUMNS), *(",".join(map(str, row.values())) for row in whole)]
-    write_atomic(reference_folder("standard", "01") / "tuning.csv", "\n".join(lines) + "\n")
-    write_atomic(TUNED, yaml.safe_dump(choose(whole), sort_keys=False))
+    trials.write_choice("01", whole, TUNED)
 
 
 def read_trials() -> list[dict[str, Any]]:
     """Read the committed ``tuning.csv``."""
-    path = reference_folder("standard", "01") / "tuning.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            row | {"value": float(row["value"]), "score": float(row["score"])}
-            for row in csv.DictReader(file)
-        ]
-
-
-def _curve(rows: Sequence[dict[str, Any]], arm: str) -> dict[float, float]:
-    values = sorted({row["value"] for row in rows if row["arm"] == arm})
-    scores = {v: [r["score"] for r in rows if (r["arm"], r["value"]) == (arm, v)] for v in values}
-    return {value: math.fsum(found) / len(found) for value, found in scores.items()}
-
-
-def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Take the best value of every arm's curve, in the form of ``tuned.yaml``."""
-    chosen: dict[str, Any] = {}
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        curve = _curve(rows, arm)
-        best = max(curve, key=lambda value: curve[value])
-        chosen[arm] = {"lr": {"value": best, "grid": list(curve)}}
-    return chosen
+    return trials.read_trials("01")
 
 
 def tuning_table() -> str:
     """Text of the tuning curves: arm, chosen step length, mean validation rsum at every value."""
-    rows, lines = read_trials(), []
-    for arm, settings in choose(rows).items():
-        cells = " ".join(f"{value:g}: {score:.0f}" for value, score in _curve(rows, arm).items())
-        lines.append(f"{arm:22} {settings['lr']['value']:>7g}   {cells}")
-    return "\n".join(["arm                     chosen   step length: validation rsum", *lines])
+    return trials.trials_table("01", "step length: validation rsum", 0)

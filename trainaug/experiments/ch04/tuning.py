@@ -7,24 +7,21 @@ arms with fixed batches by their training loss.
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import joblib
 import torch
-import yaml
 
-from trainaug.evidence.store import reference_folder, write_atomic
+from trainaug.experiments import trials
 from trainaug.experiments.ch04.arms import EXTENDED, HEADLINE, TUNED, settings_of
 from trainaug.experiments.ch04.training import TARGETS, train_arm
 
-__all__ = ["GRID", "SEEDS", "choose", "read_trials", "tune", "tuned_arms", "tuning_table"]
+__all__ = ["GRID", "SEEDS", "read_trials", "tune", "tuned_arms", "tuning_table"]
 
 SEEDS = (0, 1, 2)
 GRID = (0.015, 0.03, 0.06, 0.09, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 2.0, 4.0, 8.0)
-COLUMNS = ("arm", "setting", "value", "seed", "score")
 
 
 def tuned_arms() -> list[str]:
@@ -43,7 +40,7 @@ def _score_one(task: tuple[str, float, int]) -> dict[str, Any]:
         score = -math.log(found.train_loss[-1])
     else:
         score = -math.log(found.reached(TARGETS[settings["data"]]) or settings["steps"])
-    return dict(zip(COLUMNS, (arm, "lr", lr, seed, float(f"{score:.6g}")), strict=True))
+    return trials.trial(arm, lr, seed, score)
 
 
 def tune(workers: int, say: Callable[[str], None]) -> None:
@@ -55,44 +52,14 @@ def tune(workers: int, say: Callable[[str], None]) -> None:
         rows.append(row)
         if len(rows) % 20 == 0 or len(rows) == len(tasks):
             say(f"trials {len(rows)}/{len(tasks)}")
-    lines = [",".join(COLUMNS), *(",".join(map(str, row.values())) for row in rows)]
-    write_atomic(reference_folder("standard", "04") / "tuning.csv", "\n".join(lines) + "\n")
-    write_atomic(TUNED, yaml.safe_dump(choose(rows), sort_keys=False))
+    trials.write_choice("04", rows, TUNED)
 
 
 def read_trials() -> list[dict[str, Any]]:
     """Read the committed ``tuning.csv``."""
-    path = reference_folder("standard", "04") / "tuning.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            row | {"value": float(row["value"]), "score": float(row["score"])}
-            for row in csv.DictReader(file)
-        ]
-
-
-def tuning_curve(rows: Sequence[dict[str, Any]], arm: str) -> dict[float, float]:
-    """Mean score of an arm at each value."""
-    found: dict[float, list[float]] = {}
-    for row in rows:
-        if row["arm"] == arm:
-            found.setdefault(row["value"], []).append(row["score"])
-    return {value: math.fsum(scores) / len(scores) for value, scores in sorted(found.items())}
-
-
-def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Take the best value of every arm's curve, in the form of ``tuned.yaml``."""
-    chosen: dict[str, Any] = {}
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        curve = tuning_curve(rows, arm)
-        best = max(curve, key=lambda value: curve[value])
-        chosen[arm] = {"lr": {"value": best, "grid": list(curve)}}
-    return chosen
+    return trials.read_trials("04")
 
 
 def tuning_table() -> str:
     """Text of the tuning curves: arm, chosen step length, mean score at every value tried."""
-    rows, lines = read_trials(), []
-    for arm, settings in choose(rows).items():
-        cells = " ".join(f"{v:g}: {score:.2f}" for v, score in tuning_curve(rows, arm).items())
-        lines.append(f"{arm:32} {settings['lr']['value']:>6g}   {cells}")
-    return "\n".join(["arm                              chosen   step length: mean score", *lines])
+    return trials.trials_table("04", "step length: mean score", 2)

@@ -7,7 +7,6 @@ raises, adversarial training by its worst-case margin, a picture classifier on v
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import yaml
 
 from trainaug.data.fashion_mnist import fashion_mnist_tensors
 from trainaug.evidence.store import reference_folder, write_atomic
+from trainaug.experiments import trials
 from trainaug.experiments.ch06 import bias, pictures
 from trainaug.experiments.ch06.config import Config
 from trainaug.experiments.ch06.problems import SHAPES, load_problems, stacked
@@ -149,12 +149,7 @@ def tune(workers: int, say: Callable[[str], None]) -> None:
 
 def read_trials() -> list[dict[str, Any]]:
     """Read the committed ``tuning.csv``."""
-    path = reference_folder("standard", "06") / "tuning.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            row | {"value": float(row["value"]), "score": float(row["score"])}
-            for row in csv.DictReader(file)
-        ]
+    return trials.read_trials("06")
 
 
 def tuning_table() -> str:
