@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -48,7 +49,11 @@ def _seeds(records: Sequence[Record], *arms: str) -> list[list[Record]]:
 
 
 def _values(records: Sequence[Record], arm: str, estimand: Estimand) -> list[float]:
-    return [estimand(seed) for seed in _seeds(records, arm)]
+    found = []
+    for seed in _seeds(records, arm):
+        with suppress(KeyError):  # where all orders end alike there are no shares
+            found.append(estimand(seed))
+    return found
 
 
 def order_spread(records: Sequence[Record]) -> Figure:
