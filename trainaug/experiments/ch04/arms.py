@@ -25,7 +25,8 @@ TUNED = Path(__file__).with_name("tuned.yaml")
 BASE: dict[str, Any] = {
     "data": "digits",
     "model": "mlp",
-    "order": "random",  # a score, random, ascending, descending, random_list, grab, fixed
+    # a score, random, random_more, ascending, descending, random_list, grab, fixed
+    "order": "random",
     "candidates": 8,
     "pool": "partition",  # or resampled
     "steps": 320,
@@ -73,6 +74,10 @@ def _extended() -> dict[str, Arm]:
             arms[f"digits_{score}_{count}"] = more, seconds, "digits_random"
     resampled = {"order": "min_loss", "pool": "resampled"}
     arms["digits_min_loss_resampled"] = resampled, 1.2, "digits_random"
+    for data in PROBLEMS:
+        more = {"data": data, "order": "random_more"}
+        seconds = _seconds("random", data, "mlp")
+        arms[f"{data}_random_more"] = more, seconds, f"{data}_random"
     for model in ("linear", "cnn", "cnn_bn"):
         base = f"digits_{model}_random"
         for order in ("random", *SCORES):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from trainaug.data.indexed import IndexedDataset
 from trainaug.experiments.ch04.problems import (
     Problem,
     losses_of,
@@ -99,6 +100,9 @@ def train_arm(
         early: Stop when the target accuracy is reached.
     """
     data = problem(settings["data"], seed, noise=settings["noise"])
+    if settings["order"] == "random_more":  # a control: trained on what the others only look at
+        x, y = (torch.cat([getattr(part, k) for part in (data.train, data.target)]) for k in "xy")
+        data = replace(data, train=IndexedDataset(x, y))
     model = make_model(settings["model"], data, seed)
     optimizer = source_sgd(model, settings["lr"])
     budget = settings["steps"]
@@ -147,9 +151,10 @@ def _sampler(
         return _Units(data, dim, order == "grab", seed), None
     if order in ("ascending", "descending", "random_list"):
         return _paced(settings, data, seed), None
-    if order not in ("random", *get_args(Score)):
+    random = order in ("random", "random_more")
+    if not random and order not in get_args(Score):
         raise ValueError(f"unknown order {order!r}")
-    random = order == "random"  # one candidate: the same permutations, nothing is scored
+    # random reshuffling has one candidate: the same permutations, nothing is scored
     target = data.target.x, data.target.y
     score: Score = "min_loss" if random else order
     scorer = BatchScorer(score, model, losses_of, optimizer=optimizer, target=target)

@@ -36,6 +36,10 @@ def _checked(a: float, b: float) -> None:
         raise ValueError(f"a and b must be in (0, 1], got {a=} and {b=}")
 
 
+def _size(share: float, count: int) -> int:
+    return math.ceil(share * count - 1e-9)  # 0.07 * 100 is above 7 by rounding alone
+
+
 def linear_pacing(progress: float, *, a: float, b: float) -> float:
     r"""Share $\min(1, b + (1 - b)\tau/a)$.
 
@@ -111,7 +115,7 @@ class PacedSampler(Sampler[list[int]]):
                 f"pacing must rise from above 0 to 1, got {shares[0]} at 0, {shares[-1]} at 1, "
                 f"{'never' if rising else 'sometimes'} falling"
             )
-        if math.ceil(shares[0] * len(scores)) < batch_size:
+        if _size(shares[0], len(scores)) < batch_size:
             raise ValueError(f"the first pool, {shares[0]} of {len(scores)}, is below {batch_size}")
         self.pacing, self.num_steps, self.batch_size = pacing, num_steps, batch_size
         self.generator = generator
@@ -130,7 +134,7 @@ class PacedSampler(Sampler[list[int]]):
 
     def pool_size(self, step: int) -> int:
         """Examples in use at a step: $\\lceil p(t/T)\\,n\\rceil$."""
-        return math.ceil(self.pacing(step / self.num_steps) * len(self.ranked) - 1e-9)
+        return _size(self.pacing(step / self.num_steps), len(self.ranked))
 
     def __iter__(self) -> Iterator[list[int]]:
         if not self._resuming:

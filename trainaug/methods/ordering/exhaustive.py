@@ -143,6 +143,8 @@ def position_shares(orders: Tensor, values: Tensor) -> Tensor:
         Shares in [0, 1], ``(M,)``; NaN where all values are equal.
     """
     values = values.double()
+    if bool((values == values[0]).all()):
+        return torch.full((orders.shape[1],), torch.nan, dtype=values.dtype, device=values.device)
     total = values.var(correction=0)
     shares = []
     for position in orders.unbind(1):

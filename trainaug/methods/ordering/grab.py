@@ -56,8 +56,8 @@ class GraBSampler(Sampler[int]):
     def __len__(self) -> int:
         return self.num_units
 
-    def __iter__(self) -> Iterator[int]:
-        yield from self.order
+    def __iter__(self) -> Iterator[int]:  # an interrupted epoch goes on where it stands
+        yield from self.order[len(self._front) + len(self._back) :]
 
     @torch.no_grad()
     def record(self, unit: int, gradient: Tensor) -> None:
@@ -72,6 +72,9 @@ class GraBSampler(Sampler[int]):
                 f"expected the gradient {tuple(self._sum.shape)} of unit {self.order[place]}, got "
                 f"{tuple(gradient.shape)} of unit {unit}"
             )
+        dtype = torch.promote_types(self._sum.dtype, gradient.dtype)
+        vectors = (self._signed, self._sum, self._mean)
+        self._signed, self._sum, self._mean = (vector.to(dtype) for vector in vectors)
         self._sum += gradient
         centred = gradient - self._mean
         # |S + c| <= |S - c| says the same as <S, c> <= 0

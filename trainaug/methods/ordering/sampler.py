@@ -75,10 +75,11 @@ class _EpochSampler(Sampler[list[int]]):
     def _generator_states(self) -> dict[str, Tensor]:
         return {name: generator.get_state() for name, generator in self.generators.items()}
 
-    def _load_generators(self, states: dict[str, Tensor]) -> None:
+    def _load_generators(self, states: dict[str, Tensor], seeds: dict[str, int]) -> None:
         for name, generator in self.generators.items():
             generator.set_state(states[name])
-        self._resuming, self._scored_at = True, None
+        self._seeds = dict(seeds)
+        self._scored_at = None
 
 
 class PerfectOrderingSampler(_EpochSampler):
@@ -146,7 +147,7 @@ class PerfectOrderingSampler(_EpochSampler):
         return (len(self.dataset) + rounding) // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        if not self._resuming or not self._remaining:
+        if not self._resuming:
             order = self._shuffled()[: len(self) * self.batch_size]
             size = self.batch_size
             self._remaining = [order[start : start + size] for start in range(0, len(order), size)]
@@ -205,6 +206,7 @@ class PerfectOrderingSampler(_EpochSampler):
         """Return the generators' states, what is left of the epoch, and the count emitted."""
         return {
             "generators": self._generator_states(),
+            "seeds": dict(self._seeds),
             "remaining": [list(batch) for batch in self._remaining],
             "emitted": self.emitted,
         }
@@ -213,7 +215,8 @@ class PerfectOrderingSampler(_EpochSampler):
         """Continue from ``state``: the next iteration first finishes the interrupted epoch."""
         self._remaining = [list(batch) for batch in state["remaining"]]
         self.emitted = state["emitted"]
-        self._load_generators(state["generators"])
+        self._resuming = bool(self._remaining)
+        self._load_generators(state["generators"], state["seeds"])
 
 
 class SampleLossSampler(_EpochSampler):
@@ -254,7 +257,7 @@ class SampleLossSampler(_EpochSampler):
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        if not self._resuming or not self._remaining:
+        if not self._resuming:
             self._remaining, self._until_refresh = self._shuffled(), 0
         self._resuming = False
         while self._remaining:
@@ -280,6 +283,7 @@ class SampleLossSampler(_EpochSampler):
         """Return the generator's state, what is left of the epoch, and the count emitted."""
         return {
             "generators": self._generator_states(),
+            "seeds": dict(self._seeds),
             "remaining": list(self._remaining),
             "until_refresh": self._until_refresh,
             "emitted": self.emitted,
@@ -289,4 +293,5 @@ class SampleLossSampler(_EpochSampler):
         """Continue from ``state``: the next iteration first finishes the interrupted epoch."""
         self._remaining = list(state["remaining"])
         self._until_refresh, self.emitted = state["until_refresh"], state["emitted"]
-        self._load_generators(state["generators"])
+        self._resuming = bool(self._remaining)
+        self._load_generators(state["generators"], state["seeds"])

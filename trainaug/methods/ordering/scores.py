@@ -81,15 +81,16 @@ def trial_losses(
     Raises:
         TypeError: If ``together`` and the optimiser is not elementwise.
     """
+    held = None
     if target is not None:
-        with torch.no_grad():
+        with preserve_state(model), torch.no_grad():
             held = criterion(model(target[0]), target[1]).mean()
     if not together:
-        return _one_by_one(model, optimizer, criterion, x, y, mask, target)
+        return _one_by_one(model, optimizer, criterion, x, y, mask, target, held)
     copies = Copies(model, optimizer, criterion, len(x))
     before = copies.step(x, y, mask)
     with torch.no_grad():
-        if target is None:
+        if target is None or held is None:
             return before, masked_means(copies.losses(x, y), mask)
         return held.expand(len(x)), copies.losses(*target, shared=True).mean(-1)
 
@@ -102,6 +103,7 @@ def _one_by_one(
     y: Tensor,
     mask: Tensor | None,
     target: tuple[Tensor, Tensor] | None,
+    held: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Save, step and restore for each candidate."""
     found = []
@@ -118,7 +120,7 @@ def _one_by_one(
             own = loss(batch)
             own.backward()  # type: ignore[no-untyped-call]
             with torch.no_grad():
-                before = own.detach() if target is None else loss(where)
+                before = own.detach() if held is None else held
                 optimizer.step()
                 found.append(torch.stack([before, loss(where)]))
     before, after = torch.stack(found).unbind(1)
@@ -137,7 +139,8 @@ def target_alignments(
     r"""Inner products $\langle\nabla\ell(T), \nabla\ell(b)\rangle$ of each candidate, ``(N,)``.
 
     One forward-mode pass gives all of them: the product is the derivative of the candidate's loss
-    along the target's gradient, so no candidate's gradient is ever formed.
+    along the target's gradient, so no candidate's gradient is ever formed. A model with batch
+    normalisation must be in eval mode.
     """
     named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
@@ -207,14 +210,9 @@ class BatchScorer:
         """Return the scores ``(N,)`` of candidates ``x`` ``(N, B, ...)``; NaN where a loss is."""
         x, y = x.to(self.device), y.to(self.device)
         mask = None if mask is None else mask.to(self.device)
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            try:
-                return self._measure(x, y, mask)
-            finally:
-                for module, mode in modes:
-                    module.training = mode
+        with preserve_state(self.model):
+            self.model.eval()
+            return self._measure(x, y, mask)
 
     def _measure(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         rows = y.shape[0] * y.shape[1]

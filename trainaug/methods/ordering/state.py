@@ -40,7 +40,10 @@ def preserve_state(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
         >>> model.weight.item() == before
         True
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modules = [
+        (module, module.training, dict(module._parameters), dict(module._buffers))
+        for module in model.modules()
+    ]
     tensors = [*model.parameters(), *model.buffers()]
     values = [(t, t.detach().clone(), t.requires_grad, t.grad) for t in tensors]
     grads = [(t.grad, t.grad.detach().clone()) for t in tensors if t.grad is not None]
@@ -53,14 +56,18 @@ def preserve_state(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
         try:
             yield
         finally:
+            for module, mode, parameters, buffers in modules:
+                module.training = mode
+                module._parameters.clear()
+                module._parameters.update(parameters)
+                module._buffers.clear()
+                module._buffers.update(buffers)
             with torch.no_grad():
                 for t, value, requires_grad, grad in values:
                     t.requires_grad_(requires_grad).copy_(value)
                     t.grad = grad
                 for grad, value in grads:
                     grad.copy_(value)
-            for module, mode in modes:
-                module.training = mode
             if optimizer is not None and kept is not None:
                 _restore(optimizer, *kept)
             random.setstate(python_state)
