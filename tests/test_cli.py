@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from trainaug.cli import app
 from trainaug.experiments.ch01 import tuning as tuning_01
+from trainaug.experiments.ch04 import tuning as tuning_04
 from trainaug.experiments.ch06 import tuning
 from trainaug.experiments.chapters import TITLES
 from trainaug.paths import ROOT
 
 CLAIMS = {f"lin.{k}" for k in range(1, 9)} | {f"vse.{k}" for k in range(1, 10)}
+CLAIMS |= {f"ord.{k}" for k in range(1, 13)}
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +43,7 @@ def test_claims_as_json_have_what_a_script_needs():
 
 def test_claims_table_has_every_claim():
     lines = run("claims").stdout.splitlines()
-    heads = ("lin.", "vse.")
+    heads = ("lin.", "ord.", "vse.")
     assert {line.split()[0] for line in lines if line.startswith(heads)} == CLAIMS
 
 
@@ -85,7 +87,7 @@ def test_tune_calls_the_chapters_that_have_something_to_tune(monkeypatch):
         calls.append(workers)
         say("trials 1/1")
 
-    for chapter in (tuning, tuning_01):  # the real ones take minutes and write files
+    for chapter in (tuning, tuning_01, tuning_04):  # the real ones take minutes and write files
         monkeypatch.setattr(chapter, "tune", tune)
     done = CliRunner().invoke(app, ["tune", "5", "6"])
     assert done.exit_code == 0, done.output
@@ -95,8 +97,8 @@ def test_tune_calls_the_chapters_that_have_something_to_tune(monkeypatch):
     # all chapters by default
     lines = CliRunner().invoke(app, ["tune"]).output.splitlines()
     assert len(lines) == len(TITLES)
-    assert [x for x in lines if not x.endswith("nothing to tune")] == ["trials 1/1"] * 2
-    assert len(calls) == 3
+    assert [x for x in lines if not x.endswith("nothing to tune")] == ["trials 1/1"] * 3
+    assert len(calls) == 4
 
 
 def test_tune_refuses_an_unknown_chapter():
