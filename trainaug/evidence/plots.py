@@ -75,7 +75,13 @@ def band(
 
 
 def spread(
-    axis: Axes, x: float, values: Sequence[float], *, colour: str, label: str | None = None
+    axis: Axes,
+    x: float,
+    values: Sequence[float],
+    *,
+    colour: str,
+    label: str | None = None,
+    points: bool = True,
 ) -> None:
     """Draw single values, their mean and its 95 % Student interval (none for a single value).
 
@@ -85,8 +91,10 @@ def spread(
         values: One a seed.
         colour: Colour of all.
         label: Legend entry.
+        points: Draw the single values too.
     """
-    axis.plot([x] * len(values), values, ".", color=colour, alpha=0.3, markersize=5)
+    if points:
+        axis.plot([x] * len(values), values, ".", color=colour, alpha=0.3, markersize=5)
     mean = sum(values) / len(values)
     half = t_interval(values, 0.95).high - mean if len(values) > 1 else 0.0
     axis.errorbar(x, mean, half, fmt="o", color=colour, capsize=3, label=label)

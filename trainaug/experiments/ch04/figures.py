@@ -63,7 +63,8 @@ def order_spread(records: Sequence[Record]) -> Figure:
     for axis, (arm, title) in zip(axes, arms.items(), strict=True):
         for seed in _seeds(records, arm):
             curve = find(seed, arm)["curves"]["sorted"]
-            axis.plot(np.linspace(0, 100, len(curve)), curve, color=PALETTE[0], alpha=0.4, lw=1)
+            x = np.linspace(0, 100, len(curve))[::2]
+            axis.plot(x, curve[::2], color=PALETTE[0], alpha=0.4, lw=1)
         axis.set_title(title)
         axis.set_xlabel("orders, sorted (%)")
     axes[0].set_ylabel("validation accuracy (%)")
@@ -81,17 +82,14 @@ def recency(records: Sequence[Record]) -> Figure:
     for number, (arm, label) in enumerate(NETS.items()):
         for place in range(1, POSITIONS + 1):
             values = _values(records, arm, share(arm, str(place)))
-            spread(
-                axes[0],
-                place + 0.16 * (number - 1.5),
-                values,
-                colour=PALETTE[number],
-                label=label if place == 1 else None,
-            )
+            x = place + 0.16 * (number - 1.5)
+            name = label if place == 1 else None
+            spread(axes[0], x, values, colour=PALETTE[number], label=name, points=False)
     control = _values(records, "orders_cnn_bn", share("orders_cnn_bn", "permuted"))
     axes[0].axhline(float(np.mean(control)), color="k", ls=":", label="positions permuted")
     labels = _values(records, "orders_cnn_bn", share("orders_cnn_bn", "last_balance"))
-    spread(axes[0], POSITIONS + 1, labels, colour="k", label="last batch's label balance")
+    name = "last batch's label balance"
+    spread(axes[0], POSITIONS + 1, labels, colour="k", label=name, points=False)
     axes[0].set_xticks([*range(1, POSITIONS + 2)], [*"123456", "labels"])
     axes[0].set_xlabel("position of the batch in the epoch")
     axes[0].set_ylabel("share of variance of accuracy, $\\eta^2$")
@@ -153,7 +151,8 @@ def cost_ratios(records: Sequence[Record]) -> Figure:
             for place, (needed, estimand) in enumerate(estimands):
                 ratios = [math.exp(v) for v in _values(records, needed, estimand)]
                 label = score if place == 0 else None
-                spread(axis, place + 0.2 * (number - 1), ratios, colour=COLOURS[score], label=label)
+                x = place + 0.2 * (number - 1)
+                spread(axis, x, ratios, colour=COLOURS[score], label=label, points=False)
         axis.axhline(1, color="k", lw=1)
         axis.set_yscale("log")
         axis.set_xticks(range(3), ["steps", "forward\nequivalents", "seconds"])
