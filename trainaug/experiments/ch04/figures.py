@@ -93,7 +93,7 @@ def recency(records: Sequence[Record]) -> Figure:
     axes[0].set_xticks([*range(1, POSITIONS + 2)], [*"123456", "labels"])
     axes[0].set_xlabel("position of the batch in the epoch")
     axes[0].set_ylabel("share of variance of accuracy, $\\eta^2$")
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc="upper center")
     for number, arm in enumerate(("orders_cnn_bn", "orders_mlp_0.2")):
         points = []
         for seed in _seeds(records, arm):
