@@ -44,8 +44,8 @@ def linear_pacing(progress: float, *, a: float, b: float) -> float:
     r"""Share $\min(1, b + (1 - b)\tau/a)$.
 
     Example:
-        >>> [linear_pacing(progress, a=0.5, b=0.2) for progress in (0.0, 0.25, 0.5, 1.0)]
-        [0.2, 0.6, 1.0, 1.0]
+        >>> [linear_pacing(progress, a=0.5, b=0.5) for progress in (0.0, 0.25, 0.5, 1.0)]
+        [0.5, 0.75, 1.0, 1.0]
     """
     return root_pacing(progress, a=a, b=b, q=1.0)
 
