@@ -113,7 +113,7 @@ def _optimizer(model: nn.Module, settings: dict[str, Any]) -> SGD:
 def _trained(state: State, settings: dict[str, Any], batches: Any, order: list[int]) -> State:
     model = copy.deepcopy(state[0])
     optimizer = _optimizer(model, settings)
-    optimizer.load_state_dict(state[1].state_dict())
+    optimizer.load_state_dict(copy.deepcopy(state[1].state_dict()))  # it would share the momentum
     train_in_order(model, optimizer, losses_of, batches, order)
     return model, optimizer
 
