@@ -172,6 +172,7 @@ def test_later_epochs_start_where_chosen_orders_ended(replays, epochs):
             torch.equal(a, x) for c in epoch for (a, _), (x, _) in zip(c[2], own, strict=True)
         )
     assert torch.equal(again[2][0][0], batches[0][0][0])
+    assert same_weights(again[0], later[orders.STATES // 2][0])
 
     def trained(path: list[list[int]]) -> tuple[nn.Module, torch.optim.SGD]:
         model = problems.make_model("mlp", data, 4)
