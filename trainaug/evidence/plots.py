@@ -95,8 +95,10 @@ def spread(
     """
     if points:
         axis.plot([x] * len(values), values, ".", color=colour, alpha=0.3, markersize=5)
-    mean = sum(values) / len(values)
-    half = t_interval(values, 0.95).high - mean if len(values) > 1 else 0.0
+    mean, half = values[0], 0.0
+    if len(values) > 1:
+        interval = t_interval(values, 0.95)
+        mean, half = interval.mean, interval.high - interval.mean
     axis.errorbar(x, mean, half, fmt="o", color=colour, capsize=3, label=label)
 
 
