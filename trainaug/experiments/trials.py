@@ -35,11 +35,22 @@ def trial(arm: str, lr: float, seed: int, score: float) -> Trial:
     return dict(zip(COLUMNS, (arm, "lr", lr, seed, float(f"{score:.6g}")), strict=True))
 
 
-def write_choice(chapter: str, rows: Sequence[Trial], tuned: Path) -> None:
+def mean_curve(rows: Sequence[Trial], arm: str) -> dict[float, float]:
+    """Mean score of an arm at each value."""
+    found: dict[float, list[float]] = {}
+    for row in rows:
+        if row["arm"] == arm:
+            found.setdefault(row["value"], []).append(row["score"])
+    return {value: math.fsum(scores) / len(scores) for value, scores in sorted(found.items())}
+
+
+def write_choice(
+    chapter: str, rows: Sequence[Trial], tuned: Path, curve_of: Curve = mean_curve
+) -> None:
     """Write ``tuning.csv`` of a chapter and the chosen values to ``tuned``."""
     lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
     write_atomic(reference_folder("standard", chapter) / "tuning.csv", "\n".join(lines) + "\n")
-    write_atomic(tuned, yaml.safe_dump(choose(rows), sort_keys=False))
+    write_atomic(tuned, yaml.safe_dump(choose(rows, curve_of), sort_keys=False))
 
 
 def read_trials(chapter: str) -> list[Trial]:
@@ -51,15 +62,6 @@ def read_trials(chapter: str) -> list[Trial]:
             | {"value": float(row["value"]), "seed": int(row["seed"]), "score": float(row["score"])}
             for row in csv.DictReader(file)
         ]
-
-
-def mean_curve(rows: Sequence[Trial], arm: str) -> dict[float, float]:
-    """Mean score of an arm at each value."""
-    found: dict[float, list[float]] = {}
-    for row in rows:
-        if row["arm"] == arm:
-            found.setdefault(row["value"], []).append(row["score"])
-    return {value: math.fsum(scores) / len(scores) for value, scores in sorted(found.items())}
 
 
 def choose(rows: Sequence[Trial], curve_of: Curve = mean_curve) -> dict[str, Any]:

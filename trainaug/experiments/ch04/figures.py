@@ -63,8 +63,9 @@ def order_spread(records: Sequence[Record]) -> Figure:
     for axis, (arm, title) in zip(axes, arms.items(), strict=True):
         for seed in _seeds(records, arm):
             curve = find(seed, arm)["curves"]["sorted"]
-            x = np.linspace(0, 100, len(curve))[::2]
-            axis.plot(x, curve[::2], color=PALETTE[0], alpha=0.4, lw=1)
+            kept = np.linspace(0, len(curve) - 1, 30).round().astype(int)  # with both ends
+            x = 100 * kept / (len(curve) - 1)
+            axis.plot(x, np.array(curve)[kept], color=PALETTE[0], alpha=0.4, lw=1)
         axis.set_title(title)
         axis.set_xlabel("orders, sorted (%)")
     axes[0].set_ylabel("validation accuracy (%)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -81,15 +80,12 @@ def execute(run: Run) -> dict[str, Any]:
         ValueError: If the arm is unknown.
     """
     settings = dict(run.config)
-    kinds: dict[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
-        "orders": run_orders,
-        "epochs": run_orders,
-        "selection": _selection,
-        "timing": _timing,
-    }
-    kind = run.arm.split("_")[0]
-    if kind in kinds:
-        return kinds[kind](settings, run.seed)
+    if run.arm == "selection":
+        return _selection(settings, run.seed)
+    if run.arm in [f"timing_{name}" for name in PROBLEMS]:
+        return _timing(settings, run.seed)
+    if run.arm.startswith(("orders_cnn_bn", "epochs_cnn_bn", "orders_mlp_")):
+        return run_orders(settings, run.seed)
     settings_of(run.arm)
     return _summary(settings, train_arm(settings, run.seed))
 

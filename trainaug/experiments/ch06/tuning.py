@@ -13,10 +13,8 @@ from typing import Any
 
 import joblib
 import torch
-import yaml
 
 from trainaug.data.fashion_mnist import fashion_mnist_tensors
-from trainaug.evidence.store import reference_folder, write_atomic
 from trainaug.experiments import trials
 from trainaug.experiments.ch06 import bias, pictures
 from trainaug.experiments.ch06.config import Config
@@ -142,9 +140,7 @@ def tune(workers: int, say: Callable[[str], None]) -> None:
     for number, found in enumerate(parallel(joblib.delayed(_score_one)(t) for t in tasks), 1):
         rows += found
         say(f"trials {number}/{len(tasks)}")
-    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
-    write_atomic(reference_folder("standard", "06") / "tuning.csv", "\n".join(lines) + "\n")
-    write_atomic(bias.TUNED, yaml.safe_dump(choose(rows), sort_keys=False))
+    trials.write_choice("06", rows, bias.TUNED, _curve_of_arm)
 
 
 def read_trials() -> list[dict[str, Any]]:
@@ -154,21 +150,13 @@ def read_trials() -> list[dict[str, Any]]:
 
 def tuning_table() -> str:
     """Text of the tuning curves: arm, chosen step length, mean score at every value tried."""
-    rows, lines = read_trials(), []
-    for arm, settings in choose(rows).items():
-        curve = tuning_curve([row for row in rows if row["arm"] == arm])
-        cells = " ".join(f"{value:g}: {score:.3f}" for value, score in curve.items())
-        lines.append(f"{arm:16} {settings['lr']['value']:>6g}   {cells}")
-    return "\n".join(
-        ["arm              chosen   value: mean log score relative to the best", *lines]
-    )
+    return trials.trials_table("06", "value: mean log score relative to the best", 3, _curve_of_arm)
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Take the best value of every arm's curve, in the form of ``tuned.yaml``."""
-    chosen: dict[str, Any] = {}
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        curve = tuning_curve([row for row in rows if row["arm"] == arm])
-        best = max(curve, key=lambda value: curve[value])
-        chosen[arm] = {"lr": {"value": best, "grid": list(curve)}}
-    return chosen
+    return trials.choose(rows, _curve_of_arm)
+
+
+def _curve_of_arm(rows: Sequence[dict[str, Any]], arm: str) -> dict[float, float]:
+    return tuning_curve([row for row in rows if row["arm"] == arm])

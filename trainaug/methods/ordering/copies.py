@@ -16,7 +16,7 @@ from torch import Tensor, nn, optim
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-__all__ = ["ELEMENTWISE", "Copies", "is_elementwise", "masked_means"]
+__all__ = ["ELEMENTWISE", "Copies", "Criterion", "is_elementwise", "masked_means"]
 
 Criterion = Callable[[Any, Any], Tensor]
 # Each entry of a parameter is updated from its own gradient and state alone, so one optimiser

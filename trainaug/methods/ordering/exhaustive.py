@@ -13,20 +13,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainaug.methods.ordering.copies import Copies
+from trainaug.methods.ordering.copies import Copies, Criterion
 from trainaug.methods.ordering.state import preserve_state
 
 __all__ = ["all_orders", "exhaustive_orders", "position_shares", "train_in_order"]
 
 ROWS = 1024  # evaluated at once: more does not fit a processor's cache
 Batch = tuple[Tensor, Tensor]
-Criterion = Callable[[Any, Any], Tensor]
 
 
 def all_orders(num_batches: int, *, max_batches: int = 8) -> Tensor:

@@ -135,8 +135,9 @@ class PerfectOrderingSampler(_EpochSampler):
             raise ValueError(f"candidates must be partition or resampled, got {candidates!r}")
         if generator is candidate_generator:
             raise ValueError("generator and candidate_generator must be two generators")
-        self.score_batches, self.num_candidates = scorer, num_candidates
-        self.candidates, self.drop_last = candidates, drop_last
+        self.score_batches: Scorer = scorer
+        self.num_candidates, self.candidates = num_candidates, candidates
+        self.drop_last = drop_last
         self.generators["candidates"] = candidate_generator
         self._seeds["candidates"] = candidate_generator.initial_seed()
         self._remaining: list[list[int]] = []
@@ -174,7 +175,8 @@ class PerfectOrderingSampler(_EpochSampler):
         count = range(self.num_candidates)
         offers = [[pool[p] for p in self._draw(len(pool), self.batch_size)] for _ in count]
         batch = offers[self._best(offers)]
-        left = [index for index in pool if index not in set(batch)]
+        taken = set(batch)
+        left = [index for index in pool if index not in taken]
         size = self.batch_size
         self._remaining = [left[start : start + size] for start in range(0, len(left), size)]
         return batch

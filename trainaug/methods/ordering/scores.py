@@ -11,20 +11,18 @@ Reference: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from trainaug.methods.ordering.copies import Copies, masked_means
+from trainaug.methods.ordering.copies import Copies, Criterion, masked_means
 from trainaug.methods.ordering.state import preserve_state
 
 __all__ = ["BatchScorer", "Score", "batch_losses", "target_alignments", "trial_losses"]
 
-Criterion = Callable[[Any, Any], Tensor]
 Score = Literal["min_loss", "max_loss", "delta_abs", "delta_rel", "delta_target", "grad_align"]
 _LOSS = ("min_loss", "max_loss")
 _TRIAL = ("delta_abs", "delta_rel", "delta_target")
@@ -72,8 +70,8 @@ def trial_losses(
         y: Targets, ``(N, B, ...)``.
         mask: Which examples count, bool ``(N, B)``.
         target: Inputs and targets on which the loss is taken instead of the candidate itself.
-        together: Step copies of the model side by side; otherwise one after another, which any
-            optimiser can do.
+        together: Step copies of the model side by side; otherwise one after another, for any
+            optimiser that steps without a closure.
 
     Returns:
         Losses before and after, each ``(N,)``.
