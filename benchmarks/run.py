@@ -132,6 +132,13 @@ BENCHMARKS = (
         "GiB",
     ),
     Benchmark(
+        "a step chosen by min_loss among 8 candidates against a plain step, MLP, digits",
+        lambda: ordering.scored_step("digits", "mlp"),
+        "ratio",
+        3.0,
+        "x",
+    ),
+    Benchmark(
         "a step chosen by min_loss among 8 candidates against a plain step, MLP, Fashion-MNIST",
         lambda: ordering.scored_step("fashion_mnist", "mlp"),
         "ratio",
@@ -146,6 +153,14 @@ BENCHMARKS = (
         "x",
     ),
     Benchmark(
+        "8 trial steps one after another against side by side, MLP, digits",
+        lambda: ordering.trial_steps("digits", "mlp"),
+        "ratio",
+        2.0,
+        "x",
+        larger=True,
+    ),
+    Benchmark(
         "8 trial steps one after another against side by side, MLP, Fashion-MNIST",
         lambda: ordering.trial_steps("fashion_mnist", "mlp"),
         "ratio",
@@ -158,6 +173,14 @@ BENCHMARKS = (
         lambda: ordering.trial_steps("digits", "cnn"),
         "ratio",
         2.0,
+        "x",
+        larger=True,
+    ),
+    Benchmark(
+        "720 orders one after another against the tree side by side, MLP",
+        lambda: ordering.all_orders_at_once("mlp"),
+        "ratio",
+        10.0,
         "x",
         larger=True,
     ),
