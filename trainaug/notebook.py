@@ -11,6 +11,7 @@ import html
 import io
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -351,6 +352,8 @@ def start(
     if found is None:
         raise ValueError(f"chapter {number} is not built yet")
     torch.set_num_threads(1)
+    # torch's own forward-mode derivative loads scripted functions, and warns of them.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     context = Context(found, profile, evidence, dict(knobs or {}))
     plan = found.plan(profile, knobs)
     seconds = sum(run.predicted_seconds for run in plan)

@@ -155,7 +155,10 @@ def refresh_views() -> None:
 def execute_notebook(path: Path) -> None:
     """Execute a notebook in its committed settings and write it back normalised.
 
-    Outputs and execution counts stay; standard error, timings and the runner's metadata go.
+    Outputs and execution counts stay; timings and the runner's metadata go.
+
+    Raises:
+        RuntimeError: If a cell warned; only the progress of a sweep belongs on standard error.
     """
     from nbclient import NotebookClient
 
@@ -177,7 +180,9 @@ def execute_notebook(path: Path) -> None:
     for cell in notebook.cells:
         cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            for out in cell.outputs:
+                if out.get("name") == "stderr":
+                    raise RuntimeError(f"{path.name} warns in cell {cell.id}: {out.text.strip()}")
     nbformat.validate(notebook)
     write_atomic(path, nbformat.writes(notebook) + "\n")
 

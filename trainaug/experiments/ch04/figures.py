@@ -37,7 +37,7 @@ __all__ = [
 COLOURS = dict(zip(("random", *SCORES), PALETTE, strict=False))
 LABELS = {"random": "random reshuffling"}
 DATA_LABELS = {"digits": "digits", "fashion_mnist": "Fashion-MNIST"}
-NETS = {"orders_cnn_bn": "conv net with BatchNorm, step 0.1"}
+NETS = {"orders_cnn_bn": "conv net, step 0.1"}
 NETS |= {f"orders_mlp_{lr}": f"MLP, step {lr}" for lr in ("0.2", "0.1", "0.05")}
 
 
@@ -204,7 +204,7 @@ def step_lengths(curves: Mapping[str, Mapping[float, float]]) -> Figure:
         axis.set_xlabel("step length")
         axis.set_title(DATA_LABELS[data])
     axes[0].set_ylabel("steps to the target accuracy")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8, loc="lower right")
     return drawn
 
 
