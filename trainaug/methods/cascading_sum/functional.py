@@ -1,0 +1,92 @@
+r"""Sum Augmentation: one example from the average of K, and from their labels.
+
+Chapter: notebooks/05_cascading_sum.ipynb
+Reference: Simionescu, "Deep Learning Training Procedure Augmentations", 2022, arXiv 2211.14395, and
+the public code of Cascading Sum Augmentation (2019).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["equalise_variance", "sum_mix"]
+
+
+def sum_mix(
+    x: Tensor, labels: Tensor, groups: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Sum K rows of a batch into each new one; draws nothing.
+
+    $\tilde x_j=\sum_g w_g\,x_{i_{gj}}$ and $\tilde y_j=\sum_g w_g\,y_{i_{gj}}$: row $i_{gj}$ is the
+    sample that group $g$ gives to mix $j$.
+
+    Args:
+        x: Floating inputs, shape ``(N, ...)``; never changed.
+        labels: One-hot or soft labels, shape ``(N, C)``.
+        groups: Rows of ``x``, shape ``(K, B)``, dtype int64.
+        weights: Shape ``(K,)``, or ``(K, B)`` for weights of each mix, at least 0 with sum 1 over
+            the K (not checked); ``None`` for equal weights 1/K.
+
+    Returns:
+        Inputs ``(B, ...)`` in the dtype of ``x``, and labels ``(B, C)`` in that of ``labels``.
+        With equal weights labels are exact: the nearest float to a multiple of 1/K.
+
+    Raises:
+        ValueError: If shapes do not fit or inputs are not floating.
+
+    Example:
+        >>> x, labels = torch.tensor([[0.0], [1.0], [4.0]]), torch.eye(3)
+        >>> sum_mix(x, labels, torch.tensor([[0, 1], [1, 2]]))
+        (tensor([[0.5000],
+                [2.5000]]), tensor([[0.5000, 0.5000, 0.0000],
+                [0.0000, 0.5000, 0.5000]]))
+
+    Notes:
+        Half-precision inputs are summed in float32. Products and sums may be fused, so the result
+        can be one rounding away from ``w * x + (1 - w) * z`` written out.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"inputs must be floating (convert pixels first), got {x.dtype}")
+    if labels.ndim != 2 or len(labels) != len(x):
+        raise ValueError(f"expected labels ({len(x)}, C), got {tuple(labels.shape)}")
+    if groups.ndim != 2 or groups.numel() == 0:
+        raise ValueError(f"expected groups (K, B), got {tuple(groups.shape)}")
+    k, rows = groups.shape
+    if weights is not None and weights.shape not in ((k,), (k, rows)):
+        raise ValueError(f"expected weights ({k},) or ({k}, {rows}), got {tuple(weights.shape)}")
+    mixed_labels = labels[groups]  # (K, B, C)
+    if weights is None:
+        mixed_labels = mixed_labels.sum(0) / k
+        weights = x.new_full((k,), 1 / k)
+    else:
+        weights = weights.to(x.device)
+        mixed_labels = (mixed_labels * weights.view(k, -1, 1).to(labels.dtype)).sum(0)
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    # one fused gather and sum: the rows are read once however many are mixed
+    mixed = F.embedding_bag(
+        groups.T.contiguous(),
+        wide.flatten(1),
+        mode="sum",
+        per_sample_weights=weights.view(k, -1).expand(k, rows).T.to(wide.dtype).contiguous(),
+    )  # (B, D)
+    return mixed.view(rows, *x.shape[1:]).to(x.dtype), mixed_labels
+
+
+def equalise_variance(x: Tensor, weights: Tensor, mean: Tensor | float = 0.0) -> Tensor:
+    r"""Give mixes the pixel variance of single samples.
+
+    $\mu+(\tilde x-\mu)/\sqrt{\sum_g w_g^2}$: mixes of independent samples of mean $\mu$ and
+    variance $\sigma^2$ have variance $\sigma^2\sum_g w_g^2$. Values may leave the pixels' range.
+
+    Args:
+        x: Mixes, shape ``(B, ...)``.
+        weights: Shape ``(K,)``.
+        mean: Mean input $\mu$, broadcast against ``x``.
+
+    Example:
+        >>> equalise_variance(torch.tensor([0.5]), torch.tensor([0.5, 0.5]))
+        tensor([0.7071])
+    """
+    return mean + (x - mean) / weights.square().sum().sqrt()

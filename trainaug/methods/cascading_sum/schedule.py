@@ -1,0 +1,221 @@
+r"""Cascades: how the number of mixed samples falls to 1, by a plan or by plateaus.
+
+Chapter: notebooks/05_cascading_sum.ipynb
+Reference: Simionescu, "Deep Learning Training Procedure Augmentations", 2022, arXiv 2211.14395, and
+the public code of Cascading Sum Augmentation: geometric with plateaus (2019), gradual (2020).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import update_bn
+
+__all__ = ["CascadeSchedule", "PlateauCascade", "begin_stage", "stage_boundaries"]
+
+Event = Literal["improved", "continue", "reduce_lr", "next_stage", "finished"]
+
+
+def stage_boundaries(shares: Sequence[float], total_steps: int) -> tuple[int, ...]:
+    """Step after the last one of each stage; shares add up to 1 and every stage has a step.
+
+    Example:
+        >>> stage_boundaries([1 / 3, 1 / 3, 1 / 3], 100)
+        (33, 67, 100)
+    """
+    if not shares or min(shares) <= 0 or not math.isclose(sum(shares), 1, abs_tol=1e-9):
+        raise ValueError(f"shares must be above 0 and add up to 1, got {list(shares)}")
+    ends = tuple(round(total_steps * part) for part in accumulate(shares))
+    if min(b - a for a, b in zip((0, *ends[:-1]), ends, strict=True)) < 1:
+        raise ValueError(f"{total_steps} steps leave a stage of {list(shares)} without a step")
+    return ends
+
+
+class CascadeSchedule:
+    r"""Number of samples in a mix, and their weights, at every step; a pure function of the step.
+
+    In ``"step"`` mode the $K_s$ samples of stage $s$ have equal weights. In ``"smooth"`` mode they
+    move on a line to those of the next stage: with $u\in[0,1)$ the share of the stage that is done,
+    $w=(1-u)\,\mathbf 1_{K_s}/K_s+u\,\mathbf 1_{K_{s+1}}/K_{s+1}$, continuous in $u$. With stages
+    $n, n-1, \dots, 1$ that is what the source's gradual cascade means to do.
+
+    Args:
+        stages: Pairs of K and share of the steps. K never rises and ends at 1; shares add up to 1.
+        total_steps: Steps of the whole run.
+        mode: ``"step"`` or ``"smooth"``.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Example:
+        >>> schedule = CascadeSchedule([(4, 0.5), (2, 0.25), (1, 0.25)], total_steps=100)
+        >>> [schedule.k(step) for step in (0, 49, 50, 74, 75, 99)]
+        [4, 4, 2, 2, 1, 1]
+        >>> CascadeSchedule([(2, 0.5), (1, 0.5)], 8, mode="smooth").weights(1)
+        tensor([0.6250, 0.3750])
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[tuple[int, float]],
+        total_steps: int,
+        *,
+        mode: Literal["step", "smooth"] = "step",
+    ) -> None:
+        counts = [k for k, _ in stages]
+        if not counts or any(type(k) is not int or k < 1 for k in counts):
+            raise ValueError(f"K must be whole numbers from 1, got {counts}")
+        if counts != sorted(counts, reverse=True) or counts[-1] != 1:
+            raise ValueError(f"K must never rise and end at 1, got {counts}")
+        if mode not in ("step", "smooth"):
+            raise ValueError(f"mode must be step or smooth, got {mode!r}")
+        self.counts, self.mode, self.total_steps = tuple(counts), mode, total_steps
+        self.boundaries = stage_boundaries([share for _, share in stages], total_steps)
+
+    def stage(self, step: int) -> int:
+        """Number of the stage of a step, from 0."""
+        if not 0 <= step < self.total_steps:
+            raise ValueError(f"step must be from 0 to {self.total_steps - 1}, got {step}")
+        return sum(step >= end for end in self.boundaries)
+
+    def k(self, step: int) -> int:
+        """Samples in a mix at a step."""
+        return self.counts[self.stage(step)]
+
+    def weights(self, step: int) -> Tensor:
+        """Weights of these samples, ``(K,)``, at least 0 with sum 1."""
+        stage = self.stage(step)
+        k = self.counts[stage]
+        w = torch.full((k,), 1 / k, dtype=torch.float64)
+        if self.mode == "smooth" and stage + 1 < len(self.counts):
+            start = 0 if stage == 0 else self.boundaries[stage - 1]
+            u = (step - start) / (self.boundaries[stage] - start)
+            following = self.counts[stage + 1]
+            w *= 1 - u
+            w[:following] += u / following
+        return w.to(torch.get_default_dtype())
+
+
+class PlateauCascade:
+    r"""The source's first cascade: K falls by a factor when validation stops improving.
+
+    Feed it one validation score an epoch (larger is better, never of the test set) and do what it
+    answers: after ``"improved"`` keep a copy of the model; after ``"reduce_lr"`` halve the learning
+    rate; after ``"next_stage"`` go on from the best copy with the new ``k``; after ``"finished"``
+    stop. ``"continue"`` asks for nothing.
+
+    Args:
+        k0: First K, at least 1.
+        factor: K is divided by it, rounded down, at least to 1.
+        patience: Epochs without improvement before the rate is reduced, at K = 1. At K it is K
+            times as many: a mixed epoch has 1/K of the steps.
+        stop_patience: The same for the end of a stage; the source uses 3 to 4 times ``patience``.
+        min_delta: Improvement that counts, relative to the best score.
+
+    Attributes:
+        k: Samples in a mix now.
+
+    Raises:
+        ValueError: If an option or a score is out of range, or the cascade has finished.
+
+    Example:
+        >>> cascade = PlateauCascade(k0=2, patience=1, stop_patience=1)
+        >>> [cascade.step(score) for score in (0.5, 0.5, 0.4)], cascade.k
+        (['improved', 'continue', 'next_stage'], 1)
+    """
+
+    def __init__(
+        self,
+        k0: int = 8,
+        *,
+        factor: int = 2,
+        patience: int = 2,
+        stop_patience: int = 6,
+        min_delta: float = 1e-3,
+    ) -> None:
+        if min(k0, patience, stop_patience) < 1 or factor < 2 or not min_delta >= 0:
+            raise ValueError(
+                f"need k0, patience >= 1, factor >= 2, min_delta >= 0, got {k0=}, {patience=}, "
+                f"{stop_patience=}, {factor=}, {min_delta=}"
+            )
+        self.factor, self.min_delta = factor, min_delta
+        self.patience, self.stop_patience = patience, stop_patience
+        self.k, self.best = k0, -math.inf
+        self.stalled = self.stalled_since_reduction = 0
+        self.has_finished = False
+
+    def step(self, score: float) -> Event:
+        """Take the validation score of an epoch and say what to do."""
+        if self.has_finished:
+            raise ValueError("the cascade has finished")
+        if not math.isfinite(score):
+            raise ValueError(f"the score must be finite, got {score}")
+        if self.best == -math.inf or score > self.best + self.min_delta * abs(self.best):
+            self.best = score
+            self.stalled = self.stalled_since_reduction = 0
+            return "improved"
+        self.stalled += 1
+        self.stalled_since_reduction += 1
+        if self.stalled >= self.stop_patience * self.k:
+            self.has_finished = self.k == 1
+            if self.has_finished:
+                return "finished"
+            self.k, self.best = max(1, self.k // self.factor), -math.inf
+            self.stalled = self.stalled_since_reduction = 0
+            return "next_stage"
+        if self.stalled_since_reduction >= self.patience * self.k:
+            self.stalled_since_reduction = 0
+            return "reduce_lr"
+        return "continue"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed cascade needs."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        vars(self).update(state)
+
+
+def begin_stage(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    lr: float,
+    weights: dict[str, Tensor] | None = None,
+    reset_optimizer: bool = False,
+    batches: Iterable[Any] | None = None,
+) -> None:
+    """Switch a model and its optimiser to the next stage of a cascade, in place.
+
+    Args:
+        model: Any module.
+        optimizer: Its optimiser.
+        lr: Learning rate that the stage starts with, at least 0, in every parameter group.
+        weights: ``state_dict`` to go on from, say the best of the stage; ``None``: as it is.
+        reset_optimizer: Forget momentum and every other state, as the source does.
+        batches: Inputs ``x`` or ``(x, ...)`` on which the statistics of BatchNorm are computed
+            anew; ``None`` leaves them. They jump because mixes have less contrast.
+
+    Raises:
+        ValueError: If ``lr`` is out of range.
+    """
+    if not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"lr must be finite and at least 0, got {lr}")
+    if weights is not None:
+        model.load_state_dict(copy.deepcopy(weights))
+    if reset_optimizer:
+        optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if "initial_lr" in group:  # what a scheduler made from now on starts with
+            group["initial_lr"] = lr
+    if batches is not None:
+        update_bn(batches, model)
