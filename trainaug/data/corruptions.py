@@ -6,6 +6,7 @@ Corruptions", ICLR 2019, but made here, for pictures of any size: not their data
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -17,7 +18,7 @@ Corruption = Literal["noise", "blur", "contrast"]
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 SEVERITIES = (1, 2, 3, 4, 5)
 _NOISE = (0.05, 0.1, 0.15, 0.2, 0.3)  # standard deviation
-_BLUR = (0.4, 0.7, 1.0, 1.4, 2.0)  # standard deviation in pixels of a picture of 28
+_BLUR = (0.5, 0.75, 1.0, 1.5, 2.0)  # standard deviation in pixels of a picture of 28
 _CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)  # factor on the distance from the picture's mean
 
 
@@ -48,8 +49,10 @@ def corrupt(
     from torchvision.transforms.v2 import functional
 
     if kind == "contrast":
-        return functional.adjust_contrast(x, _CONTRAST[severity - 1])
+        paler: Tensor = functional.adjust_contrast(x, _CONTRAST[severity - 1])
+        return paler
     size = x.shape[-1]
     kernel = min(11, 2 * ((size - 1) // 2) + 1)
-    sigma = _BLUR[severity - 1] * size / 28
-    return functional.gaussian_blur(x, [kernel, kernel], [sigma, sigma])
+    sigma = _BLUR[severity - 1] * math.sqrt(size / 28)
+    blurred: Tensor = functional.gaussian_blur(x, [kernel, kernel], [sigma, sigma])
+    return blurred

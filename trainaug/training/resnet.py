@@ -49,7 +49,7 @@ class ResNet8(nn.Module):
             self.stages = nn.Sequential(_Block(16, 16, 1), _Block(16, 32, 2), _Block(32, 64, 2))
             self.head = nn.Linear(64, num_classes)
         initialise(self, generator)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
