@@ -51,8 +51,8 @@ def corrupt(
     if kind == "contrast":
         paler: Tensor = functional.adjust_contrast(x, _CONTRAST[severity - 1])
         return paler
-    size = x.shape[-1]
+    size = min(x.shape[-2:])
     kernel = min(11, 2 * ((size - 1) // 2) + 1)
     sigma = _BLUR[severity - 1] * math.sqrt(size / 28)
     blurred: Tensor = functional.gaussian_blur(x, [kernel, kernel], [sigma, sigma])
-    return blurred
+    return blurred.clamp(0, 1)  # weights add up to 1 but for rounding

@@ -34,7 +34,7 @@ def sum_mix(
         With equal weights labels are exact: the nearest float to a multiple of 1/K.
 
     Raises:
-        ValueError: If shapes do not fit or inputs are not floating.
+        ValueError: If shapes do not fit, or inputs or labels are not floating.
 
     Example:
         >>> x, labels = torch.tensor([[0.0], [1.0], [4.0]]), torch.eye(3)
@@ -51,23 +51,25 @@ def sum_mix(
         raise ValueError(f"inputs must be floating (convert pixels first), got {x.dtype}")
     if labels.ndim != 2 or len(labels) != len(x):
         raise ValueError(f"expected labels ({len(x)}, C), got {tuple(labels.shape)}")
+    if not labels.is_floating_point():
+        raise ValueError(f"labels must be floating, one-hot or soft, got {labels.dtype}")
     if groups.ndim != 2 or groups.numel() == 0:
         raise ValueError(f"expected groups (K, B), got {tuple(groups.shape)}")
     k, rows = groups.shape
     if weights is not None and weights.shape not in ((k,), (k, rows)):
         raise ValueError(f"expected weights ({k},) or ({k}, {rows}), got {tuple(weights.shape)}")
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     mixed_labels = labels[groups]  # (K, B, C)
     if weights is None:
         mixed_labels = mixed_labels.sum(0) / k
-        weights = x.new_full((k,), 1 / k)
+        weights = wide.new_full((k,), 1 / k)
     else:
         weights = weights.to(x.device)
         mixed_labels = (mixed_labels * weights.view(k, -1, 1).to(labels.dtype)).sum(0)
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     # one fused gather and sum: the rows are read once however many are mixed
     mixed = F.embedding_bag(
         groups.T.contiguous(),
-        wide.flatten(1),
+        wide.reshape(len(x), -1),
         mode="sum",
         per_sample_weights=weights.view(k, -1).expand(k, rows).T.to(wide.dtype).contiguous(),
     )  # (B, D)

@@ -7,6 +7,7 @@ Inference", ICLR 2020, for a related defence.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -80,4 +81,4 @@ class SumTTA(nn.Module):
         logits = self.model(mixed.flatten(0, 1)).view(self.repeats, len(x), -1)  # (R, B, C)
         if self.average == "logits":
             return logits.mean(0)  # type: ignore[no-any-return]
-        return F.log_softmax(logits, 2).logsumexp(0) - torch.tensor(self.repeats).log().to(x)
+        return F.log_softmax(logits, 2).logsumexp(0) - math.log(self.repeats)

@@ -52,7 +52,7 @@ class _Objective:
         leaves = {name: p.detach().requires_grad_() for name, p in at.items()}
         with torch.enable_grad():
             loss = self.loss(leaves)
-            found = torch.autograd.grad(loss, list(leaves.values()))
+            found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         return loss.item(), dict(zip(leaves, found, strict=True))
 
     def draw(self, generator: torch.Generator) -> Parameters:
@@ -105,7 +105,12 @@ def hessian_top_eigenvalue(
     leaves = {name: p.clone().requires_grad_() for name, p in objective.start.items()}
     with torch.enable_grad():
         loss = objective.loss(leaves)
-        slope = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+        slope = torch.autograd.grad(
+            loss, list(leaves.values()), create_graph=True, materialize_grads=True
+        )
+    curved = {n: s for n, s in zip(leaves, slope, strict=True) if s.requires_grad}
+    if not curved:
+        return 0.0
     vector = objective.draw(generator)
     value = 0.0
     for _ in range(iterations):
@@ -114,7 +119,11 @@ def hessian_top_eigenvalue(
             return 0.0
         vector = {name: v / length for name, v in vector.items()}
         product = torch.autograd.grad(
-            slope, list(leaves.values()), list(vector.values()), retain_graph=True
+            list(curved.values()),
+            list(leaves.values()),
+            [vector[n] for n in curved],
+            retain_graph=True,
+            materialize_grads=True,
         )
         pairs = zip(product, vector.values(), strict=True)
         found = sum(float((h * v).double().sum()) for h, v in pairs)

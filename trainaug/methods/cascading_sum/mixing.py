@@ -80,8 +80,8 @@ class SumMix(nn.Module):
         labels_getter: Literal["default"] | Callable[[Any], Tensor] = "default",
     ) -> None:
         super().__init__()
-        if alpha is not None and not alpha > 0:
-            raise ValueError(f"alpha must be above 0, or None for equal weights, got {alpha}")
+        if alpha is not None and not 0 < alpha < math.inf:
+            raise ValueError(f"alpha must be above 0, finite or None, got {alpha}")
         for name, value, known in (("mode", mode, Mode), ("remainder", remainder, Remainder)):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")
@@ -96,7 +96,7 @@ class SumMix(nn.Module):
     def set_weights(self, weights: Tensor) -> None:
         """Mix with these weights ``(K,)`` from now on, as a smooth cascade asks; draws none."""
         total = float(weights.sum()) if weights.ndim == 1 else math.nan
-        if not (len(weights) and float(weights.min()) >= 0 and abs(total - 1) <= 1e-6):
+        if not (abs(total - 1) <= 1e-6 and float(weights.min()) >= 0):
             raise ValueError(f"weights must be (K,), at least 0 with sum 1, got {weights.tolist()}")
         self.weights, self.num_groups = weights, len(weights)
 
@@ -110,6 +110,8 @@ class SumMix(nn.Module):
         others = [item for item in items if isinstance(item, Tensor) and item is not labels]
         if not others:
             raise ValueError("found no inputs beside the labels")
+        if all(item is not labels for item in items):
+            raise ValueError(f"labels_getter must give an entry of the batch, got {labels}")
         x = others[0]
         soft = self._soft(labels, len(x))
         k = self._checked_count(len(x))
@@ -127,14 +129,15 @@ class SumMix(nn.Module):
 
         if isinstance(batch, Mapping):
             return {name: changed(item) for name, item in batch.items()}
-        return tuple(changed(item) for item in items)
+        changed_items = [changed(item) for item in items]
+        return changed_items if isinstance(batch, list) else tuple(changed_items)
 
     def _mix(self, x: Tensor, soft: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
         weights = self._draw_weights(len(groups))
         mixed, labels = sum_mix(x, soft, groups, weights)
         if self.rescale:
             k = len(groups)
-            weights = torch.full((k,), 1 / k) if weights is None else weights
+            weights = x.new_full((k,), 1 / k) if weights is None else weights
             mean = self.mean.to(x) if isinstance(self.mean, Tensor) else self.mean
             mixed = equalise_variance(mixed, weights.to(x), mean)
         return mixed, labels
@@ -239,6 +242,6 @@ class PixelMix(SumMix):
         rows, g = groups.shape[1], self.generator
         shape = (rows, *x.shape[1:], len(groups))
         concentration = torch.full(shape, float(self.alpha), device=g.device)
-        weights = torch._sample_dirichlet(concentration, generator=g).to(x)  # (B, ..., K)
-        mixed = (x[groups].movedim(0, -1) * weights).sum(-1)
-        return mixed, sum_mix(x, soft, groups)[1]
+        weights = torch._sample_dirichlet(concentration, generator=g).to(x.device)  # (B, ..., K)
+        mixed = (x[groups].movedim(0, -1) * weights).sum(-1)  # half precision is summed in single
+        return mixed.to(x.dtype), sum_mix(x, soft, groups)[1]

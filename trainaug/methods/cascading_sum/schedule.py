@@ -90,10 +90,10 @@ class CascadeSchedule:
         return self.counts[self.stage(step)]
 
     def weights(self, step: int) -> Tensor:
-        """Weights of these samples, ``(K,)``, at least 0 with sum 1."""
+        """Weights of these samples, ``(K,)``, at least 0 with sum 1, on the CPU."""
         stage = self.stage(step)
         k = self.counts[stage]
-        w = torch.full((k,), 1 / k, dtype=torch.float64)
+        w = torch.full((k,), 1 / k, dtype=torch.float64, device="cpu")
         if self.mode == "smooth" and stage + 1 < len(self.counts):
             start = 0 if stage == 0 else self.boundaries[stage - 1]
             u = (step - start) / (self.boundaries[stage] - start)
@@ -140,10 +140,12 @@ class PlateauCascade:
         stop_patience: int = 6,
         min_delta: float = 1e-3,
     ) -> None:
-        if min(k0, patience, stop_patience) < 1 or factor < 2 or not min_delta >= 0:
+        is_whole = all(type(n) is int for n in (k0, factor, patience, stop_patience))
+        is_wide = min(k0, patience, stop_patience) >= 1 and factor >= 2
+        if not (is_whole and is_wide and min_delta >= 0):
             raise ValueError(
-                f"need k0, patience >= 1, factor >= 2, min_delta >= 0, got {k0=}, {patience=}, "
-                f"{stop_patience=}, {factor=}, {min_delta=}"
+                "need whole k0, patience >= 1 and factor >= 2, min_delta >= 0, "
+                f"got {k0=}, {patience=}, {stop_patience=}, {factor=}, {min_delta=}"
             )
         self.factor, self.min_delta = factor, min_delta
         self.patience, self.stop_patience = patience, stop_patience
@@ -218,4 +220,7 @@ def begin_stage(
         if "initial_lr" in group:  # what a scheduler made from now on starts with
             group["initial_lr"] = lr
     if batches is not None:
+        modes = [(module, module.training) for module in model.modules()]
         update_bn(batches, model)
+        for module, mode in modes:  # update_bn gives all of them the model's
+            module.training = mode
