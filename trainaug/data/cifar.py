@@ -1,0 +1,132 @@
+"""CIFAR-10 and CIFAR-100 from their official binary version, which needs no unpickling.
+
+For the ``paper`` profile: the files are the reader's own copy, nothing is fetched.
+
+Chapter: notebooks/05_cascading_sum.ipynb
+Reference: Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the format is
+that of https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version".
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainaug.data.arrays import Arrays, CorruptDataError, DataUnavailableError
+
+__all__ = ["load_cifar"]
+
+PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+PIXELS = 3 * 32 * 32  # red, green, blue, each row by row
+
+
+class _Layout(NamedTuple):
+    archive: str
+    md5: str  # as the page states it
+    pictures: dict[str, int]  # in each file; the last one is the test part
+    labels: tuple[int, ...]  # number of values of each label byte; the last one is the class
+
+
+LAYOUTS = {
+    10: _Layout(
+        "cifar-10-binary.tar.gz",
+        "c32a1d4ab5d03f1284b67883e8d87530",
+        {f"data_batch_{i}.bin": 10_000 for i in range(1, 6)} | {"test_batch.bin": 10_000},
+        (10,),
+    ),
+    100: _Layout(
+        "cifar-100-binary.tar.gz",
+        "03b5dce01913d631647c71ecec9e9cb8",
+        {"train.bin": 50_000, "test.bin": 10_000},
+        (20, 100),
+    ),
+}
+
+
+def load_cifar(path: Path, num_classes: Literal[10, 100], *, complete: bool = True) -> Arrays:
+    """Read the training and the test part.
+
+    Args:
+        path: ``cifar-10-binary.tar.gz`` or ``cifar-100-binary.tar.gz``, or the folder that holds
+            its ``.bin`` files. In an archive they are found by their names, whatever its folder is
+            called, and read in memory.
+        num_classes: 10 or 100; of CIFAR-100 the 100 fine classes.
+        complete: Demand the official 50 000 and 10 000 pictures; else fewer will do.
+
+    Returns:
+        ``train_x``, ``test_x``, uint8 ``(N, 3, 32, 32)``, and their classes ``train_y``,
+        ``test_y``, uint8 ``(N,)``, in the order of the files.
+
+    Raises:
+        ValueError: If ``num_classes`` is another number.
+        DataUnavailableError: If a file is missing; the message says where to get it.
+        CorruptDataError: If the archive is damaged, has an unsafe path, a wanted file twice or a
+            link in its place, or if a file has a wrong length or a label out of range.
+    """
+    if num_classes not in LAYOUTS:
+        raise ValueError(f"num_classes must be one of {tuple(LAYOUTS)}, got {num_classes!r}")
+    layout = LAYOUTS[num_classes]
+    names = list(layout.pictures)
+    if path.is_dir():
+        files = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
+    else:
+        files = _read_archive(path, layout) if path.is_file() else {}
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise DataUnavailableError(
+            f"{path}: no {', '.join(missing)} there; get {layout.archive} (md5 {layout.md5})"
+            f" from {PAGE} and give that file or the folder it unpacks to"
+        )
+    parts = [_decode(f"{path}: {name}", files[name], layout, name, complete) for name in names]
+    x, y = (list(arrays) for arrays in zip(*parts, strict=True))
+    train = {"train_x": np.concatenate(x[:-1]), "train_y": np.concatenate(y[:-1])}
+    return train | {"test_x": x[-1], "test_y": y[-1]}
+
+
+def _read_archive(archive: Path, layout: _Layout) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    largest = max(layout.pictures.values()) * (len(layout.labels) + PIXELS)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:  # in the archive's order: going back would decompress anew
+                path = PurePosixPath(member.name)
+                if path.is_absolute() or ".." in path.parts:
+                    raise CorruptDataError(f"{archive}: unsafe path {member.name!r}")
+                if path.name not in layout.pictures or member.isdir():
+                    continue
+                stream = tar.extractfile(member) if member.isreg() else None
+                if stream is None or member.size > largest or path.name in files:
+                    raise CorruptDataError(f"{archive}: no usable file {member.name!r}")
+                files[path.name] = stream.read()
+            while tar.fileobj is not None and tar.fileobj.read(1 << 20):
+                pass  # to the end, where gzip has its checksum
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise CorruptDataError(f"{archive}: not a whole tar archive: {error}") from error
+    return files
+
+
+def _decode(
+    what: str, data: bytes, layout: _Layout, name: str, complete: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    head = len(layout.labels)
+    count, rest = divmod(len(data), head + PIXELS)
+    if rest or not count:
+        raise CorruptDataError(f"{what}: {len(data)} bytes are not records of {head} + {PIXELS}")
+    official = layout.pictures[name]
+    if count > official or (complete and count < official):
+        raise CorruptDataError(f"{what}: {count} pictures, expected {official}")
+    records = np.frombuffer(data, dtype=np.uint8).reshape(count, -1)  # (N, labels + pixels)
+    for labels, values in zip(records.T, layout.labels, strict=False):
+        wrong = np.flatnonzero(labels >= values)
+        if len(wrong):
+            place, limit = wrong[0], values - 1
+            raise CorruptDataError(
+                f"{what}: label {labels[place]} of picture {place}, expected 0 to {limit}"
+            )
+    pixels = np.ascontiguousarray(records[:, head:]).reshape(count, 3, 32, 32)
+    return pixels, records[:, head - 1].copy()
