@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import attacks
+import cascading_sum
 import hard_negatives
 import linear_robustness
 import ordering
@@ -191,6 +192,48 @@ BENCHMARKS = (
         10.0,
         "x",
         larger=True,
+    ),
+    Benchmark(
+        "mixes of two against torchvision's MixUp, B = 128, 3 x 32 x 32",
+        lambda: cascading_sum.against_mixup((3, 32, 32)),
+        "ratio",
+        1.05,
+        "x",
+    ),
+    Benchmark(
+        "mixes of two against torchvision's MixUp, B = 128, 1 x 28 x 28",
+        lambda: cascading_sum.against_mixup((1, 28, 28)),
+        "ratio",
+        1.05,
+        "x",
+    ),
+    Benchmark(
+        "mixes of eight against mixes of two, B = 128, 3 x 32 x 32",
+        lambda: cascading_sum.eight_against_two((3, 32, 32)),
+        "ratio",
+        1.5,
+        "x",
+    ),
+    Benchmark(
+        "mixes of eight against mixes of two, B = 128, 1 x 28 x 28",
+        lambda: cascading_sum.eight_against_two((1, 28, 28)),
+        "ratio",
+        1.5,
+        "x",
+    ),
+    Benchmark(
+        "mixes of four, share of a training step, ResNet-8, B = 128, 3 x 32 x 32",
+        cascading_sum.share_of_a_step,
+        "share",
+        0.02,
+        "of the step",
+    ),
+    Benchmark(
+        "rows that a cascade passes through the model against drawn examples over K, ratio - 1",
+        cascading_sum.rows_of_a_cascade,
+        "gap",
+        0.0,
+        "",
     ),
     Benchmark(
         "import trainaug beyond import torch",
