@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 from trainaug.cli import app
 from trainaug.experiments.ch01 import tuning as tuning_01
 from trainaug.experiments.ch04 import tuning as tuning_04
+from trainaug.experiments.ch05 import tuning as tuning_05
 from trainaug.experiments.ch06 import tuning
 from trainaug.experiments.chapters import TITLES
 from trainaug.paths import ROOT
 
 CLAIMS = {f"lin.{k}" for k in range(1, 9)} | {f"vse.{k}" for k in range(1, 10)}
-CLAIMS |= {f"ord.{k}" for k in range(1, 13)}
+CLAIMS |= {f"ord.{k}" for k in range(1, 13)} | {f"csa.{k}" for k in range(1, 16)}
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +44,7 @@ def test_claims_as_json_have_what_a_script_needs():
 
 def test_claims_table_has_every_claim():
     lines = run("claims").stdout.splitlines()
-    heads = ("lin.", "ord.", "vse.")
+    heads = ("csa.", "lin.", "ord.", "vse.")
     assert {line.split()[0] for line in lines if line.startswith(heads)} == CLAIMS
 
 
@@ -87,18 +88,24 @@ def test_tune_calls_the_chapters_that_have_something_to_tune(monkeypatch):
         calls.append(workers)
         say("trials 1/1")
 
-    for chapter in (tuning, tuning_01, tuning_04):  # the real ones take minutes and write files
+    chapters = (
+        tuning,
+        tuning_01,
+        tuning_04,
+        tuning_05,
+    )  # the real ones take minutes and write files
+    for chapter in chapters:
         monkeypatch.setattr(chapter, "tune", tune)
-    done = CliRunner().invoke(app, ["tune", "5", "6"])
+    done = CliRunner().invoke(app, ["tune", "2", "6"])
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines() == ["chapter 05: nothing to tune", "trials 1/1"]
+    assert done.output.splitlines() == ["chapter 02: nothing to tune", "trials 1/1"]
     assert len(calls) == 1
     assert calls[0] >= 1
     # all chapters by default
     lines = CliRunner().invoke(app, ["tune"]).output.splitlines()
     assert len(lines) == len(TITLES)
-    assert [x for x in lines if not x.endswith("nothing to tune")] == ["trials 1/1"] * 3
-    assert len(calls) == 4
+    assert [x for x in lines if not x.endswith("nothing to tune")] == ["trials 1/1"] * len(chapters)
+    assert len(calls) == len(chapters) + 1
 
 
 def test_tune_refuses_an_unknown_chapter():

@@ -12,6 +12,8 @@ WANTED = {f"lin.6.{item}" for item in range(1, 16)} | {"lin.table", "lin.3", "li
 WANTED |= {f"vse.{item}" for item in range(1, 16)}
 # Chapter 4: the table of pitfalls, edge cases and oracles in the note.
 WANTED |= {f"ord.P{item}" for item in range(1, 21)}
+# Chapter 5: the same.
+WANTED |= {f"csa.Q{item}" for item in range(1, 22)}
 
 
 def test_every_oracle_has_a_test() -> None:

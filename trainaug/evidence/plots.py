@@ -82,24 +82,31 @@ def spread(
     colour: str,
     label: str | None = None,
     points: bool = True,
+    horizontal: bool = False,
 ) -> None:
     """Draw single values, their mean and its 95 % Student interval (none for a single value).
 
     Args:
         axis: Where to draw.
-        x: Abscissa.
+        x: Abscissa, or ordinate if horizontal.
         values: One a seed.
         colour: Colour of all.
         label: Legend entry.
         points: Draw the single values too.
+        horizontal: Lay the values along the abscissa.
     """
     if points:
-        axis.plot([x] * len(values), values, ".", color=colour, alpha=0.3, markersize=5)
+        where = [x] * len(values)
+        pairs = (values, where) if horizontal else (where, values)
+        axis.plot(*pairs, ".", color=colour, alpha=0.3, markersize=5)
     mean, half = values[0], 0.0
     if len(values) > 1:
         interval = t_interval(values, 0.95)
         mean, half = interval.mean, interval.high - interval.mean
-    axis.errorbar(x, mean, half, fmt="o", color=colour, capsize=3, label=label)
+    if horizontal:
+        axis.errorbar(mean, x, xerr=half, fmt="o", color=colour, capsize=3, label=label)
+    else:
+        axis.errorbar(x, mean, half, fmt="o", color=colour, capsize=3, label=label)
 
 
 def matrix(
