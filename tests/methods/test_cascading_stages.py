@@ -198,12 +198,15 @@ def test_a_stage_sets_the_rate_of_every_group_and_of_later_schedulers():
     begin_stage(model, optimizer, lr=0.0)
     begin_stage(model, optimizer, lr=0.02)
     assert [group["lr"] for group in optimizer.param_groups] == [0.02] * len(groups)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
-    assert scheduler.get_last_lr() == [0.02] * len(groups)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    assert scheduler.get_last_lr() == [0.02] * len(groups)  # not 0.1, what it began with
+    optimizer.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == [0.01] * len(groups)
     for lr in (-0.1, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"lr.*got {lr}"):
             begin_stage(model, optimizer, lr=lr)
-    assert optimizer.param_groups[0]["lr"] == 0.02
+    assert optimizer.param_groups[0]["lr"] == 0.01
 
 
 @pytest.mark.oracle("csa.Q13")
