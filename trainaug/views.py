@@ -45,6 +45,11 @@ KEY_FIGURES = {  # chapter: name of the file, text alternative
         "The last position explains most of the variance for the conv net and long steps, "
         "the first for short steps",
     ),
+    "05": (
+        "cascade",
+        "The cascade 4-2-1 is level with or below each of its controls, and loses accuracy under "
+        "both attacks, more under PGD than under FGSM",
+    ),
     "06": ("certificate", "Bounds of the largest robust radius closing on the exact value"),
 }
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -16,6 +16,7 @@ __all__ = [
     "HEADLINE",
     "PAPER",
     "SIZES",
+    "STEPS",
     "TUNED",
     "Arm",
     "best_alpha",

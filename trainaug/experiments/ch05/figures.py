@@ -62,7 +62,7 @@ def mix_grid(rows: Mapping[str, ArrayLike]) -> Figure:
         for pictures in shown.values()
     ]
     height = strips[0].shape[0]
-    axes[0].imshow(np.concatenate(strips, 0), cmap="gray", vmin=0, vmax=1)
+    axes[0].imshow(np.concatenate(strips, 0), cmap="gray", vmin=0, vmax=1, interpolation="none")
     axes[0].set_yticks([height * (row + 0.5) for row in range(len(shown))], list(shown))
     axes[0].set_xticks([])
     axes[0].grid(False)
@@ -129,12 +129,13 @@ def ablation(records: Sequence[Record], arms: Mapping[str, str]) -> Figure:
         for row, name in enumerate(arms):
             values = _values(records, gain(f"{place}_{name}", f"{place}_erm"))
             colour = PALETTE[0] if name.startswith("csa") else PALETTE[1]
-            spread(axis, row, values, colour=colour, horizontal=True)
+            spread(axis, row, values, colour=colour, points=False, horizontal=True)
         axis.axvline(0, color="k", lw=1)
         axis.set_yticks(range(len(arms)), list(arms.values()) if axis is axes[0] else [])
         axis.invert_yaxis()
         axis.set_title(TITLES[place])
-        axis.set_xlabel("test accuracy minus clean training (points)")
+        axis.set_xlabel("points above clean training")
+    drawn.set_size_inches(10, 0.24 * len(arms) + 1.0)
     return drawn
 
 

@@ -116,7 +116,7 @@ def measure_model(
     metrics["corrupt/mean"] = sum(correct) / len(correct)
     for attack in ("fgsm", "pgd"):
         metrics[attack] = robust_accuracy(model, x, y, eps, attack=attack, seed=seed)
-    n = LANDSCAPE_EXAMPLES
+    n = min(LANDSCAPE_EXAMPLES, images)
     clean = model, losses_of, data.train.x[:n], data.train.y[:n]
     g = stream(seed, "landscape")
     metrics["sharpness"] = sharpness(*clean, rho=RHO, generator=g)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from trainaug.data.indexed import IndexedDataset
+from trainaug.experiments.ch05.arms import STEPS
 from trainaug.experiments.ch05.training import BATCH, JoinedBatches, Trained
 from trainaug.methods.cascading_sum import PlateauCascade, SumMix, begin_stage
 from trainaug.training.loop import train
@@ -21,7 +22,7 @@ __all__ = ["train_by_plateaus"]
 PATIENCE = {"patience": 10, "stop_patience": 35}  # epochs at K = 1; the source's for small subsets
 LAST_RATE = 0.2  # factor of the clean stage after a cascade
 LOWEST_RATE = 5e-5
-MAX_STEPS = 8000
+MAX_STEPS = 8000  # at the full budget
 
 
 def train_by_plateaus(
@@ -44,11 +45,12 @@ def train_by_plateaus(
         model.parameters(), lr=settings["lr"], momentum=0.9, nesterov=True, weight_decay=1e-4
     )
     found, best = Trained(), copy.deepcopy(model.state_dict())
+    most = MAX_STEPS * settings["steps"] // STEPS
 
     def criterion(logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits, y, reduction="none")
 
-    while not cascade.has_finished and found.forward_examples < MAX_STEPS * BATCH:
+    while not cascade.has_finished and found.forward_examples < most * BATCH:
         mix.num_groups = cascade.k
         history = train(
             model,

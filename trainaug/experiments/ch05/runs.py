@@ -73,7 +73,7 @@ def plan(config: Config) -> list[Run]:
         settings = {"data": name, "models": models, "images": min(CURVE_IMAGES, config.images)}
         add(f"{condition}_radii", settings, config.extended_seeds, 9 * seconds)
         settings = complete(f"{condition}_csa4")
-        add(f"{condition}_objective", settings, config.extended_seeds, 3 * seconds)
+        add(f"{condition}_objective", settings, config.extended_seeds, 5 * seconds)
     return runs
 
 
@@ -133,7 +133,7 @@ def _radii(settings: dict[str, Any], seed: int) -> dict[str, Any]:
 def _objective(settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """Curvature of the objectives with K samples in a mix, at the same weights of a cascade."""
     data = problem(settings["data"], settings["per_class"], seed)
-    n = LANDSCAPE_EXAMPLES
+    n = min(LANDSCAPE_EXAMPLES, settings["images"])
     x, y = data.train.x[:n], data.train.y[:n]
     objectives: dict[str, tuple[Tensor, Tensor]] = {}
     for k in COUNTS:
