@@ -144,5 +144,5 @@ def test_markdown_holds_no_measured_number(number: str) -> None:
     text = re.sub(r"\$[^$]*\$|`[^`]*`", "", markdown(notebook_path(number)))
     decimals = set(re.findall(r"\d+\.\d{3,}|\d+(?:\.\d+)? ?%", text))
     # the radius below which nothing flips is a setting; the published values are quotations
-    logs = {"92.9 %", "90.7 %", "89.3 %", "89.0 %"}  # of chapter 4's source
+    logs = {"92.9 %", "90.7 %", "89.3 %", "89.0 %", "70.7 %"}  # of the source of chapters 4 and 5
     assert decimals <= {"0.999", "0.541", "0.503", "95 %"} | logs
