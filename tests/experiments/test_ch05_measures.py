@@ -23,7 +23,7 @@ from trainaug.training.randomness import stream
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
 
-IMAGES = 60
+IMAGES, SEED = 60, 3
 EPS = measures.EPS["digits"]
 
 
@@ -79,7 +79,7 @@ def test_attacks_weaken_with_their_radius_and_leave_the_network(data, fitted, at
     x, y = data.test.x[:IMAGES], data.test.y[:IMAGES]
     before = state_of(fitted)
     found = [
-        measures.robust_accuracy(fitted, x, y, eps, attack=attack, seed=0)
+        measures.robust_accuracy(fitted, x, y, eps, attack=attack, seed=SEED)
         for eps in (0.0, EPS / 2, EPS, EPS)
     ]
     assert unchanged(fitted, before)
@@ -89,24 +89,29 @@ def test_attacks_weaken_with_their_radius_and_leave_the_network(data, fitted, at
     if attack == "fgsm":
         attacked = fgsm(model, x, y, norm="linf", eps=EPS)
     else:  # the note: 20 steps of a quarter of the radius, at least two restarts
-        g, options = stream(0, "attack"), {"norm": "linf", "steps": 20, "restarts": 2}
+        g, options = stream(SEED, "attack"), {"norm": "linf", "steps": 20, "restarts": 2}
         attacked = pgd(model, x, y, eps=EPS, step_size=EPS / 4, generator=g, **options)
     assert found[2] == accuracy(model, attacked, y)
 
 
-def test_pgd_is_no_weaker_than_fgsm(data, fitted):
+def test_pgd_is_that_of_the_note_and_no_weaker_than_fgsm(monkeypatch, data, fitted):
     x, y = data.test.x[:IMAGES], data.test.y[:IMAGES]
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(measures, "pgd", lambda *a, **kw: asked.append(kw) or pgd(*a, **kw))
     for share in (0.5, 1.0, 2.0):
         one, many = (
-            measures.robust_accuracy(fitted, x, y, share * EPS, attack=attack, seed=0)
+            measures.robust_accuracy(fitted, x, y, share * EPS, attack=attack, seed=SEED)
             for attack in ("fgsm", "pgd")
         )
         assert many <= one + 0.01
+        options = {"norm": "linf", "eps": share * EPS, "step_size": share * EPS / 4, "steps": 20}
+        assert asked[-1].items() >= options.items()
+        assert asked[-1]["restarts"] >= 2
 
 
 def test_curves_fall_from_the_clean_accuracy(data, fitted):
     before = state_of(fitted)
-    curves = measures.accuracy_curves(fitted, data, EPS, 0, images=IMAGES)
+    curves = measures.accuracy_curves(fitted, data, EPS, SEED, images=IMAGES)
     assert unchanged(fitted, before)
     assert set(curves) == {"eps", "fgsm", "pgd"}
     assert curves["eps"] == pytest.approx([0, *(EPS * 2.0**power for power in range(-3, 3))])
@@ -115,7 +120,7 @@ def test_curves_fall_from_the_clean_accuracy(data, fitted):
         curve = curves[attack]
         assert curve[0] == accuracy(fitted, x, y)
         assert all(b <= a + 0.02 for a, b in itertools.pairwise(curve))
-        one = measures.robust_accuracy(fitted, x, y, EPS, attack=attack, seed=0)
+        one = measures.robust_accuracy(fitted, x, y, EPS, attack=attack, seed=SEED)
         assert curve[4] == one < curve[0]
 
 
@@ -124,7 +129,7 @@ def test_curves_fall_from_the_clean_accuracy(data, fitted):
 
 @pytest.fixture(scope="module")
 def measured(data, fitted) -> dict[str, float]:
-    return measures.measure_model(fitted, data, EPS, 0, images=IMAGES)
+    return measures.measure_model(fitted, data, EPS, SEED, images=IMAGES)
 
 
 KINDS = ("noise", "blur", "contrast")
@@ -138,7 +143,7 @@ def test_measurements_are_complete_in_range_and_repeatable(data, fitted, measure
     assert min(measured[n] for n in ("test/nll", "input_gradient", "sharpness", "lipschitz")) > 0
     assert 0.2 < measured["test/accuracy"] < 1
     before = state_of(fitted)
-    again = measures.measure_model(fitted, data, EPS, 0, images=IMAGES)
+    again = measures.measure_model(fitted, data, EPS, SEED, images=IMAGES)
     assert again == measured
     assert unchanged(fitted, before)
     other = measures.measure_model(fitted, data, EPS, 1, images=IMAGES)
@@ -162,17 +167,17 @@ def test_measurements_by_hand(data, fitted, measured):
         norms.append(float(leaf.grad.abs().sum()))
     assert measured["input_gradient"] == pytest.approx(sum(norms) / IMAGES, rel=1e-4)
     for attack in ("fgsm", "pgd"):
-        robust = measures.robust_accuracy(model, x, y, EPS, attack=attack, seed=0)
+        robust = measures.robust_accuracy(model, x, y, EPS, attack=attack, seed=SEED)
         assert measured[attack] == robust
     for kind in KINDS:
         found = [
-            accuracy(model, corrupt(x, kind, s, generator=stream(0, f"{kind}/{s}")), y)
+            accuracy(model, corrupt(x, kind, s, generator=stream(SEED, f"{kind}/{s}")), y)
             for s in range(1, 6)
         ]
         assert measured[f"corrupt/{kind}"] == pytest.approx(sum(found) / 5)
     mean = sum(measured[f"corrupt/{kind}"] for kind in KINDS) / 3
     assert measured["corrupt/mean"] == pytest.approx(mean)
-    options: dict[str, Any] = {"rho": 0.05, "generator": stream(0, "landscape")}
+    options: dict[str, Any] = {"rho": 0.05, "generator": stream(SEED, "landscape")}
     x, y = data.train.x[:IMAGES], data.train.y[:IMAGES]  # fewer than 200
     expected = sharpness(model, measures.losses_of, x, y, **options)
     assert measured["sharpness"] == pytest.approx(expected, rel=1e-6)
@@ -186,7 +191,7 @@ def test_landscape_is_that_of_the_training_part_and_the_rest_of_the_test_part(
 
     for part in ("train", "val", "test"):
         changed = replace(data, **{part: other(getattr(data, part))})
-        found = measures.measure_model(fitted, changed, EPS, 0, images=IMAGES)
+        found = measures.measure_model(fitted, changed, EPS, SEED, images=IMAGES)
         differing = {name for name in measured if found[name] != measured[name]}
         if part == "test":
             assert differing.isdisjoint(LANDSCAPE)
@@ -214,9 +219,9 @@ def test_test_time_mixing_by_hand(monkeypatch, data, fitted):
     monkeypatch.setattr(measures, "SumTTA", Spy)
     monkeypatch.setattr(measures, "pgd", spy)
     before = state_of(fitted)
-    found = measures.measure_test_time_mixing(fitted, data, EPS, 0, images=40)
+    found = measures.measure_test_time_mixing(fitted, data, EPS, SEED, images=40)
     assert unchanged(fitted, before)
-    assert found == measures.measure_test_time_mixing(fitted, data, EPS, 0, images=40)
+    assert found == measures.measure_test_time_mixing(fitted, data, EPS, SEED, images=40)
     model, x, y = copy.deepcopy(fitted).eval(), data.test.x[:40], data.test.y[:40]
     attacked, judge = made[:2]
     assert len(attacked.partners) == len(judge.partners) == measures.PARTNERS
@@ -235,7 +240,7 @@ def test_test_time_mixing_by_hand(monkeypatch, data, fitted):
     assert found == {
         "clean/bare": accuracy(model, x, y),
         "clean/mixed": mixed(x),
-        "pgd/bare": measures.robust_accuracy(fitted, x, y, EPS, attack="pgd", seed=0),
+        "pgd/bare": measures.robust_accuracy(fitted, x, y, EPS, attack="pgd", seed=SEED),
         "pgd/unaware": mixed(bare),
         "pgd/adaptive": mixed(adaptive),
     }

@@ -192,6 +192,8 @@ def test_the_test_part_gives_up_only_what_a_class_lacks(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(problems, "RESERVED", {"digits": 0})
             whole = rows_of("digits", problem("digits", 50, seed))
+        half = rows_of("digits", problem("digits", 50, seed))
+        assert half == rows | {"train": whole["train"]}  # smaller parts do not need them
         given = set(whole["test"]) - set(rows["test"])
         assert [row for row in whole["test"] if row not in given] == rows["test"]
         assert given <= set(rows["train"])
