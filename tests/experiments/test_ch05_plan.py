@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
@@ -94,8 +95,8 @@ def test_plan_by_hand():
 def test_profiles_run_the_arms_of_their_tier():
     ran = {name: chapters.load_chapter("05").plan(name) for name in ("quick", "standard", "full")}
     found = {name: {run.arm for run in plan} for name, plan in ran.items()}
-    assert found["standard"] == set(arms.HEADLINE)
-    assert found["quick"] == found["full"] == {*TUNED, *FURTHER}
+    assert found["quick"] == found["standard"] == set(arms.HEADLINE)
+    assert found["full"] == {*TUNED, *FURTHER}
     seeds = Counter(run.arm for run in ran["full"])
     assert min(seeds[arm] for arm in arms.HEADLINE) == Config().seeds == 24
     assert min(seeds[arm] for arm in arms.EXTENDED if arm not in DEEP) >= 10
@@ -130,7 +131,8 @@ def test_wrong_settings_are_named(wrong):
 
 
 def few_steps(arm: str) -> Run:
-    plan = runs.plan(Config(seeds=1, extended_seeds=1, images=20, budget=0.001, first_seed=0))
+    few: dict[str, int] = dict.fromkeys(("seeds", "extended_seeds", "deep_seeds"), 1)
+    plan = runs.plan(Config(**few, images=20, budget=0.001, first_seed=0))
     return next(run for run in plan if run.arm == arm)
 
 
@@ -171,3 +173,19 @@ def test_a_run_keeps_what_estimands_and_figures_read(monkeypatch, arm):
         assert curves.get("switches", []) == pytest.approx(found.switches, rel=1e-5)
         assert len(found.switches) == (0 if arm == "csa4" else 3)
         assert result["counters"] == {"examples": 3000, "forward_examples": 3000}
+
+
+@pytest.mark.parametrize(
+    "arm",
+    ["emoji_100_csa4_restart", "resnet8_mixup_clean", "fashion_500_csa4", "digits_10_source4"],
+)
+def test_other_data_networks_and_recipes_run_too(arm):
+    run = few_steps(arm)
+    result = runs.execute(replace(run, config={**run.config, "steps": 6, "images": 4}))
+    assert canonical_json(result)
+    assert 0 < result["metrics"]["test/accuracy"] < 1
+    counters = result["counters"]
+    if arm == "digits_10_source4":
+        assert counters["examples"] > counters["forward_examples"] >= 50
+    else:
+        assert counters == {"examples": 300, "forward_examples": 300}
