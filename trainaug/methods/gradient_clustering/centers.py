@@ -1,0 +1,248 @@
+"""Centres of clusters of gradients: rank one for each layer, and distances to them.
+
+Chapter: notebooks/02_gradient_clustering.ipynb
+Reference: Faghri, Duvenaud, Fleet, Ba, "A Study of Gradient Variance in Deep Learning",
+arXiv 2007.04532, 2020; the counted costs follow the authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from trainaug.methods.gradient_clustering.factors import Factors
+
+__all__ = ["CenterKind", "GradientCenters", "Route", "choose_route", "route_costs"]
+
+CenterKind = Literal["means", "svd", "full"]
+Route = Literal["factored", "mixed", "materialised"]
+
+
+BLOCK = 1 << 20  # numbers of the gradients that are made at a time
+MOVE = 32  # cost of unfolding a number, in multiply-adds
+LARGE = 0.5  # cost of a multiply-add in one large product, against many small ones
+
+
+def route_costs(b: int, k: int, i: int, o: int, t: int) -> dict[Route, float]:
+    """Count the multiply-adds of a layer's distances on three routes.
+
+    *factored* never makes a gradient; *materialised* makes them, and multiplies them with the
+    centres; *mixed* makes them for their lengths only. The products with the centres are large,
+    or a convolution, and count half.
+
+    Args:
+        b: Examples in the batch.
+        k: Centres.
+        i: Rows of the (unfolded) inputs.
+        o: Rows of the output gradients.
+        t: Output positions.
+    """
+    products = k * b * t * (i + o + 1) * LARGE
+    lengths = b * (i + o) if t == 1 else b * t * t * (i + o + 1) + MOVE * b * i * t
+    make = b * i * o * (t + 1)
+    return {
+        "factored": products + lengths,
+        "mixed": products + make,
+        "materialised": make + k * b * i * o * LARGE,
+    }
+
+
+def choose_route(b: int, k: int, i: int, o: int, t: int) -> Route:
+    """Return the route with the least counted cost."""
+    costs = route_costs(b, k, i, o, t)
+    return min(costs, key=lambda route: costs[route])
+
+
+class GradientCenters:
+    r"""K centres $C_k=d_kc_k^\top$ for each layer, and the sums that the next ones come from.
+
+    Args:
+        num_clusters: K, at least 1.
+        kind: ``means``: $c_k$ and $d_k$ are the means of the factors, as in the paper; neither
+            the mean gradient nor its best approximation. ``svd``: that best approximation.
+            ``full``: the mean gradient itself. The last two keep ``K * I * O`` numbers a layer.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    def __init__(self, num_clusters: int, kind: CenterKind = "means") -> None:
+        if num_clusters < 1:
+            raise ValueError(f"num_clusters must be >= 1, got {num_clusters}")
+        if kind not in get_args(CenterKind):
+            raise ValueError(f"kind must be one of {get_args(CenterKind)}, got {kind!r}")
+        self.num_clusters, self.kind = num_clusters, kind
+        # layer: c (K, I) and d (K, O); with full centres the gradients (K, O, I)
+        self.centers: dict[str, tuple[Tensor, ...]] = {}
+        self._sums: dict[str, tuple[Tensor, ...]] = {}
+        self._counts = torch.zeros(2 * num_clusters, dtype=torch.int64, device="cpu")
+
+    # --- distances --------------------------------------------------------------------------------
+
+    def sq_distances(self, factors: Mapping[str, Factors]) -> Tensor:
+        r"""Return $\lVert C_k-g_i\rVert^2$ summed over the layers, ``(B, K)``, at least 0.
+
+        Each layer goes by its cheapest route (``choose_route``). The terms are put together in
+        float64 (float32 on MPS, which has no other): they cancel near a centre.
+        """
+        if factors.keys() != self.centers.keys():
+            raise ValueError(f"centres of {[*self.centers]}, gradients of {[*factors]}")
+        parts = [self._layer_distances(layer, self.centers[n]) for n, layer in factors.items()]
+        return torch.stack(parts).sum(0).clamp_min_(0.0)
+
+    def _layer_distances(self, layer: Factors, center: tuple[Tensor, ...]) -> Tensor:
+        b, i, o, t = layer.sizes
+        full = self.kind == "full"
+        own = _wide(center[0].flatten(1).square().sum(1))  # (K,) CC
+        if not full:
+            own = own * _wide(center[1].square().sum(1))
+        route = "materialised" if full else choose_route(b, self.num_clusters, i, o, t)
+        if route == "factored":
+            lengths, products = layer.sq_norms(), layer.products(*center)
+        else:
+            parts = []
+            for start in range(0, b, max(1, BLOCK // (i * o))):  # small enough for the cache
+                gradient = layer.rows(slice(start, start + max(1, BLOCK // (i * o)))).gradient()
+                norms = gradient.square().sum((1, 2))
+                if full:
+                    parts.append((norms, gradient.flatten(1) @ center[0].flatten(1).T))
+                elif route == "mixed":
+                    parts.append((norms, norms))
+                else:
+                    c, d = center
+                    parts.append((norms, ((gradient @ c.T) * d.T).sum(1)))
+            lengths, products = (torch.cat(p) for p in zip(*parts, strict=True))
+            if route == "mixed":
+                products = layer.products(*center)
+        return _wide(lengths)[:, None] - 2 * _wide(products) + own  # GG - 2 CG + CC
+
+    # --- updates ----------------------------------------------------------------------------------
+
+    def append(self, factors: Mapping[str, Factors]) -> None:
+        """Begin with centres on the gradients of the examples of a batch, after those before."""
+        for name, layer in factors.items():
+            new = self._place(layer)
+            if name in self.centers:
+                pairs = zip(self.centers[name], new, strict=True)
+                new = tuple(torch.cat(pair) for pair in pairs)
+            self.centers[name] = new
+
+    def _place(self, layer: Factors) -> tuple[Tensor, ...]:
+        if self.kind == "means":
+            return layer.averages()
+        return self._from_sums((layer.gradient(),))
+
+    def add(self, factors: Mapping[str, Factors], assign: Tensor, half: Tensor) -> None:
+        """Take a batch into the sums of the next centres.
+
+        Args:
+            factors: Of the batch.
+            assign: Cluster of each example, ``(B,)``.
+            half: Which half of its cluster an example is in, 0 or 1, ``(B,)``: a cluster can be
+                split without another pass.
+        """
+        slots = 2 * assign + half.to(assign.device)
+        self._counts += torch.bincount(slots, minlength=2 * self.num_clusters).cpu()
+        for name, layer in factors.items():
+            parts = layer.averages() if self.kind == "means" else (layer.gradient(),)
+            if name not in self._sums:
+                self._sums[name] = tuple(
+                    v.new_zeros(2 * self.num_clusters, *v.shape[1:]) for v in parts
+                )
+            for total, values in zip(self._sums[name], parts, strict=True):
+                total.index_add_(0, slots, values)
+
+    def update(self, split: tuple[int, int] | None = None) -> Tensor:
+        """Move the centres to what ``add`` has seen; a cluster without examples keeps its own.
+
+        Args:
+            split: An empty cluster that takes the second half of another: ``(empty, other)``.
+
+        Returns:
+            Sizes, ``(K,)`` int64 on the CPU.
+        """
+        k = self.num_clusters
+        owner = torch.arange(k, device="cpu").repeat_interleave(2)
+        if split is not None:
+            empty, other = split
+            owner[2 * other + 1] = empty
+        sizes = self._counts.new_zeros(k).index_add_(0, owner, self._counts)
+        for name, sums in self._sums.items():
+            filled = (sizes > 0).nonzero().squeeze(1).to(sums[0].device)
+            means = []
+            for total in sums:
+                merged = total.new_zeros(k, *total.shape[1:])
+                merged.index_add_(0, owner.to(total.device), total)
+                count = sizes.to(total).view(-1, *[1] * (total.ndim - 1))
+                means.append((merged / count.clamp_min(1))[filled])
+            placed = tuple(means) if self.kind == "means" else self._from_sums(tuple(means))
+            for old, new in zip(self.centers[name], placed, strict=True):
+                old[filled] = new
+        self.discard()
+        return sizes
+
+    def discard(self) -> None:
+        """Forget what ``add`` has seen: a pass that failed must not count in the next one."""
+        self._sums, self._counts = {}, torch.zeros_like(self._counts)
+
+    def _from_sums(self, means: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (mean,) = means  # (K, O, I)
+        if self.kind == "full":
+            return (mean.clone(),)
+        u, s, vh = torch.linalg.svd(mean, full_matrices=False)
+        return vh[:, 0], s[:, :1] * u[:, :, 0]
+
+    def blend(
+        self, factors: Mapping[str, Factors], assign: Tensor, sizes: Tensor, decay: float
+    ) -> Tensor:
+        r"""Move the centres by one batch, on-line, and return the new sizes.
+
+        $s_k^{new}=\beta s_k+(1-\beta)n_k$ and $c_k\leftarrow(\beta s_kc_k+(1-\beta)\sum_{a_i=k}A_i)
+        /s_k^{new}$, the same for $d_k$; only with ``means``.
+
+        Args:
+            factors: Of the batch.
+            assign: Cluster of each example, ``(B,)``.
+            sizes: $s_k$, ``(K,)`` floating.
+            decay: $\beta$, in [0, 1).
+        """
+        if self.kind != "means":
+            raise ValueError(f"on-line centres are means, got kind={self.kind!r}")
+        counts = torch.bincount(assign, minlength=self.num_clusters).to(sizes)
+        new_sizes = decay * sizes + (1 - decay) * counts
+        safe = torch.where(new_sizes > 0, new_sizes, torch.ones_like(new_sizes))
+        for name, layer in factors.items():
+            for center, values in zip(self.centers[name], layer.averages(), strict=True):
+                total = torch.zeros_like(center).index_add_(0, assign, values)
+                moved = decay * sizes.to(center)[:, None] * center + (1 - decay) * total
+                moved /= safe.to(center)[:, None]
+                center.copy_(torch.where((new_sizes > 0)[:, None].to(center.device), moved, center))
+        return new_sizes
+
+    def move_to(self, factors: Mapping[str, Factors], cluster: int, row: int) -> None:
+        """Put a centre on the gradient of one example of a batch."""
+        for name, layer in factors.items():
+            one = layer.rows(slice(row, row + 1))
+            for center, values in zip(self.centers[name], self._place(one), strict=True):
+                center[cluster] = values[0]
+
+    def copy_center(self, source: int, target: int) -> None:
+        """Put a centre onto another one."""
+        for center in self.centers.values():
+            for values in center:
+                values[target] = values[source]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the centres."""
+        return {name: tuple(v.clone() for v in c) for name, c in self.centers.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take centres."""
+        self.centers = {name: tuple(v.clone() for v in c) for name, c in state.items()}
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.device.type == "mps" else values.double()

@@ -1,0 +1,350 @@
+"""Cluster a model's per-example gradients, by passes over the data or on-line.
+
+Chapter: notebooks/02_gradient_clustering.ipynb
+Reference: Faghri, Duvenaud, Fleet, Ba, "A Study of Gradient Variance in Deep Learning",
+arXiv 2007.04532, 2020, section 3; what the paper leaves open follows the authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from trainaug.methods.gradient_clustering.centers import CenterKind, GradientCenters
+from trainaug.methods.gradient_clustering.factors import (
+    Criterion,
+    Factors,
+    gram_matrix,
+    layer_factors,
+)
+from trainaug.methods.gradient_clustering.variance import exact_moves
+
+__all__ = ["Batches", "Clustering", "GradientClustering", "Rule"]
+
+Rule = Literal["running", "frozen", "plain", "exact"]
+LARGEST_GRAM = 20_000  # examples whose inner products are kept at once: 3.2 GB
+
+
+class Batches(Sized, Protocol):
+    """What gives the batches ``(x, y, index)`` of one pass over the data each time it is iterated.
+
+    A list of batches, or a ``DataLoader`` of a data set that returns the index.
+    """
+
+    def __iter__(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """A partition of the examples.
+
+    It says nothing about the model: a sampler that draws from it stays unbiased when the model
+    has moved on, only the gain shrinks with age.
+
+    Attributes:
+        assign: Cluster of each example, ``(N,)`` int64 on the CPU.
+        sizes: ``(K,)`` int64; clusters may be empty.
+        distortions: Of each pass, distances to the rank-one centres weighted by size: the
+            published objective. The variance follows from true means, see ``total_distortion``.
+    """
+
+    assign: Tensor
+    sizes: Tensor
+    distortions: tuple[float, ...]
+
+
+class GradientClustering:
+    r"""Weighted k-means of per-example gradients, $\min\sum_iN_{a_i}\lVert C_{a_i}-g_i\rVert^2$.
+
+    A pass takes every batch forward and back once, without gradients of parameters: it assigns
+    with the centres as they are and collects the next ones. The model is not changed.
+
+    Args:
+        model: Of ``nn.Linear`` and ``nn.Conv2d`` layers (see ``LayerFactors``). Its mode is yours:
+            dropout makes the gradients of one draw of its masks.
+        criterion: ``criterion(model(x), y)`` gives per-example losses ``(B,)``. A sum or a mean is
+            refused: under a mean the factors would change with the size of the batch.
+        num_clusters: K, at most the number of examples.
+        generator: Source of the first centres and of the halves of a split.
+        rule: Multiplier of the distance to a centre. ``running``: the examples that the cluster
+            has got in this pass, plus one, as the authors' code does. ``frozen``: its size in the
+            pass before, as published; it is no descent step and tends to put everything into one
+            cluster. ``plain``: one, which is k-means. ``exact``: running, and after the last pass
+            single moves by their exact change of the variance, which needs ``(N, N)`` numbers.
+        centers: See ``GradientCenters``.
+        min_size: Least size of a cluster: after a pass, the smallest one below it takes a random
+            half of the one with the largest distortion; 0 for never.
+        layers: See ``LayerFactors``.
+        bias: See ``LayerFactors``.
+
+    Raises:
+        ValueError: If a setting is out of range, there are fewer examples than clusters, or the
+            indices of a pass are not 0 to N - 1, each once.
+        TypeError: If a layer has no factors.
+        FloatingPointError: If a gradient is not finite, naming an example.
+        RuntimeError: If the model changes during a pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        num_clusters: int,
+        *,
+        generator: torch.Generator,
+        rule: Rule = "running",
+        centers: CenterKind = "means",
+        min_size: int = 1,
+        layers: Sequence[str] | None = None,
+        bias: bool = True,
+    ) -> None:
+        if rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {get_args(Rule)}, got {rule!r}")
+        if min_size < 0:
+            raise ValueError(f"min_size must be >= 0, got {min_size}")
+        self.model, self.criterion, self.generator = model, criterion, generator
+        self.rule, self.min_size = rule, min_size
+        self.centers = GradientCenters(num_clusters, centers)
+        self._options: dict[str, Any] = {"layers": layers, "bias": bias}
+        self._sizes: Tensor | None = None  # of the last pass or, on-line, decayed
+
+    @property
+    def num_clusters(self) -> int:
+        """K."""
+        return self.centers.num_clusters
+
+    def _factors(self, x: Any, y: Any, index: Tensor) -> dict[str, Factors]:
+        device = next(self.model.parameters()).device
+        x, y = (v.to(device) if isinstance(v, Tensor) else v for v in (x, y))
+        factors = layer_factors(self.model, self.criterion, x, y, **self._options)
+        for layer in factors.values():  # before a centre takes a NaN to all distances
+            finite = [v.flatten(1).isfinite().all(1) for v in (layer.x, layer.z_grad)]
+            _check_finite(finite[0] & finite[1], index, "the gradient of example {} is not finite")
+        return factors
+
+    def _version(self) -> int:
+        return sum(t._version for t in self.model.parameters())
+
+    def _draw(self, high: int, count: int) -> Tensor:
+        g = self.generator
+        return torch.randint(high, (count,), generator=g, device=g.device).cpu()
+
+    # --- passes over the data ---------------------------------------------------------------------
+
+    def fit(self, batches: Batches, num_iterations: int = 10) -> Clustering:
+        """Assign and update in turn; called again, it goes on from the centres it has.
+
+        Args:
+            batches: Sized, and the same examples each time it is iterated; order does not matter
+                but for ``running``, whose counts grow along the pass.
+            num_iterations: Passes, at least 1; the authors use 10, ImageNet 3.
+        """
+        if num_iterations < 1:
+            raise ValueError(f"num_iterations must be >= 1, got {num_iterations}")
+        if not self.centers.centers:
+            self._begin(batches)
+        distortions = []
+        for _ in range(num_iterations):
+            found = self._pass(batches, learn=True)
+            distortions.append(found.distortions[0])
+        if self.rule == "exact":
+            found = self._polish(batches, found)
+        return Clustering(found.assign, found.sizes, tuple(distortions))
+
+    def assign(self, batches: Batches) -> Clustering:
+        """Assign every example to the centres as they are: the refresh of the on-line mode."""
+        if not self.centers.centers:
+            raise ValueError("there are no centres yet: call fit or observe first")
+        return self._pass(batches, learn=False)
+
+    def _begin(self, batches: Batches) -> None:
+        """Put the centres on K examples, spread evenly over the batches, random within them."""
+        k, taken = self.num_clusters, 0
+        centers = GradientCenters(k, self.centers.kind)
+        orders: list[Tensor] = []  # rows of each batch that are not taken yet
+        for sweep in range(2):  # the second only if the last batches were too small
+            for number, (x, y, index) in enumerate(batches):
+                if sweep == 0:
+                    g = self.generator
+                    orders.append(torch.randperm(len(index), generator=g, device=g.device))
+                due = min(k, -(-k * (number + 1) // len(batches))) if sweep == 0 else k
+                count = min(len(orders[number]), due - taken)
+                rows, orders[number] = orders[number][:count], orders[number][count:]
+                taken += count
+                if count > 0:
+                    x, y = x[rows.to(x.device)], y[rows.to(y.device)]
+                    centers.append(self._factors(x, y, index[rows.to(index.device)]))
+            if not orders:
+                raise ValueError("no batches: nothing to cluster")
+            if taken == k:
+                break
+        else:
+            raise ValueError(
+                f"num_clusters must be at most the number of examples, got {k} clusters and "
+                f"{taken} examples"
+            )
+        self.centers = centers
+
+    def _pass(self, batches: Batches, learn: bool) -> Clustering:
+        self.centers.discard()
+        version = self._version()
+        counts = torch.zeros(self.num_clusters, dtype=torch.float64, device="cpu")
+        seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for x, y, index in batches:
+            factors = self._factors(x, y, index)
+            if self._version() != version:
+                raise RuntimeError("the model changed during a pass: cluster between two updates")
+            distances = self._distances(factors, index)
+            assign = (distances * self._multiplier(counts).to(distances)).argmin(1)
+            half = self._draw(2, len(assign))
+            if learn:
+                self.centers.add(factors, assign, half)
+            least = distances.gather(1, assign[:, None]).squeeze(1)
+            seen.append((index.cpu(), assign.cpu(), half, least.cpu()))
+            counts += torch.bincount(seen[-1][1], minlength=self.num_clusters)
+        index, assign, half, least = _in_order(seen)
+        sizes = counts.long()
+        per_cluster = least.new_zeros(self.num_clusters).index_add_(0, assign, least)
+        distortion = float((sizes * per_cluster).sum())
+        if learn:
+            split = self._splitting(sizes, sizes * per_cluster)
+            if split is not None:
+                empty, other = split
+                assign = torch.where((assign == other) & (half == 1), empty, assign)
+            sizes = self.centers.update(split)
+        self._sizes = sizes.double()
+        return Clustering(assign, sizes, (distortion,))
+
+    def _multiplier(self, counts: Tensor) -> Tensor:
+        if self.rule == "plain":
+            return torch.ones_like(counts)
+        if self.rule == "frozen":
+            return counts + 1 if self._sizes is None else self._sizes.clamp_min(1.0)
+        return counts + 1
+
+    def _splitting(self, sizes: Tensor, distortions: Tensor) -> tuple[int, int] | None:
+        smallest, other = int(sizes.argmin()), int(distortions.argmax())
+        if sizes[smallest] >= self.min_size or sizes[other] < 2 or smallest == other:
+            return None
+        return smallest, other
+
+    def _distances(self, factors: dict[str, Factors], index: Tensor) -> Tensor:
+        distances = self.centers.sq_distances(factors)
+        overflow = "the squared gradient of example {} or of a centre is not finite"
+        _check_finite(distances.isfinite().all(1), index, overflow)
+        return distances
+
+    def _polish(self, batches: Batches, found: Clustering) -> Clustering:
+        if len(found.assign) > LARGEST_GRAM:
+            raise ValueError(
+                f"rule='exact' takes {LARGEST_GRAM} examples at most, got {len(found.assign)}"
+            )
+        kept = [(index.cpu(), self._factors(x, y, index)) for x, y, index in batches]
+        n = len(found.assign)
+        gram = torch.zeros(n, n, dtype=torch.float64, device="cpu")
+        for rows, first in kept:
+            for columns, second in kept:
+                gram[rows[:, None], columns] = gram_matrix(first, second).cpu()
+        assign = exact_moves(gram, found.assign, self.num_clusters)
+        for index, factors in kept:
+            chosen = assign[index].to(next(iter(factors.values())).x.device)
+            self.centers.add(factors, chosen, torch.zeros_like(assign[index]))
+        sizes = self.centers.update()
+        self._sizes = sizes.double()
+        return Clustering(assign, sizes, found.distortions)
+
+    # --- on-line ----------------------------------------------------------------------------------
+
+    def observe(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        decay: float = 0.999,
+        dead_share: float = 0.0,
+        reseed: Literal["largest", "data"] = "largest",
+    ) -> Tensor:
+        r"""Move the centres by one batch; sizes $s_k+1$ multiply the distances.
+
+        Draw the batch uniformly: batches of the stratified sampler would bias the sizes towards
+        small clusters. Examples get their clusters from ``assign``, a pass.
+
+        Args:
+            x: Inputs, ``(B, ...)``; the first batch has at least K examples.
+            y: Targets, ``(B, ...)``.
+            decay: $\beta$ of the moving averages, in [0, 1).
+            dead_share: A cluster with less than this share of the mean size is dead; at most one
+                a call starts anew, with ``reseed``:
+            reseed: ``largest``: as a copy of the cluster with the largest distortion in the batch,
+                both with half its size. ``data``: on a random example of the batch.
+
+        Returns:
+            Clusters of the batch, ``(B,)``.
+        """
+        if not 0 <= decay < 1 or not 0 <= dead_share < 1:
+            raise ValueError(f"need 0 <= decay, dead_share < 1, got {decay}, {dead_share}")
+        if reseed not in ("largest", "data"):
+            raise ValueError(f"reseed must be largest or data, got {reseed!r}")
+        rows = torch.arange(len(x), device="cpu")
+        if not self.centers.centers:
+            self._begin([(x, y, rows)])
+        factors = self._factors(x, y, rows)
+        distances = self._distances(factors, rows)
+        if self._sizes is None:
+            share = len(distances) / self.num_clusters
+            self._sizes = torch.full((self.num_clusters,), share, dtype=torch.float64, device="cpu")
+        assign = (distances * (self._sizes + 1).to(distances)).argmin(1)
+        self._sizes = self.centers.blend(factors, assign, self._sizes, decay)
+        smallest = int(self._sizes.argmin())
+        if self._sizes[smallest] < dead_share * self._sizes.mean():
+            if reseed == "data":
+                row = int(self._draw(len(distances), 1))
+                self.centers.move_to(factors, smallest, row)
+                self._sizes[smallest] = self._sizes.mean()
+            else:
+                least = distances.gather(1, assign[:, None]).squeeze(1)
+                spread = torch.zeros_like(distances[0]).index_add_(0, assign, least).cpu()
+                largest = int((spread * self._sizes.to(spread)).argmax())
+                if largest != smallest:
+                    self.centers.copy_center(largest, smallest)
+                    self._sizes[[largest, smallest]] = self._sizes[largest] / 2
+        return assign
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return centres, sizes and the generator's state."""
+        sizes = None if self._sizes is None else self._sizes.clone()
+        generator = self.generator.get_state()
+        return {"centers": self.centers.state_dict(), "sizes": sizes, "generator": generator}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.centers.load_state_dict(state["centers"])
+        self._sizes = None if state["sizes"] is None else state["sizes"].clone()
+        self.generator.set_state(state["generator"])
+
+
+def _check_finite(finite: Tensor, index: Tensor, message: str) -> None:
+    if not finite.all():
+        first = int(index.to(finite.device)[~finite][0])
+        raise FloatingPointError(message.format(first))
+
+
+def _in_order(seen: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Tensor, ...]:
+    """Put what the batches gave into the order of the examples."""
+    if not seen:
+        raise ValueError("no batches: nothing to cluster")
+    index, *values = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    order = index.argsort()
+    expected = torch.arange(len(index), device=index.device)
+    if not torch.equal(index[order], expected):
+        raise ValueError(
+            f"a pass must give every index 0 to {len(index) - 1} once, got {len(torch.unique(index))} "
+            f"different ones from {int(index.min())} to {int(index.max())}"
+        )
+    return expected, *(v[order] for v in values)

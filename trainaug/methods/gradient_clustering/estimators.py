@@ -1,0 +1,250 @@
+r"""Estimates of the mean gradient: uniform batches, strata and SVRG; and per-example gradients.
+
+All are flat, in the order of the trainable parameters, of the mean loss over the data. The model
+is not touched: no ``.grad``, no mode, no step.
+
+Chapter: notebooks/02_gradient_clustering.ipynb
+Reference: Faghri, Duvenaud, Fleet, Ba, "A Study of Gradient Variance in Deep Learning",
+arXiv 2007.04532, 2020; Johnson and Zhang, NeurIPS 2013, for SVRG.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sized
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+__all__ = ["Data", "GradientEstimator", "SGEstimator", "SVRGEstimator"]
+__all__ += ["StratifiedEstimator", "per_example_gradients"]
+
+Criterion = Callable[[Any, Any], Tensor]
+Values = dict[str, Tensor]
+
+
+class Data(Sized, Protocol):
+    """Data that give ``(x, y, index)`` for a tensor of indices."""
+
+    def __getitem__(self, index: Tensor, /) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+class GradientEstimator(Protocol):
+    """An unbiased estimate of the mean gradient; counts examples backpropagated so far."""
+
+    backward_examples: int  # by samples
+    refresh_examples: int  # to prepare them
+
+    def refresh(self, model: nn.Module) -> None:
+        """Renew what is kept of the model."""
+
+    def sample(self, model: nn.Module, generator: torch.Generator) -> Tensor:
+        """Return one independent estimate, ``(d,)``."""
+
+
+def _trainable(model: nn.Module) -> Values:
+    """Return the trainable parameters, once each, if gradients of single examples exist."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            module.training or module.running_mean is None
+        ):
+            kind = f"{name or 'the model'} ({type(module).__name__})"
+            raise ValueError(f"{kind} uses statistics of the batch: call model.eval()")
+    named: Values = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError("the model has no trainable parameter")
+    return named
+
+
+def _check_losses(losses: Tensor, b: int) -> Tensor:
+    if losses.shape != (b,):
+        raise ValueError(f"need losses of shape {(b,)}, unreduced, got {tuple(losses.shape)}")
+    return losses
+
+
+def per_example_gradients(
+    model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, chunk_size: int | None = None
+) -> Tensor:
+    """Return the gradient of every example's loss, ``(B, d)``, ``chunk_size`` at once.
+
+    Raises ``ValueError`` if losses are reduced or a BatchNorm uses statistics of the batch, torch's
+    ``RuntimeError`` for active dropout, ``FloatingPointError`` naming an example.
+    """
+    if len(x) == 0 or len(x) != len(y):
+        raise ValueError(f"need as many inputs as targets, got {len(x)} and {len(y)}")
+    at = {name: p.detach() for name, p in _trainable(model).items()}
+    device = next(iter(at.values())).device
+
+    def loss(at: Values, x: Tensor, y: Tensor) -> Tensor:
+        return _check_losses(criterion(functional_call(model, at, (x[None],)), y[None]), 1)[0]
+
+    found = vmap(grad(loss), (None, 0, 0), chunk_size=chunk_size)(at, x.to(device), y.to(device))
+    flat = torch.cat([found[name].flatten(1) for name in at], 1)  # (B, d)
+    finite = flat.isfinite().all(1)
+    if not finite.all():
+        raise FloatingPointError(f"gradient of example {int((~finite).nonzero()[0])} is not finite")
+    return flat
+
+
+class _Estimator:
+    """Data, counters, and the gradient of given draws."""
+
+    _kept: tuple[str, ...] = ("backward_examples", "refresh_examples")
+
+    def __init__(self, criterion: Criterion, dataset: Data) -> None:
+        self.criterion, self.dataset = criterion, dataset
+        self.backward_examples = self.refresh_examples = 0
+
+    def refresh(self, model: nn.Module) -> None:
+        """Nothing is kept of the model."""
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Return the indices of one sample's examples, int64 on the CPU."""
+        raise NotImplementedError
+
+    def weights(self) -> Tensor | None:
+        """Return the weight of each draw, or ``None`` for their mean."""
+
+    def estimate(self, model: nn.Module, indices: Tensor) -> Tensor:
+        """Return the estimate from given draws, ``(d,)``."""
+        self.backward_examples += len(indices)
+        return self._gradient(model, indices, self.weights())
+
+    def sample(self, model: nn.Module, generator: torch.Generator) -> Tensor:
+        """Return one independent estimate, ``(d,)``."""
+        return self.estimate(model, self.draw(generator))
+
+    def _gradient(
+        self, model: nn.Module, indices: Tensor, weights: Tensor | None = None, *, at: Any = None
+    ) -> Tensor:
+        values = _trainable(model)
+        if at is not None:
+            values = {name: at[name].detach().requires_grad_() for name in values}
+        inputs = list(values.values())
+        x, y, _ = self.dataset[indices]
+        x, y = x.to(inputs[0].device), y.to(inputs[0].device)
+        with torch.enable_grad():
+            outputs = model(x) if at is None else functional_call(model, {**at, **values}, (x,))
+            losses = _check_losses(self.criterion(outputs, y), len(indices))
+            loss = losses.mean() if weights is None else losses @ weights.to(losses)
+            parts = torch.autograd.grad(loss, inputs, materialize_grads=True)
+        flat = torch.cat([part.flatten() for part in parts])
+        if not flat.isfinite().all():
+            raise FloatingPointError(f"gradient is not finite; examples {indices.tolist()[:20]}")
+        return flat
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters and what the estimate keeps."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in self._kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        for name in self._kept:
+            setattr(self, name, copy.deepcopy(state[name]))
+
+
+class SGEstimator(_Estimator):
+    """The mean of B uniform draws, SG-B; SG-2B is this one with twice the batch size.
+
+    Args:
+        criterion: ``criterion(model(x), y)`` gives per-example losses ``(B,)``.
+        dataset: ``dataset[indices]`` gives ``(x, y, index)``.
+        batch_size: B, at least 1, and at most N without replacement.
+        replacement: Whether the draws of a batch are independent.
+
+    Raises:
+        ValueError: If there is no such batch; sampling also as ``per_example_gradients``.
+    """
+
+    def __init__(
+        self, criterion: Criterion, dataset: Data, batch_size: int, *, replacement: bool = True
+    ) -> None:
+        super().__init__(criterion, dataset)
+        n = len(dataset)
+        if batch_size < 1 or n == 0 or (not replacement and batch_size > n):
+            raise ValueError(f"no batch of {batch_size} among {n} examples, {replacement=}")
+        self.batch_size, self.replacement = batch_size, replacement
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Return the indices of a batch, ``(B,)``, on the CPU."""
+        n, g = len(self.dataset), generator
+        if self.replacement:
+            return torch.randint(n, (self.batch_size,), generator=g, device=g.device).cpu()
+        return torch.randperm(n, generator=g, device=g.device)[: self.batch_size].cpu()
+
+
+class SVRGEstimator(SGEstimator):
+    r"""$\mu-\nabla\ell_{\mathcal B}(\tilde\theta)+\nabla\ell_{\mathcal B}(\theta)$ (SVRG).
+
+    ``refresh`` copies $\tilde\theta$ with the buffers and takes the full mean $\mu$. Both gradients
+    take the same draws and dropout masks, and count as backpropagated. Else as ``SGEstimator``.
+    """
+
+    _kept = (*_Estimator._kept, "_snapshot", "_mean")
+    _snapshot: Values | None = None
+    _mean: Tensor | None = None
+    chunk_size = 1000
+
+    def refresh(self, model: nn.Module) -> None:
+        """Take the parameters, the buffers and the full mean."""
+        n = len(self.dataset)
+        chunks = torch.split(torch.arange(n, device="cpu"), self.chunk_size)
+        parts = [self._gradient(model, chunk) * (len(chunk) / n) for chunk in chunks]
+        self._mean = torch.stack(parts).sum(0)
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        self._snapshot = {name: t.detach().clone() for name, t in tensors}
+        self.refresh_examples += n
+
+    def estimate(self, model: nn.Module, indices: Tensor) -> Tensor:
+        """Return the estimate from given draws, ``(d,)``."""
+        if self._snapshot is None or self._mean is None:
+            raise RuntimeError("no snapshot: call refresh(model) first")
+        self.backward_examples += len(indices)
+        cuda = [p.device for p in model.parameters() if p.is_cuda][:1]
+        with torch.random.fork_rng(cuda):  # the second pass draws the same masks
+            before = self._gradient(model, indices, at=self._snapshot)
+        return self._mean - before + super().estimate(model, indices)
+
+
+class StratifiedEstimator(_Estimator):
+    r"""Uniform draws from every stratum, weighted by its size: $\frac1N\sum_kN_kg_{j_k}$.
+
+    Args:
+        criterion, dataset: As ``SGEstimator``, with its errors.
+        assign: Stratum of each example, ``(N,)`` integer; absent labels are no strata.
+        draws: Independent draws from each of the M strata; M times as many examples a sample.
+    """
+
+    _kept = (*_Estimator._kept, "_order", "_sizes")
+
+    def __init__(
+        self, criterion: Criterion, dataset: Data, assign: Tensor, *, draws: int = 1
+    ) -> None:
+        super().__init__(criterion, dataset)
+        if draws < 1:
+            raise ValueError(f"draws must be >= 1, got {draws}")
+        self.draws = draws
+        self.set_clusters(assign)
+
+    def set_clusters(self, assign: Tensor, *, examples: int = 0) -> None:
+        """Take other strata, found by backpropagating so many examples."""
+        n = len(self.dataset)
+        if n == 0 or assign.shape != (n,) or assign.is_floating_point():
+            raise ValueError(f"need {n} integer labels, got {assign.dtype} {tuple(assign.shape)}")
+        self._order = assign.cpu().argsort(stable=True)  # (N,) stratum by stratum
+        self._sizes = torch.unique(assign.cpu(), return_counts=True)[1]  # (M,)
+        self.refresh_examples += examples
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Return the indices of a sample, ``(draws * M,)``: a draw of each stratum in turn."""
+        g, shape = generator, (self.draws, len(self._sizes))
+        numbers = torch.randint(1 << 62, shape, generator=g, device=g.device).cpu()
+        starts = self._sizes.cumsum(0) - self._sizes  # (M,)
+        where: Tensor = starts + numbers % self._sizes
+        return self._order[where.flatten()]
+
+    def weights(self) -> Tensor:
+        """Return the weight of each draw, ``(draws * M,)`` float64; they sum to one."""
+        return torch.cat([self._sizes.double() / (len(self._order) * self.draws)] * self.draws)
