@@ -18,6 +18,7 @@ from typing import Any
 
 import attacks
 import cascading_sum
+import gradient_clustering
 import hard_negatives
 import linear_robustness
 import ordering
@@ -255,6 +256,56 @@ BENCHMARKS = (
         "seconds",
         30.0,
         "s",
+    ),
+    Benchmark(
+        "assigning a batch to clusters of gradients against forward and backward, MLP, B = K = 128",
+        lambda: gradient_clustering.assignment("mlp"),
+        "ratio",
+        1.35,
+        "x",
+    ),
+    Benchmark(
+        "the same, ResNet-8 without BatchNorm, 28x28",
+        lambda: gradient_clustering.assignment("resnet8"),
+        "ratio",
+        1.6,
+        "x",
+    ),
+    Benchmark(
+        "numbers of materialised gradients against those that clustering keeps, MLP",
+        gradient_clustering.memory,
+        "ratio",
+        10.0,
+        "x",
+        larger=True,
+    ),
+    Benchmark(
+        "a pass of clustering against an epoch of training, MLP",
+        lambda: gradient_clustering.full_pass("mlp"),
+        "ratio",
+        2.0,
+        "x",
+    ),
+    Benchmark(
+        "a pass of clustering against an epoch of training, ResNet-8 without BatchNorm",
+        lambda: gradient_clustering.full_pass("resnet8"),
+        "ratio",
+        2.0,
+        "x",
+    ),
+    Benchmark(
+        "exponent of a pass's seconds in the examples, MLP",
+        lambda: gradient_clustering.growth("examples"),
+        "exponent",
+        1.15,
+        "",
+    ),
+    Benchmark(
+        "exponent of the distances' seconds in the clusters, MLP",
+        lambda: gradient_clustering.growth("clusters"),
+        "exponent",
+        1.15,
+        "",
     ),
 )
 

@@ -40,6 +40,11 @@ KEY_FIGURES = {  # chapter: name of the file, text alternative
         "New concepts: near zero at R@1, negative at R@5 and R@10; "
         "new drawing style: positive throughout",
     ),
+    "02": (
+        "variance",
+        "Gradient clustering lies below batches of twice the size on both data sets; SVRG is lower "
+        "still on digits",
+    ),
     "04": (
         "recency",
         "The last position explains most of the variance for the conv net and long steps, "
