@@ -49,6 +49,14 @@ class Problem:
     test: IndexedDataset
     copy_of: Tensor
 
+    def to(self, device: torch.device) -> Problem:
+        """Return the same parts on a device."""
+        train, val, test = (
+            IndexedDataset(part.x.to(device), part.y.to(device))
+            for part in (self.train, self.val, self.test)
+        )
+        return Problem(train, val, test, self.copy_of)
+
 
 @lru_cache(maxsize=2)
 def _pictures(data: str) -> tuple[Tensor, Tensor, int]:

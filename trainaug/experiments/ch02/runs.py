@@ -106,7 +106,7 @@ def execute(run: Run) -> dict[str, Any]:
         metrics = departures(settings, run.seed)
     elif run.arm == "timing_samplers":
         metrics = time_samplers(settings, run.seed)
-    elif run.arm.startswith("timing_"):
+    elif run.arm in [f"timing_{name}" for name in NETWORKS]:
         metrics = time_clustering(settings, run.seed)
     elif run.arm.startswith("speed_"):
         metrics, curves = _speed(run.arm, settings, run.seed)
@@ -134,11 +134,12 @@ def _speed(
     metrics: dict[str, float] = {}
     curves: dict[str, list[float]] = {}
     for prefix, of in found.items():
-        examples = of.reached(target)
+        look = of.reached(target)
+        place = -1 if look is None else look
         metrics |= {
-            f"{prefix}reached": float(examples is not None),
-            f"{prefix}examples": examples or of.examples[-1],
-            f"{prefix}extra": float(of.extra),
+            f"{prefix}reached": float(look is not None),
+            f"{prefix}examples": of.examples[place],
+            f"{prefix}extra": of.extra[place],
             f"{prefix}test/accuracy": of.test,
         }
         every = max(1, -(-len(of.accuracy) // CURVE))

@@ -36,16 +36,16 @@ class Trained:
 
     accuracy: list[float] = field(default_factory=list)
     examples: list[float] = field(default_factory=list)  # through forward and backward
-    extra: int = 0  # of them, for clustering
+    extra: list[float] = field(default_factory=list)  # of them, for clustering
     seconds: float = 0.0
     test: float = 0.0
     active_counts: list[int] = field(default_factory=list)
 
-    def reached(self, target: float) -> float | None:
-        """Examples when the mean of the last looks first reached the target, or ``None``."""
+    def reached(self, target: float) -> int | None:
+        """Look at which the mean of the last ones first reached the target, or ``None``."""
         for end in range(SMOOTHED, len(self.accuracy) + 1):
             if sum(self.accuracy[end - SMOOTHED : end]) >= SMOOTHED * target:
-                return self.examples[end - 1]
+                return end - 1
         return None
 
 
@@ -106,7 +106,8 @@ def train_sampler(
             return {}
         accuracy = evaluate(model, data.val, "val")["val/accuracy"]
         found.accuracy.append(accuracy)
-        found.examples.append(float(drawn + getattr(sampler, "extra", 0)))
+        found.extra.append(float(getattr(sampler, "extra", 0)))
+        found.examples.append(drawn + found.extra[-1])
         return {}
 
     def count(index: Tensor, losses: Tensor) -> None:
@@ -129,7 +130,6 @@ def train_sampler(
         evaluate_every=EVERY if measured else steps,
     )
     found.seconds = time.perf_counter() - started
-    found.extra = getattr(sampler, "extra", 0)
     found.test = evaluate(model, data.test, "test")["test/accuracy"] if measured else 0.0
     found.active_counts = list(getattr(sampler, "active_counts", []))
     return found

@@ -112,7 +112,7 @@ class _RoundedCenters(GradientCenters):
     """Distances in multiples of 1e-7, as in the authors' code."""
 
     def sq_distances(self, factors: Mapping[str, Factors]) -> Tensor:
-        """Round the distances down to the nearest multiple."""
+        """Round the distances to the nearest multiple."""
         return (super().sq_distances(factors) / QUANTUM).round() * QUANTUM
 
 

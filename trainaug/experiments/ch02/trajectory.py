@@ -19,6 +19,7 @@ from trainaug.methods.gradient_clustering import (
     gram_matrix,
     layer_factors,
 )
+from trainaug.training.devices import pick_device
 from trainaug.training.loop import Batch, train
 from trainaug.training.models import evaluate
 from trainaug.training.randomness import RandomBatchSampler, stream
@@ -35,7 +36,6 @@ VARIANTS = (
     ("exact", "means", "exact"),
 )
 VIEWS = 4  # of each picture, where pictures are augmented
-LARGEST_VIEWED = 500  # pictures whose views are measured
 
 
 @dataclass
@@ -111,7 +111,8 @@ def follow(settings: Mapping[str, Any], seed: int) -> Trajectory:
         copies=settings["copies"],
         noise=settings["noise"],
     )
-    model = make_model(settings["model"], data, seed)
+    device = pick_device() if settings["data"] == "cifar10" else torch.device("cpu")
+    data, model = data.to(device), make_model(settings["model"], data, seed).to(device)
     optimizer = SGD(
         model.parameters(),
         settings["lr"],
@@ -151,9 +152,9 @@ def _observer(
     data: Problem, settings: Mapping[str, Any], seed: int, found: Trajectory
 ) -> Callable[[nn.Module, int, Tensor, Tensor], None]:
     x, y, batch, refresh = data.train.x, data.train.y, settings["batch"], settings["refresh"]
+    x, y = x[: settings["measured"]], y[: settings["measured"]]
     views = x
     if settings["augment"]:
-        x, y = x[:LARGEST_VIEWED], y[:LARGEST_VIEWED]
         g = stream(seed, "views")
         views = torch.cat([shifted(x, g) for _ in range(VIEWS)])
     copies = len(views) // len(x)

@@ -25,8 +25,8 @@ from trainaug.training.loop import NonFiniteLossError
 __all__ = ["GRID", "SEEDS", "TAUS", "read_trials", "tune", "tuned_arms", "tuning_table"]
 
 SEEDS = (0, 1, 2)
-GRID = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
-TAUS = (0.25, 0.5, 1.0)  # thresholds, as multiples of the mean loss
+GRID = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+TAUS = (0.125, 0.25, 0.5, 1.0)  # thresholds, as multiples of the mean loss
 
 
 def tuned_arms() -> list[str]:
@@ -50,12 +50,13 @@ def _score_one(task: tuple[str, str, float, float, int, dict[str, Any] | None]) 
     if snooze is not None:
         counts = train_sampler(settings | snooze, seed, measured=False).active_counts
         settings |= {"sampler": "random"}
-    worst = settings["steps"] * settings["batch"]
     try:
-        found = train_sampler(settings, seed, counts=counts).reached(TARGETS[arm.split("_")[1]])
+        found = train_sampler(settings, seed, counts=counts)
     except NonFiniteLossError:
-        found = None
-    return trials.trial(name, lr, seed, -math.log(found or worst))
+        return trials.trial(name, lr, seed, -math.log(settings["steps"] * settings["batch"]))
+    look = found.reached(TARGETS[arm.split("_")[1]])
+    spent = found.examples[-1 if look is None else look]  # all, if the target is never reached
+    return trials.trial(name, lr, seed, -math.log(spent))
 
 
 def tune(workers: int, say: Callable[[str], None]) -> None:

@@ -23,6 +23,7 @@ Route = Literal["factored", "mixed", "materialised"]
 
 BLOCK = 1 << 20  # numbers of the gradients that are made at a time
 MOVE = 32  # cost of unfolding a number, in multiply-adds
+ROUNDING = 8  # a distance below so many units in the last place of its terms is zero
 LARGE = 0.5  # cost of a multiply-add in one large product, against many small ones
 
 
@@ -86,14 +87,18 @@ class GradientCenters:
         r"""Return $\lVert C_k-g_i\rVert^2$ summed over the layers, ``(B, K)``, at least 0.
 
         Each layer goes by its cheapest route (``choose_route``). The terms are put together in
-        float64 (float32 on MPS, which has no other): they cancel near a centre.
+        float64 (float32 on MPS, which has no other): they cancel near a centre. What is left there
+        is rounding and set to zero: times growing counts it would spread copies over equal centres.
         """
         if factors.keys() != self.centers.keys():
             raise ValueError(f"centres of {[*self.centers]}, gradients of {[*factors]}")
         parts = [self._layer_distances(layer, self.centers[n]) for n, layer in factors.items()]
-        return torch.stack(parts).sum(0).clamp_min_(0.0)
+        total, scale = (torch.stack(p).sum(0) for p in zip(*parts, strict=True))
+        precision = torch.finfo(next(iter(self.centers.values()))[0].dtype).eps
+        return total.masked_fill_(total < ROUNDING * precision * scale, 0.0)
 
-    def _layer_distances(self, layer: Factors, center: tuple[Tensor, ...]) -> Tensor:
+    def _layer_distances(self, layer: Factors, center: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return distances ``(B, K)`` and the size of the terms that they are left of."""
         b, i, o, t = layer.sizes
         full = self.kind == "full"
         own = _wide(center[0].flatten(1).square().sum(1))  # (K,) CC
@@ -117,7 +122,8 @@ class GradientCenters:
             lengths, products = (torch.cat(p) for p in zip(*parts, strict=True))
             if route == "mixed":
                 products = layer.products(*center)
-        return _wide(lengths)[:, None] - 2 * _wide(products) + own  # GG - 2 CG + CC
+        scale = _wide(lengths)[:, None] + own  # GG + CC
+        return scale - 2 * _wide(products), scale
 
     # --- updates ----------------------------------------------------------------------------------
 
