@@ -52,8 +52,8 @@ BASE: dict[str, Any] = {
     "measured": None,  # examples that are clustered and measured, if not all
 }
 PROBLEMS: dict[str, tuple[dict[str, Any], float]] = {
-    "digits_mlp": ({}, 6.0),
-    "fashion_mlp": ({"data": "fashion", "num_train": 2000, "refresh": 250, "steps": 1500}, 7.5),
+    "digits_mlp": ({}, 4.5),
+    "fashion_mlp": ({"data": "fashion", "num_train": 2000, "refresh": 250, "steps": 1500}, 6.8),
     "fashion_cnn": (
         {"data": "fashion", "model": "cnn", "num_train": 1000, "refresh": 250, "steps": 1500},
         20.0,
@@ -111,12 +111,12 @@ _GRID = {"copies": [0.0], "teachers": [2000], "steps": 5000, "curves": False}
 GRIDS: dict[str, tuple[dict[str, Any], float, bool]] = {
     "features_rates": (
         _GRID | {"taus": [0.5, 2.0, 10.0], "lrs": [0.1, 0.03, 0.01, 0.003, 0.001], "curves": True},
-        6.0,
+        3.8,
         True,
     ),
     "features_copies": (
         _GRID | {"taus": [0.1, 1.0, 2.0], "lrs": [0.01], "copies": [0.0, 0.5, 0.9]},
-        4.0,
+        5.2,
         True,
     ),
     "features_grid": (
@@ -144,7 +144,7 @@ SPEED: dict[str, Any] = {
     "iterations": 3,
     "refresh": 2,  # epochs
 }
-SAMPLERS = {"uniform": 2.0, "snooze": 4.2, "reweighted": 2.2, "stratified": 3.4}
+SAMPLERS = {"uniform": 2.1, "snooze": 4.6, "reweighted": 2.4, "stratified": 3.8}
 SPEED_NOISY = 0.1  # share of wrong labels of the negative control
 
 

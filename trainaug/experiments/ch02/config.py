@@ -23,8 +23,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seeds: int = Field(10, ge=1, le=1000)
-    speed_seeds: int = Field(20, ge=1, le=1000)
+    seeds: int = Field(6, ge=1, le=1000)
+    speed_seeds: int = Field(26, ge=1, le=1000)
     extended_seeds: int = Field(0, ge=0, le=1000)
     cifar_seeds: int = Field(0, ge=0, le=1000)
     first_seed: int = Field(1000, ge=0)

@@ -29,7 +29,7 @@ from trainaug.experiments.ch02.trajectory import follow
 __all__ = ["execute", "plan"]
 
 CURVE = 60  # points
-TIMING_SECONDS = {"mlp": 1.5, "resnet8": 3.0}
+TIMING_SECONDS = {"mlp": 0.7, "resnet8": 1.8}
 
 
 def plan(config: Config) -> list[Run]:
@@ -70,7 +70,7 @@ def plan(config: Config) -> list[Run]:
             if settings["sampler"] == "snooze":
                 settings["control_lr"] = tuned(arm.replace("_snooze", "_random"))
             add(arm, settings, seeds, seconds * cost)
-    add("enumeration", {"data": "digits", "num_train": 1000}, config.seeds, 1.0)
+    add("enumeration", {"data": "digits", "num_train": 1000}, config.seeds, 0.5)
     base = settings_of("digits_mlp_0")[0]
     kept = ("data", "num_train", "lr", "momentum", "decay", "batch", "clusters", "iterations")
     settings = {name: base[name] for name in kept} | {"steps": round(base["steps"] * share)}

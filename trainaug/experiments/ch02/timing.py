@@ -21,7 +21,7 @@ __all__ = ["COUNTS", "NETWORKS", "make_network", "time_clustering", "time_sample
 BATCH = 128
 COUNTS = (32, 128)  # clusters
 NETWORKS = ("mlp", "resnet8")
-REPEATS = {"mlp": 9, "resnet8": 3}
+REPEATS = {"mlp": 5, "resnet8": 2}
 STEPS = 300
 
 

@@ -72,8 +72,7 @@ class GradientClustering:
         generator: Source of the first centres and of the halves of a split.
         rule: Multiplier of the distance to a centre. ``running``: the examples that the cluster
             has got in this pass, plus one, as the authors' code does. ``frozen``: its size in the
-            pass before, as published; it is no descent step and tends to put everything into one
-            cluster. ``plain``: one, which is k-means. ``exact``: running, and after the last pass
+            pass before, as published; no descent step: it swings to and fro and empties clusters. ``plain``: one, which is k-means. ``exact``: running, and after the last pass
             single moves by their exact change of the variance, which needs ``(N, N)`` numbers.
         centers: See ``GradientCenters``.
         min_size: Least size of a cluster: after a pass, the smallest one below it takes a random
