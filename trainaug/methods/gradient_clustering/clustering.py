@@ -72,7 +72,8 @@ class GradientClustering:
         generator: Source of the first centres and of the halves of a split.
         rule: Multiplier of the distance to a centre. ``running``: the examples that the cluster
             has got in this pass, plus one, as the authors' code does. ``frozen``: its size in the
-            pass before, as published; no descent step: it swings to and fro and empties clusters. ``plain``: one, which is k-means. ``exact``: running, and after the last pass
+            pass before, as published; no descent step: it swings to and fro and empties clusters.
+            ``plain``: one, which is k-means. ``exact``: running, and after the last pass
             single moves by their exact change of the variance, which needs ``(N, N)`` numbers.
         centers: See ``GradientCenters``.
         min_size: Least size of a cluster: after a pass, the smallest one below it takes a random
@@ -163,7 +164,7 @@ class GradientClustering:
     def _begin(self, batches: Batches) -> None:
         """Put the centres on K examples, spread evenly over the batches, random within them."""
         k, taken = self.num_clusters, 0
-        centers = GradientCenters(k, self.centers.kind)
+        centers = type(self.centers)(k, self.centers.kind)
         orders: list[Tensor] = []  # rows of each batch that are not taken yet
         for sweep in range(2):  # the second only if the last batches were too small
             for number, (x, y, index) in enumerate(batches):
@@ -343,7 +344,7 @@ def _in_order(seen: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Tensor
     expected = torch.arange(len(index), device=index.device)
     if not torch.equal(index[order], expected):
         raise ValueError(
-            f"a pass must give every index 0 to {len(index) - 1} once, got {len(torch.unique(index))} "
-            f"different ones from {int(index.min())} to {int(index.max())}"
+            f"a pass must give every index 0 to {len(index) - 1} once, got "
+            f"{len(torch.unique(index))} different ones from {int(index.min())} to {int(index.max())}"
         )
     return expected, *(v[order] for v in values)
