@@ -345,6 +345,7 @@ def _in_order(seen: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Tensor
     if not torch.equal(index[order], expected):
         raise ValueError(
             f"a pass must give every index 0 to {len(index) - 1} once, got "
-            f"{len(torch.unique(index))} different ones from {int(index.min())} to {int(index.max())}"
+            f"{len(torch.unique(index))} different ones from "
+            f"{int(index.min())} to {int(index.max())}"
         )
     return expected, *(v[order] for v in values)
