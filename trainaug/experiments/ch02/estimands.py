@@ -19,6 +19,7 @@ from trainaug.experiments.ch02.features import cell_name
 __all__ = [
     "ESTIMANDS",
     "FLOOR",
+    "at_loss",
     "cell",
     "cost_ratio",
     "find",
@@ -123,6 +124,17 @@ def cell(arm: str, name: str, one: str, other: str, shift: float = 0.0) -> Estim
     return estimand
 
 
+def at_loss(curves: Mapping[str, Sequence[float]], name: str, target: float) -> float:
+    """Log variance of a cell where its loss first falls to a target, interpolated in the loss."""
+    losses, variances = curves[f"{name}/loss"], curves[f"{name}/sg"]
+    after = next(i for i, loss in enumerate(losses) if loss <= target)
+    share = 0.0
+    if after > 0 and losses[after - 1] > losses[after]:
+        share = (losses[after - 1] - target) / (losses[after - 1] - losses[after])
+    before = math.log(variances[max(0, after - 1)])
+    return before + share * (math.log(variances[after]) - before)
+
+
 def rate_slope(records: Sequence[Record]) -> float:
     """Slope of log variance on log learning rate at equal steps, mean over the numbers of data."""
     settings = GRIDS["features_rates"][0]
@@ -136,25 +148,14 @@ def rate_slope(records: Sequence[Record]) -> float:
 
 
 def equal_loss_slope(records: Sequence[Record]) -> float:
-    """The same slope where each run first has the training loss that the slowest one ends with.
-
-    Logarithms of the variance are interpolated in the loss between the places measured.
-    """
+    """The same slope where each run first has the training loss that the slowest one ends with."""
     settings = GRIDS["features_rates"][0]
     curves = find(records, "features_rates")["curves"]
     slopes = []
     for tau in settings["taus"]:
         names = {lr: cell_name(tau, lr, 2000) for lr in settings["lrs"]}
         target = max(curves[f"{name}/loss"][-1] for name in names.values())
-        points = []
-        for lr, name in names.items():
-            losses, variances = curves[f"{name}/loss"], curves[f"{name}/sg"]
-            after = next(i for i, loss in enumerate(losses) if loss <= target)
-            share = 0.0
-            if after > 0 and losses[after - 1] > losses[after]:
-                share = (losses[after - 1] - target) / (losses[after - 1] - losses[after])
-            before = math.log(variances[max(0, after - 1)])
-            points.append((math.log(lr), before + share * (math.log(variances[after]) - before)))
+        points = [(math.log(lr), at_loss(curves, name, target)) for lr, name in names.items()]
         slopes.append(_slope(points))
     return _mean(slopes)
 

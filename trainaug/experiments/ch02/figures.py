@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    NullFormatter,
+)
 from numpy.typing import ArrayLike
 
 from trainaug.evidence.plots import PALETTE, band, figure, spread
@@ -22,6 +28,7 @@ from trainaug.experiments.ch02.estimands import (
     seconds_ratio,
     variance_ratio,
 )
+from trainaug.experiments.ch02.estimands import at_loss as at
 from trainaug.experiments.ch02.features import cell_name
 
 __all__ = [
@@ -62,6 +69,16 @@ def _values(records: Sequence[Record], estimand: Estimand, *arms: str) -> list[f
     return found
 
 
+def _log_scale(axis: Axes) -> None:
+    """Logarithmic ordinates; plain numbers where they span little, after all is drawn."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    if high / low < 30:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _curves(records: Sequence[Record], arm: str, name: str) -> np.ndarray:
     return np.array([find(seed, arm)["curves"][name] for seed in _seeds(records, arm)])
 
@@ -80,7 +97,7 @@ def along_training(records: Sequence[Record]) -> Figure:
             source, factor = ("sg", 0.5) if name == "sg2" else (name, 1.0)
             values = factor * _curves(records, f"{arm}_0", f"mid/{source}")
             band(axis, steps, values, label=LABELS[name], colour=colour)
-        axis.set_yscale("log")
+        _log_scale(axis)
         axis.set_xlabel("updates")
         axis.set_title(title)
     axes[0].set_ylabel("variance of the gradient estimate,\nsummed over the parameters")
@@ -104,7 +121,7 @@ def copies_and_gain(records: Sequence[Record]) -> Figure:
                 spread(axis, x, ratios, colour=COLOURS[name], label=label, points=False)
         axis.axhline(1, color="k", lw=1)
         axis.axhline(0.5, color="k", lw=1, ls=":")
-        axis.set_yscale("log")
+        _log_scale(axis)
         axis.set_xticks(range(3), ["none", "half", "90 %"])
         axis.set_xlabel("share of exact copies of ten examples")
         axis.set_title(title)
@@ -124,17 +141,13 @@ def rates(records: Sequence[Record]) -> Figure:
             names = [cell_name(tau, lr, 2000) for lr in settings["lrs"]]
             at_steps.append([math.exp(found["metrics"][f"{name}/sg"]) for name in names])
             target = max(found["curves"][f"{name}/loss"][-1] for name in names)
-            row = []
-            for name in names:
-                losses, values = found["curves"][f"{name}/loss"], found["curves"][f"{name}/sg"]
-                row.append(values[next(i for i, v in enumerate(losses) if v <= target)])
-            at_loss.append(row)
+            at_loss.append([math.exp(at(found["curves"], name, target)) for name in names])
         label = f"{tau:g} features an example"
         for axis, values in ((axes[0], at_steps), (axes[1], at_loss)):
             band(axis, settings["lrs"], values, label=label, colour=PALETTE[number])
     for axis, title in zip(axes, ("equal steps", "equal training loss"), strict=True):
         axis.set_xscale("log")
-        axis.set_yscale("log")
+        _log_scale(axis)
         axis.set_xlabel("learning rate")
         axis.set_title(title)
     axes[0].set_ylabel("variance of SG-B, summed")
@@ -159,7 +172,7 @@ def widths(records: Sequence[Record]) -> Figure:
         axis.axhline(1, color="k", lw=1)
         axis.axhline(0.5, color="k", lw=1, ls=":")
         axis.set_xscale("log")
-        axis.set_yscale("log")
+        _log_scale(axis)
         axis.set_xlabel("features an example")
         axis.set_title(f"learning rate {lr:g}")
     axes[0].set_ylabel("variance, ratio to SG-B")
@@ -190,8 +203,8 @@ def cost_to_target(records: Sequence[Record]) -> Figure:
                 x = place + 0.15 * (number - 1.5)
                 spread(axis, x, ratios, colour=PALETTE[number], label=label, points=False)
         axis.axhline(1, color="k", lw=1)
-        axis.set_yscale("log")
         axis.set_xticks(range(2), ["examples", "seconds"])
+        axis.set_xlim(-0.5, 1.5)
         axis.set_title(title)
     axes[0].set_ylabel("cost to the target accuracy,\nratio to uniform draws")
     axes[0].legend(fontsize=8)
@@ -231,7 +244,7 @@ def distortion_curve(counts: Sequence[int], found: Mapping[str, Sequence[float]]
         style = styles.get(name, "o-")
         axes[0].plot(counts, values, style, color=PALETTE[number], ms=4, label=name)
     axes[0].set_xscale("log", base=2)
-    axes[0].set_yscale("log")
+    _log_scale(axes[0])
     axes[0].set_xlabel("clusters, and draws, K = B")
     axes[0].set_ylabel("variance, summed")
     axes[0].legend(fontsize=8)

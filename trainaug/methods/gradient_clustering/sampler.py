@@ -39,12 +39,12 @@ class StratifiedSampler(Sampler[list[int]]):
         ValueError: If there is no batch, or the clusters do not fit the examples.
 
     Example:
-        >>> sampler = StratifiedSampler(5, 2, torch.Generator().manual_seed(0))
-        >>> sampler.set_clusters(torch.tensor([0, 0, 0, 0, 7]))
-        >>> [4 in batch for batch in sampler]
-        [True, True, False]
-        >>> sampler.weights(torch.tensor([0, 4]))
-        tensor([1.6000, 0.4000])
+        >>> sampler = StratifiedSampler(6, 2, torch.Generator().manual_seed(0))
+        >>> sampler.set_clusters(torch.tensor([0, 0, 0, 0, 0, 7]))
+        >>> [5 in batch for batch in sampler]
+        [True, True, True]
+        >>> sampler.weights(torch.tensor([0, 5]))
+        tensor([1.6667, 0.3333])
     """
 
     def __init__(

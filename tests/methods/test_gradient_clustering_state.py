@@ -1,0 +1,276 @@
+"""Clustering gradients: on-line, loaders, state, what goes wrong, and what stays untouched."""
+
+from __future__ import annotations
+
+import io
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+from trainaug.data.indexed import IndexedDataset
+from trainaug.methods.gradient_clustering import GradientClustering, layer_factors
+from trainaug.training.models import MLP
+from trainaug.training.randomness import RandomBatchSampler, initialise, stream
+
+KINDS = ["means", "svd", "full"]
+RULES = ["running", "frozen", "plain", "exact"]
+losses_of = partial(F.cross_entropy, reduction="none")
+
+
+def data_of(n, randn, dtype=torch.float64):
+    model = MLP(4, 5, 3, stream(0, "init")).to(dtype)
+    return model, randn(2, n, 4, dtype=dtype), torch.arange(n) % 3
+
+
+def batches_of(x, y, size):
+    index = torch.arange(len(x), device="cpu")
+    return [(x[part], y[part], part) for part in index.split(size)]
+
+
+def cluster(model, k, *, seed=0, **options):
+    return GradientClustering(model, losses_of, k, generator=stream(seed, "cluster"), **options)
+
+
+def through_a_file(state):
+    """Save and load, with nothing but tensors and plain values."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def same(a, b):
+    assert torch.equal(a.assign, b.assign)
+    assert torch.equal(a.sizes, b.sizes)
+    assert a.distortions == pytest.approx(b.distortions, rel=1e-12)  # an SVD may differ in a bit
+
+
+# --- on-line
+
+
+def matrices(centers):
+    """All layers' centres side by side, ``(K, d)``."""
+    return torch.cat([(d[:, :, None] * c[:, None]).flatten(1) for c, d in centers.values()], 1)
+
+
+@pytest.mark.parametrize("reseed", [None, "largest", "data"])
+def test_on_line_batches_equal_a_naive_loop(reseed, randn):
+    model, x, y = data_of(60, randn)
+    found, g = cluster(model, 5), stream(0, "cluster")
+    options = {"decay": 0.6} | ({"dead_share": 0.9, "reseed": reseed} if reseed else {})
+    reseeded = 0
+    for batch in range(6):
+        rows = slice(10 * batch, 10 * batch + 10)
+        factors = layer_factors(model, losses_of, x[rows], y[rows])
+        grads = torch.cat([f.gradient().flatten(1) for f in factors.values()], 1)
+        parts = {n: f.averages() for n, f in factors.items()}
+        if batch == 0:
+            first = torch.randperm(10, generator=g)[:5]
+            centers = {n: [v[first].clone() for v in p] for n, p in parts.items()}
+            sizes = [2.0] * 5  # B / K
+        old = matrices(centers)
+        distances = [[float((grad - c).square().sum()) for c in old] for grad in grads]
+        costs = [[(s + 1) * d for s, d in zip(sizes, row, strict=True)] for row in distances]
+        labels = [row.index(min(row)) for row in costs]
+        for k in range(5):
+            new = 0.6 * sizes[k] + 0.4 * labels.count(k)
+            members = [i for i, label in enumerate(labels) if label == k]
+            for n, pair in centers.items():
+                for center, values in zip(pair, parts[n], strict=True):
+                    total = values[members].sum(0)
+                    center[k] = (0.6 * sizes[k] * center[k] + 0.4 * total) / new
+            sizes[k] = new
+        smallest = sizes.index(min(sizes))
+        if reseed and sizes[smallest] < 0.9 * sum(sizes) / 5:
+            reseeded += 1
+            spread = [0.0] * 5
+            for i, label in enumerate(labels):
+                spread[label] += sizes[label] * distances[i][label]
+            source, largest = None, spread.index(max(spread))
+            if reseed == "data":
+                source = int(torch.randint(10, (1,), generator=g))
+                sizes[smallest] = sum(sizes) / 5
+            elif largest != smallest:
+                sizes[largest] = sizes[smallest] = sizes[largest] / 2
+            for n, pair in centers.items():
+                for center, values in zip(pair, parts[n], strict=True):
+                    center[smallest] = center[largest] if source is None else values[source]
+        assert found.observe(x[rows], y[rows], **options).tolist() == labels
+        state = found.state_dict()
+        assert state["sizes"].tolist() == pytest.approx(sizes, rel=1e-12)
+        torch.testing.assert_close(matrices(state["centers"]), matrices(centers))
+    assert reseeded > 1 or reseed is None
+    assert torch.equal(found.generator.get_state(), g.get_state())
+    # the refresh: every example, and the centres stay
+    clustering = found.assign(batches_of(x, y, 25))
+    assert int(clustering.sizes.sum()) == len(clustering.assign) == 60
+    torch.testing.assert_close(matrices(found.state_dict()["centers"]), matrices(centers))
+
+
+# --- loaders and state
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_loaders_give_what_lists_of_batches_give(rule, randn):
+    model, x, y = data_of(22, randn)
+    data = IndexedDataset(x, y)
+    expected = cluster(model, 3, rule=rule).fit(batches_of(x, y, 5), 3)
+    options = {"generator": stream(0, "loader")}
+    for loader in (
+        DataLoader(data, batch_size=5, **options),
+        DataLoader(data, batch_sampler=[list(range(22))[at : at + 5] for at in range(0, 22, 5)]),
+        DataLoader(data, sampler=torch.arange(22).split(5), batch_size=None, **options),
+    ):
+        loader.generator = options["generator"]
+        same(cluster(model, 3, rule=rule).fit(loader, 3), expected)
+    shuffled = DataLoader(
+        data, batch_sampler=RandomBatchSampler(22, 5, stream(0, "order")), **options
+    )
+    found = cluster(model, 3, rule=rule).fit(shuffled, 3)
+    assert torch.equal(found.sizes, torch.bincount(found.assign, minlength=3))
+
+
+@pytest.mark.oracle("gc.14")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rule", RULES)
+def test_state_goes_on_the_same_and_seeds_decide(rule, kind, randn):
+    model, x, y = data_of(30, randn)
+    batches, options = batches_of(x, y, 8), {"rule": rule, "centers": kind, "min_size": 8}
+    straight, again = (cluster(model, 4, **options) for _ in range(2))
+    same(straight.fit(batches, 2), again.fit(batches, 2))  # splits draw
+    state = through_a_file(straight.state_dict())
+    expected = [straight.fit(batches, 2) for _ in range(2)]  # the state is a copy
+    resumed = cluster(model, 4, seed=5, **options)
+    resumed.load_state_dict(state)
+    for clustering in expected:
+        same(resumed.fit(batches, 2), clustering)
+    others = [cluster(model, 4, seed=seed, **options).fit(batches, 1) for seed in range(4)]
+    assert len({str(other.assign.tolist()) for other in others}) > 1
+
+
+@pytest.mark.oracle("gc.14")
+def test_the_on_line_state_goes_on_the_same(randn):
+    model, x, y = data_of(40, randn)
+    straight, resumed = cluster(model, 4), cluster(model, 4, seed=5)
+    for step, rows in enumerate(torch.arange(40).split(8)):
+        if step == 2:
+            resumed.load_state_dict(through_a_file(straight.state_dict()))
+        labels = straight.observe(x[rows], y[rows], dead_share=0.9, reseed="data")
+        if step >= 2:
+            found = resumed.observe(x[rows], y[rows], dead_share=0.9, reseed="data")
+            assert torch.equal(found, labels)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_model_stays_as_it_is(rule, randn):
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.0), nn.Linear(5, 3))
+    initialise(model, stream(0, "init"))
+    model.double().eval()
+    model[2].train()  # modes are the caller's
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    versions = [p._version for p in model.parameters()]
+    _, x, y = data_of(12, randn)
+    found = cluster(model, 3, rule=rule, layers=["0", "3"], bias=False)
+    with torch.no_grad():
+        found.fit(batches_of(x, y, 5), 2)
+        found.assign(batches_of(x, y, 5))
+        found.observe(x, y)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    assert versions == [p._version for p in model.parameters()]
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+    assert [m.training for m in model] == [False, False, True, False]
+    assert not any(m._forward_hooks for m in model)
+
+
+@pytest.mark.parametrize("kind", ["means", "full"])
+@pytest.mark.parametrize("rule", RULES)
+def test_inside_a_meta_context_values_are_the_same(rule, kind, randn, same_inside_meta):
+    model, x, y = data_of(14, randn)
+
+    def call(x, y):
+        found = cluster(model, 3, rule=rule, centers=kind, min_size=4)
+        clustering = found.fit(batches_of(x, y, 5), 3)
+        labels = [] if kind == "full" else found.observe(x, y, dead_share=0.9)
+        return [
+            clustering.assign,
+            clustering.sizes,
+            labels,
+            found.assign(batches_of(x, y, 5)).sizes,
+        ]
+
+    same_inside_meta(call, x, y)
+
+
+# --- what goes wrong
+
+
+def test_a_pass_that_fails_names_the_example_and_leaves_nothing(randn):
+    model, x, y = data_of(9, randn)
+    batches, bad = batches_of(x, y, 4), batches_of(x, y, 4)
+    bad[1] = (torch.where(bad[1][2][:, None] == 6, math.nan, bad[1][0]), *bad[1][1:])
+
+    class Changing(list):
+        def __iter__(self):
+            for number, batch in enumerate(super().__iter__()):
+                if number == 1:
+                    torch.nn.init.zeros_(model[1].bias)
+                yield batch
+
+    failures = {
+        r"every index 0 to 12 once, got 9 different ones from 0 to 8": [*batches, batches[0]],
+        r"every index 0 to 4 once, got 5 different ones from 0 to 8": batches[::2],
+        "the gradient of example 6 is not finite": bad,
+        "the model changed during a pass": Changing(batches),
+        "no batches: nothing to cluster": [],
+    }
+    for message, wrong in failures.items():
+        for seed in range(3):
+            fresh, known = cluster(model, 3, seed=seed), cluster(model, 3)
+            known.fit(batches, 1)
+            for found in (fresh, known):
+                with pytest.raises((ValueError, FloatingPointError, RuntimeError), match=message):
+                    found.fit(wrong, 1)
+                assert int(found.fit(batches, 1).sizes.sum()) == 9
+    huge = [(1e30 * b[0].float(), *b[1:]) for b in batches]
+    with pytest.raises(FloatingPointError, match="squared gradient of example 0 or of a centre"):
+        cluster(model.float(), 3).fit(huge)
+
+
+def test_bad_input_is_refused(randn):
+    model, x, y = data_of(6, randn)
+    batches = batches_of(x, y, 4)
+    for message, options in (
+        ("rule must be one of .* got 'frozn'", {"rule": "frozn"}),
+        ("min_size must be >= 0, got -1", {"min_size": -1}),
+        ("kind must be one of .* got 'rank'", {"centers": "rank"}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cluster(model, 2, **options)
+    with pytest.raises(ValueError, match="num_clusters must be >= 1, got 0"):
+        cluster(model, 0)
+    found = cluster(model, 3)
+    with pytest.raises(ValueError, match="num_iterations must be >= 1, got 0"):
+        found.fit(batches, 0)
+    with pytest.raises(ValueError, match="no centres yet: call fit or observe first"):
+        found.assign(batches)
+    with pytest.raises(ValueError, match="got 3 clusters and 2 examples"):
+        found.observe(x[:2], y[:2])
+    for options in ({"decay": 1.0}, {"decay": -0.1}, {"dead_share": 1.0}, {"dead_share": -1}):
+        with pytest.raises(ValueError, match=f"got .*{next(iter(options.values()))}"):
+            found.observe(x, y, **options)
+    with pytest.raises(ValueError, match="reseed must be largest or data, got 'other'"):
+        found.observe(x, y, reseed="other")
+    with pytest.raises(ValueError, match="on-line centres are means, got kind='svd'"):
+        cluster(model, 3, centers="svd").observe(x, y)
+    for reduced in (F.cross_entropy, partial(F.cross_entropy, reduction="sum")):
+        mean = GradientClustering(model, reduced, 2, generator=stream(0, "cluster"))
+        with pytest.raises(ValueError, match="reduction='none'"):
+            mean.fit(batches)
