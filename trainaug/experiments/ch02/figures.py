@@ -258,8 +258,8 @@ def nearest_pictures(rows: Mapping[str, ArrayLike]) -> Figure:
         rows: Title to pictures, ``(M, H, W)``.
     """
     count = max(len(np.asarray(pictures)) for pictures in rows.values())
-    drawn, axes = figure(count, len(rows), height=0.85)
-    drawn.set_size_inches(0.8 * count + 2.2, 0.85 * len(rows))
+    drawn, axes = figure(count, len(rows), height=0.95)
+    drawn.set_size_inches(0.8 * count, 0.95 * len(rows))
     for row, (title, pictures) in enumerate(rows.items()):
         for column in range(count):
             axis = axes[row * count + column]
@@ -267,5 +267,6 @@ def nearest_pictures(rows: Mapping[str, ArrayLike]) -> Figure:
             shown = np.asarray(pictures)
             if column < len(shown):
                 axis.imshow(shown[column], cmap="gray_r", interpolation="none")
-        axes[row * count].set_title(title, fontsize=8, loc="left")
+        first = axes[row * count]
+        first.text(0, 1.08, title, fontsize=8, transform=first.transAxes).set_in_layout(False)
     return drawn
