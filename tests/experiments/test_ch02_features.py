@@ -190,6 +190,12 @@ def test_the_smallest_number_of_data_is_ten():
     assert curve["loss"][-1] < curve["loss"][0]
 
 
+def test_draws_are_spread_over_the_strata_that_are_not_empty(monkeypatch):
+    monkeypatch.setattr(features, "_cluster", lambda phi, *_: torch.zeros(len(phi)).long())
+    found, _ = train_cell(0, 4.0, 0.1, 20, 0.0, 20)
+    assert found["gc"] == pytest.approx(found["sg"], abs=1e-4)  # one stratum, all draws from it
+
+
 def test_cells_are_deterministic_and_differ_by_seed():
     one, again, other = (train_cell(seed, 5.0, 0.1, 20, 0.5, 20) for seed in (0, 0, 1))
     assert json.dumps(one) == json.dumps(again)

@@ -19,12 +19,15 @@ from trainaug.experiments.ch02.features import cell_name
 __all__ = [
     "ESTIMANDS",
     "FLOOR",
+    "accuracy_gain",
     "at_loss",
     "cell",
     "cost_ratio",
+    "drawn_ratio",
     "find",
     "late",
     "metric",
+    "rank_correlation",
     "seconds_to_target",
     "variance_ratio",
 ]
@@ -229,14 +232,18 @@ def convergence(which: str) -> Estimand:
     the raw variance, over the grid.
     """
 
+    return lambda records: (
+        abs(rank_correlation(which)(records)) - abs(rank_correlation("sg")(records))
+    )
+
+
+def rank_correlation(which: str) -> Estimand:
+    """Make the estimand: Spearman's correlation of a variance with the steps to half the loss."""
+
     def estimand(records: Sequence[Record]) -> float:
         cells = [found for _, _, _, found in _cells(records)]
-        steps = [found["half"] for found in cells]
-        sizes = [
-            abs(float(spearmanr([found[name] for found in cells], steps).statistic))
-            for name in (which, "sg")
-        ]
-        return sizes[0] - sizes[1]
+        values, steps = [found[which] for found in cells], [found["half"] for found in cells]
+        return float(spearmanr(values, steps).statistic)
 
     return estimand
 
@@ -248,6 +255,23 @@ def cost_ratio(problem: str, sampler: str, other: str) -> Estimand:
     """Make the estimand: log ratio of the examples to the target, passes of clustering included."""
     first, second = _cost(problem, sampler), _cost(problem, other)
     return lambda records: math.log(first(records) / second(records))
+
+
+def drawn_ratio(problem: str, sampler: str, other: str) -> Estimand:
+    """Make the estimand: log ratio of the examples drawn until the target, clustering left out."""
+
+    def drawn(name: str) -> Estimand:
+        examples, extra = _cost(problem, name), _cost(problem, name, "extra")
+        return lambda records: examples(records) - extra(records)
+
+    first, second = drawn(sampler), drawn(other)
+    return lambda records: math.log(first(records) / second(records))
+
+
+def accuracy_gain(problem: str, sampler: str, other: str) -> Estimand:
+    """Make the estimand: difference of test accuracy after the whole budget, in points."""
+    first, second = (_cost(problem, name, "test/accuracy") for name in (sampler, other))
+    return lambda records: 100 * (first(records) - second(records))
 
 
 def _cost(problem: str, sampler: str, name: str = "examples") -> Estimand:

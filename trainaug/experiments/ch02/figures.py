@@ -260,6 +260,9 @@ def nearest_pictures(rows: Mapping[str, ArrayLike]) -> Figure:
     count = max(len(np.asarray(pictures)) for pictures in rows.values())
     drawn, axes = figure(count, len(rows), height=0.95)
     drawn.set_size_inches(0.8 * count, 0.95 * len(rows))
+    engine = drawn.get_layout_engine()
+    if engine is not None:
+        engine.set(rect=(0, 0, 1, 0.96))  # type: ignore[call-arg]  # room for the first title
     for row, (title, pictures) in enumerate(rows.items()):
         for column in range(count):
             axis = axes[row * count + column]
@@ -267,6 +270,6 @@ def nearest_pictures(rows: Mapping[str, ArrayLike]) -> Figure:
             shown = np.asarray(pictures)
             if column < len(shown):
                 axis.imshow(shown[column], cmap="gray_r", interpolation="none")
-        first = axes[row * count]
-        first.text(0, 1.08, title, fontsize=8, transform=first.transAxes).set_in_layout(False)
+        heading = axes[row * count].set_title(title, fontsize=8, loc="left")
+        heading.set_in_layout(False)  # it may be wider than its picture
     return drawn
