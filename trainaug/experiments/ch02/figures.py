@@ -61,12 +61,28 @@ def _seeds(records: Sequence[Record], *arms: str) -> list[list[Record]]:
     return [s for _, s in sorted(by_seed.items()) if set(arms) <= {r["arm"] for r in s}]
 
 
-def _values(records: Sequence[Record], estimand: Estimand, *arms: str) -> list[float]:
+def _values(records: Sequence[Record], estimand: Estimand) -> list[float]:
+    """Values of the seeds that have the records."""
     found = []
-    for seed in _seeds(records, *arms):
+    for seed in _seeds(records):
         with suppress(KeyError):
             found.append(estimand(seed))
     return found
+
+
+def _ratio(
+    axis: Axes,
+    x: float,
+    records: Sequence[Record],
+    estimand: Estimand,
+    *,
+    colour: str,
+    label: str | None,
+) -> None:
+    """Draw mean and interval of a log ratio, as a ratio; nothing if no seed has its records."""
+    if values := _values(records, estimand):
+        ratios = [math.exp(value) for value in values]
+        spread(axis, x, ratios, colour=colour, label=label, points=False)
 
 
 def _log_scale(axis: Axes) -> None:
@@ -111,14 +127,10 @@ def copies_and_gain(records: Sequence[Record]) -> Figure:
     for axis, (data, title) in zip(axes, PROBLEMS.items(), strict=True):
         for number, name in enumerate(("gc", "svrg")):
             for place, copies in enumerate(("0", "50", "90")):
-                arm = f"{data}_{copies}"
-                values = _values(records, variance_ratio(arm, f"mid/{name}", "mid/sg"), arm)
-                if not values:
-                    continue
+                estimand = variance_ratio(f"{data}_{copies}", f"mid/{name}", "mid/sg")
                 label = LABELS[name] if place == 0 else None
-                ratios = [math.exp(v) for v in values]
                 x = place + 0.15 * (number - 0.5)
-                spread(axis, x, ratios, colour=COLOURS[name], label=label, points=False)
+                _ratio(axis, x, records, estimand, colour=COLOURS[name], label=label)
         axis.axhline(1, color="k", lw=1)
         axis.axhline(0.5, color="k", lw=1, ls=":")
         _log_scale(axis)
@@ -186,22 +198,11 @@ def cost_to_target(records: Sequence[Record]) -> Figure:
     drawn, axes = figure(2, height=3.2)
     for axis, (problem, title) in zip(axes, problems.items(), strict=True):
         for number, sampler in enumerate(SAMPLERS):
-            for place, (make, arms) in enumerate(
-                ((cost_ratio, ()), (seconds_ratio, ("timing_samplers",)))
-            ):
-                arm = f"speed_{problem}_{'snooze' if sampler == 'random' else sampler}"
-                estimand = (
-                    cost_ratio(problem, sampler, "uniform")
-                    if make is cost_ratio
-                    else seconds_ratio(problem, sampler)
-                )
-                values = _values(records, estimand, arm, f"speed_{problem}_uniform", *arms)
-                if not values:
-                    continue
+            costs = cost_ratio(problem, sampler, "uniform"), seconds_ratio(problem, sampler)
+            for place, estimand in enumerate(costs):
                 label = SAMPLERS[sampler] if place == 0 else None
-                ratios = [math.exp(v) for v in values]
                 x = place + 0.15 * (number - 1.5)
-                spread(axis, x, ratios, colour=PALETTE[number], label=label, points=False)
+                _ratio(axis, x, records, estimand, colour=PALETTE[number], label=label)
         axis.axhline(1, color="k", lw=1)
         axis.set_xticks(range(2), ["examples", "seconds"])
         axis.set_xlim(-0.5, 1.5)
@@ -218,12 +219,9 @@ def overheads(records: Sequence[Record]) -> Figure:
     for number, (what, label) in enumerate(names.items()):
         places = [(model, count) for model in ("mlp", "resnet8") for count in (32, 128)]
         for place, (model, count) in enumerate(places):
-            arm = f"timing_{model}"
-            values = _values(records, overhead(model, what, count), arm)
-            ratios = [math.exp(v) for v in values]
             x = place + 0.15 * (number - 0.5)
-            of = label if place == 0 else None
-            spread(axes[0], x, ratios, colour=PALETTE[number], label=of, points=False)
+            of, estimand = label if place == 0 else None, overhead(model, what, count)
+            _ratio(axes[0], x, records, estimand, colour=PALETTE[number], label=of)
     axes[0].axhline(1, color="k", lw=1)
     axes[0].set_xticks(range(4), ["MLP\nK = 32", "MLP\nK = 128", "ResNet-8\n32", "ResNet-8\n128"])
     axes[0].set_ylabel("time, ratio to\nforward and backward")
