@@ -1,0 +1,244 @@
+r"""Assistants: models so small that they can guess, for every example, whether the Boss needs it.
+
+Reference: Zhang, Yu, Dhillon, arXiv 1905.03381, and its authors' code for features and targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainaug.methods.autoassist.shrinking import check_base
+
+__all__ = ["AssistantTrainer", "Features", "ImageAssistant", "TextAssistant", "guarded_base"]
+
+Features = Callable[[Tensor], tuple[Tensor, ...]]
+Mean = Literal["running", "epoch"]
+
+
+class ImageAssistant(nn.Module):
+    r"""Logit $W^\top\mathrm{vec}(x)+U_y$ of an example being hard: raw pixels and its class.
+
+    $d+K$ parameters, drawn from $0.001\,\mathcal N(0,1)$ as in the authors' code.
+
+    Args:
+        num_features: Numbers an example, d.
+        num_classes: K.
+        generator: Source of the initial weights.
+        scale: Their standard deviation.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        generator: torch.Generator,
+        *,
+        scale: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if min(num_features, num_classes) < 1:
+            raise ValueError(f"need sizes >= 1, got {num_features=}, {num_classes=}")
+        self.weight = _drawn(num_features, generator, scale)
+        self.class_bias = _drawn(num_classes, generator, scale)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return logits ``(B,)`` of inputs ``(B, ...)`` with classes ``(B,)``."""
+        return x.flatten(1) @ self.weight + self.class_bias[y]
+
+
+class TextAssistant(nn.Module):
+    r"""Logit of a sentence pair being hard, from its bags of tokens.
+
+    Source and target each give the mean weight of their distinct tokens, a product with their
+    tf-idf, and a weight times their number of distinct tokens over 10; plus a bias. Token 0 is
+    padding.
+
+    Args:
+        source_size: Tokens of the source vocabulary.
+        target_size: Of the target vocabulary.
+        generator: Source of the initial weights.
+        scale: Their standard deviation.
+    """
+
+    def __init__(
+        self,
+        source_size: int,
+        target_size: int,
+        generator: torch.Generator,
+        *,
+        scale: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        if min(source_size, target_size) < 1:
+            raise ValueError(f"need sizes >= 1, got {source_size=}, {target_size=}")
+        sizes = (source_size, target_size)
+        self.counted = nn.ParameterList(_drawn(size, generator, scale) for size in sizes)
+        self.weighted = nn.ParameterList(_drawn(size, generator, scale) for size in sizes)
+        self.lengths = _drawn(2, generator, scale)
+        self.bias = _drawn(1, generator, scale)
+
+    def forward(
+        self, source: Tensor, source_tfidf: Tensor, target: Tensor, target_tfidf: Tensor
+    ) -> Tensor:
+        """Return logits ``(B,)``; each side has distinct tokens ``(B, T)`` and their tf-idf."""
+        logits = self.bias.expand(len(source))
+        sides = ((source, source_tfidf), (target, target_tfidf))
+        for side, (tokens, tfidf) in enumerate(sides):
+            present = (tokens != 0).to(tfidf)  # (B, T)
+            count = present.sum(1)
+            total = (self.counted[side][tokens] * present).sum(1)
+            logits = logits + total / count.clamp(min=1)
+            logits = logits + (self.weighted[side][tokens] * tfidf * present).sum(1)
+            logits = logits + self.lengths[side] * count / 10
+        return logits
+
+
+class AssistantTrainer:
+    r"""Train an Assistant on the losses that the Boss has made anyway.
+
+    The target is $t_i=\mathbb 1[\ell_i>\bar\ell]$ with $\bar\ell$ a mean of the Boss's losses:
+    ``running``, $\bar\ell\leftarrow m\bar\ell+(1-m)\cdot$ mean of the batch, or that of the
+    ``epoch`` before, which `end_epoch` closes. One step of SGD with L2 a batch.
+
+    Args:
+        assistant: ``assistant(*features(index))`` gives logits ``(B,)``.
+        features: What the Assistant sees of examples ``(B,)``, which come as an index on the CPU;
+            equal for an index at all times.
+        lr: Learning rate; the authors use 0.01 for images, 0.5 for text.
+        weight_decay: L2; 0.001 for images, 0.1 for text.
+        mean: Kind of mean.
+        momentum: m, in ``[0, 1)``, of the running mean.
+
+    Attributes:
+        mean_loss: The mean that the next targets compare with; ``None`` before there is one.
+        confidence: Running accuracy $\kappa\leftarrow0.95\,\kappa+0.05\,\mathrm{acc}$ from 0, of
+            predictions before they are learnt from; for the sampler's guard.
+        positives: Share of hard examples among those learnt from.
+        num_steps: Steps so far.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    _counters = ("mean_loss", "confidence", "num_steps", "_hard", "_seen", "_epoch")
+
+    def __init__(
+        self,
+        assistant: nn.Module,
+        features: Features,
+        *,
+        lr: float = 0.01,
+        weight_decay: float = 1e-3,
+        mean: Mean = "running",
+        momentum: float = 0.75,
+    ) -> None:
+        if mean not in get_args(Mean) or not 0 <= momentum < 1:
+            raise ValueError(
+                f"need a mean of {get_args(Mean)}, 0 <= momentum < 1: {mean!r}, {momentum}"
+            )
+        self.assistant, self.features = assistant, features
+        self.optimizer = torch.optim.SGD(assistant.parameters(), lr, weight_decay=weight_decay)
+        self.mean, self.momentum = mean, momentum
+        self.mean_loss: float | None = None
+        self.confidence, self.num_steps = 0.0, 0
+        self._hard, self._seen = 0, 0
+        self._epoch = (0.0, 0)  # sum and number of the present epoch's losses
+
+    @property
+    def positives(self) -> float:
+        """Share of hard examples among those learnt from; 0 before."""
+        return self._hard / max(1, self._seen)
+
+    @torch.no_grad()
+    def predict(self, index: Tensor) -> Tensor:
+        r"""Return $r=\sigma(\text{logit})$ of examples ``(B,)``, in ``[0, 1]``, ``(B,)``."""
+        return self.assistant(*self.features(index.cpu())).sigmoid()  # type: ignore[no-any-return]
+
+    def feedback(self, index: Tensor, losses: Tensor) -> None:
+        """Learn from the Boss's losses ``(B,)`` of the examples ``index`` ``(B,)``.
+
+        Of ``epoch`` means the first epoch's losses are only collected.
+
+        Raises:
+            ValueError: If the shapes differ.
+            FloatingPointError: If a loss is NaN or infinite, naming the example.
+        """
+        check_losses(index, losses)
+        mean = float(losses.double().mean())
+        total, count = self._epoch
+        self._epoch = (total + mean * len(losses), count + len(losses))
+        if self.mean == "running":
+            m = self.momentum
+            last = mean if self.mean_loss is None else self.mean_loss
+            self.mean_loss = m * last + (1 - m) * mean
+        if self.mean_loss is not None:
+            self.step(index, losses > self.mean_loss)
+
+    def end_epoch(self) -> None:
+        """Make the mean of the losses since the last call the one that targets compare with."""
+        total, count = self._epoch
+        if self.mean == "epoch" and count > 0:
+            self.mean_loss = total / count
+        self._epoch = (0.0, 0)
+
+    def step(self, index: Tensor, hard: Tensor) -> float:
+        """Take one step towards targets ``(B,)``, true where an example was hard.
+
+        Returns:
+            The binary cross-entropy before the step.
+        """
+        with torch.enable_grad():
+            logits = self.assistant(*self.features(index.cpu()))
+            target = hard.to(logits)
+            loss = F.binary_cross_entropy_with_logits(logits, target)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        accuracy = float(((logits.detach() > 0) == (target > 0.5)).double().mean())
+        self.confidence = 0.95 * self.confidence + 0.05 * accuracy
+        self.num_steps += 1
+        self._hard += int(hard.sum())
+        self._seen += len(index)
+        return loss.item()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the Assistant's weights, its optimiser's state and the counters."""
+        counters = {name: getattr(self, name) for name in self._counters}
+        weights = {name: t.clone() for name, t in self.assistant.state_dict().items()}
+        return counters | {"assistant": weights, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.assistant.load_state_dict(state["assistant"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        vars(self).update({name: state[name] for name in self._counters})
+
+
+def guarded_base(base: float, confidence: float) -> float:
+    r"""Return $\max(\gamma_0,1-\kappa)$: an Assistant that is often wrong filters little.
+
+    Raises:
+        ValueError: If a number is outside ``[0, 1]``.
+    """
+    check_base(base)
+    check_base(confidence)
+    return max(base, 1 - confidence)
+
+
+def check_losses(index: Tensor, losses: Tensor) -> None:
+    """Raise a ValueError on shapes, a FloatingPointError on a loss that is not finite."""
+    if index.ndim != 1 or losses.shape != index.shape:
+        raise ValueError(f"losses must have shape {tuple(index.shape)}, got {tuple(losses.shape)}")
+    if not bool(losses.isfinite().all()):
+        bad = int((~losses.isfinite()).nonzero()[0])
+        raise FloatingPointError(f"the loss of example {int(index[bad])} is {losses[bad].item()}")
+
+
+def _drawn(size: int, generator: torch.Generator, scale: float) -> nn.Parameter:
+    values = torch.randn(size, generator=generator, device=generator.device)
+    return nn.Parameter(scale * values)

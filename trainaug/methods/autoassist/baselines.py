@@ -1,0 +1,261 @@
+"""What AutoAssist has to beat: other ways to spend less on easy examples, or none.
+
+Each is a pair of stations of a training loop: ``predict`` for an `AssistedSampler`, ``weights`` of
+the losses, ``feedback``.
+
+Reference: Kumar, Packer, Koller, "Self-Paced Learning", NeurIPS 2010; Kim, Choi, "ScreenerNet",
+arXiv 1801.00904; Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers",
+arXiv 1910.00762; Qin et al., "InfoBatch", ICLR 2024.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainaug.methods.autoassist.assistant import check_losses
+from trainaug.methods.autoassist.shrinking import check_base
+
+__all__ = ["LossTable", "RandomSkip", "ScreenerWeights", "SelectiveBackprop", "SelfPacedWeights"]
+
+
+class RandomSkip:
+    """Skip at random, at the rates of another sampler's passes: the mandatory control.
+
+    Pass ``predict`` and ``on_pass`` to an `AssistedSampler` with ``base=0``.
+
+    Args:
+        rates: Share kept in each pass, in ``(0, 1]``, say `AssistedSampler.keep_rates`; after the
+            last, it goes on.
+    """
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        if not rates or not all(0 < rate <= 1 for rate in rates):
+            raise ValueError(f"need rates in (0, 1], got {list(rates)}")
+        self.rates, self.passes = tuple(rates), 0
+
+    def predict(self, index: Tensor) -> Tensor:
+        """Return the rate of this pass for every example, ``(B,)``."""
+        rate = self.rates[min(self.passes, len(self.rates) - 1)]
+        return torch.full((len(index),), rate, device=index.device)
+
+    def on_pass(self) -> None:
+        """Go on to the next pass."""
+        self.passes += 1
+
+
+class LossTable:
+    r"""InfoBatch-style pruning with rescaling: who was below the mean is kept with rate $\gamma_0$.
+
+    Pass ``predict`` to an `AssistedSampler` with the same ``base``, ``on_pass``, ``weights`` and
+    ``feedback``. Weights $1/p$ make up for the pruned, so the gradient is unbiased, unlike in
+    shrinking. The last passes keep all.
+
+    Args:
+        num_examples: N.
+        base: Share $\gamma_0$ kept of those below the mean, in ``(0, 1]``; InfoBatch's r is
+            $1-\gamma_0=0.5$.
+        rescale: Whether to weigh.
+        full_from: Pass from which all are kept with weight 1; never by default.
+
+    Attributes:
+        losses: Last loss of each example, ``(N,)``, infinite before the first.
+    """
+
+    _state = ("losses", "_is_low", "passes")
+
+    def __init__(
+        self,
+        num_examples: int,
+        base: float = 0.5,
+        *,
+        rescale: bool = True,
+        full_from: int | None = None,
+    ) -> None:
+        check_base(base)
+        if num_examples < 1 or (rescale and base == 0):
+            raise ValueError(f"need examples and, to rescale, base > 0: {num_examples}, {base}")
+        self.base, self.rescale, self.full_from = base, rescale, full_from
+        self.losses = torch.full((num_examples,), torch.inf, device="cpu")
+        self._is_low = torch.zeros(num_examples, dtype=torch.bool, device="cpu")
+        self.passes = 0
+
+    def predict(self, index: Tensor) -> Tensor:
+        """Return 0 for examples below the mean at the start of the pass, else 1, ``(B,)``."""
+        return (~self._is_low[index.cpu()]).float()
+
+    def weights(self, index: Tensor) -> Tensor:
+        """Return ``(B,)``: $1/p$ with the examples' probabilities of being kept."""
+        p = torch.where(self._is_low[index.cpu()], self.base, 1.0)
+        return (1 / p if self.rescale else torch.ones_like(p)).to(index.device)
+
+    def feedback(self, index: Tensor, losses: Tensor) -> None:
+        """Take the losses ``(B,)`` of the examples ``index`` ``(B,)``."""
+        check_losses(index, losses)
+        self.losses[index.cpu()] = losses.detach().float().cpu()
+
+    def on_pass(self) -> None:
+        """Compare with the mean of the losses known, for the next pass."""
+        self.passes += 1
+        known = self.losses[self.losses.isfinite()]
+        self._is_low = self.losses < (known.mean() if len(known) else -torch.inf)
+        if self.full_from is not None and self.passes >= self.full_from:
+            self._is_low = torch.zeros_like(self._is_low)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return losses, decisions and the number of the pass."""
+        return {
+            n: v.clone() if isinstance(v := getattr(self, n), Tensor) else v for n in self._state
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        vars(self).update(
+            {n: v.clone() if isinstance(v := state[n], Tensor) else v for n in self._state}
+        )
+
+
+class SelectiveBackprop:
+    r"""Keep with probability $\mathrm{cdf}(\ell)^\beta$ among recent losses, after a forward pass.
+
+    Pass ``predict`` to an `AssistedSampler` with ``base=0``. Every candidate costs a forward pass,
+    which ``forwards`` counts; those that are kept are passed again with their batch.
+
+    Args:
+        losses_of: Present losses ``(b,)`` of examples ``(b,)``; must leave the model undisturbed.
+        beta: $\beta>0$; larger keeps fewer.
+        history: Number of recent losses that the distribution is of.
+    """
+
+    def __init__(
+        self, losses_of: Callable[[Tensor], Tensor], *, beta: float = 1.0, history: int = 1024
+    ) -> None:
+        if beta <= 0 or history < 1:
+            raise ValueError(f"need beta > 0 and history >= 1, got {beta}, {history}")
+        self.losses_of, self.beta, self.forwards = losses_of, beta, 0
+        self._recent: deque[float] = deque(maxlen=history)
+
+    @torch.no_grad()
+    def predict(self, index: Tensor) -> Tensor:
+        """Return $\\mathrm{cdf}^\\beta$ of the examples, ``(B,)``, in ``(0, 1]``."""
+        losses = self.losses_of(index).detach().cpu().double()
+        check_losses(index, losses)
+        self.forwards += len(index)
+        self._recent.extend(losses.tolist())
+        recent = torch.tensor(sorted(self._recent), dtype=torch.float64, device="cpu")
+        below = torch.searchsorted(recent, losses, right=True)
+        return (below / len(recent)).clamp(max=1.0).float() ** self.beta
+
+
+class SelfPacedWeights:
+    r"""Self-paced learning: weigh easy examples up, and reach out to harder ones with time.
+
+    In epoch e the pace is a quantile of the last losses, $\mathrm{linspace}(0.25,1,5)_e$, 1 at
+    last; weights are $(1-\ell/\lambda)_+^{1/(q-1)}+0.01$, divided by their mean in the batch. It
+    weighs and so saves no computation. Pass ``weights`` and ``feedback``.
+
+    Args:
+        num_examples: N.
+        epoch_steps: Updates of an epoch.
+        start: Loss of an example not seen yet.
+        epochs: Epochs until the pace is 1; the authors of AutoAssist take 5, in translation 10.
+        q: Of the mixture weighting, above 1.
+    """
+
+    _state = ("losses", "_steps", "_pace")
+
+    def __init__(
+        self,
+        num_examples: int,
+        epoch_steps: int,
+        *,
+        start: float = 1000.0,
+        epochs: int = 5,
+        q: float = 4.0,
+    ) -> None:
+        if min(num_examples, epoch_steps, epochs) < 1 or q <= 1 or start <= 0:
+            raise ValueError(
+                f"out of range: {num_examples=}, {epoch_steps=}, {epochs=}, {q=}, {start=}"
+            )
+        self.epoch_steps, self.epochs, self.q = epoch_steps, epochs, q
+        self.losses = torch.full((num_examples,), start, device="cpu")
+        self._steps, self._pace = 0, start
+
+    def weights(self, index: Tensor) -> Tensor:
+        """Return weights ``(B,)`` with mean 1, by the examples' last losses."""
+        e, late = self._steps // self.epoch_steps, self._steps % self.epoch_steps
+        if late == 0:
+            share = 1.0 if self.epochs == 1 else min(1.0, 0.25 + 0.75 * e / (self.epochs - 1))
+            self._pace = float(self.losses.quantile(share))
+        easy = (1 - self.losses[index.cpu()] / max(self._pace, 1e-12)).clamp(min=0)
+        w = easy ** (1 / (self.q - 1)) + 0.01
+        return (w / w.mean()).to(index.device)
+
+    def feedback(self, index: Tensor, losses: Tensor) -> None:
+        """Take the losses ``(B,)`` of the examples ``index`` ``(B,)``."""
+        check_losses(index, losses)
+        self.losses[index.cpu()] = losses.detach().float().cpu()
+        self._steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the losses, the pace and the number of updates."""
+        return {"losses": self.losses.clone(), "_steps": self._steps, "_pace": self._pace}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        vars(self).update({name: state[name] for name in self._state})
+        self.losses = state["losses"].clone()
+
+
+class ScreenerWeights:
+    r"""ScreenerNet: a second network weighs the losses, and learns from them to weigh.
+
+    Weights are $s(x)\in(0,1)$; its own loss is the mean of
+    $(1-s)^2\ell+s^2\max(M-\ell,0)$ plus $0.01$ times the mean size of its parameters. It saves no
+    computation and costs its own. Pass ``weights`` and ``feedback``.
+
+    Args:
+        screener: ``screener(x)`` gives logits of s, ``(B,)`` or ``(B, 1)``.
+        inputs: Inputs ``x`` of examples ``(B,)``, on the screener's device.
+        optimizer: Of the screener; the authors take Adam with 1e-4 (MNIST).
+        margin: M; 1 for MNIST, 10 for CIFAR.
+        penalty: Factor of the mean size.
+    """
+
+    def __init__(
+        self,
+        screener: nn.Module,
+        inputs: Callable[[Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        margin: float = 1.0,
+        penalty: float = 0.01,
+    ) -> None:
+        if margin <= 0 or penalty < 0:
+            raise ValueError(f"need margin > 0 and penalty >= 0, got {margin}, {penalty}")
+        self.screener, self.inputs, self.optimizer = screener, inputs, optimizer
+        self.margin, self.penalty = margin, penalty
+
+    @torch.no_grad()
+    def weights(self, index: Tensor) -> Tensor:
+        """Return s of the examples, ``(B,)``."""
+        return self._weigh(index).to(index.device)
+
+    def feedback(self, index: Tensor, losses: Tensor) -> None:
+        """Take one step on the screener's loss, the Boss's ``losses`` ``(B,)`` held fixed."""
+        check_losses(index, losses)
+        with torch.enable_grad():
+            s = self._weigh(index)
+            fixed = losses.detach().to(s)
+            loss = ((1 - s) ** 2 * fixed + s**2 * (self.margin - fixed).clamp(min=0)).mean()
+            sizes = torch.cat([p.abs().flatten() for p in self.screener.parameters()])
+            self.optimizer.zero_grad()
+            (loss + self.penalty * sizes.mean()).backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+
+    def _weigh(self, index: Tensor) -> Tensor:
+        return self.screener(self.inputs(index)).reshape(len(index)).sigmoid()  # type: ignore[no-any-return]

@@ -1,0 +1,160 @@
+"""Shrinking: an example of small utility gives no gradient, and no other is weighted up for it.
+
+Reference: Zhang, Yu, Dhillon, "AutoAssist: A Framework to Accelerate Training of Deep Neural
+Networks", NeurIPS 2019, arXiv 1905.03381; thresholds, bias and theorem in chapter 3's notebook.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "constant_threshold",
+    "decaying_threshold",
+    "distance_bound",
+    "keep",
+    "keep_probability",
+    "shrinking_bias",
+    "threshold_floor",
+]
+
+Threshold = Callable[[int], float]
+
+
+def check_base(base: float) -> None:
+    """Raise a ValueError unless a base pass rate is in ``[0, 1]``."""
+    if not 0 <= base <= 1:
+        raise ValueError(f"the base pass rate must be in [0, 1], got {base}")
+
+
+def _check_utility(r: Tensor) -> None:
+    if not bool(((r >= 0) & (r <= 1)).all()):  # NaN is refused, too
+        raise ValueError(f"r must be in [0, 1], got {r}")
+
+
+def keep_probability(r: Tensor, base: float) -> Tensor:
+    r"""Return the probabilities $p=\gamma_0+(1-\gamma_0)\,r$ of keeping examples.
+
+    Args:
+        r: Predicted probabilities of being useful, or indicators, ``(B,)``, in ``[0, 1]``.
+        base: Base pass rate $\gamma_0$, in ``[0, 1]``; the authors use 0.3, in translation 0.5.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> keep_probability(torch.tensor([0.0, 0.5, 1.0]), 0.3)
+        tensor([0.3000, 0.6500, 1.0000])
+    """
+    check_base(base)
+    _check_utility(r)
+    return base + (1 - base) * r
+
+
+def keep(r: Tensor, base: float, u: Tensor) -> Tensor:
+    r"""Decide who is kept, with one uniform number an example.
+
+    Kept is who has $u<\gamma_0$, or else $(u-\gamma_0)/(1-\gamma_0)<r$, which happens with
+    `keep_probability`. With ``base=1`` all are kept, with ``base=0`` and ``r=0`` none is.
+
+    Args:
+        r: As in `keep_probability`, ``(B,)``.
+        base: Base pass rate $\gamma_0$, in ``[0, 1]``.
+        u: Uniform in ``[0, 1)``, ``(B,)``.
+
+    Returns:
+        Booleans ``(B,)``.
+
+    Raises:
+        ValueError: If a number is out of range, or the shapes differ.
+
+    Example:
+        >>> keep(torch.tensor([0.0, 0.5, 0.5]), 0.3, torch.tensor([0.29, 0.64, 0.66]))
+        tensor([ True,  True, False])
+    """
+    check_base(base)
+    _check_utility(r)
+    if u.shape != r.shape or not bool(((u >= 0) & (u < 1)).all()):
+        raise ValueError(f"u must be in [0, 1) with shape {tuple(r.shape)}, got {u}")
+    if base == 1:
+        return torch.ones_like(r, dtype=torch.bool)
+    return (u < base) | ((u - base) / (1 - base) < r)
+
+
+def constant_threshold(value: float) -> Threshold:
+    """Return $T_k=T$: leaves a floor under the distance to the optimum (`threshold_floor`)."""
+    if not value >= 0:
+        raise ValueError(f"a threshold must be >= 0, got {value}")
+    return lambda k: value
+
+
+def decaying_threshold(c: float) -> Threshold:
+    """Return $T_k=c/k$ for $k=1,2,\\ldots$: keeps the rate of SGD (`distance_bound`)."""
+    if not c >= 0:
+        raise ValueError(f"c must be >= 0, got {c}")
+
+    def threshold(k: int) -> float:
+        if k < 1:
+            raise ValueError(f"k counts from 1, got {k}")
+        return c / k
+
+    return threshold
+
+
+def shrinking_bias(gradients: Tensor, p: Tensor) -> Tensor:
+    r"""Return the bias $b=-\frac1N\sum_i(1-p_i)\nabla f_i$ of the shrunk gradient.
+
+    Its mean over a uniform draw and the decision to keep is $\nabla F+b$.
+
+    Args:
+        gradients: Gradients $\nabla f_i$, ``(N, P)``.
+        p: Probabilities of keeping, ``(N,)``, in ``[0, 1]``.
+
+    Returns:
+        Shape ``(P,)``.
+    """
+    _check_utility(p)
+    if gradients.ndim != 2 or p.shape != gradients.shape[:1]:
+        raise ValueError(f"need (N, P) and (N,), got {tuple(gradients.shape)}, {tuple(p.shape)}")
+    return -((1 - p)[:, None] * gradients).mean(0)
+
+
+def distance_bound(k: int, gradient: float, c: float, sigma: float, base: float = 0.0) -> float:
+    r"""Return Theorem A's bound $4(G^2+((1-\gamma_0)c)^2)/(\sigma^2(k+1))$ on the mean of
+    $\|w_k-w^\star\|^2$.
+
+    It holds for steps $2/(\sigma(k+1))$ and thresholds $c/k$ on the norm of the gradient.
+
+    Args:
+        k: Iterate, from 2.
+        gradient: G, the largest norm of an example's gradient along the iterates.
+        c: Of the threshold.
+        sigma: Strong convexity $\sigma>0$.
+        base: Base pass rate $\gamma_0$, in ``[0, 1]``.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> distance_bound(3, 1.0, 0.0, 1.0)
+        1.0
+    """
+    check_base(base)
+    if k < 2 or sigma <= 0 or min(gradient, c) < 0:
+        raise ValueError(f"need k >= 2, G, c >= 0, sigma > 0, got {k}, {gradient}, {c}, {sigma}")
+    return 4 * (gradient**2 + ((1 - base) * c) ** 2) / (sigma**2 * (k + 1))
+
+
+def threshold_floor(value: float, sigma: float) -> float:
+    r"""Return $T/\sigma$, the distance that a constant threshold need not get below.
+
+    Proposition B: the recursion of Theorem A allows it in the limit, and the two functions
+    $\frac12(w-1)^2$ and $sw$ with $s<T$, $\sigma=\frac12$, come as near to it as $s$ to $T$.
+    """
+    if not (value >= 0 and sigma > 0 and math.isfinite(value)):
+        raise ValueError(f"need T >= 0 and sigma > 0, got {value}, {sigma}")
+    return value / sigma

@@ -1,0 +1,299 @@
+r"""Linear support vector machines by Pegasos, shrunk or with importance sampling.
+
+$F(w)=\frac\lambda2\|w\|^2+\frac1N\sum_i\max(0,1-y_i\langle w,x_i\rangle)$, labels -1 and 1.
+
+Reference: Shalev-Shwartz, Singer, Srebro, "Pegasos", ICML 2007; Zhang, Yu, Dhillon, arXiv
+1905.03381, and its authors' code for the two-part rule and $t_0=100$.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from trainaug.methods.autoassist.shrinking import check_base
+
+__all__ = [
+    "Keep",
+    "Path",
+    "Utility",
+    "authors_rule",
+    "gradient_threshold",
+    "importance_pegasos",
+    "pegasos",
+    "random_rule",
+    "svm_gradients",
+    "svm_objective",
+    "violators",
+]
+
+Project = Literal["ball", "sphere", "none"]
+Utility = Literal["loss", "gradient"]
+# keep(k, i, margin, norm of w): iterate from 1, example, y <w, x>
+Keep = Callable[[int, int, float, float], bool]
+
+
+@dataclass
+class Path:
+    """The iterates of a run, at the recorded updates; costs are counts until then.
+
+    Attributes:
+        weights: Recorded iterates, each ``(D,)``.
+        updates: Examples that gave a gradient (kept, though it may be 0).
+        products: Inner products of D numbers, those that score included.
+        steps: Iterations, skipped ones included.
+        largest_gradient: Largest norm of a gradient that was met.
+    """
+
+    weights: list[Tensor] = field(default_factory=list)
+    updates: list[int] = field(default_factory=list)
+    products: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    largest_gradient: float = 0.0
+
+
+def _check_problem(X: Tensor, y: Tensor, lam: float) -> None:
+    if X.ndim != 2 or y.shape != X.shape[:1] or len(X) == 0:
+        raise ValueError(f"need X (N, D) and y (N,), got {tuple(X.shape)}, {tuple(y.shape)}")
+    if not bool((y.abs() == 1).all()):
+        raise ValueError(f"labels must be -1 or 1, got {sorted(set(y.tolist()))}")
+    if not lam > 0:
+        raise ValueError(f"lambda must be > 0, got {lam}")
+
+
+def svm_objective(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
+    """Return F(w), a scalar, or ``(M,)`` for weights ``(M, D)``; X is ``(N, D)``, y ``(N,)``."""
+    _check_problem(X, y, lam)
+    margins = y * (w @ X.T)  # (..., N)
+    return lam / 2 * w.square().sum(-1) + (1 - margins).clamp(min=0).mean(-1)
+
+
+def svm_gradients(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
+    r"""Return $\lambda w-\mathbb 1[y_i\langle w,x_i\rangle<1]\,y_ix_i$ of all i, ``(N, D)``."""
+    _check_problem(X, y, lam)
+    violated = (y * (X @ w) < 1).to(X)
+    return lam * w - (violated * y)[:, None] * X
+
+
+def violators(base: float, generator: torch.Generator) -> Keep:
+    r"""Keep the violators of the margin, and of the others a share $\gamma_0$.
+
+    With ``base=0`` and loss-only skipping this leaves every iterate of SGD as it was, for the
+    skipped gradients of the hinge are 0.
+    """
+    check_base(base)
+
+    def is_kept(k: int, i: int, margin: float, norm: float) -> bool:
+        return margin < 1 or (base > 0 and _uniform(generator) < base)
+
+    return is_kept
+
+
+def random_rule(rate: float, generator: torch.Generator) -> Keep:
+    """Keep a share of the examples at random: the control of every saving."""
+    check_base(rate)
+    return lambda k, i, margin, norm: _uniform(generator) < rate
+
+
+def authors_rule(x_norms: Tensor, base: float, eps: float, generator: torch.Generator) -> Keep:
+    r"""Keep if $u_1<\gamma_0$ or $u_2<\|x_i\|\,\mathbb 1[y_i\langle w,x_i\rangle<1]-\epsilon/(k+1)$.
+
+    As in the authors' code, with 0.3 and 1; ``x_norms`` are $\|x_i\|$, ``(N,)``, a probability only
+    up to 1.
+    """
+    check_base(base)
+    norms = x_norms.tolist()
+
+    def is_kept(k: int, i: int, margin: float, norm: float) -> bool:
+        if _uniform(generator) < base:
+            return True
+        return _uniform(generator) < norms[i] * (margin < 1) - eps / (k + 1)
+
+    return is_kept
+
+
+def gradient_threshold(X: Tensor, y: Tensor, lam: float, threshold: Callable[[int], float]) -> Keep:
+    r"""Keep if $\|\nabla f_i(w_k)\|\ge T_k$, the regulariser's part included.
+
+    $\|\nabla f_i\|^2=\lambda^2\|w\|^2+[-2\lambda m+\|x_i\|^2]\,\mathbb 1[m<1]$ with margin m.
+    """
+    _check_problem(X, y, lam)
+    squares = X.square().sum(1).tolist()
+
+    def is_kept(k: int, i: int, margin: float, norm: float) -> bool:
+        square = lam**2 * norm**2 + (squares[i] - 2 * lam * margin if margin < 1 else 0.0)
+        return max(square, 0.0) ** 0.5 >= threshold(k)
+
+    return is_kept
+
+
+def pegasos(
+    X: Tensor,
+    y: Tensor,
+    lam: float,
+    order: Tensor,
+    *,
+    keep: Keep | None = None,
+    decay_on_skip: bool = True,
+    project: Project = "ball",
+    step_offset: float = 100.0,
+    step_scale: float = 1.0,
+    record_every: int = 1,
+) -> Path:
+    r"""Run Pegasos, skipping who is not kept.
+
+    Iteration k takes the step $\eta_k=s/(\lambda(k+t_0))$: the weights decay by $1-\eta_k\lambda$,
+    a kept violator is added as $\eta_ky_ix_i$. Skipped and kept iterations count alike in k.
+
+    Args:
+        X: ``(N, D)``, floating point, on the CPU (one example a step is no work for a GPU).
+        y: Labels -1 or 1, ``(N,)``.
+        lam: $\lambda>0$.
+        order: Examples of the iterations, integers ``(K,)``: equal orders make runs comparable.
+        keep: The rule; without one all are kept.
+        decay_on_skip: Whether a skipped iteration still decays the weights (loss-only skipping);
+            the authors' code skips the decay, too, and so solves another problem: that with
+            $\lambda$ times the share kept (Proposition C).
+        project: After each iteration onto the ``ball`` of radius $1/\sqrt\lambda$, which holds
+            the optimum, onto its ``sphere`` as the authors' code does, or not (``none``).
+        step_offset: $t_0$.
+        step_scale: s; with $t_0=1$, $s=2$ the steps are those of Theorem A.
+        record_every: Iterations between two recorded iterates; the first and last are recorded.
+
+    Returns:
+        The path from $w_1=0$.
+
+    Raises:
+        ValueError: If shapes, labels or numbers are wrong, or an index is out of range.
+    """
+    _check_problem(X, y, lam)
+    if project not in get_args(Project):
+        raise ValueError(f"project must be one of {get_args(Project)}, got {project!r}")
+    if order.ndim != 1 or len(order) == 0 or int(order.min()) < 0 or int(order.max()) >= len(X):
+        raise ValueError(f"order must be of indices below {len(X)}, got {order}")
+    if record_every < 1 or step_offset + 1 < step_scale:  # else a weight would change its sign
+        raise ValueError(
+            f"need record_every >= 1, t0 + 1 >= s, got {record_every=}, {step_offset=}"
+        )
+    rows, labels = list(X), y.tolist()
+    squares = X.square().sum(1).tolist()
+    w, square = X.new_zeros(X.shape[1]), 0.0  # and its squared norm
+    path, updates, radius = Path(), 0, lam**-0.5
+    _record(path, w, 0, 0, 0)
+    for k, i in enumerate(order.tolist(), start=1):
+        step, x, label = step_scale / (lam * (k + step_offset)), rows[i], labels[i]
+        margin = label * torch.dot(w, x).item()
+        violated = margin < 1
+        path.largest_gradient = max(
+            path.largest_gradient,
+            (lam**2 * square + (squares[i] - 2 * lam * margin if violated else 0.0)),
+        )
+        kept = keep is None or keep(k, i, margin, square**0.5)
+        updates += kept
+        if kept or decay_on_skip:
+            shrink = 1 - step * lam
+            w.mul_(shrink)
+            square *= shrink**2
+            if kept and violated:
+                w.add_(x, alpha=step * label)
+                square = torch.dot(w, w).item()
+            if project == "sphere" or (project == "ball" and square > radius**2):
+                length = square**0.5
+                if length > 0:
+                    w.mul_(radius / length)
+                    square = radius**2
+        if k % record_every == 0 or k == len(order):
+            _record(path, w, updates, k, k)
+    path.largest_gradient **= 0.5
+    return path
+
+
+def importance_pegasos(
+    X: Tensor,
+    y: Tensor,
+    lam: float,
+    num_steps: int,
+    generator: torch.Generator,
+    *,
+    utility: Utility = "gradient",
+    refresh: int | None = None,
+    floor: float = 1e-3,
+    project: Project = "ball",
+    step_offset: float = 100.0,
+    record_every: int = 1,
+) -> Path:
+    r"""Run Pegasos with importance sampling: draw $i\sim p$, weigh its hinge by $1/(Np_i)$.
+
+    Args:
+        X: ``(N, D)``.
+        y: Labels -1 or 1, ``(N,)``.
+        lam: $\lambda>0$; the decay needs no draw and is exact.
+        num_steps: Updates.
+        generator: Source of the draws.
+        utility: p in proportion to the ``loss`` or to the norm of the ``gradient``.
+        refresh: Updates between two scorings of all N examples, each N inner products: N (stale,
+            the default) or 1 (exact).
+        floor: Added to a utility, as a share of the mean, so that every p is positive: without
+            it, stale losses of 0 leave the estimate biased.
+        project: As in `pegasos`.
+        step_offset: $t_0$.
+        record_every: Updates between two recorded iterates.
+
+    Raises:
+        ValueError: If an argument is wrong.
+    """
+    _check_problem(X, y, lam)
+    if utility not in get_args(Utility) or project not in get_args(Project):
+        raise ValueError(f"unknown utility {utility!r} or projection {project!r}")
+    refresh = len(X) if refresh is None else refresh
+    if min(num_steps, refresh, record_every) < 1 or floor < 0:
+        raise ValueError(f"need >= 1: {num_steps=}, {refresh=}, {record_every=}; {floor=} >= 0")
+    rows, labels, n = list(X), y.tolist(), len(X)
+    squares, signed = X.square().sum(1), y[:, None] * X
+    w, path, products, radius = X.new_zeros(X.shape[1]), Path(), 0, lam**-0.5
+    _record(path, w, 0, 0, 0)
+    draws: list[int] = []
+    p: list[float] = []
+    for k in range(1, num_steps + 1):
+        if (k - 1) % refresh == 0:
+            margins = signed @ w  # (N,)
+            products += n
+            scores = (1 - margins).clamp(min=0)
+            if utility == "gradient":
+                part = torch.where(
+                    margins < 1, squares - 2 * lam * margins, torch.zeros_like(squares)
+                )
+                scores = (lam**2 * torch.dot(w, w) + part).clamp(min=0).sqrt()
+            scores = scores + floor * scores.mean() + torch.finfo(X.dtype).tiny
+            q = scores / scores.sum()
+            many = min(refresh, num_steps - k + 1)
+            draws = torch.multinomial(q, many, replacement=True, generator=generator).tolist()
+            p = q[draws].tolist()
+        place = (k - 1) % refresh
+        i, weight, step = draws[place], 1 / (n * p[place]), 1 / (lam * (k + step_offset))
+        margin = labels[i] * torch.dot(w, rows[i]).item()
+        products += refresh > 1  # the exact scoring has it already
+        w.mul_(1 - step * lam)
+        if margin < 1:
+            w.add_(rows[i], alpha=step * labels[i] * weight)
+        length = torch.dot(w, w).item() ** 0.5
+        if (project == "sphere" and length > 0) or (project == "ball" and length > radius):
+            w.mul_(radius / length)
+        if k % record_every == 0 or k == num_steps:
+            _record(path, w, k, products, k)
+    return path
+
+
+def _uniform(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator, device=generator.device))
+
+
+def _record(path: Path, w: Tensor, updates: int, products: int, steps: int) -> None:
+    path.weights.append(w.clone())
+    path.updates.append(updates)
+    path.products.append(products)
+    path.steps.append(steps)
