@@ -100,9 +100,9 @@ def random_rule(rate: float, generator: torch.Generator) -> Keep:
 
 
 def authors_rule(x_norms: Tensor, base: float, eps: float, generator: torch.Generator) -> Keep:
-    r"""Keep if $u_1<\gamma_0$ or $u_2<\|x_i\|\,\mathbb 1[y_i\langle w,x_i\rangle<1]-\epsilon/(k+1)$.
+    r"""Keep if $u_1<\gamma_0$, $u_2<\|x_i\|\,\mathbb 1[y_i\langle w,x_i\rangle<1]-\epsilon/(k+1)$.
 
-    As in the authors' code, with 0.3 and 1; ``x_norms`` are $\|x_i\|$, ``(N,)``, a probability only
+    One is enough, as in the authors' code with 0.3 and 1; ``x_norms`` are $\|x_i\|$, ``(N,)``, a probability only
     up to 1.
     """
     check_base(base)
@@ -111,7 +111,7 @@ def authors_rule(x_norms: Tensor, base: float, eps: float, generator: torch.Gene
     def is_kept(k: int, i: int, margin: float, norm: float) -> bool:
         if _uniform(generator) < base:
             return True
-        return _uniform(generator) < norms[i] * (margin < 1) - eps / (k + 1)
+        return bool(_uniform(generator) < norms[i] * (margin < 1) - eps / (k + 1))
 
     return is_kept
 
@@ -126,7 +126,7 @@ def gradient_threshold(X: Tensor, y: Tensor, lam: float, threshold: Callable[[in
 
     def is_kept(k: int, i: int, margin: float, norm: float) -> bool:
         square = lam**2 * norm**2 + (squares[i] - 2 * lam * margin if margin < 1 else 0.0)
-        return max(square, 0.0) ** 0.5 >= threshold(k)
+        return bool(max(square, 0.0) ** 0.5 >= threshold(k))
 
     return is_kept
 
