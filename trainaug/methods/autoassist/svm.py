@@ -100,9 +100,9 @@ def random_rule(rate: float, generator: torch.Generator) -> Keep:
 
 
 def authors_rule(x_norms: Tensor, base: float, eps: float, generator: torch.Generator) -> Keep:
-    r"""Keep if $u_1<\gamma_0$, $u_2<\|x_i\|\,\mathbb 1[y_i\langle w,x_i\rangle<1]-\epsilon/(k+1)$.
+    r"""Keep if $u_1<\gamma_0$, else if $u_2<\|x_i\|\,\mathbb 1[m<1]-\epsilon/(k+1)$ with margin m.
 
-    One is enough, as in the authors' code with 0.3 and 1; ``x_norms`` are $\|x_i\|$, ``(N,)``, a probability only
+    As in the authors' code, with 0.3 and 1; ``x_norms`` are $\|x_i\|$, ``(N,)``, probabilities only
     up to 1.
     """
     check_base(base)
