@@ -1,0 +1,144 @@
+"""Estimands of chapter 3: functions from all records of one seed to one number.
+
+Comparisons of work, of gaps and of seconds are natural logarithms of ratios: below zero the first
+is smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from trainaug.experiments.ch03.arms import IMAGES, SVM_SETS
+from trainaug.experiments.ch03.linear import THRESHOLDS
+from trainaug.experiments.records import Estimand, Record, find, metric
+
+__all__ = [
+    "ESTIMANDS",
+    "accuracy_gain",
+    "auc",
+    "cost_ratio",
+    "log_ratio",
+    "seconds_ratio",
+    "seconds_to_target",
+]
+
+RIVALS = ("selfpaced", "screener", "selective", "pruned")
+VARIANTS = ("unshuffled", "base0", "base60")
+DATA = [arm.removeprefix("svm_") for arm in SVM_SETS]
+
+
+def log_ratio(arm: str, one: str, other: str) -> Estimand:
+    """Make the estimand: log ratio of two metrics of an arm."""
+    first, second = metric(arm, one), metric(arm, other)
+    return lambda records: math.log(first(records) / second(records))
+
+
+def worst(estimands: Sequence[Estimand]) -> Estimand:
+    """Make the estimand: the largest of several."""
+    return lambda records: max(estimand(records) for estimand in estimands)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def _of(problem: str, sampler: str, name: str) -> Estimand:
+    if sampler == "random":  # the control is a part of the Assistant's record
+        return metric(f"images_{problem}_assist", f"random/{name}")
+    return metric(f"images_{problem}_{sampler}", name)
+
+
+def cost_ratio(problem: str, one: str, other: str, what: str = "examples") -> Estimand:
+    """Make the estimand: log ratio of what two arms spend until the target accuracy.
+
+    ``what``: ``examples`` that the Boss trains on, its ``work`` in forward passes with all that the
+    method adds, or ``scanned`` examples.
+    """
+    first, second = _of(problem, one, what), _of(problem, other, what)
+    return lambda records: math.log(first(records) / second(records))
+
+
+def accuracy_gain(problem: str, one: str, other: str, name: str = "test/accuracy") -> Estimand:
+    """Make the estimand: difference of test accuracy after the whole budget, in points."""
+    first, second = _of(problem, one, name), _of(problem, other, name)
+    return lambda records: 100 * (first(records) - second(records))
+
+
+def auc(problem: str, guesser: str = "r") -> Estimand:
+    """Make the estimand: AUC for being above the mean loss a pass later, mean over the probes."""
+
+    def estimand(records: Sequence[Record]) -> float:
+        values = find(records, f"images_{problem}_assist")["curves"][f"auc/{guesser}"]
+        return math.fsum(values) / len(values)
+
+    return estimand
+
+
+def seconds_to_target(sampler: str) -> Estimand:
+    """Make the estimand: seconds to the target, from its examples and the timed updates."""
+    examples = _of("0", sampler, "examples")
+    timed = metric("timing", f"seconds/{'uniform' if sampler == 'random' else sampler}")
+    return lambda records: examples(records) / IMAGES["batch"] * timed(records)
+
+
+def seconds_ratio(one: str, other: str) -> Estimand:
+    """Make the estimand: log ratio of the seconds to the target."""
+    first, second = seconds_to_target(one), seconds_to_target(other)
+    return lambda records: math.log(first(records) / second(records))
+
+
+ESTIMANDS: dict[str, Estimand] = {
+    "bound_ratio": worst([metric("theorem", f"{c:g}/ratio") for c in THRESHOLDS]),
+    "bias_error": metric("theorem", "bias_error"),
+    "overhead_async": log_ratio("timing", "seconds/async", "seconds/plain"),
+    "overhead_sync": log_ratio("timing", "seconds/assist", "seconds/uniform"),
+    "waiting": metric("timing", "waiting", 100),
+}
+for _c in THRESHOLDS:
+    ESTIMANDS[f"slope_{_c:g}"] = metric("theorem", f"{_c:g}/slope")
+    ESTIMANDS[f"theorem_gap_{_c:g}"] = log_ratio("theorem", f"{_c:g}/gap", "0/gap")
+for _data in DATA:
+    _arm = f"svm_{_data}"
+    for _rule in ("loss_only", "authors", "decay_skipped", "sphere", "constant", "random"):
+        ESTIMANDS[f"{_data}_{_rule}_gap"] = log_ratio(_arm, f"{_rule}/gap", "sgd/gap")
+        ESTIMANDS[f"{_data}_{_rule}_kept"] = metric(_arm, f"{_rule}/kept", 100)
+        ESTIMANDS[f"{_data}_{_rule}_norm"] = metric(_arm, f"{_rule}/norm")
+    for _rule in ("decaying_1", "decaying_100"):
+        ESTIMANDS[f"{_data}_{_rule}_gap"] = log_ratio(_arm, f"{_rule}/gap", "sgd/gap")
+        ESTIMANDS[f"{_data}_{_rule}_kept"] = metric(_arm, f"{_rule}/kept", 100)
+    ESTIMANDS[f"{_data}_moved_norm"] = log_ratio(
+        _arm, "decay_skipped/found_norm", "decay_skipped/predicted_norm"
+    )
+    for _utility in ("loss", "gradient"):
+        for _when in ("stale", "exact"):
+            _other = f"{_utility}_{_when}"
+            for _what in ("products", "updates"):
+                for _one in ("loss_only", "with_replacement"):
+                    ESTIMANDS[f"{_data}_{_one}_over_{_other}_{_what}"] = log_ratio(
+                        _arm, f"{_one}/{_what}", f"{_other}/{_what}"
+                    )
+    ESTIMANDS[f"{_data}_loss_only_over_liblinear"] = log_ratio(
+        _arm, "loss_only/products", "liblinear/products"
+    )
+for _problem in ("0", "noise", "rotated", "large", "resnet8"):
+    _pairs = [("assist", "uniform"), ("assist", "random"), ("random", "uniform")]
+    if _problem == "0":
+        _pairs += [(_sampler, "uniform") for _sampler in (*RIVALS, *VARIANTS)]
+    for _one, _other in _pairs:
+        _name = f"{_problem}_{_one}_over_{_other}"
+        ESTIMANDS[_name] = cost_ratio(_problem, _one, _other)
+        ESTIMANDS[f"{_name}_work"] = cost_ratio(_problem, _one, _other, "work")
+        ESTIMANDS[f"{_name}_accuracy"] = accuracy_gain(_problem, _one, _other)
+        ESTIMANDS[f"{_name}_norms"] = accuracy_gain(_problem, _one, _other, "test/accuracy_norms")
+        ESTIMANDS[f"{_name}_calibration"] = accuracy_gain(
+            _problem, _one, _other, "test/calibration_error"
+        )
+    for _guesser in ("r", "class", "loss"):
+        ESTIMANDS[f"{_problem}_auc_{_guesser}"] = auc(_problem, _guesser)
+    ESTIMANDS[f"{_problem}_kept"] = metric(f"images_{_problem}_assist", "kept", 100)
+    ESTIMANDS[f"{_problem}_positives"] = metric(f"images_{_problem}_assist", "positives", 100)
+    ESTIMANDS[f"{_problem}_assistant_share"] = metric(
+        f"images_{_problem}_assist", "assistant_share", 100
+    )
+ESTIMANDS["seconds_assist_over_uniform"] = seconds_ratio("assist", "uniform")
+ESTIMANDS["unshuffled_over_assist"] = cost_ratio("0", "unshuffled", "assist")

@@ -1,0 +1,113 @@
+"""What the Assistant costs in time: plain loader, synchronous and asynchronous, interleaved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from trainaug.experiments.ch03.images import assisted
+from trainaug.experiments.ch03.problems import losses_of, make_model, pictures
+from trainaug.methods.autoassist import (
+    AssistantTrainer,
+    AssistedSampler,
+    AsyncBatches,
+    ImageAssistant,
+)
+from trainaug.training.loop import train
+from trainaug.training.randomness import RandomBatchSampler, stream
+
+__all__ = ["time_updates"]
+
+STEPS = 100
+WARM_UP = 10  # updates of each before the clock starts
+TRACED = 16  # batches of the timeline
+
+
+def build(
+    assistant: ImageAssistant,
+    x: Tensor,
+    y: Tensor,
+    settings: dict[str, Any],
+    seed: int,
+    *,
+    attempt: int,
+) -> tuple[AssistedSampler, AssistantTrainer]:
+    """Build the sampler and its Assistant in the worker; ``x`` are its features ``(N, D)``."""
+    trainer = AssistantTrainer(
+        assistant,
+        lambda index: (x[index], y[index]),
+        lr=settings["assistant_lr"],
+        weight_decay=settings["assistant_decay"],
+    )
+    order, draws = (stream(seed, f"{name}/{attempt}") for name in ("order", "keep"))
+    sampler = AssistedSampler(
+        len(y), settings["batch"], trainer.predict, order, draws, base=settings["base"]
+    )
+    return sampler, trainer
+
+
+def time_updates(
+    settings: Mapping[str, Any], seed: int
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Time the same number of updates with each way to make batches; the order turns with the seed.
+
+    Returns:
+        ``seconds/<way>`` of an update for ``uniform``, ``assist`` and ``async``, the share of the
+        time that the Boss waited, dropped feedbacks; and curves of the events of a few batches,
+        in milliseconds, with depths of the queues, and counts of batches by staleness.
+    """
+    data = pictures(settings["data"], seed, settings["num_train"])
+    model = make_model(settings["model"], data, seed)
+    optimizer = SGD(model.parameters(), settings["lr"], momentum=settings["momentum"])
+    n, batch = len(data.train), settings["batch"]
+    flat = data.train.x.flatten(1)
+    assistant = ImageAssistant(flat.shape[1], 10, stream(seed, "assistant"))
+    args = (assistant, (flat - flat.mean()) / flat.std(), data.train.y, dict(settings), seed)
+
+    def update(
+        sampler: Any, feedback: Callable[[Tensor, Tensor], object] | None, steps: int
+    ) -> float:
+        start = time.perf_counter()
+        train(model, data.train, sampler, losses_of, optimizer, max_steps=steps, feedback=feedback)
+        return (time.perf_counter() - start) / steps
+
+    with AsyncBatches(build, args, num_examples=n, batch_size=batch, trace=True) as batches:
+        sampler, trainer = assisted(data, settings, seed)
+        plain = RandomBatchSampler(n, batch, stream(seed, "order"))
+        ways = {
+            "uniform": partial(update, plain, None),
+            "assist": partial(update, sampler, trainer.feedback),
+            "async": partial(update, batches, batches.feedback),
+        }
+        for way in ways.values():
+            way(WARM_UP)
+        waited, skipped = batches.waited_seconds, len(batches.staleness)
+        names = list(ways) if seed % 2 else list(ways)[::-1]
+        seconds = {f"seconds/{name}": ways[name](STEPS) for name in names}
+        waiting = (batches.waited_seconds - waited) / (STEPS * seconds["seconds/async"])
+        stale = torch.bincount(torch.tensor(batches.staleness[skipped:]))
+        curves = _timeline(batches) | {"staleness": [float(count) for count in stale]}
+        dropped = float(batches.dropped_feedback)
+    return seconds | {"waiting": waiting, "dropped": dropped}, curves
+
+
+def _timeline(batches: AsyncBatches) -> dict[str, list[float]]:
+    """Milliseconds of the last events of each kind, and the queues' depths at their ends."""
+    waits = [event.start for event in batches.events if event.what == "wait"]
+    since = waits[-TRACED]
+    curves: dict[str, list[float]] = {}
+    for event in batches.events:
+        if event.start < since or event.what == "warm_up":
+            continue
+        name = f"{event.who}/{event.what}"
+        values = {"start": 1000 * (event.start - since), "end": 1000 * (event.end - since)}
+        values |= {"batches": event.batches, "feedbacks": event.feedbacks}
+        for key, value in values.items():
+            curves.setdefault(f"{name}/{key}", []).append(float(value))
+    return {name: values[:60] for name, values in curves.items()}

@@ -1,0 +1,104 @@
+"""Learning rates of chapter 3's arms on pictures and in translation: pilot seeds, validation part.
+
+``make reproduce TUNE=1 CHAPTERS=3`` writes ``results/standard/03/tuning.csv`` and ``tuned.yaml``.
+An arm on pictures is scored by minus the logarithm of the examples that the Boss trains on until
+the target accuracy, one of translation by minus its validation loss at the end; test parts are
+never looked at. The control is tuned with the share kept that the Assistant's pilots had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import joblib
+import torch
+
+from trainaug.experiments import trials
+from trainaug.experiments.ch03.arms import (
+    EXTENDED,
+    HEADLINE,
+    TARGETS,
+    TRANSLATION_ARMS,
+    TUNED,
+    settings_of,
+    translation_settings,
+    tuned_arm,
+)
+from trainaug.experiments.ch03.images import Trained, train_images
+from trainaug.experiments.ch03.translation import fit_translation
+from trainaug.training.loop import NonFiniteLossError
+
+__all__ = ["CONTROL_RATE", "GRID", "read_trials", "score", "tune", "tuned_arms", "tuning_table"]
+
+GRID = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+TRANSLATION_GRID = (0.0005, 0.001, 0.002, 0.004)
+CONTROL_RATE = 0.43
+SEEDS = {"images_0": (0, 1, 2), "images_resnet8": (0,), "translation": (0,)}  # others: 0, 1
+
+
+def tuned_arms() -> list[str]:
+    """Arms that have a learning rate of their own, the controls last."""
+    arms = [arm for arm in HEADLINE | EXTENDED if tuned_arm(arm) == arm]
+    controls = [arm.replace("_assist", "_random") for arm in arms if arm.endswith("_assist")]
+    return [*arms, *controls, *(arm for arm in TRANSLATION_ARMS if tuned_arm(arm) == arm)]
+
+
+def grid_of(arm: str) -> tuple[float, ...]:
+    """Learning rates that an arm is tried with."""
+    return TRANSLATION_GRID if arm.startswith("translation") else GRID
+
+
+def seeds_of(arm: str) -> tuple[int, ...]:
+    """Pilot seeds of an arm."""
+    main = ("images_0_uniform", "images_0_assist", "images_0_random")
+    if arm.startswith("images_0") and arm not in main:
+        return (0, 1)
+    return next((seeds for name, seeds in SEEDS.items() if arm.startswith(name)), (0, 1))
+
+
+def score(arm: str, found: Trained) -> float:
+    """Score a run on pictures; one that never reaches the target spent all it had."""
+    look = found.reached(TARGETS[arm.split("_")[1]])
+    return -math.log(found.examples[-1 if look is None else look])
+
+
+def _score_one(arm: str, lr: float, seed: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    if arm.startswith("translation"):
+        fitted = fit_translation(translation_settings(arm) | {"lr": lr}, seed)
+        return trials.trial(arm, lr, seed, -fitted.metrics["val/loss"])
+    settings, _ = settings_of(arm.replace("_random", "_assist"))
+    settings |= {"lr": lr}
+    rates = None
+    if arm.endswith("_random"):
+        settings, rates = settings | {"sampler": "random"}, [CONTROL_RATE]
+    try:
+        return trials.trial(
+            arm, lr, seed, score(arm, train_images(settings, seed, keep_rates=rates))
+        )
+    except NonFiniteLossError:
+        return trials.trial(arm, lr, seed, -math.log(settings["steps"] * settings["batch"]))
+
+
+def tune(workers: int, say: Callable[[str], None]) -> None:
+    """Score every arm on its grid, write the curves and the chosen values."""
+    tasks = [(arm, lr, s) for arm in tuned_arms() for lr in grid_of(arm) for s in seeds_of(arm)]
+    rows = []
+    parallel = joblib.Parallel(n_jobs=workers, return_as="generator")
+    for done, row in enumerate(parallel(joblib.delayed(_score_one)(*t) for t in tasks), 1):
+        rows.append(row)
+        if done % 20 == 0 or done == len(tasks):
+            say(f"trials {done}/{len(tasks)}")
+    trials.write_choice("03", rows, TUNED)
+
+
+def read_trials() -> list[dict[str, Any]]:
+    """Read the committed ``tuning.csv``."""
+    return trials.read_trials("03")
+
+
+def tuning_table() -> str:
+    """Text of the tuning curves: arm, chosen learning rate, score at every value tried."""
+    return trials.trials_table("03", "learning rate: mean score", 2)
