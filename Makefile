@@ -35,6 +35,7 @@ data: setup  ## fetch and verify the data sets
 	@$(BIN)/trainaug data fetch
 
 reproduce: data  ## recompute the chapters and compare with the reference (PROFILE=, CHAPTERS="1 6"); TUNE=1: tune instead
+	@$(if $(filter full paper,$(PROFILE))$(TUNE),$(BIN)/trainaug data fetch libreoffice_help)
 	@$(BIN)/trainaug $(if $(TUNE),tune,reproduce --profile $(PROFILE)) $(CHAPTERS)
 
 test: data lint unit quick validate verify  ## everything that CI runs
@@ -68,8 +69,9 @@ bench: setup  ## run the benchmarks, store their figures under results/bench
 bench-check: setup  ## compare the stored benchmark figures with their targets
 	@$(BIN)/trainaug bench --check
 
-soak: setup  ## the kill-and-resume test, many times over
+soak: setup  ## the kill-and-resume test, many times over; 20 000 batches of asynchronous AutoAssist
 	@TRAINAUG_SOAK=20 $(BIN)/python -m pytest -q -m system tests/system/test_resume.py
+	@$(BIN)/python benchmarks/soak_autoassist.py --batches 20000
 
 publish: setup  ## promote finished runs to reference (PROFILE=, CHAPTERS=)
 	@$(BIN)/trainaug publish --profile $(PROFILE) $(CHAPTERS)

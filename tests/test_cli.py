@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from trainaug.cli import app
 from trainaug.experiments.ch01 import tuning as tuning_01
 from trainaug.experiments.ch02 import tuning as tuning_02
+from trainaug.experiments.ch03 import tuning as tuning_03
 from trainaug.experiments.ch04 import tuning as tuning_04
 from trainaug.experiments.ch05 import tuning as tuning_05
 from trainaug.experiments.ch06 import tuning
@@ -21,6 +22,7 @@ from trainaug.paths import ROOT
 
 CLAIMS = {f"lin.{k}" for k in range(1, 9)} | {f"vse.{k}" for k in range(1, 10)}
 CLAIMS |= {f"gc.{k}" for k in range(1, 15)}
+CLAIMS |= {f"aa.{k}" for k in range(1, 13)}
 CLAIMS |= {f"ord.{k}" for k in range(1, 13)} | {f"csa.{k}" for k in range(1, 16)}
 
 
@@ -46,7 +48,7 @@ def test_claims_as_json_have_what_a_script_needs():
 
 def test_claims_table_has_every_claim():
     lines = run("claims").stdout.splitlines()
-    heads = ("csa.", "gc.", "lin.", "ord.", "vse.")
+    heads = ("aa.", "csa.", "gc.", "lin.", "ord.", "vse.")
     assert {line.split()[0] for line in lines if line.startswith(heads)} == CLAIMS
 
 
@@ -57,9 +59,9 @@ def test_claims_table_has_every_claim():
         (("reproduce", "6", "-p", "step=3"), "unknown parameter 'step'"),
         (("reproduce", "6", "-p", "seeds"), "expected NAME=VALUE"),
         (("reproduce", "42"), "unknown chapter '42'"),
-        (("reproduce", "3"), "chapter 03 is not built yet"),
+        (("reproduce", "7"), "chapter 07 is not built yet"),
         (("data", "fetch", "cifar"), "cifar"),
-        (("publish", "3"), "not built"),
+        (("publish", "7"), "not built"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_code_two(arguments, text):
@@ -94,14 +96,15 @@ def test_tune_calls_the_chapters_that_have_something_to_tune(monkeypatch):
         tuning,
         tuning_01,
         tuning_02,
+        tuning_03,
         tuning_04,
         tuning_05,
     )  # the real ones take minutes and write files
     for chapter in chapters:
         monkeypatch.setattr(chapter, "tune", tune)
-    done = CliRunner().invoke(app, ["tune", "3", "6"])
+    done = CliRunner().invoke(app, ["tune", "7", "6"])
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines() == ["chapter 03: nothing to tune", "trials 1/1"]
+    assert done.output.splitlines() == ["chapter 07: nothing to tune", "trials 1/1"]
     assert len(calls) == 1
     assert calls[0] >= 1
     # all chapters by default

@@ -12,6 +12,8 @@ WANTED = {f"lin.6.{item}" for item in range(1, 16)} | {"lin.table", "lin.3", "li
 WANTED |= {f"vse.{item}" for item in range(1, 16)}
 # Chapter 2: the items of the note's sections 6 and 8 on oracles.
 WANTED |= {f"gc.{item}" for item in range(1, 20)}
+# Chapter 3: the items of the note's section 6.
+WANTED |= {f"aa.{item}" for item in range(1, 12)}
 # Chapter 4: the table of pitfalls, edge cases and oracles in the note.
 WANTED |= {f"ord.P{item}" for item in range(1, 21)}
 # Chapter 5: the same.

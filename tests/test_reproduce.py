@@ -79,7 +79,7 @@ def test_unknown_names_stop_before_anything_starts(tmp_path, monkeypatch):
         (("standard", ["06"], {"step": 3}), "'step'"),
         (("standard", ["06"], {"evidence": "reference"}), "'evidence'"),
         (("fast", ["06"], {}), "'fast'"),
-        (("standard", ["03"], {}), "03 is not built"),
+        (("standard", ["07"], {}), "07 is not built"),
         (("standard", ["06"], {"seeds": "many"}), "many"),
     ):
         with pytest.raises(ValueError, match=text):
@@ -97,7 +97,7 @@ def test_a_failed_chapter_does_not_stop_the_others(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(module, "_execute", execute)
     assert reproduce("quick", root=tmp_path) == 1
-    assert started == ["00", "01", "02", "04", "05", "06", "08"]
+    assert started == ["00", "01", "02", "03", "04", "05", "06", "08"]
     report = (tmp_path / "quick" / "report.md").read_text(encoding="utf-8")
     assert "Chapter 06 failed: AssertionError: line (b) fails" in report
     assert "| 08 | ran |" in report

