@@ -14,6 +14,7 @@ from torch import Tensor
 from trainaug.evidence.plots import PALETTE, band, figure, spread
 from trainaug.experiments.ch03.arms import IMAGES, TARGETS
 from trainaug.experiments.ch03.estimands import ESTIMANDS
+from trainaug.experiments.ch03.images import PROBE_EVERY
 from trainaug.experiments.ch03.linear import THRESHOLDS
 from trainaug.experiments.records import Estimand, Record, find
 
@@ -169,15 +170,16 @@ def savings(records: Sequence[Record]) -> Figure:
 def guessing(records: Sequence[Record]) -> Figure:
     """AUC of the Assistant's guesses along training, beside two other guessers; share kept."""
     drawn, axes = figure(2, height=3.0)
-    names = {"r": "Assistant", "class": "mean loss of the class", "loss": "own loss a pass before"}
+    names = {"r": "Assistant", "class": "mean loss of the class", "loss": "its own loss now"}
     curves = {name: _curves(records, "images_0_assist", f"auc/{name}") for name in names}
-    steps = 150 * (2 + np.arange(curves["r"].shape[1])) * IMAGES["batch"] / 1000
+    drawn_each = PROBE_EVERY * IMAGES["batch"] / 1000
+    steps = drawn_each * (2 + np.arange(curves["r"].shape[1]))
     for (name, label), colour in zip(names.items(), PALETTE, strict=False):
         band(axes[0], steps, curves[name], label=label, colour=colour)
     axes[0].axhline(0.5, color="k", lw=1)
     axes[0].set_ylim(0.45, 1.0)
     axes[0].set_xlabel("examples trained on, thousands")
-    axes[0].set_ylabel("AUC for a high loss a pass later")
+    axes[0].set_ylabel(f"AUC for a high loss {PROBE_EVERY} updates later")
     axes[0].legend(fontsize=8)
     arms = {"clean": "images_0_assist", "20 % wrong labels": "images_noise_assist"}
     for (label, arm), colour in zip(arms.items(), PALETTE, strict=False):

@@ -29,12 +29,22 @@ from trainaug.training.loop import train
 from trainaug.training.models import evaluate, predict, undisturbed
 from trainaug.training.randomness import RandomBatchSampler, stream
 
-__all__ = ["EVERY", "SMOOTHED", "Trained", "assisted", "count_macs", "train_images"]
+__all__ = [
+    "EVERY",
+    "GUESSERS",
+    "PROBE_EVERY",
+    "SMOOTHED",
+    "Trained",
+    "assisted",
+    "count_macs",
+    "train_images",
+]
 
 EVERY = 30  # steps between two looks at the validation part
 SMOOTHED = 5  # looks that are averaged
+GUESSERS = ("r", "class", "loss")  # of who will be hard: Assistant, class, own loss
 PROBE = 1000  # training examples that the Assistant's guesses are judged on
-PROBE_EVERY = 150  # steps: about one pass of 10 000 examples in batches of 64
+PROBE_EVERY = 150  # steps between a guess and its judgement
 
 
 @dataclass
@@ -135,7 +145,7 @@ def _stations(
             trainer=trainer,
         )
     if name == "random":
-        skip = RandomSkip(keep_rates or [1.0])
+        skip = RandomSkip(keep_rates or [])
         of = AssistedSampler(n, batch, skip.predict, order, draws, base=0.0, on_pass=skip.on_pass)
         return _Arm(of)
     if name == "selective":
@@ -232,10 +242,10 @@ def train_images(
         evaluate=look,
         evaluate_every=EVERY,
     )
-    found.keep_rates = list(getattr(arm.sampler, "keep_rates", []))
     found.metrics = _final(model, data) | {"wrong": wrong_seen / drawn}
-    if (scanned := getattr(arm.sampler, "scanned", 0)) > 0:
-        found.metrics["kept"] = arm.sampler.kept / scanned
+    if isinstance(arm.sampler, AssistedSampler):
+        found.keep_rates = arm.sampler.rates_so_far()
+        found.metrics["kept"] = arm.sampler.kept / arm.sampler.scanned
     if arm.trainer is not None:
         found.metrics["positives"] = arm.trainer.positives
         found.metrics["assistant_share"] = arm.extra(drawn) / (3 * drawn)
@@ -243,15 +253,15 @@ def train_images(
 
 
 def _judge(r: Tensor, before: Tensor, losses: Tensor, y: Tensor) -> dict[str, float]:
-    """AUC of guesses for being above the mean loss a pass later, with two other guessers beside."""
+    """AUC of guesses for being above the mean loss later, with two other guessers beside."""
     hard = (losses > losses.mean()).numpy()
     if hard.all() or not hard.any():
-        return {"r": 0.5, "class": 0.5, "loss": 0.5}
+        return dict.fromkeys(GUESSERS, 0.5)
     by_class = torch.zeros(10).index_add(0, y, before) / torch.bincount(y, minlength=10).clamp(
         min=1
     )
-    guessers = {"r": r, "class": by_class[y], "loss": before}
-    return {name: float(roc_auc_score(hard, guess.numpy())) for name, guess in guessers.items()}
+    guesses = zip(GUESSERS, (r, by_class[y], before), strict=True)
+    return {name: float(roc_auc_score(hard, guess.numpy())) for name, guess in guesses}
 
 
 def _final(model: nn.Module, data: Pictures) -> dict[str, float]:

@@ -86,11 +86,12 @@ def compare_rules(
     # As many gradients as loss-only shrinking computed: random skipping is a shorter run.
     paths["random"] = run(order[: paths["loss_only"].updates[-1]])
     for utility in ("loss", "gradient"):
+        given: Any = {"utility": utility, "floor": settings[f"floor_{utility}"]}
         paths[f"{utility}_stale"] = importance_pegasos(
-            X, y, lam, len(order), g(f"{utility}_stale"), utility=utility, record_every=every
+            X, y, lam, len(order), g(f"{utility}_stale"), record_every=every, **given
         )
         paths[f"{utility}_exact"] = importance_pegasos(
-            X, y, lam, settings["exact_steps"], g(f"{utility}_exact"), utility=utility, refresh=1
+            X, y, lam, settings["exact_steps"], g(f"{utility}_exact"), refresh=1, **given
         )
     metrics: dict[str, float] = {"optimum": best.value, "optimum_norm": float(best.w.norm())}
     curves: dict[str, list[float]] = {}
@@ -109,13 +110,16 @@ def compare_rules(
         step = max(1, -(-len(gaps) // CURVE))
         curves[f"{name}/gap"] = gaps[::step].tolist()
         curves[f"{name}/products"] = [float(p) for p in path.products[::step]]
-    metrics |= _moved(X, y, lam, metrics["decay_skipped/kept"], paths["decay_skipped"])
+    metrics["random/kept"] = paths["random"].updates[-1] / len(order)
+    metrics |= _moved(X, y, lam, paths["decay_skipped"])
     metrics |= _dual_passes(X, y, lam, best, settings["gap"])
     return metrics, curves
 
 
-def _moved(X: Tensor, y: Tensor, lam: float, kept: float, path: Path) -> dict[str, float]:
+def _moved(X: Tensor, y: Tensor, lam: float, path: Path) -> dict[str, float]:
     """Where skipped decay ends by Proposition C: the optimum for the kept share of lambda."""
+    half = len(path.steps) // 2
+    kept = (path.updates[-1] - path.updates[half]) / (path.steps[-1] - path.steps[half])
     other, w = svm_optimum(X, y, lam * kept), torch.stack(path.weights[-LOOKS:]).mean(0)
     return {
         "decay_skipped/predicted_norm": float(other.w.norm()),

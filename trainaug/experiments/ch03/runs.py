@@ -17,12 +17,13 @@ from trainaug.experiments.ch03.arms import (
     TARGETS,
     TRANSLATION_ARMS,
     TRANSLATION_PAPER,
+    control_of,
     settings_of,
     translation_settings,
     tuned,
 )
 from trainaug.experiments.ch03.config import Config
-from trainaug.experiments.ch03.images import train_images
+from trainaug.experiments.ch03.images import GUESSERS, train_images
 from trainaug.experiments.ch03.linear import compare_rules, theorem
 from trainaug.experiments.ch03.problems import CIFAR, CONTENT
 from trainaug.experiments.ch03.timing import time_updates
@@ -60,11 +61,11 @@ def plan(config: Config) -> list[Run]:
     ):
         for arm in arms:
             settings, seconds = settings_of(arm)
-            deep = settings["model"] == "resnet8" and seeds > 0
+            deep = arms is EXTENDED and settings["model"] == "resnet8" and seeds > 0
             steps = max(60, round(settings["steps"] * share))
             settings |= {"lr": tuned(arm), "steps": steps}
             if _has_control(arm):
-                settings["control_lr"] = tuned(arm.replace("_assist", "_random"))
+                settings["control_lr"] = tuned(control_of(arm))
             add(arm, settings, config.deep_seeds if deep else seeds, seconds * cost)
     for arms, seeds in (
         (TRANSLATION_ARMS, config.deep_seeds),
@@ -74,7 +75,7 @@ def plan(config: Config) -> list[Run]:
             settings = translation_settings(arm) | {"lr": tuned(arm)}
             settings["tokens"] = round(settings["tokens"] * share)
             if arm == "translation_assist":
-                settings["control_lr"] = tuned("translation_uniform")
+                settings["control_lr"] = tuned(control_of(arm))
             add(arm, settings, seeds, seconds * cost)
     settings = IMAGES | {"lr": tuned("images_0_uniform")}
     add("timing", settings, config.timing_blocks, 5.0, deterministic=False)
@@ -136,7 +137,7 @@ def _images(
         for name in ("accuracy", "examples", "scanned"):
             curves[f"{prefix}{name}"] = getattr(of, name)[::every]
         curves[f"{prefix}keep_rates"] = of.keep_rates[:CURVE]
-        for name in of.auc[0] if of.auc else ():
+        for name in GUESSERS if settings["sampler"] == "assist" and not prefix else ():
             curves[f"{prefix}auc/{name}"] = [judged[name] for judged in of.auc]
     return metrics, curves
 

@@ -25,8 +25,9 @@ from trainaug.training.randomness import RandomBatchSampler, stream
 __all__ = ["time_updates"]
 
 STEPS = 100
-WARM_UP = 10  # updates of each before the clock starts
-TRACED = 16  # batches of the timeline
+WARM_UP = 25  # updates of each before the clock starts: more than the queue holds
+IDLE = 0.3  # seconds for the worker to fill its queue while others are timed
+TRACED, LAG = 16, 30  # batches of the timeline; the worker's events come with a batch, so late
 
 
 def build(
@@ -55,7 +56,7 @@ def build(
 def time_updates(
     settings: Mapping[str, Any], seed: int
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Time the same number of updates with each way to make batches; the order turns with the seed.
+    """Time as many updates with each way to make batches; the order rotates with the seed.
 
     Returns:
         ``seconds/<way>`` of an update for ``uniform``, ``assist`` and ``async``, the share of the
@@ -85,13 +86,17 @@ def time_updates(
             "assist": partial(update, sampler, trainer.feedback),
             "async": partial(update, batches, batches.feedback),
         }
-        for way in ways.values():
-            way(WARM_UP)
-        waited, skipped = batches.waited_seconds, len(batches.staleness)
-        names = list(ways) if seed % 2 else list(ways)[::-1]
-        seconds = {f"seconds/{name}": ways[name](STEPS) for name in names}
-        waiting = (batches.waited_seconds - waited) / (STEPS * seconds["seconds/async"])
-        stale = torch.bincount(torch.tensor(batches.staleness[skipped:]))
+        names, waited, skipped = list(ways), 0.0, 0
+        seconds: dict[str, float] = {}
+        for name in names[seed % 3 :] + names[: seed % 3]:
+            time.sleep(IDLE)
+            ways[name](WARM_UP)
+            waited_before, given = batches.waited_seconds, len(batches.staleness)
+            seconds[f"seconds/{name}"] = ways[name](STEPS)
+            if name == "async":
+                waited, skipped = batches.waited_seconds - waited_before, given
+        waiting = waited / (STEPS * seconds["seconds/async"])
+        stale = torch.bincount(torch.tensor(batches.staleness[skipped : skipped + STEPS]))
         curves = _timeline(batches) | {"staleness": [float(count) for count in stale]}
         dropped = float(batches.dropped_feedback)
     return seconds | {"waiting": waiting, "dropped": dropped}, curves
@@ -99,11 +104,11 @@ def time_updates(
 
 def _timeline(batches: AsyncBatches) -> dict[str, list[float]]:
     """Milliseconds of the last events of each kind, and the queues' depths at their ends."""
-    waits = [event.start for event in batches.events if event.what == "wait"]
-    since = waits[-TRACED]
+    waits = [e.start for e in batches.events if e.who == "boss" and e.what == "wait"]
+    since, until = waits[-TRACED - LAG], waits[-LAG]
     curves: dict[str, list[float]] = {}
     for event in batches.events:
-        if event.start < since or event.what == "warm_up":
+        if not since <= event.start < until or event.what == "warm_up":
             continue
         name = f"{event.who}/{event.what}"
         values = {"start": 1000 * (event.start - since), "end": 1000 * (event.end - since)}

@@ -327,7 +327,7 @@ def fit_translation(
     def after(index: Tensor, losses: Tensor) -> None:
         if arm.feedback is not None:
             arm.feedback(index, losses)
-        if batches.tokens * LOOKS >= budget * (len(curves["tokens"]) + 1):
+        while batches.tokens * LOOKS >= budget * (len(curves["tokens"]) + 1):
             look()
 
     history = train(

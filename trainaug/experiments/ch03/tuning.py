@@ -3,7 +3,7 @@
 ``make reproduce TUNE=1 CHAPTERS=3`` writes ``results/standard/03/tuning.csv`` and ``tuned.yaml``.
 An arm on pictures is scored by minus the logarithm of the examples that the Boss trains on until
 the target accuracy, one of translation by minus its validation loss at the end; test parts are
-never looked at. The control is tuned with the share kept that the Assistant's pilots had.
+never looked at. The control is tuned with one share kept, of the first pilots.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from trainaug.experiments.ch03.arms import (
     TARGETS,
     TRANSLATION_ARMS,
     TUNED,
+    control_of,
     settings_of,
     translation_settings,
     tuned_arm,
 )
 from trainaug.experiments.ch03.images import Trained, train_images
 from trainaug.experiments.ch03.translation import fit_translation
-from trainaug.training.loop import NonFiniteLossError
 
 __all__ = ["CONTROL_RATE", "GRID", "read_trials", "score", "tune", "tuned_arms", "tuning_table"]
 
@@ -36,25 +36,26 @@ GRID = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
 TRANSLATION_GRID = (0.0005, 0.001, 0.002, 0.004)
 CONTROL_RATE = 0.43
 SEEDS = {"images_0": (0, 1, 2), "images_resnet8": (0,), "translation": (0,)}  # others: 0, 1
+RESNET_GRID = GRID[1:]  # and no control of its own: skipping at random draws as uniform does
 
 
 def tuned_arms() -> list[str]:
     """Arms that have a learning rate of their own, the controls last."""
     arms = [arm for arm in HEADLINE | EXTENDED if tuned_arm(arm) == arm]
-    controls = [arm.replace("_assist", "_random") for arm in arms if arm.endswith("_assist")]
+    controls = [control_of(arm) for arm in arms if arm.endswith("_assist")]
+    controls = [arm for arm in controls if arm.endswith("_random")]
     return [*arms, *controls, *(arm for arm in TRANSLATION_ARMS if tuned_arm(arm) == arm)]
 
 
 def grid_of(arm: str) -> tuple[float, ...]:
     """Learning rates that an arm is tried with."""
-    return TRANSLATION_GRID if arm.startswith("translation") else GRID
+    if arm.startswith("translation"):
+        return TRANSLATION_GRID
+    return RESNET_GRID if arm.startswith("images_resnet8") else GRID
 
 
 def seeds_of(arm: str) -> tuple[int, ...]:
     """Pilot seeds of an arm."""
-    main = ("images_0_uniform", "images_0_assist", "images_0_random")
-    if arm.startswith("images_0") and arm not in main:
-        return (0, 1)
     return next((seeds for name, seeds in SEEDS.items() if arm.startswith(name)), (0, 1))
 
 
@@ -78,7 +79,7 @@ def _score_one(arm: str, lr: float, seed: int) -> dict[str, Any]:
         return trials.trial(
             arm, lr, seed, score(arm, train_images(settings, seed, keep_rates=rates))
         )
-    except NonFiniteLossError:
+    except FloatingPointError:  # of the loss, or at the end
         return trials.trial(arm, lr, seed, -math.log(settings["steps"] * settings["batch"]))
 
 

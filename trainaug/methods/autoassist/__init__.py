@@ -39,10 +39,12 @@ from trainaug.methods.autoassist.svm import (
     svm_objective,
     violators,
 )
+from trainaug.methods.autoassist.workers import AsyncBatches, WorkerError
 
 __all__ = [
     "AssistantTrainer",
     "AssistedSampler",
+    "AsyncBatches",
     "ImageAssistant",
     "LossTable",
     "Path",
@@ -51,6 +53,7 @@ __all__ = [
     "SelectiveBackprop",
     "SelfPacedWeights",
     "TextAssistant",
+    "WorkerError",
     "authors_rule",
     "constant_threshold",
     "decaying_threshold",

@@ -52,8 +52,8 @@ class LossTable:
     r"""InfoBatch-style pruning with rescaling: who was below the mean is kept with rate $\gamma_0$.
 
     Pass ``predict`` to an `AssistedSampler` with the same ``base``, ``on_pass``, ``weights`` and
-    ``feedback``. Weights $1/p$ make up for the pruned, so the gradient is unbiased, unlike in
-    shrinking. The last passes keep all.
+    ``feedback``. Weights $1/p$ make up for the pruned, so the gradient has no bias in direction,
+    unlike in shrinking. The last passes may keep all.
 
     Args:
         num_examples: N.

@@ -101,6 +101,12 @@ class AssistedSampler(Sampler[list[int]]):
             if full or (batch and not self.drop_last):
                 yield batch
 
+    def rates_so_far(self) -> list[float]:
+        """Return ``keep_rates`` and, if a pass has been begun, the share of what it scanned."""
+        if not 0 < self._place < self.num_examples:
+            return list(self.keep_rates)
+        return [*self.keep_rates, (self.kept - self._kept_before) / self._place]
+
     def _begin_pass(self) -> None:
         if self._order.numel() and self.on_pass is not None:
             self.on_pass()

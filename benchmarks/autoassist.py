@@ -1,0 +1,119 @@
+"""Timings of AutoAssist: what filtering costs the Boss, beside it and in its own process.
+
+Boss: `StridedConvNet`, B = 128, pictures of Fashion-MNIST's size, one thread. Each process needs a
+core of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from ordering import _paired
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainaug.data.indexed import IndexedDataset
+from trainaug.methods.autoassist import (
+    AssistantTrainer,
+    AssistedSampler,
+    AsyncBatches,
+    ImageAssistant,
+)
+from trainaug.training.convnet import StridedConvNet
+from trainaug.training.loop import train
+from trainaug.training.randomness import RandomBatchSampler
+
+N, BATCH, CLASSES, BASE = 10_000, 128, 10, 0.3
+SHAPE = (1, 28, 28)
+
+
+def _losses(logits: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def build(
+    assistant: ImageAssistant, x: Tensor, y: Tensor, attempt: int
+) -> tuple[AssistedSampler, AssistantTrainer]:
+    """Make sampler and Assistant, in the worker or here."""
+    trainer = AssistantTrainer(assistant, lambda index: (x[index], y[index]))
+    order, decisions = (torch.Generator().manual_seed(2 * attempt + i) for i in (0, 1))
+    sampler = AssistedSampler(
+        len(x), BATCH, trainer.predict, order, decisions, base=BASE, drop_last=True
+    )
+    return sampler, trainer
+
+
+class _Boss:
+    """A network in training, a block of steps at a time."""
+
+    def __init__(self, n: int) -> None:
+        torch.set_num_threads(1)
+        g = torch.Generator().manual_seed(0)
+        self.x = torch.rand(n, *SHAPE, generator=g)
+        self.y = torch.randint(CLASSES, (n,), generator=g)
+        self.dataset = IndexedDataset(self.x, self.y)
+        self.model = StridedConvNet(CLASSES, g)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, momentum=0.9)
+        self.assistant = ImageAssistant(self.x[0].numel(), CLASSES, g).share_memory()
+
+    def batches(self, synchronous: bool) -> AsyncBatches:
+        args = (self.assistant, self.x, self.y)
+        sizes = {"num_examples": len(self.x), "batch_size": BATCH}
+        return AsyncBatches(build, args, **sizes, synchronous=synchronous)
+
+    def run(self, batches: Any, steps: int) -> float:
+        """Return seconds of so many steps."""
+        start = time.perf_counter()
+        parts = self.model, self.dataset, batches, _losses, self.optimizer
+        train(*parts, max_steps=steps, feedback=getattr(batches, "feedback", None))
+        return time.perf_counter() - start
+
+
+@functools.cache
+def step_against_plain(
+    synchronous: bool, steps: int = 60, pairs: int = 20, n: int = N
+) -> dict[str, Any]:
+    """Time blocks of steps with AutoAssist against the plain sampler, in turn.
+
+    A block is three times the queue, so that most of its batches are formed while it runs.
+
+    Returns:
+        The ratio; share of its blocks that the Boss waited, of examples scanned per kept one, and
+        the dropped feedbacks.
+    """
+    boss = _Boss(n)
+    plain = RandomBatchSampler(n, BATCH, torch.Generator().manual_seed(1), drop_last=True)
+    spent = 0.0
+    with boss.batches(synchronous) as batches:
+
+        def assisted() -> None:
+            nonlocal spent
+            spent += boss.run(batches, steps)
+
+        next(iter(batches))  # the start of the worker
+        found = _paired(assisted, lambda: boss.run(plain, steps), pairs)
+        return found | {
+            "waiting_share": batches.waited_seconds / spent,
+            "scans": batches.scanned / batches.kept,
+            "dropped_feedback": batches.dropped_feedback,
+            "assistant_steps": batches.counters.get("num_steps", 0),
+        }
+
+
+def assistant_share(n: int = BATCH) -> dict[str, Any]:
+    """Count the Assistant's multiply-adds for an example of the Boss against the Boss's.
+
+    The Boss's are those of forward and backward; the Assistant scans at most 1 / base examples for
+    it, and learns from it, forward and backward.
+    """
+    boss = _Boss(n)
+    with FlopCounterMode(display=False) as counter:
+        _losses(boss.model(boss.x), boss.y).mean().backward()
+    boss_adds = counter.get_total_flops() / 2 / n
+    features = boss.x[0].numel()
+    assistant_adds = features / BASE + 2 * features
+    return {"share": assistant_adds / boss_adds, "boss": boss_adds, "assistant": assistant_adds}

@@ -1,0 +1,32 @@
+"""A short soak of asynchronous AutoAssist, the worker killed half-way; `make soak`: a long one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trainaug.paths import ROOT
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(os.name == "nt", reason="POSIX signals"),
+]
+
+
+def test_thousands_of_batches_and_a_killed_worker_leave_nothing_behind():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "soak_autoassist.py"), "--batches", "3000"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["batches"] == 3000
+    assert found["restarts"] == 1
+    assert found["assistant_steps"] > 500

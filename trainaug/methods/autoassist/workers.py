@@ -1,0 +1,394 @@
+"""AutoAssist without waiting: sampler and Assistant in a process of their own beside the Boss.
+
+Reference: Zhang, Yu, Dhillon, arXiv 1905.03381: the Boss's queue of batches and the Assistant's of
+losses. Here a queue is slots in shared memory and a pipe that says which are full or free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from multiprocessing import connection, parent_process, resource_tracker
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from trainaug.methods.autoassist.channels import (
+    Build,
+    Event,
+    Failed,
+    Formed,
+    Gone,
+    Loop,
+    Maker,
+    Message,
+    PassEnd,
+    Slots,
+    Used,
+    check_feedback,
+    clock,
+)
+
+__all__ = ["AsyncBatches", "WorkerError"]
+
+_PATIENCE = 2.0  # seconds that a worker has to end by itself, then again after SIGTERM
+
+
+class WorkerError(RuntimeError):
+    """The worker raised, with its traceback, or died, with its exit code."""
+
+
+class AsyncBatches:
+    """Batches formed by another process, which learns from the Boss's losses in between.
+
+    An iteration is one pass of the sampler and gives lists of indices, as the training loop wants
+    them; one that is left early goes on in the next. `tensors` gives data instead. Call `feedback`
+    after a step. A worker is started at once, by ``spawn``: scripts need the usual
+    ``if __name__ == "__main__":``. Use in a ``with`` statement, or call `close`.
+
+    The worker forms batches ahead until ``queue_size`` are ready. When ``train_when`` are ready and
+    losses have come, it takes one step of the Assistant first. Which Assistant decides on a batch
+    thus depends on timing: only ``base=1``, constant predictions and ``synchronous`` repeat.
+
+    Args:
+        build: Importable function that returns an `AssistedSampler` and its `AssistantTrainer`, or
+            ``None`` if there is nothing to learn, called in the worker as
+            ``build(*args, attempt=attempt)``; ``attempt`` counts restarts and belongs in the seeds,
+            or a restart repeats orders.
+        args: Picklable; tensors and modules among them are moved to shared memory, so that the
+            Boss sees an Assistant learn and it outlives the worker.
+        num_examples: N, as in the sampler.
+        batch_size: B, as in the sampler.
+        x: Inputs ``(N, ...)`` on the CPU, for `tensors`; moved to shared memory. Goes with
+        y: targets ``(N, ...)``, likewise.
+        queue_size: Most batches ready.
+        warm_up: Batches that must be ready before the first is given, at most ``queue_size``.
+        feedback_slots: Most feedbacks waiting for the Assistant.
+        train_when: Ready batches from which the Assistant may learn, at most ``queue_size``.
+        timeout: Seconds to wait for a batch, the start of the worker included.
+        trace: Whether to fill ``events`` and ``staleness``, which grow with every step.
+        synchronous: Do the same work here, without a process: batches are formed when asked for
+            and the Assistant learns in `feedback`.
+
+    Attributes:
+        steps: Batches given.
+        waited_seconds: Spent on waiting for them, without warming up.
+        warm_up_seconds: Spent on that.
+        dropped_feedback: Feedbacks thrown away since no slot was free or the worker had ended.
+        scanned, kept, keep_rates: As of the sampler, up to the batch given last.
+        counters: The trainer's at its last step; a restarted one goes on with them.
+        attempt: Restarts so far.
+        staleness: With ``trace``, of each batch: feedbacks sent when it was given, less those that
+            the Assistant had learnt from when it was decided; at most AQ + BQ, and the one at work.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        args: tuple[Any, ...] = (),
+        *,
+        num_examples: int,
+        batch_size: int,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        queue_size: int = 20,
+        warm_up: int = 10,
+        feedback_slots: int = 20,
+        train_when: int = 5,
+        timeout: float = 60.0,
+        trace: bool = False,
+        synchronous: bool = False,
+    ) -> None:
+        if min(num_examples, batch_size, warm_up, feedback_slots, train_when) < 1:
+            raise ValueError(
+                f"need >= 1: {num_examples=}, {batch_size=}, {warm_up=}, {feedback_slots=},"
+                f" {train_when=}"
+            )
+        if max(warm_up, train_when) > queue_size or not timeout > 0:
+            raise ValueError(
+                f"need warm_up, train_when <= queue_size and timeout > 0, got {warm_up},"
+                f" {train_when}, {queue_size} and {timeout}"
+            )
+        for data in (x, y):
+            both = x is not None and y is not None
+            if data is not None and not (both and len(data) == num_examples and data.is_cpu):
+                raise ValueError(f"need x and y of {num_examples} examples, both on the CPU")
+        self._build, self._args, self._sizes = build, args, (num_examples, batch_size)
+        self.warm_up, self.train_when, self.timeout = warm_up, train_when, timeout
+        self.trace, self.synchronous = trace, synchronous
+        self.steps, self.waited_seconds, self.warm_up_seconds = 0, 0.0, 0.0
+        self.dropped_feedback, self.scanned, self.kept, self.attempt = 0, 0, 0, 0
+        self.keep_rates: list[float] = []
+        self.counters: dict[str, Any] = {}
+        self.staleness: list[int] = []
+        self._events: list[Event] = []
+        self._slots = Slots(queue_size, feedback_slots, batch_size, x, y)
+        self._process: Any = None
+        self._pipe: Any = None
+        self._maker: Maker | None = None
+        self._failure = ""  # why there will be no more batches
+        self._start()
+
+    @property
+    def events(self) -> list[Event]:
+        """What both did, by start; the Boss's own work is between its waits."""
+        return sorted(self._events, key=lambda event: event.start)
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the worker, while there is one."""
+        return None if self._process is None else self._process.pid
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for *_, index in self._pass():
+            yield index.tolist()
+
+    def tensors(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Iterate over a pass as ``(x, y, index)``, own copies with a leading B.
+
+        Raises:
+            ValueError: If the data was not given.
+        """
+        if not self._slots.data:
+            raise ValueError("give x and y to get them in batches")
+        return ((x, y, index) for x, y, index in self._pass())
+
+    def feedback(self, index: Tensor, losses: Tensor) -> None:
+        """Send the Boss's losses ``(B,)`` of the examples ``index``; never waits for the worker.
+
+        Raises:
+            ValueError: If the shapes differ or there are more than B.
+            IndexError: If an example does not exist, naming it.
+            FloatingPointError: If a loss is NaN or infinite, naming the example.
+        """
+        index, losses = index.detach().cpu(), losses.detach().cpu()
+        check_feedback(index, losses, *self._sizes)
+        if self._maker is not None:
+            start = clock()
+            self.counters = self._maker.learn(index, losses)
+            self._record("assistant", "learn", start)
+            return
+        if not self._free_feedback:
+            self._pump(0)
+        if not self._free_feedback or self._failure:
+            self.dropped_feedback += 1
+            return
+        slot = self._free_feedback.pop()
+        self._slots.put_feedback(slot, index, losses)
+        self._slots.count("given")
+        self._given += 1
+        self._send((slot, len(index)))
+
+    def restart(self) -> None:
+        """Start a new worker, ending the old one, in a new pass with the Assistant as it is.
+
+        Its weights, if they came through ``args``, and the trainer's counters go on (SGD has no
+        other state); ready batches are thrown away, and so are unused feedbacks, which count as
+        dropped.
+        """
+        self.close()
+        self.dropped_feedback += self._slots.depths()[1]
+        self.attempt += 1
+        self._start()
+
+    def close(self) -> None:
+        """End the worker; safe to call again."""
+        self._failure = self._failure or "closed"
+        self._maker = None
+        self._ready.clear()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            with contextlib.suppress(OSError):
+                self._pipe.send(None)
+            self._pipe.close()
+            process.join(_PATIENCE)
+            if process.exitcode is None:
+                process.terminate()
+                process.join(_PATIENCE)
+        finally:
+            if process.exitcode is None:
+                process.kill()
+            process.join()
+            process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        self._slots.counts.zero_()
+        self._ready: deque[Formed | PassEnd] = deque()
+        self._free_feedback = list(range(len(self._slots.losses)))
+        self._given, self._is_warm = 0, False
+        self._failure = ""
+        what = (self._build, self._args, self.attempt, self._sizes, self.counters)
+        if self.synchronous:
+            self._maker = Maker(*what)
+            return
+        context = mp.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        process = context.Process(
+            target=_work,
+            args=(theirs, self._slots, self.train_when, self.trace, what),
+            name="autoassist",
+            daemon=True,
+        )
+        resource_tracker.ensure_running()  # which unblocks SIGINT
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the worker inherits it
+        try:
+            process.start()
+            self._process = process
+        finally:
+            theirs.close()  # so that the worker's end closes with the worker
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _pass(self) -> Iterator[list[Tensor]]:
+        empty = True
+        while True:
+            batch = self._next()
+            if batch is not None:
+                empty = False
+                yield batch
+            elif not empty:  # else the pass before was left at its last batch
+                return
+
+    def _next(self) -> list[Tensor] | None:
+        """Return the next batch, or ``None`` once at the end of each pass."""
+        start = clock()
+        if self._maker is not None:
+            indices, message = self._maker.form()
+            self._record("assistant", "form", start)
+            index = torch.tensor(indices, dtype=torch.int64, device="cpu")
+            batch = [*(t[index] for t in self._slots.data), index]
+            self._given = self._maker.used
+        else:
+            self._await_batches(start)
+            message = self._ready.popleft()
+        self.scanned += message.scanned
+        self.kept += message.kept
+        if isinstance(message, PassEnd):
+            self.keep_rates.append(message.keep_rate)
+            return None
+        if self._maker is None:
+            batch = self._slots.take(message.slot, message.rows)
+            self._slots.count("taken")
+            self._send(message.slot)
+        self.steps += 1
+        if self.trace:
+            self.staleness.append(self._given - message.used)
+        return batch
+
+    def _await_batches(self, start: float) -> None:
+        need = 1 if self._is_warm else self.warm_up
+        while not self._failure and self._num_ready() < need:
+            left = start + self.timeout - clock()
+            if left <= 0:
+                raise TimeoutError(
+                    f"{self._num_ready()} of {need} batches within {self.timeout} s, though the"
+                    f" worker {self.worker_pid} lives: forming them takes long (raise timeout,"
+                    " base, or make the Assistant's features cheaper), or it is stopped"
+                )
+            self._pump(left)
+        if not self._ready:
+            failure = self._failure
+            self.close()
+            raise WorkerError(failure)
+        self._record("boss", "wait" if self._is_warm else "warm_up", start)
+        if self._is_warm:
+            self.waited_seconds += clock() - start
+        else:
+            self.warm_up_seconds += clock() - start
+        self._is_warm = True
+
+    def _num_ready(self) -> int:
+        ends = 0 if self._is_warm else sum(isinstance(m, PassEnd) for m in self._ready)
+        return len(self._ready) - ends
+
+    def _pump(self, timeout: float) -> None:
+        """Take all messages that have come, waiting for the first."""
+        while not self._failure and connection.wait([self._pipe, self._process.sentinel], timeout):
+            timeout = 0
+            try:
+                message, events = self._pipe.recv() if self._pipe.poll() else _end()
+            except (EOFError, OSError):
+                self._process.join(_PATIENCE)
+                code = self._process.exitcode
+                self._failure = (
+                    f"the worker died with exit code {code}: restart() goes on with its Assistant"
+                )
+            except BaseException:
+                self._failure = "interrupted while a message came: call restart()"
+                raise
+            else:
+                self._events += events
+                self._handle(message)
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Used(slot, counters):
+                self._free_feedback.append(slot)
+                self.counters = counters
+            case Failed(text):
+                self._failure = f"the worker raised\n{text}"
+            case _:
+                self._ready.append(message)
+
+    def _send(self, what: object) -> None:
+        """Send; that the worker has ended shows when the next batch is awaited."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(what)
+
+    def _record(self, who: Any, what: Any, start: float) -> None:
+        if self.trace:
+            self._events.append(Event(who, what, start, clock(), *self._slots.depths()))
+
+
+def _work(
+    pipe: connection.Connection, slots: Slots, train_when: int, trace: bool, what: Any
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    loop = Loop(pipe, slots, train_when, trace)
+    try:
+        loop.run(Maker(*what))
+    except Gone:
+        return
+    except Exception:
+        with contextlib.suppress(Gone):
+            loop.send(Failed(traceback.format_exc()[-4000:]))
+        raise SystemExit(1) from None
+
+
+def _watch_parent() -> None:
+    """End this process with its parent, whatever it is doing."""
+    parent = parent_process()
+    assert parent is not None
+    while os.getppid() == parent.pid:
+        if connection.wait([parent.sentinel], 1.0):
+            break
+    os._exit(1)
+
+
+def _end() -> NoReturn:
+    raise EOFError
