@@ -45,6 +45,11 @@ KEY_FIGURES = {  # chapter: name of the file, text alternative
         "Gradient clustering lies below batches of twice the size on both data sets; SVRG is lower "
         "still on digits",
     ),
+    "03": (
+        "accuracy",
+        "Against examples trained on, AutoAssist, uniform draws and skipping at random rise "
+        "together; against examples scanned uniform draws are ahead",
+    ),
     "04": (
         "recency",
         "The last position explains most of the variance for the conv net and long steps, "

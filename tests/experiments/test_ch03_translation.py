@@ -13,14 +13,8 @@ from trainaug.data import subwords
 from trainaug.data.arrays import DataUnavailableError
 from trainaug.data.parallel_text import ParallelText, libreoffice_help
 from trainaug.experiments.ch03 import translation
-from trainaug.experiments.ch03.translation import (
-    TRANSLATION,
-    Corpus,
-    fit_translation,
-    make_corpus,
-    sample_translations,
-    train_translation,
-)
+from trainaug.experiments.ch03.corpora import Corpus, Pairs, make_corpus, sample_translations
+from trainaug.experiments.ch03.translation import TRANSLATION, fit_translation, train_translation
 from trainaug.methods.autoassist import AssistedSampler
 from trainaug.training.randomness import RandomBatchSampler, stream
 from trainaug.training.translation import END, PAD, START, translation_losses
@@ -191,10 +185,10 @@ def test_keep_rates_include_the_unfinished_pass():
     )
     list(sampler)
     whole = list(sampler.keep_rates)
-    assert translation._keep_rates(sampler) == whole
+    assert sampler.rates_so_far() == whole
     next(iter(sampler))
     scanned = sampler.scanned - 10
-    assert translation._keep_rates(sampler) == [*whole, 2 / scanned]
+    assert sampler.rates_so_far() == [*whole, 2 / scanned]
 
 
 def test_samples_are_of_the_test_part(corpus):
@@ -209,7 +203,7 @@ def test_samples_are_of_the_test_part(corpus):
 def test_work_of_a_target_token_counts_every_matrix_once(corpus):
     model = fit_translation(SMALL | {"tokens": 1}, 5, corpus=corpus).model
     pairs = corpus.pairs["train"]
-    even = translation.Pairs(pairs.source, pairs.source)  # as many source as target tokens
+    even = Pairs(pairs.source, pairs.source)  # as many source as target tokens
     matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1)
     assert translation._target_token_work(model, even) == matrices
 

@@ -98,6 +98,9 @@ def test_batches_and_counts_equal_those_of_the_loop_over_candidates(
             return
         found = next(batches), sampler.scanned, sampler.kept, list(sampler.keep_rates)
         assert found == want
+        begun, before = sampler.scanned - n * len(want[3]), sum(want[3]) * n
+        share = [] if begun == 0 else [(sampler.kept - before) / begun]
+        assert sampler.rates_so_far() == pytest.approx([*want[3], *share])
         ours.used += 1
         theirs.used += 1
 
@@ -250,9 +253,8 @@ def trained(sampler, feedback=None):
     x, y = torch.randn(20, 4, generator=g), torch.arange(20) % 3
     model = MLP(4, 5, 3, stream(0, "init"))
     args = model, IndexedDataset(x, y), sampler, torch.nn.CrossEntropyLoss(reduction="none")
-    history = train(
-        *args, torch.optim.SGD(model.parameters(), 0.1), num_epochs=4, feedback=feedback
-    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    history = train(*args, optimizer, num_epochs=4, feedback=feedback)
     return history.losses, [p.detach() for p in model.parameters()]
 
 

@@ -118,9 +118,9 @@ PAPER: dict[str, Arm] = {
 
 # arm: what differs, predicted core-seconds; budgets are target tokens of the Boss
 TRANSLATION_ARMS: dict[str, Arm] = {
-    "translation_uniform": ({"sampler": "uniform"}, 130.0),
-    "translation_assist": ({"sampler": "assist"}, 270.0),
-    "translation_assist70": ({"sampler": "assist", "tokens": 525_000}, 95.0),
+    "translation_uniform": ({"sampler": "uniform"}, 115.0),
+    "translation_assist": ({"sampler": "assist"}, 235.0),
+    "translation_assist70": ({"sampler": "assist", "tokens": 420_000}, 95.0),
 }
 TRANSLATION_PAPER: dict[str, Arm] = {
     f"translation_{data}_{sampler}": (

@@ -23,11 +23,12 @@ from trainaug.experiments.ch03.arms import (
     tuned,
 )
 from trainaug.experiments.ch03.config import Config
+from trainaug.experiments.ch03.corpora import FOLDERS
 from trainaug.experiments.ch03.images import GUESSERS, train_images
 from trainaug.experiments.ch03.linear import compare_rules, theorem
 from trainaug.experiments.ch03.problems import CIFAR, CONTENT
 from trainaug.experiments.ch03.timing import time_updates
-from trainaug.experiments.ch03.translation import FOLDERS, train_translation
+from trainaug.experiments.ch03.translation import train_translation
 
 __all__ = ["execute", "plan"]
 

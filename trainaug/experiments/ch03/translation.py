@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -19,8 +18,15 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainaug.data.parallel_text import ParallelText, libreoffice_help
-from trainaug.data.subwords import Subwords, document_counts, tfidf_bags, train_subwords
+from trainaug.data.subwords import document_counts, tfidf_bags
+from trainaug.experiments.ch03.corpora import (
+    HELD_OUT,
+    Corpus,
+    Pairs,
+    load_corpus,
+    pack_text,
+    sample_translations,
+)
 from trainaug.methods.autoassist import (
     AssistantTrainer,
     AssistedSampler,
@@ -33,34 +39,23 @@ from trainaug.training.models import undisturbed
 from trainaug.training.randomness import RandomBatchSampler, stream
 from trainaug.training.translation import (
     PAD,
-    START,
     TranslationModel,
     greedy_decode,
     translation_losses,
 )
 
-__all__ = [
-    "TRANSLATION",
-    "Corpus",
-    "Fitted",
-    "Pairs",
-    "fit_translation",
-    "make_corpus",
-    "sample_translations",
-    "train_translation",
-]
+__all__ = ["TRANSLATION", "Fitted", "fit_translation", "train_translation"]
 
 LOOKS = 20  # at the validation part, after equally many target tokens each
 PROBE_LOOKS = 5  # looks, about a pass, between two judgements of the Assistant's guesses
-HELD_OUT = 500  # sentences looked at, of validation and test, and of training for the guesses
-LONGEST = 64  # sub-words of a sentence; 1 in 1000 of those of 12 words is cut
 
 TRANSLATION: dict[str, Any] = {
+    "data": "libreoffice",
     "sampler": "uniform",  # assist, random (at the rates of assist), selfpaced
     "max_words": 12,
     "vocabulary": 2000,
     "lr": 2e-3,
-    "tokens": 750_000,  # target tokens that the Boss is trained on
+    "tokens": 600_000,  # target tokens that the Boss is trained on
     "batch_tokens": 800,  # padded target tokens
     "pool": 512,  # sentences decided on at once, then cut into batches of about equal length
     "warm_up": 200,  # steps
@@ -70,65 +65,6 @@ TRANSLATION: dict[str, Any] = {
     "assistant_decay": 0.1,
     "pace_epochs": 2,  # passes until self-paced learning has all; the authors take 10 of 100
 }
-
-
-class Pairs:
-    """Sentence pairs as a data set: ``((source, target from START), target to END, index)``.
-
-    Args:
-        source: ``(N, S)``, padded.
-        target: ``(N, T)``, with `END`, padded.
-    """
-
-    def __init__(self, source: Tensor, target: Tensor) -> None:
-        self.source, self.target = source, target
-        self.source_lengths, self.lengths = (source != PAD).sum(1), (target != PAD).sum(1)
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    def __getitem__(
-        self, indices: Sequence[int], /
-    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-        index = torch.as_tensor(indices, device="cpu")
-        source = self.source[index, : int(self.source_lengths[index].max())]
-        target = self.target[index, : int(self.lengths[index].max())]
-        before = torch.cat([torch.full_like(target[:, :1], START), target[:, :-1]], 1)
-        return (source, before), target, index
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Texts of the parts ``train``, ``val``, ``test``, and the same as numbers of sub-words."""
-
-    subwords: Subwords
-    texts: Mapping[str, ParallelText]
-    pairs: Mapping[str, Pairs]
-
-
-def make_corpus(texts: Mapping[str, ParallelText], vocabulary: int) -> Corpus:
-    """Learn sub-words from the training part; of the others only the first `HELD_OUT` are kept."""
-    learnt_from = texts["train"]
-    subwords = train_subwords([*learnt_from.source, *learnt_from.target], vocabulary)
-    first = {
-        part: ParallelText(text.source[:HELD_OUT], text.target[:HELD_OUT])
-        for part, text in texts.items()
-        if part != "train"
-    }
-    kept = {"train": learnt_from} | first
-    return Corpus(
-        subwords,
-        kept,
-        {
-            part: Pairs(*(subwords.encode(side, LONGEST) for side in (text.source, text.target)))
-            for part, text in kept.items()
-        },
-    )
-
-
-@lru_cache(maxsize=2)
-def _help_corpus(max_words: int, vocabulary: int) -> Corpus:
-    return make_corpus(libreoffice_help(max_words), vocabulary)
 
 
 class _TokenBatches:
@@ -286,7 +222,7 @@ def fit_translation(
     if min(settings["tokens"], settings["batch_tokens"], settings["warm_up"]) < 1:
         raise ValueError(f"tokens, batch_tokens and warm_up must be >= 1, got {dict(settings)}")
     if corpus is None:
-        corpus = _help_corpus(settings["max_words"], settings["vocabulary"])
+        corpus = load_corpus(settings["data"], settings["max_words"], settings["vocabulary"])
     pairs, budget = corpus.pairs["train"], settings["tokens"]
     model = TranslationModel(len(corpus.subwords), stream(seed, "init"))
     batches = _TokenBatches(
@@ -355,7 +291,7 @@ def fit_translation(
         "work": curves["work"][-1],
     }
     if isinstance(arm.sampler, AssistedSampler):
-        curves["keep_rates"] = _keep_rates(arm.sampler)
+        curves["keep_rates"] = arm.sampler.rates_so_far()
         fitted.metrics["kept"] = arm.sampler.kept / arm.sampler.scanned
     if arm.trainer is not None:
         fitted.metrics |= {
@@ -390,19 +326,11 @@ def train_translation(
         "test/bleu": float(sacrebleu.corpus_bleu(found, references).score),
         "test/chrf": float(sacrebleu.corpus_chrf(found, references).score),
     }
-    return {"metrics": fitted.metrics | scores, "curves": fitted.curves}
-
-
-def sample_translations(
-    model: TranslationModel, corpus: Corpus, count: int = 6
-) -> list[tuple[str, str, str]]:
-    """Return source, reference and greedy translation of test sentences, evenly spaced."""
-    text, pairs = corpus.texts["test"], corpus.pairs["test"]
-    if not 1 <= count <= len(pairs):
-        raise ValueError(f"count must be in 1 .. {len(pairs)}, got {count}")
-    rows = [i * len(pairs) // count for i in range(count)]
-    found = corpus.subwords.decode(greedy_decode(model, pairs.source[rows]))
-    return [(text.source[i], text.target[i], out) for i, out in zip(rows, found, strict=True)]
+    samples: dict[str, list[float]] = {}
+    for number, texts in enumerate(sample_translations(fitted.model, fitted.corpus)):
+        named = zip(("source", "reference", "found"), texts, strict=True)
+        samples |= {f"sample/{number}/{name}": pack_text(text) for name, text in named}
+    return {"metrics": fitted.metrics | scores, "curves": fitted.curves | samples}
 
 
 def _losses(model: TranslationModel, pairs: Pairs, rows: Tensor | None = None) -> Tensor:
@@ -420,13 +348,6 @@ def _losses(model: TranslationModel, pairs: Pairs, rows: Tensor | None = None) -
 def _auc(guess: Tensor, losses: Tensor) -> float:
     hard = (losses > losses.mean()).numpy()
     return float(roc_auc_score(hard, guess.numpy())) if 0 < hard.sum() < len(hard) else 0.5
-
-
-def _keep_rates(sampler: AssistedSampler) -> list[float]:
-    n, rates = sampler.num_examples, list(sampler.keep_rates)
-    scanned = sampler.scanned - len(rates) * n  # in the unfinished pass
-    kept = sampler.kept - round(sum(rates) * n)
-    return [*rates, kept / scanned] if scanned > 0 else rates
 
 
 def _target_token_work(model: TranslationModel, pairs: Pairs) -> float:

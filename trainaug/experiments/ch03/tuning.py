@@ -33,10 +33,11 @@ from trainaug.experiments.ch03.translation import fit_translation
 __all__ = ["CONTROL_RATE", "GRID", "read_trials", "score", "tune", "tuned_arms", "tuning_table"]
 
 GRID = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
-TRANSLATION_GRID = (0.0005, 0.001, 0.002, 0.004)
+TRANSLATION_GRID = (0.002, 0.004, 0.008)
+TRANSLATION_TOKENS = 700_000
 CONTROL_RATE = 0.43
 SEEDS = {"images_0": (0, 1, 2), "images_resnet8": (0,), "translation": (0,)}  # others: 0, 1
-RESNET_GRID = GRID[1:]  # and no control of its own: skipping at random draws as uniform does
+RESNET_GRID = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 
 
 def tuned_arms() -> list[str]:
@@ -68,7 +69,8 @@ def score(arm: str, found: Trained) -> float:
 def _score_one(arm: str, lr: float, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     if arm.startswith("translation"):
-        fitted = fit_translation(translation_settings(arm) | {"lr": lr}, seed)
+        settings = translation_settings(arm) | {"lr": lr, "tokens": TRANSLATION_TOKENS}
+        fitted = fit_translation(settings, seed)
         return trials.trial(arm, lr, seed, -fitted.metrics["val/loss"])
     settings, _ = settings_of(arm.replace("_random", "_assist"))
     settings |= {"lr": lr}
