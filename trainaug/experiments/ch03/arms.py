@@ -87,8 +87,8 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "resnet8": {"model": "resnet8", "steps": 600},
     "cifar10": {"data": "cifar10", "model": "resnet8", "num_train": 45_000, "steps": 30_000},
 }
-SECONDS = {"uniform": 10.0, "assist": 22.0, "selfpaced": 10.0, "screener": 20.0}
-SECONDS |= {"selective": 16.0, "pruned": 10.5}
+SECONDS = {"uniform": 11.5, "assist": 24.0, "selfpaced": 12.0, "screener": 25.0}
+SECONDS |= {"selective": 17.0, "pruned": 12.0}
 
 
 def _arm(problem: str, sampler: str, scale: float = 1.0, **changes: Any) -> Arm:

@@ -26,7 +26,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seeds: int = Field(10, ge=1, le=1000)
-    image_seeds: int = Field(14, ge=1, le=1000)
+    image_seeds: int = Field(12, ge=1, le=1000)
     extended_seeds: int = Field(0, ge=0, le=1000)
     deep_seeds: int = Field(0, ge=0, le=1000)
     paper_seeds: int = Field(0, ge=0, le=1000)

@@ -79,7 +79,7 @@ def plan(config: Config) -> list[Run]:
                 settings["control_lr"] = tuned(control_of(arm))
             add(arm, settings, seeds, seconds * cost)
     settings = IMAGES | {"lr": tuned("images_0_uniform")}
-    add("timing", settings, config.timing_blocks, 5.0, deterministic=False)
+    add("timing", settings, config.timing_blocks, 6.0, deterministic=False)
     return runs
 
 

@@ -24,7 +24,7 @@ from trainaug.training.randomness import RandomBatchSampler, stream
 
 __all__ = ["time_updates"]
 
-STEPS = 100
+STEPS = 80
 WARM_UP = 25  # updates of each before the clock starts: more than the queue holds
 IDLE = 0.3  # seconds for the worker to fill its queue while others are timed
 TRACED, LAG = 16, 30  # batches of the timeline; the worker's events come with a batch, so late
