@@ -12,8 +12,16 @@ import torch
 from trainaug.data import subwords
 from trainaug.data.arrays import DataUnavailableError
 from trainaug.data.parallel_text import ParallelText, libreoffice_help
-from trainaug.experiments.ch03 import translation
-from trainaug.experiments.ch03.corpora import Corpus, Pairs, make_corpus, sample_translations
+from trainaug.experiments.ch03 import corpora, translation
+from trainaug.experiments.ch03.corpora import (
+    Corpus,
+    Pairs,
+    load_corpus,
+    make_corpus,
+    pack_text,
+    sample_translations,
+    unpack_text,
+)
 from trainaug.experiments.ch03.translation import TRANSLATION, fit_translation, train_translation
 from trainaug.methods.autoassist import AssistedSampler
 from trainaug.training.randomness import RandomBatchSampler, stream
@@ -198,6 +206,64 @@ def test_samples_are_of_the_test_part(corpus):
     assert [target for _, target, _ in found] == list(corpus.texts["test"].target[::5])
     with pytest.raises(ValueError, match="count"):
         sample_translations(fitted.model, corpus, 21)
+
+
+def write_folder(folder: Any, data: str) -> dict[str, ParallelText]:
+    """Write toy sentences in the official layouts; the target is German in WMT14."""
+    folder = folder / data
+    folder.mkdir()
+    texts = {part: toy_text(n, i) for i, (part, n) in enumerate([("a", 40), ("b", 9), ("c", 8)])}
+    names = {"iwslt14": ("train", "dev2010", "tst2012"), "wmt14": ("train", "valid", "test")}[data]
+    for name, text in zip(names, texts.values(), strict=True):
+        codes = ("en", "de") if data == "wmt14" else ("de", "en")
+        for code, side in zip(codes, (text.source, text.target), strict=True):
+            lines, file = list(side), f"{name}.{code}"
+            if data == "iwslt14" and name == "train":
+                lines, file = ["<url>http://x</url>", *side], f"train.tags.de-en.{code}"
+            elif data == "iwslt14":
+                lines = [f'<seg id="{i}">{line}</seg>' for i, line in enumerate(side, 1)]
+                file = f"IWSLT14.TED.{name}.de-en.{code}.xml"
+            (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return dict(zip(("train", "val", "test"), texts.values(), strict=True))
+
+
+@pytest.mark.parametrize("data", corpora.FOLDERS)
+def test_folders_of_the_cache_are_read_in_their_official_layouts(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(corpora, "DATA_CACHE", tmp_path)
+    expected = write_folder(tmp_path, data)
+    try:
+        found = load_corpus(data, 3, 60)  # the most words are those of LibreOffice's help
+    finally:
+        load_corpus.cache_clear()
+    assert dict(found.texts) == expected
+    assert len(found.subwords) <= 60
+    assert [len(pairs) for pairs in found.pairs.values()] == [40, 9, 8]
+    with pytest.raises(ValueError, match="must be libreoffice, iwslt14 or wmt14, got 'wmt15'"):
+        load_corpus("wmt15", 12, 60)
+
+
+def test_only_training_sentences_are_kept_beyond_the_first():
+    assert corpora.HELD_OUT == 500
+    text = toy_text(510, 0)
+    found = make_corpus({"train": text, "val": text, "test": text}, 60)
+    assert [len(found.pairs[part]) for part in ("train", "val", "test")] == [510, 500, 500]
+    assert found.texts["val"].source == text.source[:500]
+
+
+@pytest.mark.parametrize("text", ["", "a", "ab", "Größe ändern", "ß", "€ und ü", "日本"])
+def test_packed_texts_come_back(text):
+    numbers = pack_text(text)
+    assert all(type(number) is float and 0 <= number < 2**16 for number in numbers)
+    assert unpack_text(numbers) == text
+
+
+@pytest.mark.parametrize("text", ["x" * 200, "ü" * 100, "a" + "ü" * 100])
+def test_long_texts_are_cut_at_a_whole_character(text):
+    numbers = pack_text(text)
+    assert len(numbers) == 59
+    kept = unpack_text(numbers)
+    assert text.startswith(kept)
+    assert 117 <= len(kept.encode()) <= 118
 
 
 def test_work_of_a_target_token_counts_every_matrix_once(corpus):

@@ -517,7 +517,7 @@ def test_a_worker_does_not_outlive_a_killed_boss(run_script, build):
     else:
         wait_for(lambda: psutil.Process(pid).num_threads() > 1)  # it watches its parent
     boss.kill()
-    wait_for(lambda: is_gone(pid), 4.0)
+    wait_for(lambda: is_gone(pid), 10.0)
 
 
 @pytest.mark.oracle("aa.10")
@@ -532,13 +532,13 @@ def test_ctrl_c_ends_both_at_once(run_script, early):
             assert boss.stdout.readline() == "step\n"
     start = time.monotonic()
     os.killpg(boss.pid, signal.SIGINT)
-    _, errors = boss.communicate(timeout=15)
-    assert time.monotonic() - start < 8
+    _, errors = boss.communicate(timeout=90)
+    assert time.monotonic() - start < 30  # 3 s on an idle machine
     assert boss.returncode != 0
     assert errors.count("KeyboardInterrupt") == 1, errors
     assert errors.count("Traceback") == 1, errors
     assert "resource_tracker" not in errors
-    wait_for(lambda: is_gone(pid), 4.0)
+    wait_for(lambda: is_gone(pid), 10.0)
 
 
 def test_a_boss_that_forgets_to_close_ends_in_silence(run_script):

@@ -35,6 +35,7 @@ def padded(tokens: Tensor, by: int) -> Tensor:
 # --- loss -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.oracle("aa.6")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_losses_match_naive_loop(dtype):
     logits = torch.randn(3, 4, WORDS, generator=stream(0, "measure"), dtype=dtype)

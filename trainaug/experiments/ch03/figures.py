@@ -141,7 +141,7 @@ def accuracy_curves(records: Sequence[Record]) -> Figure:
 
 def savings(records: Sequence[Record]) -> Figure:
     """Examples, and work in forward passes, until the target accuracy, over those of uniform."""
-    drawn, axes = figure(2, height=3.6)
+    drawn, axes = figure(2, height=4.0)
     places: list[tuple[str, Estimand, Estimand, str]] = []
     for sampler, label in RIVALS.items():
         name = f"0_{sampler}_over_uniform"
@@ -160,7 +160,9 @@ def savings(records: Sequence[Record]) -> Figure:
         axis.axvline(1, color="k", lw=1)
         axis.axvline(0.8, color="k", lw=1, ls=":")
         axis.set_yticks([-place for place in range(len(places))], [""] * len(places))
-        axis.set_xlabel(f"{title} to the target, ratio to uniform")
+        axis.set_ylim(0.6 - len(places), 0.6)
+        axis.set_title(f"{title} to the target")
+        axis.set_xlabel("ratio to uniform draws")
     axes[0].set_yticks(
         [-p for p in range(len(places))], [label for label, *_ in places], fontsize=8
     )

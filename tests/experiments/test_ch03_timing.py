@@ -1,0 +1,205 @@
+"""Chapter 3: one small timing with a real worker, and what runs record for the estimands."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from trainaug.evidence.store import Run, canonical_json
+from trainaug.experiments.ch03 import arms, images, problems, runs, timing
+from trainaug.experiments.ch03.arms import IMAGES
+from trainaug.experiments.ch03.estimands import ESTIMANDS
+from trainaug.experiments.ch03.images import Trained
+from trainaug.experiments.ch03.problems import pictures
+from trainaug.experiments.records import find
+from trainaug.methods.autoassist import AsyncBatches, ImageAssistant
+from trainaug.training.randomness import stream
+
+SETTINGS = IMAGES | {"num_train": 200, "batch": 8, "lr": 0.02}
+STEPS, WARM_UP, TRACED, LAG = 24, 12, 6, 10
+KINDS = ("boss/wait", "assistant/form", "assistant/learn")
+
+
+@pytest.fixture(scope="module")
+def timed() -> tuple[dict[str, float], dict[str, list[float]], AsyncBatches, list[str]]:
+    made: list[Any] = []
+    slept: list[float] = []
+    order: list[str] = []
+
+    class Watched(AsyncBatches):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            made.append((self, self.worker_pid))
+
+    real = timing.train
+
+    def train(model: Any, data: Any, sampler: Any, *given: Any, **more: Any) -> Any:
+        order.append(f"{type(sampler).__name__} {more['max_steps']}")
+        return real(model, data, sampler, *given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(problems.HELD_OUT, "fashion", (50, 50))
+        sizes = {"STEPS": STEPS, "WARM_UP": WARM_UP, "TRACED": TRACED, "LAG": LAG, "IDLE": 0.05}
+        for name, value in sizes.items():
+            patch.setattr(timing, name, value)
+        patch.setattr(timing, "AsyncBatches", Watched)
+        patch.setattr(timing, "train", train)
+        patch.setattr(timing.time, "sleep", slept.append)
+        metrics, curves = timing.time_updates(SETTINGS, 1)
+    assert slept == [0.05] * 3
+    batches, pid = made[0]
+    assert len(made) == 1
+    assert batches.worker_pid is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)  # the worker is gone
+    return metrics, curves, batches, order
+
+
+def test_seconds_are_of_every_way_after_warming_up(timed):
+    metrics, _, _, order = timed
+    ways = ("uniform", "assist", "async")
+    assert set(metrics) == {*(f"seconds/{way}" for way in ways), "waiting", "dropped"}
+    assert all(0 < metrics[f"seconds/{way}"] < 60 for way in ways)
+    assert names_read("timing") <= set(metrics)
+    assert 0 <= metrics["waiting"] <= 1
+    assert metrics["dropped"] >= 0
+    kinds = ("AssistedSampler", "Watched", "RandomBatchSampler")  # seed 1 begins with the second
+    assert order == [f"{kind} {steps}" for kind in kinds for steps in (WARM_UP, STEPS)]
+
+
+def test_the_timeline_is_inside_its_window(timed):
+    _, curves, batches, _ = timed
+    waits = [e.start for e in batches.events if e.what == "wait"]
+    assert len(waits) >= WARM_UP + STEPS - 1  # the first is the warm-up
+    length = 1000 * (waits[-LAG] - waits[-TRACED - LAG])
+    assert len(curves["boss/wait/start"]) == TRACED
+    assert curves["boss/wait/start"][0] == 0
+    for kind in KINDS:
+        if f"{kind}/start" not in curves:  # a busy machine may leave no time to learn in it
+            assert kind != "boss/wait"
+            continue
+        starts, ends = curves[f"{kind}/start"], curves[f"{kind}/end"]
+        assert all(0 <= start < length for start in starts)
+        assert all(start <= end for start, end in zip(starts, ends, strict=True))
+        for queue, most in (("batches", 20), ("feedbacks", 21)):
+            depths = curves[f"{kind}/{queue}"]
+            assert len(depths) == len(starts)
+            assert all(0 <= depth <= most for depth in depths)
+    assert set(curves) <= {
+        "staleness",
+        *(f"{k}/{v}" for k in KINDS for v in ("start", "end", "batches", "feedbacks")),
+    }
+
+
+def test_every_timed_batch_has_a_staleness(timed):
+    _, curves, batches, _ = timed
+    assert sum(curves["staleness"]) == STEPS
+    assert len(curves["staleness"]) - 1 <= 41  # queues of 20 and the one at work
+    counted = torch.bincount(torch.tensor(batches.staleness[WARM_UP : WARM_UP + STEPS]))
+    assert curves["staleness"] == counted.tolist()
+
+
+def test_a_restarted_worker_draws_anew_and_learns_from_all_features(monkeypatch):
+    monkeypatch.setitem(problems.HELD_OUT, "fashion", (50, 50))
+    data = pictures("fashion", 0, 40)
+    x, y = data.train.x.flatten(1), data.train.y
+    built = []
+    for attempt in (0, 0, 1):
+        assistant = ImageAssistant(784, 10, stream(0, "assistant"))
+        built.append(timing.build(assistant, x, y, SETTINGS, 0, attempt=attempt))
+    batches = [list(sampler) for sampler, _ in built]
+    assert batches[0] == batches[1] != batches[2]
+    sampler, trainer = built[0]
+    assert (sampler.base, sampler.batch_size) == (SETTINGS["base"], SETTINGS["batch"])
+    before = trainer.predict(torch.arange(40))
+    trainer.feedback(torch.arange(8), torch.arange(8.0))
+    trainer.feedback(torch.arange(8), torch.arange(8.0) + 5)
+    assert trainer.num_steps == 2
+    assert not torch.equal(trainer.predict(torch.arange(40)), before)
+    group = trainer.optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.01, 1e-3)
+
+
+# --- what runs record -----------------------------------------------------------------------------
+
+
+class Asked(dict[str, Any]):
+    """Gives every key the same value and keeps it."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    def __missing__(self, key: str) -> Any:
+        self[key] = self.value
+        return self.value
+
+
+def names_read(arm: str) -> set[str]:
+    """Metrics of an arm that estimands read."""
+    names = [*arms.SVM_SETS, "theorem", "timing", *arms.HEADLINE, *arms.EXTENDED]
+    given = [
+        {"arm": name, "metrics": Asked(1.0), "curves": Asked([1.0])}
+        for name in [*names, *arms.TRANSLATION_ARMS]
+    ]
+    for estimand in ESTIMANDS.values():
+        estimand(given)
+    return set(find(given, arm)["metrics"])
+
+
+def execute(arm: str, settings: dict[str, Any]) -> dict[str, Any]:
+    given = dict(settings)
+    found = runs.execute(Run("03", arm, settings, 3, "", 1.0))
+    assert dict(settings) == given
+    assert canonical_json(found)
+    assert set(found) == {"metrics", "curves", "counters"}
+    return found
+
+
+def test_linear_runs_record_what_is_read(monkeypatch):
+    small = {"passes": 1, "exact_steps": 3, "data": "digits"}
+    found = execute("svm_digits", arms.SVM | small)
+    assert names_read("svm_digits") <= set(found["metrics"])
+    found = execute("theorem", {"data": "breast_cancer", "lam": 0.01, "passes": 1})
+    assert names_read("theorem") <= set(found["metrics"])
+
+
+def test_a_run_with_an_assistant_records_its_control_too(monkeypatch):
+    monkeypatch.setitem(problems.HELD_OUT, "fashion", (50, 50))
+    seen: list[Any] = []
+    real = runs.train_images
+    monkeypatch.setattr(images, "PROBE_EVERY", 30)
+
+    def train(settings: Any, seed: int, **more: Any) -> Trained:
+        found = real(settings, seed, **more)
+        found.accuracy, found.examples = [0.5, *[1.0] * 7], [10.0 * k for k in range(8)]
+        found.work, found.scanned = [30.0 * k for k in range(8)], [20.0 * k for k in range(8)]
+        seen.append((settings, more, found))
+        return found
+
+    monkeypatch.setattr(runs, "train_images", train)
+    settings, _ = arms.settings_of("images_0_assist")
+    settings |= {"num_train": 100, "batch": 8, "steps": 60, "lr": 0.02, "control_lr": 0.03}
+    one = execute("images_0_assist", settings)
+    assert names_read("images_0_assist") <= set(one["metrics"])
+    (given, none, first), (control, more, _) = seen
+    assert (given, none) == (settings, {})
+    assert control == settings | {"sampler": "random", "lr": 0.03}
+    assert more == {"keep_rates": first.keep_rates}
+    for prefix in ("", "random/"):  # the first five looks have a mean of 0.9
+        found = [one["metrics"][prefix + k] for k in ("reached", "examples", "work", "scanned")]
+        assert found == [1.0, 40.0, 120.0, 80.0]
+        assert {f"{prefix}{k}" for k in ("accuracy", "examples", "scanned", "keep_rates")} <= set(
+            one["curves"]
+        )
+    assert {name for name in one["curves"] if "auc" in name} == {"auc/r", "auc/class", "auc/loss"}
+    monkeypatch.setitem(arms.TARGETS, "0", 1.1)  # never
+    del settings["control_lr"]
+    one = execute("images_0_uniform", settings | {"sampler": "uniform"})
+    found = [one["metrics"][k] for k in ("reached", "examples", "work", "scanned")]
+    assert found == [0.0, 70.0, 210.0, 140.0]
+    assert names_read("images_0_uniform") <= set(one["metrics"])
+    assert not any(name.startswith("random") for name in one["metrics"])
