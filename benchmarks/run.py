@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import attacks
+import autoassist
 import cascading_sum
 import gradient_clustering
 import hard_negatives
@@ -306,6 +307,34 @@ BENCHMARKS = (
         "exponent",
         1.15,
         "",
+    ),
+    Benchmark(
+        "an update with the asynchronous Assistant against the plain loader, B = 128",
+        lambda: autoassist.step_against_plain(False),
+        "ratio",
+        1.10,
+        "x",
+    ),
+    Benchmark(
+        "share of the time that the Boss waits for the asynchronous Assistant",
+        lambda: autoassist.step_against_plain(False),
+        "waiting_share",
+        0.05,
+        "of the time",
+    ),
+    Benchmark(
+        "an update with the synchronous Assistant against the plain loader, B = 128",
+        lambda: autoassist.step_against_plain(True),
+        "ratio",
+        1.15,
+        "x",
+    ),
+    Benchmark(
+        "multiply-adds of the Assistant against the Boss's, 28x28 pictures",
+        autoassist.assistant_share,
+        "share",
+        0.1,
+        "of the Boss's",
     ),
 )
 

