@@ -49,7 +49,7 @@ def test_image_logits_equal_the_loop():
     for i in range(7):
         pixels = x[i].flatten().tolist()
         expected = sum(w * v for w, v in zip(model.weight.tolist(), pixels, strict=True))
-        assert float(logits[i]) == pytest.approx(expected + float(model.class_bias[y[i]]), abs=1e-5)
+        assert float(logits[i]) == pytest.approx(expected + model.class_bias[y[i]].item(), abs=1e-5)
     small = ImageAssistant(40_000, 1, stream(0, "init"))
     assert float(small.weight.std()) == pytest.approx(1e-3, rel=0.02)
     assert abs(float(small.weight.mean())) < 5e-3 / 200
