@@ -190,11 +190,11 @@ def test_reached_averages_the_last_five_looks():
 
 def test_guesses_are_judged_by_later_losses(arms):
     judged, found = arms["assist"].judged, arms["assist"].found
+    assert not arms["uniform"].judged
     assert len(judged) == len(found.auc) == 2  # at 40 and 60, of 20 and 40
     assert torch.equal(judged[1][1], judged[0][2])
     assert not torch.equal(judged[0][1], judged[0][2])
     assert not torch.equal(judged[0][0], judged[1][0])
-    assert not arms["uniform"].judged
     r, before, losses, y = judged[0]
     assert len(r) == N
     hard = (losses > losses.mean()).tolist()
@@ -207,8 +207,7 @@ def test_guesses_are_judged_by_later_losses(arms):
     assert images._judge(losses, before, losses, y)["r"] == 1.0  # a perfect guesser
     assert images._judge(-losses, before, losses, y)["r"] == 0.0
     assert images._judge(r, losses, losses, y)["loss"] == 1.0
-    level = torch.ones(N)
-    assert set(images._judge(r, before, level, y).values()) == {0.5}
+    assert set(images._judge(r, before, torch.ones(N), y).values()) == {0.5}
 
 
 def test_no_choice_of_training_looks_at_the_test_part(arms, monkeypatch):

@@ -20,7 +20,7 @@ from trainaug.training.randomness import stream
 
 SETTINGS = IMAGES | {"num_train": 200, "batch": 8, "lr": 0.02}
 STEPS, WARM_UP, TRACED, LAG = 24, 12, 6, 10
-KINDS = ("boss/wait", "assistant/form", "assistant/learn")
+KINDS = ("boss/wait", "assistant/form", "assistant/learn", "assistant/wait")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_seconds_are_of_every_way_after_warming_up(timed):
 
 def test_the_timeline_is_inside_its_window(timed):
     _, curves, batches, _ = timed
-    waits = [e.start for e in batches.events if e.what == "wait"]
+    waits = [e.start for e in batches.events if (e.who, e.what) == ("boss", "wait")]
     assert len(waits) >= WARM_UP + STEPS - 1  # the first is the warm-up
     length = 1000 * (waits[-LAG] - waits[-TRACED - LAG])
     assert len(curves["boss/wait/start"]) == TRACED

@@ -51,8 +51,8 @@ def test_image_logits_equal_the_loop():
         expected = sum(w * v for w, v in zip(model.weight.tolist(), pixels, strict=True))
         assert float(logits[i]) == pytest.approx(expected + model.class_bias[y[i]].item(), abs=1e-5)
     small = ImageAssistant(40_000, 1, stream(0, "init"))
-    assert float(small.weight.std()) == pytest.approx(1e-3, rel=0.02)
-    assert abs(float(small.weight.mean())) < 5e-3 / 200
+    assert small.weight.std().item() == pytest.approx(1e-3, rel=0.02)
+    assert abs(small.weight.mean().item()) < 5e-3 / 200
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 99))
@@ -67,15 +67,15 @@ def test_text_logits_equal_the_loop_and_ignore_padding(rows, length, seed):
     logits = model(*sides)
     assert logits.shape == (rows,)
     for i in range(rows):
-        expected = float(model.bias)
+        expected = model.bias.item()
         for side in range(2):
             tokens, tfidf = sides[2 * side][i].tolist(), sides[2 * side + 1][i].tolist()
             real = [(t, v) for t, v in zip(tokens, tfidf, strict=True) if t != 0]
             if real:
-                expected += sum(float(model.counted[side][t]) for t, _ in real) / len(real)
-            expected += sum(float(model.weighted[side][t]) * v for t, v in real)
-            expected += float(model.lengths[side]) * len(real) / 10
-        assert float(logits[i]) == pytest.approx(expected, abs=1e-4)
+                expected += sum(model.counted[side][t].item() for t, _ in real) / len(real)
+            expected += sum(model.weighted[side][t].item() * v for t, v in real)
+            expected += model.lengths[side].item() * len(real) / 10
+        assert logits[i].item() == pytest.approx(expected, abs=1e-4)
     padded = [F.pad(part, (0, 3)) for part in sides]
     torch.testing.assert_close(model(*padded), logits)
     parts = torch.autograd.grad(logits.sum(), [model.counted[0], model.weighted[1]])

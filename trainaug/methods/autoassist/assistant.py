@@ -169,6 +169,7 @@ class AssistantTrainer:
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
         check_losses(index, losses)
+        losses = losses.detach()
         mean = float(losses.double().mean())
         total, count = self._epoch
         self._epoch = (total + mean * len(losses), count + len(losses))
@@ -234,6 +235,8 @@ def check_losses(index: Tensor, losses: Tensor) -> None:
     """Raise a ValueError on shapes, a FloatingPointError on a loss that is not finite."""
     if index.ndim != 1 or losses.shape != index.shape:
         raise ValueError(f"losses must have shape {tuple(index.shape)}, got {tuple(losses.shape)}")
+    if len(index) == 0:
+        raise ValueError("need the losses of one example or more, got none")
     if not bool(losses.isfinite().all()):
         bad = int((~losses.isfinite()).nonzero()[0])
         raise FloatingPointError(f"the loss of example {int(index[bad])} is {losses[bad].item()}")

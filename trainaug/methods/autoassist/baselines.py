@@ -148,7 +148,7 @@ class SelectiveBackprop:
         self._recent.extend(losses.tolist())
         recent = torch.tensor(sorted(self._recent), dtype=torch.float64, device="cpu")
         below = torch.searchsorted(recent, losses, right=True)
-        return (below / len(recent)).clamp(max=1.0).float() ** self.beta
+        return (below.clamp(min=1) / len(recent)).clamp(max=1.0).float() ** self.beta
 
 
 class SelfPacedWeights:

@@ -90,16 +90,19 @@ class AssistedSampler(Sampler[list[int]]):
         return (self.num_examples + rounding) // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        if not self._resuming:
+        resumed, self._resuming, given = self._resuming, False, 0
+        if not resumed:
             self._begin_pass()
-        self._resuming = False
         while self._place < self.num_examples:
             batch = self._scan()
             full = len(batch) == self.batch_size
             if self._place == self.num_examples:
                 self._end_pass()
             if full or (batch and not self.drop_last):
+                given += 1
                 yield batch
+        if resumed and not given:  # nothing was left of the interrupted pass
+            yield from self
 
     def rates_so_far(self) -> list[float]:
         """Return ``keep_rates`` and, if a pass has been begun, the share of what it scanned."""

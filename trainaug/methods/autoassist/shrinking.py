@@ -82,7 +82,7 @@ def keep(r: Tensor, base: float, u: Tensor) -> Tensor:
         raise ValueError(f"u must be in [0, 1) with shape {tuple(r.shape)}, got {u}")
     if base == 1:
         return torch.ones_like(r, dtype=torch.bool)
-    return (u < base) | ((u - base) / (1 - base) < r)
+    return (u < base) | ((u - base) / (1 - base) < r) | (r == 1)  # the quotient may round to 1
 
 
 def constant_threshold(value: float) -> Threshold:

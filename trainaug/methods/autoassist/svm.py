@@ -46,7 +46,7 @@ class Path:
         updates: Examples that gave a gradient (kept, though it may be 0).
         products: Inner products of D numbers, those that score included.
         steps: Iterations, skipped ones included.
-        largest_gradient: Largest norm of a gradient that was met.
+        largest_gradient: Largest norm of a gradient that `pegasos` met.
     """
 
     weights: list[Tensor] = field(default_factory=list)
