@@ -106,7 +106,7 @@ def linear_work(records: Sequence[Record]) -> Figure:
         for (rule, label), colour in zip(RULES.items(), PALETTE, strict=False):
             gaps = _curves(records, f"svm_{data}", f"{rule}/gap")
             work = np.median(_curves(records, f"svm_{data}", f"{rule}/products"), axis=0)
-            band(axis, work[1:], gaps[:, 1:], label=label, colour=colour)
+            band(axis, work[1::2], gaps[:, 1::2], label=label, colour=colour)
         axis.axhline(1e-3, color="k", lw=1, ls=":")
         axis.set_xscale("log")
         axis.set_yscale("log")
@@ -161,7 +161,7 @@ def savings(records: Sequence[Record]) -> Figure:
         axis.axvline(0.8, color="k", lw=1, ls=":")
         axis.set_yticks([-place for place in range(len(places))], [""] * len(places))
         axis.set_ylim(0.6 - len(places), 0.6)
-        axis.set_title(f"{title} to the target")
+        axis.set_title(f"{title} to the target", fontsize=10)
         axis.set_xlabel("ratio to uniform draws")
     axes[0].set_yticks(
         [-p for p in range(len(places))], [label for label, *_ in places], fontsize=8
