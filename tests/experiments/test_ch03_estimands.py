@@ -219,7 +219,8 @@ def of_seed(seed: int) -> list[Record]:
         curves["theorem"][f"{c}/bound"] = [50.0 * (c + 1) / k for k in (2, 20, 200)]
     for arm in arms.SVM_SETS:
         for place, rule in enumerate(figures.RULES, 1):
-            curves[arm] |= {f"{rule}/gap": [9.0, up * place, 0.1], f"{rule}/products": [0, 5, 7]}
+            gaps = [9.0, up * place, 0.3, 0.1]  # every other is drawn
+            curves[arm] |= {f"{rule}/gap": gaps, f"{rule}/products": [0.0, 5.0, 6.0, 7.0]}
     for arm in ("images_0_uniform", "images_0_assist", "images_noise_assist"):
         for prefix, accuracy in (("", 0.8), ("random/", 0.75)):
             curves[arm] |= {f"{prefix}accuracy": [0.7, accuracy * up, 0.85]}
