@@ -66,7 +66,12 @@ def _same(record: Record, others: Sequence[Record], fresh: Record, *, bytes_coun
     if bytes_count:
         return "" if canonical_json(record) == canonical_json(fresh) else "other bytes"
     for name, value in record["metrics"].items():
-        values = [other["metrics"][name] for other in others]
+        # some metrics are of classes that not every seed's parts hold
+        values = [other["metrics"][name] for other in others if name in other["metrics"]]
+        if name not in fresh["metrics"]:
+            return f"no {name}"
+        if len(values) < 3:
+            continue
         interval = prediction_interval(values, PREDICTION_CONFIDENCE)
         slack = 1e-6 * max(1.0, abs(value))
         if not interval.low - slack <= fresh["metrics"][name] <= interval.high + slack:
