@@ -14,6 +14,7 @@ __all__ = [
     "EXTENDED",
     "HEADLINE",
     "IMAGES",
+    "LARGE",
     "PAPER",
     "SVM",
     "SVM_SETS",
@@ -68,7 +69,9 @@ IMAGES: dict[str, Any] = {
     "shuffle": True,
     "assistant_lr": 0.01,
     "assistant_decay": 1.0e-3,
-    "beta": 1.0,
+    "beta": 1.0,  # of selective backprop
+    "pace_epochs": 2,  # passes until self-paced learning has all; the authors take 5 of 100
+    "ahead": 0,  # updates between the decision on a batch and its use
 }
 # Validation accuracy, by problem, that a tuned uniform run reaches in about half of its steps.
 TARGETS = {
@@ -103,12 +106,18 @@ EXTENDED: dict[str, Arm] = {
     f"images_0_{sampler}": _arm("0", sampler)
     for sampler in ("selfpaced", "screener", "selective", "pruned")
 }
-for _problem, _scale in {"noise": 1.0, "rotated": 1.0, "large": 2.0, "resnet8": 4.5}.items():
+for _problem in ("noise", "rotated"):
     for _sampler in ("uniform", "assist"):
-        EXTENDED[f"images_{_problem}_{_sampler}"] = _arm(_problem, _sampler, _scale)
+        EXTENDED[f"images_{_problem}_{_sampler}"] = _arm(_problem, _sampler)
+EXTENDED["images_0_ahead"] = _arm("0", "assist", 0.5, ahead=20)
 EXTENDED["images_0_unshuffled"] = _arm("0", "assist", 0.5, shuffle=False)
 for _base in (0.0, 0.6):
     EXTENDED[f"images_0_base{100 * _base:g}"] = _arm("0", "assist", 0.5, base=_base)
+LARGE: dict[str, Arm] = {
+    f"images_{problem}_{sampler}": _arm(problem, sampler, scale)
+    for problem, scale in {"large": 2.1, "resnet8": 5.2}.items()
+    for sampler in ("uniform", "assist")
+}
 PAPER: dict[str, Arm] = {
     f"images_cifar10_{sampler}": _arm("cifar10", sampler, 400.0)
     for sampler in ("uniform", "assist")
@@ -141,23 +150,16 @@ def _choices() -> dict[str, Any]:
 
 def tuned_arm(arm: str) -> str:
     """Arm whose tuned learning rate an arm has: its own, or that of the arm it is a variant of."""
-    if arm.startswith(("images_0_unshuffled", "images_0_base")):
+    if arm.startswith(("images_0_ahead", "images_0_unshuffled", "images_0_base")):
         return "images_0_assist"
     if arm == "translation_assist70" or arm in TRANSLATION_PAPER:
         return "translation_uniform" if arm.endswith("_uniform") else "translation_assist"
-    if arm.startswith(("images_large", "images_cifar10")):
-        return arm.replace("large", "0").replace("cifar10", "resnet8")
-    return arm
+    return arm.replace("images_cifar10", "images_resnet8")
 
 
 def control_of(arm: str) -> str:
-    """Arm whose learning rate the control of an Assistant's arm has.
-
-    Its own on small pictures; for the residual network and in translation that of uniform draws.
-    """
-    if arm.startswith(("images_resnet8", "images_cifar10", "translation")):
-        return arm.replace("_assist", "_uniform")
-    return arm.replace("_assist", "_random")
+    """Arm whose learning rate the control of an Assistant's arm has, tuned for it."""
+    return tuned_arm(arm).replace("_assist", "_random")
 
 
 def tuned(arm: str) -> float:
@@ -171,7 +173,7 @@ def settings_of(arm: str) -> Arm:
     Raises:
         ValueError: If the arm is unknown.
     """
-    known = HEADLINE | EXTENDED | PAPER
+    known = HEADLINE | EXTENDED | LARGE | PAPER
     if arm not in known:
         raise ValueError(f"unknown arm {arm!r}")
     changes, seconds = known[arm]

@@ -16,7 +16,8 @@ class Config(BaseModel):
         image_seeds: Seeds of the pictures with an Assistant and without.
         extended_seeds: Seeds of the rivals, of noise, rotation and the other variants; 0 leaves
             them out.
-        deep_seeds: Seeds of the residual network and of translation; 0 leaves them out.
+        large_seeds: Seeds of five times the data and of the residual network; 0 leaves them out.
+        deep_seeds: Seeds of translation; 0 leaves it out.
         paper_seeds: Seeds of the papers' data, for a GPU; 0 leaves them out.
         first_seed: First seed; pilots and tuning use 0 to 99.
         timing_blocks: Interleaved blocks of the timings.
@@ -28,6 +29,7 @@ class Config(BaseModel):
     seeds: int = Field(10, ge=1, le=1000)
     image_seeds: int = Field(12, ge=1, le=1000)
     extended_seeds: int = Field(0, ge=0, le=1000)
+    large_seeds: int = Field(0, ge=0, le=1000)
     deep_seeds: int = Field(0, ge=0, le=1000)
     paper_seeds: int = Field(0, ge=0, le=1000)
     first_seed: int = Field(1000, ge=0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +96,7 @@ def assisted(
     labels = data.train.y
     trainer = AssistantTrainer(
         assistant,
-        lambda index: (seen[index], labels[index]),
+        lambda index: (seen.index_select(0, index), labels.index_select(0, index)),
         lr=settings["assistant_lr"],
         weight_decay=settings["assistant_decay"],
     )
@@ -120,6 +121,16 @@ class _Arm:
     weights: Callable[[Tensor], Tensor] | None = None
     extra: Callable[[int], float] = lambda examples: 0.0
     trainer: AssistantTrainer | None = None
+
+
+def _decide_ahead(sampler: AssistedSampler, updates: int) -> Iterator[list[int]]:
+    """Give the batches of pass after pass, each decided so many updates before it is used."""
+    ready: deque[list[int]] = deque()
+    while True:
+        for batch in sampler:
+            ready.append(batch)
+            if len(ready) > updates:
+                yield ready.popleft()
 
 
 def _stations(
@@ -151,7 +162,7 @@ def _stations(
     if name == "selective":
         chosen = SelectiveBackprop(_present_losses(model, data), beta=settings["beta"])
         of = AssistedSampler(n, batch, chosen.predict, order, draws, base=0.0)
-        return _Arm(of, extra=lambda examples: float(chosen.forwards))
+        return _Arm(of, extra=lambda examples: float(of.scanned))
     if name == "pruned":
         table = LossTable(n, 0.5)
         of = AssistedSampler(
@@ -159,7 +170,7 @@ def _stations(
         )
         return _Arm(of, table.feedback, table.weights)
     if name == "selfpaced":
-        paced = SelfPacedWeights(n, -(-n // batch))
+        paced = SelfPacedWeights(n, -(-n // batch), epochs=settings["pace_epochs"])
         return _Arm(plain, paced.feedback, paced.weights)
     if name == "screener":
         net = TwoConvNet(1, stream(seed, "screener"), in_channels=data.train.x.shape[1])
@@ -233,7 +244,7 @@ def train_images(
     train(
         model,
         data.train,
-        arm.sampler,
+        _decide_ahead(arm.sampler, settings["ahead"]) if settings["ahead"] else arm.sampler,
         losses_of,
         optimizer,
         max_steps=settings["steps"],
@@ -269,7 +280,7 @@ def _final(model: nn.Module, data: Pictures) -> dict[str, float]:
     logits, y = predict(model, data.test)
     confidence, guess = logits.softmax(1).max(1)
     hits = (guess == y).double()
-    bins = (confidence * 15).long().clamp(max=14)
+    bins = (confidence * 15).long().clamp(0, 14)  # of NaN, too: they raise below
     gaps = torch.zeros(15, dtype=torch.float64).index_add(0, bins, confidence.double() - hits)
     found = {
         "test/accuracy": float(hits.mean()),

@@ -11,6 +11,7 @@ from trainaug.experiments.ch03.arms import (
     EXTENDED,
     HEADLINE,
     IMAGES,
+    LARGE,
     PAPER,
     SVM,
     SVM_SETS,
@@ -27,7 +28,7 @@ from trainaug.experiments.ch03.corpora import FOLDERS
 from trainaug.experiments.ch03.images import GUESSERS, train_images
 from trainaug.experiments.ch03.linear import compare_rules, theorem
 from trainaug.experiments.ch03.problems import CIFAR, CONTENT
-from trainaug.experiments.ch03.timing import time_updates
+from trainaug.experiments.ch03.timing import time_translation, time_updates
 from trainaug.experiments.ch03.translation import train_translation
 
 __all__ = ["execute", "plan"]
@@ -58,16 +59,16 @@ def plan(config: Config) -> list[Run]:
     for arms, seeds in (
         (HEADLINE, config.image_seeds),
         (EXTENDED, config.extended_seeds),
+        (LARGE, config.large_seeds),
         (PAPER, config.paper_seeds),
     ):
         for arm in arms:
             settings, seconds = settings_of(arm)
-            deep = arms is EXTENDED and settings["model"] == "resnet8" and seeds > 0
             steps = max(60, round(settings["steps"] * share))
             settings |= {"lr": tuned(arm), "steps": steps}
             if _has_control(arm):
                 settings["control_lr"] = tuned(control_of(arm))
-            add(arm, settings, config.deep_seeds if deep else seeds, seconds * cost)
+            add(arm, settings, seeds, seconds * cost)
     for arms, seeds in (
         (TRANSLATION_ARMS, config.deep_seeds),
         (TRANSLATION_PAPER, config.paper_seeds),
@@ -78,6 +79,8 @@ def plan(config: Config) -> list[Run]:
             if arm == "translation_assist":
                 settings["control_lr"] = tuned(control_of(arm))
             add(arm, settings, seeds, seconds * cost)
+    settings = translation_settings("translation_uniform") | {"lr": tuned("translation_uniform")}
+    add("translation_timing", settings, config.deep_seeds, 20.0, deterministic=False)
     settings = IMAGES | {"lr": tuned("images_0_uniform")}
     add("timing", settings, config.timing_blocks, 6.0, deterministic=False)
     return runs
@@ -102,6 +105,8 @@ def execute(run: Run) -> dict[str, Any]:
         metrics, curves = theorem(settings, run.seed)
     elif run.arm == "timing":
         metrics, curves = time_updates(settings, run.seed)
+    elif run.arm == "translation_timing":
+        metrics, curves = time_translation(settings, run.seed), {}
     elif run.arm in TRANSLATION_ARMS | TRANSLATION_PAPER:
         metrics, curves = _translation(settings, run.seed)
     else:

@@ -1,4 +1,4 @@
-"""What the Assistant costs in time: plain loader, synchronous and asynchronous, interleaved."""
+"""What the Assistant costs in time, beside a plain loader: on pictures and in translation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.optim import SGD
 
 from trainaug.experiments.ch03.images import assisted
 from trainaug.experiments.ch03.problems import losses_of, make_model, pictures
+from trainaug.experiments.ch03.translation import fit_translation
 from trainaug.methods.autoassist import (
     AssistantTrainer,
     AssistedSampler,
@@ -22,11 +23,12 @@ from trainaug.methods.autoassist import (
 from trainaug.training.loop import train
 from trainaug.training.randomness import RandomBatchSampler, stream
 
-__all__ = ["time_updates"]
+__all__ = ["time_translation", "time_updates"]
 
 STEPS = 80
 WARM_UP = 25  # updates of each before the clock starts: more than the queue holds
 IDLE = 0.3  # seconds for the worker to fill its queue while others are timed
+SHORT, LONG = 4000, 24_000  # target tokens of the runs whose difference is timed
 TRACED, LAG = 16, 30  # batches of the timeline; the worker's events come with a batch, so late
 
 
@@ -42,7 +44,7 @@ def build(
     """Build the sampler and its Assistant in the worker; ``x`` are its features ``(N, D)``."""
     trainer = AssistantTrainer(
         assistant,
-        lambda index: (x[index], y[index]),
+        lambda index: (x.index_select(0, index), y.index_select(0, index)),
         lr=settings["assistant_lr"],
         weight_decay=settings["assistant_decay"],
     )
@@ -100,6 +102,27 @@ def time_updates(
         curves = _timeline(batches) | {"staleness": [float(count) for count in stale]}
         dropped = float(batches.dropped_feedback)
     return seconds | {"waiting": waiting, "dropped": dropped}, curves
+
+
+def time_translation(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
+    """Time the training on a target token, without what comes once, in turn for the samplers.
+
+    Returns:
+        ``seconds/uniform`` and ``seconds/assist``.
+    """
+
+    def seconds(sampler: str, tokens: int) -> float:
+        start = time.perf_counter()
+        fit_translation({**settings, "sampler": sampler, "tokens": tokens}, seed, looks=1)
+        return time.perf_counter() - start
+
+    samplers = ("uniform", "assist") if seed % 2 else ("assist", "uniform")
+    for sampler in samplers:
+        seconds(sampler, SHORT)
+    return {
+        f"seconds/{sampler}": (seconds(sampler, LONG) - seconds(sampler, SHORT)) / (LONG - SHORT)
+        for sampler in samplers
+    }
 
 
 def _timeline(batches: AsyncBatches) -> dict[str, list[float]]:

@@ -200,6 +200,7 @@ def fit_translation(
     *,
     keep_rates: Sequence[float] | None = None,
     corpus: Corpus | None = None,
+    looks: int = LOOKS,
 ) -> Fitted:
     """Train one arm.
 
@@ -208,6 +209,7 @@ def fit_translation(
         seed: Seed of weights, order, decisions; the parts are fixed.
         keep_rates: Share kept in each pass, for ``sampler="random"``.
         corpus: Other data than LibreOffice's help; ``max_words`` and ``vocabulary`` then are idle.
+        looks: Looks at the validation part.
 
     Returns:
         Curves over the looks: ``tokens`` trained on, ``work`` (the forward and backward passes of
@@ -263,7 +265,7 @@ def fit_translation(
     def after(index: Tensor, losses: Tensor) -> None:
         if arm.feedback is not None:
             arm.feedback(index, losses)
-        while batches.tokens * LOOKS >= budget * (len(curves["tokens"]) + 1):
+        while batches.tokens * looks >= budget * (len(curves["tokens"]) + 1):
             look()
 
     history = train(

@@ -19,6 +19,7 @@ from trainaug.experiments import trials
 from trainaug.experiments.ch03.arms import (
     EXTENDED,
     HEADLINE,
+    LARGE,
     TARGETS,
     TRANSLATION_ARMS,
     TUNED,
@@ -42,10 +43,9 @@ RESNET_GRID = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 
 def tuned_arms() -> list[str]:
     """Arms that have a learning rate of their own, the controls last."""
-    arms = [arm for arm in HEADLINE | EXTENDED if tuned_arm(arm) == arm]
-    controls = [control_of(arm) for arm in arms if arm.endswith("_assist")]
-    controls = [arm for arm in controls if arm.endswith("_random")]
-    return [*arms, *controls, *(arm for arm in TRANSLATION_ARMS if tuned_arm(arm) == arm)]
+    known = HEADLINE | EXTENDED | LARGE | TRANSLATION_ARMS
+    arms = [arm for arm in known if tuned_arm(arm) == arm]
+    return arms + [control_of(arm) for arm in arms if arm.endswith("_assist")]
 
 
 def grid_of(arm: str) -> tuple[float, ...]:
@@ -68,15 +68,14 @@ def score(arm: str, found: Trained) -> float:
 
 def _score_one(arm: str, lr: float, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
+    of = arm.replace("_random", "_assist")
+    control = {"sampler": "random"} if of != arm else {}
+    rates = [CONTROL_RATE] if control else None
     if arm.startswith("translation"):
-        settings = translation_settings(arm) | {"lr": lr, "tokens": TRANSLATION_TOKENS}
-        fitted = fit_translation(settings, seed)
+        settings = translation_settings(of) | control | {"lr": lr, "tokens": TRANSLATION_TOKENS}
+        fitted = fit_translation(settings, seed, keep_rates=rates)
         return trials.trial(arm, lr, seed, -fitted.metrics["val/loss"])
-    settings, _ = settings_of(arm.replace("_random", "_assist"))
-    settings |= {"lr": lr}
-    rates = None
-    if arm.endswith("_random"):
-        settings, rates = settings | {"sampler": "random"}, [CONTROL_RATE]
+    settings = settings_of(of)[0] | control | {"lr": lr}
     try:
         return trials.trial(
             arm, lr, seed, score(arm, train_images(settings, seed, keep_rates=rates))
