@@ -1,7 +1,8 @@
 """Feed many tiny batches through asynchronous AutoAssist, killing the worker half-way: `make soak`.
 
 ``python benchmarks/soak_autoassist.py --batches 20000`` prints seconds and memory, and fails if a
-batch is malformed, a stage takes too long, or memory, open files or shared-memory files grow.
+batch is malformed, a feedback is neither learnt from nor counted as dropped or waiting, a stage
+takes too long, or memory, open files or shared-memory files grow.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def soak(num_batches: int = 20_000, seconds: float | None = None) -> dict[str, A
         seconds: Limit; by default 50 ms a batch and 60 s for two starts.
 
     Returns:
-        Seconds, restarts, dropped feedback; growth of the memory in MiB, of open files, of files
+        Seconds, restarts, what became of the feedback; growth of the memory in MiB, of open files, of files
         in shared memory; after warming up, of each worker over its own life.
 
     Raises:
@@ -113,12 +114,16 @@ def soak(num_batches: int = 20_000, seconds: float | None = None) -> dict[str, A
             "restarts": batches.attempt,
             "dropped_feedback": batches.dropped_feedback,
             "assistant_steps": batches.counters["num_steps"],
+            "waiting_feedback": batches.waiting_feedback,
             "boss_mebibytes": growth / MEBIBYTE,
             "worker_mebibytes": [more / MEBIBYTE for more in worker_growth],
             "boss_resident_mebibytes": boss.memory_info().rss / MEBIBYTE,
             "worker_resident_mebibytes": worker.memory_info().rss / MEBIBYTE,
             "open_files": more_files,
         }
+    places = ("assistant_steps", "dropped_feedback", "waiting_feedback")
+    lost = num_batches - sum(found[place] for place in places)
+    assert 0 <= lost <= 1, found  # the one that the killed worker was about to tell of
     found["shared_files"] = _shared_files() - shared
     assert set(multiprocessing.active_children()) == children, "a worker is left"
     assert max(growth, *worker_growth) < GROWTH, found

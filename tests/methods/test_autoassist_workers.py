@@ -31,7 +31,8 @@ from trainaug.methods.autoassist import (
     ImageAssistant,
     WorkerError,
 )
-from trainaug.methods.autoassist.channels import Formed, Gone, Loop, Maker, Slots
+from trainaug.methods.autoassist.channels import Formed, Slots
+from trainaug.methods.autoassist.loop import Gone, Loop, Maker
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 

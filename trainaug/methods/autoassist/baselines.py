@@ -47,6 +47,14 @@ class RandomSkip:
         """Go on to the next pass."""
         self.passes += 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of the pass."""
+        return {"passes": self.passes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.passes = state["passes"]
+
 
 class LossTable:
     r"""InfoBatch-style pruning with rescaling: who was below the mean is kept with rate $\gamma_0$.
@@ -149,6 +157,15 @@ class SelectiveBackprop:
         recent = torch.tensor(sorted(self._recent), dtype=torch.float64, device="cpu")
         below = torch.searchsorted(recent, losses, right=True)
         return (below.clamp(min=1) / len(recent)).clamp(max=1.0).float() ** self.beta
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the recent losses and the number of forward passes."""
+        return {"recent": list(self._recent), "forwards": self.forwards}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self._recent = deque(state["recent"], maxlen=self._recent.maxlen)
+        self.forwards = state["forwards"]
 
 
 class SelfPacedWeights:

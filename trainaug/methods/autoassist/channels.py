@@ -1,24 +1,16 @@
-"""What Boss and Assistant hand to each other: slots in shared memory and tiny messages; the
-Assistant's side of it. Nothing here starts a process: `workers` does.
-"""
+"""What Boss and Assistant hand to each other: slots in shared memory and tiny messages."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from trainaug.methods.autoassist.assistant import AssistantTrainer, check_losses
-from trainaug.methods.autoassist.sampler import AssistedSampler
+from trainaug.methods.autoassist.assistant import check_losses
 
-__all__ = ["Build", "Event"]
-
-Build = Callable[..., tuple[AssistedSampler, AssistantTrainer | None]]
+__all__ = ["Event"]
 
 
 class Event(NamedTuple):
@@ -125,119 +117,6 @@ class Slots:
     def feedback(self, slot: int, count: int) -> tuple[Tensor, Tensor]:
         """Return index and losses, not copied."""
         return self.fed_index[slot, :count], self.losses[slot, :count]
-
-
-class Maker:
-    """A sampler and its Assistant at work: form a batch, learn from a feedback.
-
-    Args:
-        build: Gives sampler and trainer for ``args`` and the keyword ``attempt``.
-        args: As said.
-        attempt: Number of restarts.
-        sizes: Number of examples and batch size that the sampler must have.
-        counters: Of the trainer that died, or nothing.
-
-    Raises:
-        ValueError: If the sampler has other sizes.
-    """
-
-    def __init__(
-        self,
-        build: Build,
-        args: tuple[Any, ...],
-        attempt: int,
-        sizes: tuple[int, int],
-        counters: dict[str, Any],
-    ) -> None:
-        self.sampler, self.trainer = build(*args, attempt=attempt)
-        found = self.sampler.num_examples, self.sampler.batch_size
-        if found != sizes:
-            raise ValueError(f"num_examples and batch_size of the sampler are {found}, not {sizes}")
-        if self.trainer is not None:
-            vars(self.trainer).update(counters)
-        self.used = 0
-        self._pass = iter(self.sampler)
-
-    def form(self) -> tuple[list[int], Formed | PassEnd]:
-        """Return the next batch, empty at the end of a pass, and what to tell of it (slot -1)."""
-        sampler = self.sampler
-        scanned, kept = sampler.scanned, sampler.kept
-        batch = next(self._pass, [])
-        scanned, kept = sampler.scanned - scanned, sampler.kept - kept
-        if batch:
-            return batch, Formed(-1, len(batch), self.used, scanned, kept)
-        self._pass = iter(sampler)
-        return batch, PassEnd(sampler.keep_rates[-1], scanned, kept)
-
-    def learn(self, index: Tensor, losses: Tensor) -> dict[str, Any]:
-        """Make one step of the Assistant, if there is one, and return the trainer's counters."""
-        self.used += 1
-        if self.trainer is None:
-            return {}
-        self.trainer.feedback(index, losses)
-        return {name: getattr(self.trainer, name) for name in self.trainer._counters}
-
-
-class Gone(Exception):
-    """The Boss closed the pipe or died."""
-
-
-class Loop:
-    """The worker's end of the pipe, and its choice of what to do next."""
-
-    def __init__(self, pipe: Connection, slots: Slots, train_when: int, trace: bool) -> None:
-        self.pipe, self.slots, self.train_when, self.trace = pipe, slots, train_when, trace
-        self.free = deque(range(len(slots.index)))
-        self.fed: deque[tuple[int, int]] = deque()  # slot, count
-        self.events: list[Event] = []
-
-    def run(self, maker: Maker) -> NoReturn:
-        while True:
-            self.receive()
-            start = clock()
-            num_ready = len(self.slots.index) - len(self.free)
-            if self.fed and num_ready >= self.train_when:
-                slot, count = self.fed.popleft()
-                counters = maker.learn(*self.slots.feedback(slot, count))
-                self.slots.count("used")
-                self.record("learn", start)
-                self.send(Used(slot, counters))
-            elif self.free:
-                batch, message = maker.form()
-                if isinstance(message, Formed):
-                    message = message._replace(slot=self.free.popleft())
-                    self.slots.put(message.slot, batch)
-                    self.slots.count("made")
-                self.record("form", start)
-                self.send(message)
-            else:
-                self.pipe.poll(None)
-                self.record("wait", start)
-
-    def receive(self) -> None:
-        """Take all messages that have come."""
-        try:
-            while self.pipe.poll():
-                match self.pipe.recv():
-                    case int(slot):
-                        self.free.append(slot)
-                    case (slot, count):
-                        self.fed.append((slot, count))
-                    case _:
-                        raise Gone
-        except (EOFError, OSError):
-            raise Gone from None
-
-    def send(self, message: Message) -> None:
-        events, self.events = self.events, []
-        try:
-            self.pipe.send((message, events))
-        except OSError:
-            raise Gone from None
-
-    def record(self, what: Any, start: float) -> None:
-        if self.trace:
-            self.events.append(Event("assistant", what, start, clock(), *self.slots.depths()))
 
 
 def check_feedback(index: Tensor, losses: Tensor, num_examples: int, batch_size: int) -> None:

@@ -7,13 +7,10 @@ losses. Here a queue is slots in shared memory and a pipe that says which are fu
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import threading
-import traceback
 from collections import deque
 from collections.abc import Iterator
-from multiprocessing import connection, parent_process, resource_tracker
+from multiprocessing import connection, resource_tracker
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -22,13 +19,9 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from trainaug.methods.autoassist.channels import (
-    Build,
     Event,
     Failed,
     Formed,
-    Gone,
-    Loop,
-    Maker,
     Message,
     PassEnd,
     Slots,
@@ -36,6 +29,7 @@ from trainaug.methods.autoassist.channels import (
     check_feedback,
     clock,
 )
+from trainaug.methods.autoassist.loop import Build, Maker, work
 
 __all__ = ["AsyncBatches", "WorkerError"]
 
@@ -150,6 +144,11 @@ class AsyncBatches:
         """Process id of the worker, while there is one."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def waiting_feedback(self) -> int:
+        """Feedbacks that the Assistant has not learnt from yet."""
+        return self._slots.depths()[1]
+
     def __iter__(self) -> Iterator[list[int]]:
         for *_, index in self._pass():
             yield index.tolist()
@@ -198,7 +197,7 @@ class AsyncBatches:
         dropped.
         """
         self.close()
-        self.dropped_feedback += self._slots.depths()[1]
+        self.dropped_feedback += self.waiting_feedback
         self.attempt += 1
         self._start()
 
@@ -248,7 +247,7 @@ class AsyncBatches:
         context = mp.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         process = context.Process(
-            target=_work,
+            target=work,
             args=(theirs, self._slots, self.train_when, self.trace, what),
             name="autoassist",
             daemon=True,
@@ -361,33 +360,6 @@ class AsyncBatches:
     def _record(self, who: Any, what: Any, start: float) -> None:
         if self.trace:
             self._events.append(Event(who, what, start, clock(), *self._slots.depths()))
-
-
-def _work(
-    pipe: connection.Connection, slots: Slots, train_when: int, trace: bool, what: Any
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    loop = Loop(pipe, slots, train_when, trace)
-    try:
-        loop.run(Maker(*what))
-    except Gone:
-        return
-    except Exception:
-        with contextlib.suppress(Gone):
-            loop.send(Failed(traceback.format_exc()[-4000:]))
-        raise SystemExit(1) from None
-
-
-def _watch_parent() -> None:
-    """End this process with its parent, whatever it is doing."""
-    parent = parent_process()
-    assert parent is not None
-    while os.getppid() == parent.pid:
-        if connection.wait([parent.sentinel], 1.0):
-            break
-    os._exit(1)
 
 
 def _end() -> NoReturn:

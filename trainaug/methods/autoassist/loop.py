@@ -1,0 +1,173 @@
+"""The worker's side of asynchronous AutoAssist: forming batches and learning, by turns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from multiprocessing import connection, parent_process
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from trainaug.methods.autoassist.assistant import AssistantTrainer
+from trainaug.methods.autoassist.channels import (
+    Event,
+    Failed,
+    Formed,
+    Message,
+    PassEnd,
+    Slots,
+    Used,
+    clock,
+)
+from trainaug.methods.autoassist.sampler import AssistedSampler
+
+__all__ = ["Build"]
+
+Build = Callable[..., tuple[AssistedSampler, AssistantTrainer | None]]
+
+
+class Maker:
+    """A sampler and its Assistant at work: form a batch, learn from a feedback.
+
+    Args:
+        build: Gives sampler and trainer for ``args`` and the keyword ``attempt``.
+        args: As said.
+        attempt: Number of restarts.
+        sizes: Number of examples and batch size that the sampler must have.
+        counters: Of the trainer that died, or nothing.
+
+    Raises:
+        ValueError: If the sampler has other sizes.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        args: tuple[Any, ...],
+        attempt: int,
+        sizes: tuple[int, int],
+        counters: dict[str, Any],
+    ) -> None:
+        self.sampler, self.trainer = build(*args, attempt=attempt)
+        found = self.sampler.num_examples, self.sampler.batch_size
+        if found != sizes:
+            raise ValueError(f"num_examples and batch_size of the sampler are {found}, not {sizes}")
+        if self.trainer is not None:
+            vars(self.trainer).update(counters)
+        self.used = 0
+        self._pass = iter(self.sampler)
+
+    def form(self) -> tuple[list[int], Formed | PassEnd]:
+        """Return the next batch, empty at the end of a pass, and what to tell of it (slot -1)."""
+        sampler = self.sampler
+        scanned, kept = sampler.scanned, sampler.kept
+        batch = next(self._pass, [])
+        scanned, kept = sampler.scanned - scanned, sampler.kept - kept
+        if batch:
+            return batch, Formed(-1, len(batch), self.used, scanned, kept)
+        self._pass = iter(sampler)
+        return batch, PassEnd(sampler.keep_rates[-1], scanned, kept)
+
+    def learn(self, index: Tensor, losses: Tensor) -> dict[str, Any]:
+        """Make one step of the Assistant, if there is one, and return the trainer's counters."""
+        self.used += 1
+        if self.trainer is None:
+            return {}
+        self.trainer.feedback(index, losses)
+        return {name: getattr(self.trainer, name) for name in self.trainer._counters}
+
+
+class Gone(Exception):
+    """The Boss closed the pipe or died."""
+
+
+class Loop:
+    """The worker's end of the pipe, and its choice of what to do next."""
+
+    def __init__(self, pipe: Connection, slots: Slots, train_when: int, trace: bool) -> None:
+        self.pipe, self.slots, self.train_when, self.trace = pipe, slots, train_when, trace
+        self.free = deque(range(len(slots.index)))
+        self.fed: deque[tuple[int, int]] = deque()  # slot, count
+        self.events: list[Event] = []
+
+    def run(self, maker: Maker) -> NoReturn:
+        while True:
+            self.receive()
+            start = clock()
+            num_ready = len(self.slots.index) - len(self.free)
+            if self.fed and num_ready >= self.train_when:
+                slot, count = self.fed.popleft()
+                counters = maker.learn(*self.slots.feedback(slot, count))
+                self.slots.count("used")
+                self.record("learn", start)
+                self.send(Used(slot, counters))
+            elif self.free:
+                batch, message = maker.form()
+                if isinstance(message, Formed):
+                    message = message._replace(slot=self.free.popleft())
+                    self.slots.put(message.slot, batch)
+                    self.slots.count("made")
+                self.record("form", start)
+                self.send(message)
+            else:
+                self.pipe.poll(None)
+                self.record("wait", start)
+
+    def receive(self) -> None:
+        """Take all messages that have come."""
+        try:
+            while self.pipe.poll():
+                match self.pipe.recv():
+                    case int(slot):
+                        self.free.append(slot)
+                    case (slot, count):
+                        self.fed.append((slot, count))
+                    case _:
+                        raise Gone
+        except (EOFError, OSError):
+            raise Gone from None
+
+    def send(self, message: Message) -> None:
+        events, self.events = self.events, []
+        try:
+            self.pipe.send((message, events))
+        except OSError:
+            raise Gone from None
+
+    def record(self, what: Any, start: float) -> None:
+        if self.trace:
+            self.events.append(Event("assistant", what, start, clock(), *self.slots.depths()))
+
+
+def work(pipe: Connection, slots: Slots, train_when: int, trace: bool, what: Any) -> None:
+    """Run the worker's process: a `Maker` of ``what``, until the Boss is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    loop = Loop(pipe, slots, train_when, trace)
+    try:
+        loop.run(Maker(*what))
+    except Gone:
+        os._exit(0)  # at once: to take torch's modules down takes a second
+    except Exception:
+        with contextlib.suppress(Gone):
+            loop.send(Failed(traceback.format_exc()[-4000:]))
+        raise SystemExit(1) from None
+
+
+def _watch_parent() -> None:
+    """End this process with its parent, whatever it is doing."""
+    parent = parent_process()
+    assert parent is not None
+    while os.getppid() == parent.pid:
+        if connection.wait([parent.sentinel], 1.0):
+            break
+    os._exit(1)
