@@ -12,7 +12,7 @@ import torch
 from trainaug.data import subwords
 from trainaug.data.arrays import DataUnavailableError
 from trainaug.data.parallel_text import ParallelText, libreoffice_help
-from trainaug.experiments.ch03 import corpora, translation
+from trainaug.experiments.ch03 import corpora, stations, translation
 from trainaug.experiments.ch03.corpora import (
     Corpus,
     Pairs,
@@ -81,7 +81,7 @@ def test_pairs_are_shifted_and_cut_to_the_longest(corpus):
 
 def test_batches_hold_their_pool_once_and_no_more_than_allowed(corpus):
     lengths = corpus.pairs["train"].lengths
-    batches = translation._TokenBatches(None, lengths, 100, 1, stream(0, "batches")).cut(
+    batches = stations.TokenBatches(None, lengths, 100, 1, stream(0, "batches")).cut(
         list(range(100))
     )
     assert sorted(row for batch in batches for row in batch) == list(range(100))
@@ -92,7 +92,7 @@ def test_batches_hold_their_pool_once_and_no_more_than_allowed(corpus):
 
 def test_a_sentence_longer_than_allowed_is_a_batch(corpus):
     lengths = corpus.pairs["train"].lengths
-    batches = translation._TokenBatches(None, lengths, 1, 1, stream(0, "batches")).cut([5, 2])
+    batches = stations.TokenBatches(None, lengths, 1, 1, stream(0, "batches")).cut([5, 2])
     assert sorted(batches) == [[2], [5]]
 
 
@@ -100,7 +100,7 @@ def test_a_sentence_longer_than_allowed_is_a_batch(corpus):
 def test_the_budget_is_kept_within_one_batch(corpus, budget):
     lengths = corpus.pairs["train"].lengths
     sampler = RandomBatchSampler(len(lengths), 24, stream(0, "order"))
-    batches = translation._TokenBatches(sampler, lengths, 100, budget, stream(0, "batches"))
+    batches = stations.TokenBatches(sampler, lengths, 100, budget, stream(0, "batches"))
     spent = [int(lengths[batch].sum()) for batch in batches]
     assert sum(spent[:-1]) < budget <= sum(spent) == batches.tokens
 

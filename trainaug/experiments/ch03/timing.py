@@ -26,7 +26,7 @@ from trainaug.training.randomness import RandomBatchSampler, stream
 __all__ = ["time_translation", "time_updates"]
 
 STEPS = 80
-WARM_UP = 25  # updates of each before the clock starts: more than the queue holds
+WARM_UP, QUEUE = 5, 25  # updates before the clock starts; with a queue, more than it holds
 IDLE = 0.3  # seconds for the worker to fill its queue while others are timed
 SHORT, LONG = 4000, 24_000  # target tokens of the runs whose difference is timed
 TRACED, LAG = 16, 30  # batches of the timeline; the worker's events come with a batch, so late
@@ -92,7 +92,7 @@ def time_updates(
         seconds: dict[str, float] = {}
         for name in names[seed % 3 :] + names[: seed % 3]:
             time.sleep(IDLE)
-            ways[name](WARM_UP)
+            ways[name](QUEUE if name == "async" else WARM_UP)
             waited_before, given = batches.waited_seconds, len(batches.staleness)
             seconds[f"seconds/{name}"] = ways[name](STEPS)
             if name == "async":

@@ -6,7 +6,7 @@ and runs end after equally many target tokens, those of sentences that were left
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainaug.data.subwords import document_counts, tfidf_bags
 from trainaug.experiments.ch03.corpora import (
     HELD_OUT,
     Corpus,
@@ -27,18 +26,12 @@ from trainaug.experiments.ch03.corpora import (
     pack_text,
     sample_translations,
 )
-from trainaug.methods.autoassist import (
-    AssistantTrainer,
-    AssistedSampler,
-    RandomSkip,
-    SelfPacedWeights,
-    TextAssistant,
-)
+from trainaug.experiments.ch03.stations import TokenBatches, station
+from trainaug.methods.autoassist import AssistedSampler
 from trainaug.training.loop import train
 from trainaug.training.models import undisturbed
-from trainaug.training.randomness import RandomBatchSampler, stream
+from trainaug.training.randomness import stream
 from trainaug.training.translation import (
-    PAD,
     TranslationModel,
     greedy_decode,
     translation_losses,
@@ -65,123 +58,6 @@ TRANSLATION: dict[str, Any] = {
     "assistant_decay": 0.1,
     "pace_epochs": 2,  # passes until self-paced learning has all; the authors take 10 of 100
 }
-
-
-class _TokenBatches:
-    """Cut the pools that a sampler gives into batches of like length, until the budget is spent."""
-
-    def __init__(
-        self, sampler: Any, lengths: Tensor, most: int, budget: int, generator: torch.Generator
-    ) -> None:
-        self.sampler, self.lengths, self.most, self.budget = sampler, lengths, most, budget
-        self.generator = generator
-        self.tokens, self.sentences = 0, 0
-
-    def cut(self, pool: Sequence[int]) -> list[list[int]]:
-        """Shortest first; rows times the longest of a batch are at most ``most``, or it is one."""
-        index = torch.as_tensor(pool, device="cpu")
-        index = index[self.lengths[index].argsort(stable=True)]
-        batches: list[list[int]] = [[]]
-        for row, length in zip(index.tolist(), self.lengths[index].tolist(), strict=True):
-            if batches[-1] and (len(batches[-1]) + 1) * length > self.most:
-                batches.append([])
-            batches[-1].append(row)
-        return batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        while True:  # passes over the training part
-            for pool in self.sampler:
-                batches = self.cut(pool)
-                order = torch.randperm(len(batches), generator=self.generator, device="cpu")
-                for place in order.tolist():
-                    self.tokens += int(self.lengths[batches[place]].sum())
-                    self.sentences += len(batches[place])
-                    yield batches[place]
-                    if self.tokens >= self.budget:
-                        return
-
-
-@dataclass
-class _Arm:
-    """Stations of an arm; the Assistant's work so far in multiply-adds."""
-
-    sampler: Any
-    feedback: Callable[[Tensor, Tensor], object] | None = None
-    weights: Callable[[Tensor], Tensor] | None = None
-    work: Callable[[], float] = lambda: 0.0
-    trainer: AssistantTrainer | None = None
-
-
-def _arm(
-    settings: Mapping[str, Any],
-    corpus: Corpus,
-    seed: int,
-    keep_rates: Sequence[float] | None,
-    pass_batches: Callable[[], int],
-) -> _Arm:
-    n, pool, name = len(corpus.pairs["train"]), settings["pool"], settings["sampler"]
-    order, draws = stream(seed, "order"), stream(seed, "keep")
-    if name == "uniform":
-        return _Arm(RandomBatchSampler(n, pool, order))
-    if name == "assist":
-        return _assist(settings, corpus, seed)
-    if name == "random":
-        if not keep_rates:
-            raise ValueError(f"random skipping needs the keep rates of a run, got {keep_rates}")
-        skip = RandomSkip(keep_rates)
-        return _Arm(
-            AssistedSampler(n, pool, skip.predict, order, draws, base=0.0, on_pass=skip.on_pass)
-        )
-    if name == "selfpaced":
-        paced = SelfPacedWeights(n, pass_batches(), start=100.0, epochs=settings["pace_epochs"])
-        return _Arm(RandomBatchSampler(n, pool, order), paced.feedback, paced.weights)
-    raise ValueError(f"unknown sampler {name!r}")
-
-
-def _assist(settings: Mapping[str, Any], corpus: Corpus, seed: int) -> _Arm:
-    pairs, size = corpus.pairs["train"], len(corpus.subwords)
-    bags = [
-        part
-        for side in (pairs.source, pairs.target)
-        for part in tfidf_bags(side, size, document_counts(side, size))
-    ]  # units and weights of the source, of the target
-    assistant = TextAssistant(size, size, stream(seed, "assistant"))
-    trainer = AssistantTrainer(
-        assistant,
-        lambda index: tuple(part[index] for part in bags),
-        lr=settings["assistant_lr"],
-        weight_decay=settings["assistant_decay"],
-        mean=settings["mean"],
-    )
-    asked = learnt = 0
-
-    def predict(index: Tensor) -> Tensor:
-        nonlocal asked
-        asked += len(index)
-        return trainer.predict(index)
-
-    def feedback(index: Tensor, losses: Tensor) -> None:
-        nonlocal learnt
-        learnt += len(index)
-        trainer.feedback(index, losses)
-
-    sampler = AssistedSampler(
-        len(pairs),
-        settings["pool"],
-        predict,
-        stream(seed, "order"),
-        stream(seed, "keep"),
-        base=settings["base"],
-        confidence=lambda: trainer.confidence,
-        on_pass=trainer.end_epoch,
-    )
-    units = sum(float((part != PAD).sum()) for part in bags[::2]) / len(pairs)
-    numbers = sum(p.numel() for p in assistant.parameters())
-
-    def work() -> float:  # two weights a unit; a step costs three guesses and is dense
-        return 2 * units * (asked + 3 * learnt) + 2 * numbers * trainer.num_steps
-
-    return _Arm(sampler, feedback, work=work, trainer=trainer)
 
 
 @dataclass
@@ -227,10 +103,10 @@ def fit_translation(
         corpus = load_corpus(settings["data"], settings["max_words"], settings["vocabulary"])
     pairs, budget = corpus.pairs["train"], settings["tokens"]
     model = TranslationModel(len(corpus.subwords), stream(seed, "init"))
-    batches = _TokenBatches(
+    batches = TokenBatches(
         None, pairs.lengths, settings["batch_tokens"], budget, stream(seed, "batches")
     )
-    arm = _arm(
+    arm = station(
         settings, corpus, seed, keep_rates, lambda: len(batches.cut(list(range(len(pairs)))))
     )
     batches.sampler = arm.sampler
