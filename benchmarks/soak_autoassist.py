@@ -51,8 +51,8 @@ def soak(num_batches: int = 20_000, seconds: float | None = None) -> dict[str, A
         seconds: Limit; by default 50 ms a batch and 60 s for two starts.
 
     Returns:
-        Seconds, restarts, what became of the feedback; growth of the memory in MiB, of open files, of files
-        in shared memory; after warming up, of each worker over its own life.
+        Seconds, restarts, what became of the feedback; growth of the memory in MiB, of open files,
+        of files in shared memory; after warming up, of each worker over its own life.
 
     Raises:
         AssertionError: If something is out of bounds.

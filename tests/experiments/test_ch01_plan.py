@@ -16,6 +16,7 @@ from trainaug.experiments import chapters
 from trainaug.experiments.ch01 import arms, runs, tuning
 from trainaug.experiments.ch01 import estimands as e
 from trainaug.experiments.ch01.config import Config
+from trainaug.experiments.records import find
 from trainaug.paths import CLAIMS
 
 GROUPS = (arms.HEADLINE, arms.FACTORIAL, arms.EXTENDED, arms.DEEP)
@@ -223,7 +224,7 @@ NEEDED |= {name: {key.split("/")[0] for key in keys} for name, (_, *keys) in SIN
 def moved(name: str, arm: str, change: Callable[[Record], Any]) -> float:
     """How far an estimand moves when one record changes."""
     records = hand_made()
-    change(e.find(records, arm))
+    change(find(records, arm))
     return e.ESTIMANDS[name](records) - e.ESTIMANDS[name](hand_made())
 
 
@@ -334,7 +335,7 @@ def test_chosen_loss_is_the_one_of_the_higher_validation():
     assert e.chosen_loss(records) == "sum"
     assert e.chosen_over_ridge("i2t/r1")(records) == 30 - 18
     assert e.chosen_over_ridge("t2i/r1")(records) == 20 - 17
-    e.find(records, "family_max")["metrics"]["val/rsum"] = 201.0
+    find(records, "family_max")["metrics"]["val/rsum"] = 201.0
     assert e.chosen_loss(records) == "max"
     assert e.chosen_over_ridge("i2t/r1")(records) == 34 - 18
     with pytest.raises(KeyError, match="family_ridge"):

@@ -21,11 +21,12 @@ from trainaug.experiments.ch03.estimands import ESTIMANDS
 from trainaug.paths import CLAIMS
 
 STANDARD = {*arms.SVM_SETS, "theorem", "timing", *arms.HEADLINE}
-FULL = STANDARD | {*arms.EXTENDED, *arms.TRANSLATION_ARMS}
+FULL = STANDARD | {*arms.EXTENDED, *arms.LARGE, *arms.TRANSLATION_ARMS, "translation_timing"}
 PAPER = STANDARD | {*arms.PAPER, *arms.TRANSLATION_PAPER}
-IMAGES = arms.HEADLINE | arms.EXTENDED | arms.PAPER
+IMAGES = arms.HEADLINE | arms.EXTENDED | arms.LARGE | arms.PAPER
 TRANSLATION = arms.TRANSLATION_ARMS | arms.TRANSLATION_PAPER
-DEEP = {"images_resnet8_uniform", "images_resnet8_assist", *arms.TRANSLATION_ARMS}
+DEEP = {"translation_timing", *arms.TRANSLATION_ARMS}
+TIMED = {"timing", "translation_timing"}
 
 # --- arms -----------------------------------------------------------------------------------------
 
@@ -46,9 +47,11 @@ def test_arms_by_hand():
         for name in ("uniform", "assist"):
             expected[f"images_{problem}_{name}"] = changes | {"sampler": name}
     expected["images_0_unshuffled"] = {"sampler": "assist", "shuffle": False}
+    expected["images_0_ahead"] = {"sampler": "assist", "ahead": 20}
     expected |= {f"images_0_base{b}": {"sampler": "assist", "base": b / 100} for b in (0, 60)}
     assert set(IMAGES) == set(expected)
-    assert len(IMAGES) == len(arms.HEADLINE) + len(arms.EXTENDED) + len(arms.PAPER)
+    groups = (arms.HEADLINE, arms.EXTENDED, arms.LARGE, arms.PAPER)
+    assert len(IMAGES) == sum(map(len, groups))
     for arm, changes in expected.items():
         settings, seconds = arms.settings_of(arm)
         assert settings == arms.IMAGES | changes
@@ -83,14 +86,15 @@ def test_settings_are_new_each_time_and_unknown_arms_are_refused():
         ("images_0_assist", "images_0_assist", "images_0_random"),
         ("images_noise_assist", "images_noise_assist", "images_noise_random"),
         ("images_0_unshuffled", "images_0_assist", None),
+        ("images_0_ahead", "images_0_assist", None),
         ("images_0_base0", "images_0_assist", None),
         ("images_0_base60", "images_0_assist", None),
-        ("images_large_uniform", "images_0_uniform", None),
-        ("images_large_assist", "images_0_assist", "images_0_random"),
-        ("images_resnet8_assist", "images_resnet8_assist", "images_resnet8_uniform"),
-        ("images_cifar10_assist", "images_resnet8_assist", "images_resnet8_uniform"),
+        ("images_large_uniform", "images_large_uniform", None),
+        ("images_large_assist", "images_large_assist", "images_large_random"),
+        ("images_resnet8_assist", "images_resnet8_assist", "images_resnet8_random"),
+        ("images_cifar10_assist", "images_resnet8_assist", "images_resnet8_random"),
         ("translation_uniform", "translation_uniform", None),
-        ("translation_assist", "translation_assist", "translation_uniform"),
+        ("translation_assist", "translation_assist", "translation_random"),
         ("translation_assist70", "translation_assist", None),
         ("translation_wmt14_assist", "translation_assist", None),
         ("translation_iwslt14_uniform", "translation_uniform", None),
@@ -117,20 +121,21 @@ def test_tuned_values_are_inside_their_grids():
 
 def plan_of(**changes: Any) -> list[Run]:
     few = {"seeds": 3, "image_seeds": 4, "extended_seeds": 2, "deep_seeds": 6, "paper_seeds": 1}
-    return runs.plan(Config(**few | {"timing_blocks": 5} | changes))
+    return runs.plan(Config(**few | {"timing_blocks": 5, "large_seeds": 7} | changes))
 
 
 def test_plan_by_hand():
     plan = plan_of()
     expected = dict.fromkeys([*arms.SVM_SETS, "theorem"], 3) | dict.fromkeys(arms.HEADLINE, 4)
     expected |= dict.fromkeys(arms.EXTENDED, 2) | dict.fromkeys(DEEP, 6) | {"timing": 5}
+    expected |= dict.fromkeys(arms.LARGE, 7)
     expected |= dict.fromkeys([*arms.PAPER, *arms.TRANSLATION_PAPER], 1)
     assert Counter(run.arm for run in plan) == expected
     unhashed = {"cifar10": problems.CIFAR, "iwslt14": "iwslt14", "wmt14": "wmt14"}
     named = problems.CONTENT | {"libreoffice": "libreoffice_help"}
     for run in plan:
         assert (run.chapter, run.seed in range(1000, 1000 + expected[run.arm])) == ("03", True)
-        assert run.deterministic == (run.arm != "timing")
+        assert run.deterministic == (run.arm not in TIMED)
         assert canonical_json(dict(run.config))
         data = run.config["data"]
         assert run.data == (unhashed.get(data) or content_hash(named[data]))
@@ -150,8 +155,12 @@ def test_plan_by_hand():
             assert config == arms.SVM | arms.SVM_SETS[run.arm][0]
         elif run.arm == "theorem":
             assert config == {"data": arms.SVM["data"], "lam": arms.SVM["lam"], "passes": 10}
-        else:
+        elif run.arm == "timing":
             assert config == arms.IMAGES | {"lr": arms.tuned("images_0_uniform")}
+        else:
+            assert config == arms.translation_settings("translation_uniform") | {
+                "lr": arms.tuned("translation_uniform")
+            }
 
 
 @pytest.mark.parametrize("profile", chapters.PROFILE_NAMES)
@@ -184,11 +193,12 @@ def test_a_claim_has_its_estimands_and_its_seeds_in_the_profile_that_decides_it(
 def test_settings_move_the_plan():
     assert {run.arm for run in runs.plan(Config())} == STANDARD
     assert {run.seed for run in plan_of(first_seed=7)} == set(range(7, 13))
-    assert not DEEP & {run.arm for run in plan_of(extended_seeds=0, deep_seeds=0)}
-    assert {run.arm for run in plan_of(extended_seeds=0)} & DEEP == set(arms.TRANSLATION_ARMS)
+    for name, group in {"extended": arms.EXTENDED, "large": arms.LARGE, "deep": DEEP}.items():
+        left = {run.arm for run in plan_of(**{f"{name}_seeds": 0})}
+        assert left == {run.arm for run in plan_of()} - set(group)
     whole, tenth, tiny = (plan_of(budget=share) for share in (1.0, 0.1, 1e-3))
     for one, other, least in zip(whole, tenth, tiny, strict=True):
-        if one.arm == "timing":
+        if one.arm in TIMED:
             assert one == other == least
             continue
         name, low = "steps", 60
@@ -208,6 +218,7 @@ def test_settings_move_the_plan():
         {"seeds": 0},
         {"image_seeds": 0},
         {"extended_seeds": -1},
+        {"large_seeds": -1},
         {"deep_seeds": -1},
         {"paper_seeds": -1},
         {"timing_blocks": 0},

@@ -40,6 +40,7 @@ def test_committed_choices_follow_from_the_committed_trials():
     for row in rows:
         if row["arm"].startswith("images"):
             steps = 600 if "resnet8" in row["arm"] else 1200
+            steps = 2400 if "large" in row["arm"] else steps
             assert -math.log(64 * steps) - 1e-4 < row["score"] < LARGEST
         else:
             assert -math.log(2000) < row["score"] < 0  # of 2000 sub-words
@@ -58,6 +59,7 @@ def test_arms_of_a_problem_have_as_many_trials_on_the_same_grid():
         "images_0": 3,
         "images_noise": 2,
         "images_rotated": 2,
+        "images_large": 2,
         "images_resnet8": 1,
         "translation": 1,
     }
@@ -68,16 +70,18 @@ def test_the_target_is_reached_with_the_chosen_rate():
         if arm.startswith("images"):
             best = trials.mean_curve(tuning.read_trials(), arm)[entry["lr"]["value"]]
             steps = 600 if "resnet8" in arm else 1200
+            steps = 2400 if "large" in arm else steps
             assert best > -math.log(0.95 * steps * 64)  # and not only at the end
 
 
 def test_every_arm_has_a_rate_and_the_controls_are_tuned():
     names = tuning.tuned_arms()
     assert len(set(names)) == len(names)
-    assert names[-2:] == ["translation_uniform", "translation_assist"]
-    assert names[-5:-2] == [f"images_{problem}_random" for problem in ("0", "noise", "rotated")]
-    assert not any("random" in name for name in names[:-5])
-    for arm in [*arms.HEADLINE, *arms.EXTENDED, *arms.PAPER]:
+    problems = ("0", "noise", "rotated", "large", "resnet8")
+    controls = [f"images_{problem}_random" for problem in problems] + ["translation_random"]
+    assert names[-6:] == controls
+    assert not any("random" in name for name in names[:-6])
+    for arm in [*arms.HEADLINE, *arms.EXTENDED, *arms.LARGE, *arms.PAPER]:
         assert arms.tuned_arm(arm) in names
         if arm.endswith("_assist"):
             assert arms.tuned_arm(arms.control_of(arm)) in names
@@ -112,8 +116,8 @@ def calls(monkeypatch) -> SimpleNamespace:
             raise NonFiniteLossError(3, math.nan)
         return Trained([1.0] * 5, [100.0] * 5, metrics={"test/accuracy": 0.123})
 
-    def fit(settings: dict[str, Any], seed: int) -> SimpleNamespace:
-        seen.given.append((settings, seed, {}))
+    def fit(settings: dict[str, Any], seed: int, **rest: Any) -> SimpleNamespace:
+        seen.given.append((settings, seed, rest))
         return SimpleNamespace(metrics={"val/loss": 3.25})
 
     monkeypatch.setattr(tuning, "train_images", train)
@@ -132,7 +136,11 @@ def test_an_arm_is_trained_as_in_the_plan_but_for_its_rate(calls):
     row = tuning._score_one("translation_assist", 0.004, 0)
     assert row == trials.trial("translation_assist", 0.004, 0, -3.25)
     settings = arms.translation_settings("translation_assist") | {"lr": 0.004}
-    assert calls.given[2] == (settings | {"tokens": tuning.TRANSLATION_TOKENS}, 0, {})
+    settings |= {"tokens": tuning.TRANSLATION_TOKENS}
+    assert calls.given[2] == (settings, 0, {"keep_rates": None})
+    tuning._score_one("translation_random", 0.004, 0)
+    control = settings | {"sampler": "random"}
+    assert calls.given[3] == (control, 0, {"keep_rates": [tuning.CONTROL_RATE]})
 
 
 def test_a_run_that_breaks_down_spent_all_it_had(calls):

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from trainaug.evidence.ledger import load_ledger
 from trainaug.evidence.store import Record
 from trainaug.experiments import chapters, trials
+from trainaug.experiments import records as shared
 from trainaug.experiments.ch04 import arms, figures, runs, tuning
 from trainaug.experiments.ch04 import estimands as e
 from trainaug.paths import CLAIMS
@@ -178,7 +179,6 @@ def test_estimands_that_only_the_notebook_uses_by_hand():
     assert e.cost_ratio("digits_delta_abs", "digits_delta_target")(records) == pytest.approx(
         -4 * LOG2
     )
-    assert e.find(records, "timing_digits")["metrics"]["steps/random"] == 9
 
 
 # --- claims ---------------------------------------------------------------------------------------
@@ -192,7 +192,8 @@ def arms_read(monkeypatch: pytest.MonkeyPatch, estimand: str) -> set[str]:
         return {"metrics": defaultdict(lambda: 2.0), "curves": defaultdict(lambda: [2.0, 1.0])}
 
     with monkeypatch.context() as patch:
-        patch.setattr(e, "find", find)
+        for module in (shared, e):
+            patch.setattr(module, "find", find)
         e.ESTIMANDS[estimand]([])
     return read
 
@@ -321,10 +322,10 @@ def test_seeds_without_shares_or_timing_are_left_out_of_their_figure():
         if record["seed"] == 1001 and record["arm"] == "orders_mlp_0.05":
             for name in [name for name in record["metrics"] if name.startswith("share/")]:
                 del record["metrics"][name]
-    assert len(figures._values(records, "orders_mlp_0.05", e.share("orders_mlp_0.05", "6"))) == 2
+    assert len(shared.values_of(records, e.share("orders_mlp_0.05", "6"))) == 2
     shown(figures.recency(records))
     fewer = [r for r in records if r["seed"] == 1000 or not r["arm"].startswith("timing")]
-    ratios = figures._values(fewer, "timing_digits", e.seconds_ratio("digits", "min_loss"))
+    ratios = shared.values_of(fewer, e.seconds_ratio("digits", "min_loss"))
     assert ratios == pytest.approx([math.log(2)])
     shown(figures.cost_ratios(fewer))
 

@@ -313,6 +313,39 @@ def test_resumes_after_every_step(kind):
         assert used(kind, again, stop, 18) == whole[stop:]
 
 
+@pytest.mark.parametrize("kind", ["random", "selective"])
+def test_skipping_resumes_after_every_batch(kind):
+    table = torch.rand(40, generator=stream(1, "measure"))
+
+    def make():
+        rival = RandomSkip([0.9, 0.4, 0.7, 0.2])
+        if kind == "selective":
+            rival = SelectiveBackprop(lambda index: table[index], history=12)
+        return rival, assisted(40, 6, rival, base=0.0)
+
+    def go(rival, sampler, count):
+        passes = itertools.chain.from_iterable(itertools.repeat(sampler))
+        return [(b, getattr(rival, "forwards", 0)) for b in itertools.islice(passes, count)]
+
+    def chances(rival):
+        return rival.predict(torch.arange(40)).tolist()
+
+    rival, sampler = make()
+    whole, ends = go(rival, sampler, 24), chances(rival)
+    assert len(sampler.keep_rates) >= 4
+    for stop in range(24):
+        first, again = make(), make()
+        assert go(*first, stop) == whole[:stop]
+        states = [part.state_dict() for part in first]
+        for used in (first, again):  # the states are copies
+            go(*used, 9)
+        for part, state in zip(again, states, strict=True):
+            part.load_state_dict(state)
+        assert go(*again, 24 - stop) == whole[stop:]
+        assert again[1].keep_rates == sampler.keep_rates
+        assert chances(again[0]) == ends
+
+
 def everything(losses):
     index = torch.arange(9, device=losses.device)
     table, paced, skip = LossTable(9), SelfPacedWeights(9, 4, start=2.0), RandomSkip([0.5])

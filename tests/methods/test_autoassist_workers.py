@@ -1,6 +1,6 @@
-"""The asynchronous AutoAssist, with real processes: same batches, failures, ends, restarts, trace.
+"""The asynchronous AutoAssist, with real processes: batches, feedback, trace, bad input.
 
-Every wait is bounded; the factories below are imported by the workers, hence at top level.
+Every wait is bounded; how workers fail and end is in `test_autoassist_ends`.
 """
 
 from __future__ import annotations
@@ -9,155 +9,41 @@ import contextlib
 import itertools
 import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from autoassist_processes import (
+    B,
+    Make,
+    N,
+    assisted,
+    class_losses,
+    data,
+    drive,
+    plain,
+    seeded,
+    shared_assistant,
+    start_and_close,
+    wait_for,
+)
 from torch import Tensor
 
-from trainaug.methods.autoassist import (
-    AssistantTrainer,
-    AssistedSampler,
-    AsyncBatches,
-    ImageAssistant,
-    WorkerError,
-)
+from trainaug.methods.autoassist import AssistedSampler, AsyncBatches, ImageAssistant
 from trainaug.methods.autoassist.channels import Formed, Slots
 from trainaug.methods.autoassist.loop import Gone, Loop, Maker
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
-N, B = 203, 8  # the last batch of a full pass has 3
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def data() -> tuple[Tensor, Tensor]:
-    y = torch.arange(N) % 2
-    return torch.randn(N, 4, generator=seeded(1)), y
-
-
-# --- what the worker builds -----------------------------------------------------------------------
-
-
-def ones(index: Tensor) -> Tensor:
-    return torch.ones(len(index))
-
-
-def plain(attempt: int, drop_last: bool = False) -> tuple[AssistedSampler, None]:
-    g, k = seeded(7 + attempt), seeded(8)
-    return AssistedSampler(N, B, ones, g, k, base=1.0, drop_last=drop_last), None
-
-
-def assisted(
-    assistant: ImageAssistant, x: Tensor, y: Tensor, attempt: int
-) -> tuple[AssistedSampler, AssistantTrainer]:
-    trainer = AssistantTrainer(assistant, lambda i: (x[i], y[i]), lr=0.5)
-    g, k = seeded(20 + attempt), seeded(30 + attempt)
-    sampler = AssistedSampler(
-        N, B, trainer.predict, g, k, base=0.3, confidence=lambda: trainer.confidence
-    )
-    return sampler, trainer
-
-
-def base_of(base: float, attempt: int) -> tuple[AssistedSampler, None]:
-    zeros = lambda index: torch.zeros(len(index))  # noqa: E731
-    return AssistedSampler(N, B, zeros, seeded(1), seeded(2), base=base), None
-
-
-def breaks(after: int, attempt: int) -> tuple[AssistedSampler, None]:
-    calls = iter(range(after))
-
-    def predict(index: Tensor) -> Tensor:
-        if next(calls, None) is None:
-            raise EOFError("no more predictions")
-        return torch.ones(len(index))
-
-    return AssistedSampler(N, B, predict, seeded(1), seeded(2), base=1.0), None
-
-
-def sleeps(attempt: int) -> tuple[AssistedSampler, None]:
-    time.sleep(600)
-    return plain(attempt)
-
-
-def leaves(attempt: int) -> tuple[AssistedSampler, None]:
-    sys.exit(3)
-
-
-# --- help -----------------------------------------------------------------------------------------
-
-Make = Callable[..., AsyncBatches]
-
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Make `AsyncBatches` and see that closing them leaves no process and no open file."""
-    made: list[AsyncBatches] = []
-    multiprocessing.resource_tracker.ensure_running()
-    files = psutil.Process().num_fds()
-
-    def start(build: Any, args: tuple[Any, ...] = (), **options: Any) -> AsyncBatches:
-        options = {"num_examples": N, "batch_size": B, "timeout": 90.0} | options
-        made.append(AsyncBatches(build, args, **options))
-        return made[-1]
-
-    yield start
-    for batches in made:
-        batches.close()
-        batches.close()
-        assert batches.worker_pid is None
-        batches._slots = None  # type: ignore[assignment]
-    made.clear()
-    assert multiprocessing.active_children() == []
-    assert psutil.Process().num_fds() <= files + 4  # what a test itself may still share
-
-
-def is_gone(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    return True
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-
-
-def class_losses(y: Tensor, index: Tensor) -> Tensor:
-    return 0.1 + 1.9 * (y[index] == 1)  # class 1 is hard
-
-
-def shared_assistant() -> ImageAssistant:
-    return ImageAssistant(4, 2, seeded(3)).share_memory()
-
-
-def drive(batches: AsyncBatches, y: Tensor, until: Callable[[], bool]) -> int:
-    """Be a Boss of 1 ms a step until a condition; every batch must be well-formed."""
-    end = time.monotonic() + 120
-    steps = 0
-    while True:
-        for indices in batches:
-            assert 0 < len(set(indices)) == len(indices) <= B
-            time.sleep(0.001)
-            batches.feedback(torch.tensor(indices), class_losses(y, torch.tensor(indices)))
-            steps += 1
-            if until():
-                return steps
-            assert time.monotonic() < end, "it did not happen"
+    with start_and_close() as start:
+        yield start
 
 
 # --- the same batches -----------------------------------------------------------------------------
@@ -345,91 +231,6 @@ def test_the_worker_learns_once_enough_batches_are_ready():
     assert not thread.is_alive()
 
 
-# --- failures of the worker -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("build", "args", "message"),
-    [
-        (base_of, (1.5,), r"ValueError: the base pass rate must be in \[0, 1\], got 1.5"),
-        (base_of, (-0.1,), r"ValueError: the base pass rate must be in \[0, 1\], got -0.1"),
-        (base_of, (0.0,), "RuntimeError: (.|\n)*examples scanned|kept 0, too few for a batch"),
-        (leaves, (), "exit code 3"),
-    ],
-)
-def test_what_the_worker_raises_comes_back(make, build, args, message):
-    batches = make(build, args)
-    pid = batches.worker_pid
-    for _ in range(2):
-        with pytest.raises(WorkerError, match=message):
-            next(iter(batches))
-    assert is_gone(pid)
-
-
-def test_batches_made_before_an_error_are_given(make):
-    batches = make(breaks, (12,), queue_size=5, warm_up=5)
-    got = iter(batches)
-    assert len([next(got) for _ in range(12)]) == 12
-    for left in (got, iter(batches)):
-        with pytest.raises(WorkerError, match="EOFError: no more predictions"):
-            next(left)
-
-
-@pytest.mark.oracle("aa.10")
-def test_a_killed_worker_is_named_and_a_new_one_goes_on(make):
-    x, y = data()
-    assistant = shared_assistant()
-    batches = make(assisted, (assistant, x, y))
-    drive(batches, y, lambda: batches.counters.get("num_steps", 0) >= 30)
-    first = batches.worker_pid
-    os.kill(first, signal.SIGKILL)
-    wait_for(lambda: is_gone(first))
-    with pytest.raises(WorkerError, match=r"exit code -9: restart\(\)"):
-        drive(batches, y, lambda: False)
-    assert batches.worker_pid is None
-    batches.feedback(torch.tensor([0]), torch.tensor([1.0]))  # harmless
-    learnt, steps = assistant.class_bias.detach().clone(), batches.counters["num_steps"]
-    assert float(learnt[1] - learnt[0]) > 0.1
-    batches.restart()
-    assert batches.attempt == 1
-    assert batches.worker_pid != first
-    again = next(iter(batches))
-    assert again != next(iter(assisted(shared_assistant(), x, y, 0)[0])), "the same order again"
-    # one step of the old worker may have come after the last message: its weights count
-    torch.testing.assert_close(assistant.class_bias.detach(), learnt, rtol=0, atol=0)
-    drive(batches, y, lambda: batches.counters["num_steps"] != steps)
-    assert batches.counters["num_steps"] > steps, "the counters began anew"
-    assert not torch.equal(assistant.class_bias.detach(), learnt)
-
-
-@pytest.mark.oracle("aa.10")
-def test_a_stopped_worker_never_blocks_feedback_and_times_out(make):
-    x, y = data()
-    batches = make(assisted, (shared_assistant(), x, y), feedback_slots=4)
-    index = torch.arange(B)
-    next(iter(batches))
-    wait_for(lambda: batches._slots.depths()[0] == 20)
-    os.kill(batches.worker_pid, signal.SIGSTOP)
-    start = time.perf_counter()
-    for _ in range(50):
-        batches.feedback(index, class_losses(y, index))
-        assert time.perf_counter() - start < 1.0
-    assert batches.dropped_feedback == 46
-    batches.timeout = 0.3
-    got = iter(batches)
-    for _ in range(20):
-        next(got)
-    start = time.perf_counter()
-    with pytest.raises(TimeoutError, match=r"0 of 1 batches within 0.3 s.*raise timeout"):
-        next(got)
-    assert 0.25 < time.perf_counter() - start < 3.0
-    os.kill(batches.worker_pid, signal.SIGCONT)
-    batches.timeout = 90.0
-    next(iter(batches))
-    drive(batches, y, lambda: batches.counters.get("num_steps", 0) >= 6)
-    os.kill(batches.worker_pid, signal.SIGSTOP)  # closing kills it all the same
-
-
 def test_feedback_is_taken_while_the_queue_is_full(make):
     x, y = data()
     with make(assisted, (shared_assistant(), x, y), feedback_slots=2) as batches:
@@ -438,116 +239,7 @@ def test_feedback_is_taken_while_the_queue_is_full(make):
         for _ in range(12):  # no batch is taken
             batches.feedback(index, class_losses(y, index))
             wait_for(lambda: batches._slots.depths() == (20, 0))
-        assert batches.dropped_feedback == 0
-
-
-def test_closing_does_not_wait_for_a_busy_worker(make):
-    batches = make(sleeps, timeout=0.5)
-    with pytest.raises(TimeoutError, match="0 of 10 batches"):
-        next(iter(batches))
-    pid = batches.worker_pid
-    start = time.perf_counter()
-    batches.close()
-    assert time.perf_counter() - start < 10
-    assert is_gone(pid)
-    with pytest.raises(WorkerError, match="closed"):
-        next(iter(batches))
-    batches.feedback(torch.tensor([0]), torch.tensor([1.0]))
-    assert batches.dropped_feedback == 1
-
-
-# --- the ends of the Boss -------------------------------------------------------------------------
-
-SCRIPT = """
-import sys, time
-sys.path.insert(0, {folder!r})
-import torch
-import test_autoassist_workers as t
-from trainaug.methods.autoassist import AsyncBatches
-
-if __name__ == "__main__":
-    options = dict(num_examples=t.N, batch_size=t.B, timeout=90.0)
-    {first}
-    print(batches.worker_pid, flush=True)
-    {then}
-"""
-LOOP = """with batches:
-        while True:
-            for indices in batches:
-                time.sleep(0.002)
-                print("step", flush=True)"""
-
-
-@pytest.fixture
-def run_script(tmp_path: Path) -> Iterator[Callable[[str, str], subprocess.Popen[str]]]:
-    """Start a Boss in a session of its own; what is left of it is killed after the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(first: str, then: str) -> subprocess.Popen[str]:
-        path = tmp_path / "boss.py"
-        folder = str(Path(__file__).parent)
-        path.write_text(SCRIPT.format(folder=folder, first=first, then=then), encoding="utf-8")
-        boss = subprocess.Popen(
-            [sys.executable, str(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            # a shell starts background jobs with SIGINT ignored; a terminal does not
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        started.append(boss)
-        return boss
-
-    yield run
-    for boss in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(boss.pid, signal.SIGKILL)
-        boss.communicate(timeout=10)
-
-
-@pytest.mark.oracle("aa.10")
-@pytest.mark.parametrize("build", ["plain", "sleeps"])
-def test_a_worker_does_not_outlive_a_killed_boss(run_script, build):
-    then = LOOP if build == "plain" else "time.sleep(600)"
-    boss = run_script(f"batches = AsyncBatches(t.{build}, **options)", then)
-    pid = int(boss.stdout.readline())
-    if build == "plain":
-        assert boss.stdout.readline() == "step\n"
-    else:
-        wait_for(lambda: psutil.Process(pid).num_threads() > 1)  # it watches its parent
-    boss.kill()
-    wait_for(lambda: is_gone(pid), 30.0)  # 1 s on an idle machine
-
-
-@pytest.mark.oracle("aa.10")
-@pytest.mark.parametrize("early", [True, False])
-def test_ctrl_c_ends_both_at_once(run_script, early):
-    boss = run_script("batches = AsyncBatches(t.plain, **options)", LOOP)
-    pid = int(boss.stdout.readline())
-    if early:  # the worker still imports torch
-        wait_for(lambda: psutil.Process(pid).cpu_times().user > 0.3)
-    else:
-        for _ in range(3):
-            assert boss.stdout.readline() == "step\n"
-    start = time.monotonic()
-    os.killpg(boss.pid, signal.SIGINT)
-    _, errors = boss.communicate(timeout=90)
-    assert time.monotonic() - start < 30  # 3 s on an idle machine
-    assert boss.returncode != 0
-    assert errors.count("KeyboardInterrupt") == 1, errors
-    assert errors.count("Traceback") == 1, errors
-    assert "resource_tracker" not in errors
-    wait_for(lambda: is_gone(pid), 30.0)  # 1 s on an idle machine
-
-
-def test_a_boss_that_forgets_to_close_ends_in_silence(run_script):
-    boss = run_script("batches = AsyncBatches(t.plain, **options)", "print(len(list(batches)))")
-    pid = int(boss.stdout.readline())
-    out, errors = boss.communicate(timeout=90)
-    assert (out, errors, boss.returncode) == ("26\n", "", 0)
-    assert is_gone(pid)
+        assert batches.dropped_feedback == batches.waiting_feedback == 0
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -1,18 +1,21 @@
-"""Reading the records of one seed: what estimands are made of."""
+"""Reading records: what the estimands and the figures of all chapters are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-__all__ = ["Estimand", "Record", "find", "metric"]
+import numpy as np
+
+__all__ = ["Estimand", "Record", "by_seed", "curves_of", "find", "metric", "values_of"]
 
 Record = Mapping[str, Any]
 Estimand = Callable[[Sequence[Record]], float]
 
 
 def find(records: Sequence[Record], arm: str) -> Record:
-    """Return the one record of an arm; a KeyError if there is none."""
+    """Return the one record of an arm, from those of one seed; a KeyError if there is none."""
     for record in records:
         if record["arm"] == arm:
             return record
@@ -22,3 +25,25 @@ def find(records: Sequence[Record], arm: str) -> Record:
 def metric(arm: str, name: str, scale: float = 1.0) -> Estimand:
     """Make the estimand: one metric of an arm."""
     return lambda records: scale * float(find(records, arm)["metrics"][name])
+
+
+def by_seed(records: Sequence[Record], *arms: str) -> list[list[Record]]:
+    """Return the records of each seed that ran all the arms, seeds in order."""
+    found: dict[int, list[Record]] = {}
+    for record in records:
+        found.setdefault(record["seed"], []).append(record)
+    return [seed for _, seed in sorted(found.items()) if set(arms) <= {r["arm"] for r in seed}]
+
+
+def values_of(records: Sequence[Record], estimand: Estimand) -> list[float]:
+    """Return an estimand's value for each seed that has the records, seeds in order."""
+    found = []
+    for seed in by_seed(records):
+        with suppress(KeyError):
+            found.append(estimand(seed))
+    return found
+
+
+def curves_of(records: Sequence[Record], arm: str, name: str) -> np.ndarray:
+    """Return a curve of an arm, a row for each seed that ran it, seeds in order."""
+    return np.array([find(seed, arm)["curves"][name] for seed in by_seed(records, arm)])  # (S, T)

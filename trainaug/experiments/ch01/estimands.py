@@ -7,8 +7,9 @@ picture-to-caption and caption-to-picture retrieval.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+
+from trainaug.experiments.records import Estimand, Record, find, metric
 
 __all__ = [
     "CATEGORIES",
@@ -18,7 +19,6 @@ __all__ = [
     "collapse",
     "concept_differences",
     "difference",
-    "find",
     "mean_length",
     "met_plateau",
     "metric_of",
@@ -26,8 +26,6 @@ __all__ = [
     "step_slowdown",
 ]
 
-Record = Mapping[str, Any]
-Estimand = Callable[[Sequence[Record]], float]
 DIRECTIONS = ("i2t", "t2i")
 EARLY = 0.05  # share of the longer run's epochs
 LAST = 5  # epochs averaged at the end
@@ -44,17 +42,9 @@ CATEGORIES = (
 )
 
 
-def find(records: Sequence[Record], arm: str) -> Record:
-    """Return the one record of an arm; a KeyError if there is none."""
-    for record in records:
-        if record["arm"] == arm:
-            return record
-    raise KeyError(f"no record of {arm}")
-
-
 def metric_of(arm: str, name: str) -> Estimand:
     """Make the estimand: one test metric of an arm, say ``"i2t/r1"``."""
-    return lambda records: float(find(records, arm)["metrics"][f"test/{name}"])
+    return metric(arm, f"test/{name}")
 
 
 def met_plateau(arm: str) -> Estimand:
@@ -64,7 +54,7 @@ def met_plateau(arm: str) -> Estimand:
 
 def mean_length(arm: str) -> Estimand:
     """Make the estimand: length of the mean picture embedding at the end of training."""
-    return lambda records: float(find(records, arm)["metrics"]["final_norm"])
+    return metric(arm, "final_norm")
 
 
 def recall(records: Sequence[Record], arm: str, metric: str = "r1") -> float:

@@ -11,8 +11,8 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from trainaug.evidence.plots import PALETTE, band, figure, spread
-from trainaug.evidence.store import Record
-from trainaug.experiments.ch01.estimands import CATEGORIES, DIRECTIONS, find, recall
+from trainaug.experiments.ch01.estimands import CATEGORIES, DIRECTIONS, recall
+from trainaug.experiments.records import Record, by_seed, find
 
 __all__ = [
     "category_gains",
@@ -30,17 +30,6 @@ LOSS_COLOURS = dict(zip(LOSS_LABELS, PALETTE, strict=False))
 SPLIT_LABELS = {"family": "new concepts", "vendor": "new drawing style"}
 DIRECTION_LABELS = {"i2t": "picture to caption", "t2i": "caption to picture"}
 GRID = 60  # points of a curve at most: whole epochs, evenly on a log scale
-
-
-def _seeds(records: Sequence[Record]) -> list[list[Record]]:
-    by_seed: dict[int, list[Record]] = {}
-    for record in records:
-        by_seed.setdefault(record["seed"], []).append(record)
-    return [by_seed[seed] for seed in sorted(by_seed)]
-
-
-def _having(records: Sequence[Record], *arms: str) -> list[list[Record]]:
-    return [seed for seed in _seeds(records) if set(arms) <= {r["arm"] for r in seed}]
 
 
 def score_matrices(scores: ArrayLike, counted: Mapping[str, ArrayLike]) -> Figure:
@@ -100,7 +89,7 @@ def learning_curves(records: Sequence[Record], pace: float) -> Figure:
     drawn, axes = figure(2, 2, height=2.6)
     for column, split in enumerate(SPLIT_LABELS):
         arms = {loss: f"{split}_{loss}" for loss in LOSS_LABELS}
-        seeds = _having(records, *arms.values())
+        seeds = by_seed(records, *arms.values())
         for loss, arm in arms.items():
             runs = [find(seed, arm) for seed in seeds]
             per_epoch = runs[0]["counters"]["updates"] / runs[0]["metrics"]["epochs"]
@@ -149,7 +138,7 @@ def gains(records: Sequence[Record]) -> Figure:
     axes[1].sharey(axes[0])
     metrics = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
     for axis, split in zip(axes, SPLIT_LABELS, strict=True):
-        seeds = _having(records, f"{split}_sum", f"{split}_max")
+        seeds = by_seed(records, f"{split}_sum", f"{split}_max")
         for shift, direction, colour in zip((-0.12, 0.12), DIRECTIONS, PALETTE[2:], strict=False):
             for place, metric in enumerate(metrics):
                 values = _max_minus_sum(seeds, split, f"test/{direction}/{metric}")
@@ -167,7 +156,7 @@ def category_gains(records: Sequence[Record], split: str) -> Figure:
     """Max minus sum of hinges at R@1 by category, strict and with near-synonyms forgiven."""
     drawn, axes = figure(2, height=3.0)
     axes[1].sharey(axes[0])
-    seeds = _having(records, f"{split}_sum", f"{split}_max")
+    seeds = by_seed(records, f"{split}_sum", f"{split}_max")
     for axis, direction in zip(axes, DIRECTIONS, strict=True):
         for shift, metric, colour, label in (
             (-0.15, "r1", PALETTE[0], "only its own pair counts"),
@@ -194,7 +183,7 @@ def negative_sizes(records: Sequence[Record]) -> Figure:
     for loss, label in LOSS_LABELS.items():
         curves = [
             [recall(seed, f"vendor_{part}{loss}") for part in sizes.values()]
-            for seed in _having(records, *arms)
+            for seed in by_seed(records, *arms)
         ]
         band(axes[0], list(sizes), curves, label=label, colour=LOSS_COLOURS[loss], style="-o")
     axes[0].set_xscale("log")

@@ -8,13 +8,13 @@ two clusterings unless another age is named.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from scipy.stats import spearmanr
 
 from trainaug.experiments.ch02.arms import EXTENDED, GRIDS, HEADLINE
 from trainaug.experiments.ch02.features import cell_name
+from trainaug.experiments.records import Estimand, Record, find, metric
 
 __all__ = [
     "ESTIMANDS",
@@ -24,7 +24,6 @@ __all__ = [
     "cell",
     "cost_ratio",
     "drawn_ratio",
-    "find",
     "late",
     "metric",
     "rank_correlation",
@@ -32,24 +31,9 @@ __all__ = [
     "variance_ratio",
 ]
 
-Record = Mapping[str, Any]
-Estimand = Callable[[Sequence[Record]], float]
 FLOOR = -math.log(1000)  # of a log ratio: a variance of zero counts as a thousandth
 TAUS, RATES = GRIDS["features_grid"][0]["taus"], GRIDS["features_grid"][0]["lrs"]
 TEACHERS = GRIDS["features_grid"][0]["teachers"]
-
-
-def find(records: Sequence[Record], arm: str) -> Record:
-    """Return the one record of an arm; a KeyError if there is none."""
-    for record in records:
-        if record["arm"] == arm:
-            return record
-    raise KeyError(f"no record of {arm}")
-
-
-def metric(arm: str, name: str, scale: float = 1.0) -> Estimand:
-    """Make the estimand: one metric of an arm."""
-    return lambda records: scale * float(find(records, arm)["metrics"][name])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,19 +16,17 @@ from matplotlib.ticker import (
 from numpy.typing import ArrayLike
 
 from trainaug.evidence.plots import PALETTE, band, figure, spread
-from trainaug.evidence.store import Record
 from trainaug.experiments.ch02.arms import GRIDS
+from trainaug.experiments.ch02.estimands import at_loss as at
 from trainaug.experiments.ch02.estimands import (
-    Estimand,
     cell,
     cost_ratio,
-    find,
     overhead,
     seconds_ratio,
     variance_ratio,
 )
-from trainaug.experiments.ch02.estimands import at_loss as at
 from trainaug.experiments.ch02.features import cell_name
+from trainaug.experiments.records import Estimand, Record, by_seed, curves_of, find, values_of
 
 __all__ = [
     "along_training",
@@ -54,22 +51,6 @@ SAMPLERS = {
 }
 
 
-def _seeds(records: Sequence[Record], *arms: str) -> list[list[Record]]:
-    by_seed: dict[int, list[Record]] = {}
-    for record in records:
-        by_seed.setdefault(record["seed"], []).append(record)
-    return [s for _, s in sorted(by_seed.items()) if set(arms) <= {r["arm"] for r in s}]
-
-
-def _values(records: Sequence[Record], estimand: Estimand) -> list[float]:
-    """Values of the seeds that have the records."""
-    found = []
-    for seed in _seeds(records):
-        with suppress(KeyError):
-            found.append(estimand(seed))
-    return found
-
-
 def _ratio(
     axis: Axes,
     x: float,
@@ -80,7 +61,7 @@ def _ratio(
     label: str | None,
 ) -> None:
     """Draw mean and interval of a log ratio, as a ratio; nothing if no seed has its records."""
-    if values := _values(records, estimand):
+    if values := values_of(records, estimand):
         ratios = [math.exp(value) for value in values]
         spread(axis, x, ratios, colour=colour, label=label, points=False)
 
@@ -95,10 +76,6 @@ def _log_scale(axis: Axes) -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _curves(records: Sequence[Record], arm: str, name: str) -> np.ndarray:
-    return np.array([find(seed, arm)["curves"][name] for seed in _seeds(records, arm)])
-
-
 def key_figure(records: Sequence[Record]) -> Figure:
     """The chapter's figure for its summary."""
     return along_training(records)
@@ -108,10 +85,10 @@ def along_training(records: Sequence[Record]) -> Figure:
     """Summed variance of four estimators along training, median and range over the seeds."""
     drawn, axes = figure(2, height=3.2)
     for axis, (arm, title) in zip(axes, PROBLEMS.items(), strict=True):
-        steps = _curves(records, f"{arm}_0", "step")[0]
+        steps = curves_of(records, f"{arm}_0", "step")[0]
         for name, colour in COLOURS.items():
             source, factor = ("sg", 0.5) if name == "sg2" else (name, 1.0)
-            values = factor * _curves(records, f"{arm}_0", f"mid/{source}")
+            values = factor * curves_of(records, f"{arm}_0", f"mid/{source}")
             band(axis, steps, values, label=LABELS[name], colour=colour)
         _log_scale(axis)
         axis.set_xlabel("updates")
@@ -148,7 +125,7 @@ def rates(records: Sequence[Record]) -> Figure:
     drawn, axes = figure(2, height=3.0)
     for number, tau in enumerate(settings["taus"]):
         at_steps, at_loss = [], []
-        for seed in _seeds(records, "features_rates"):
+        for seed in by_seed(records, "features_rates"):
             found = find(seed, "features_rates")
             names = [cell_name(tau, lr, 2000) for lr in settings["lrs"]]
             at_steps.append([math.exp(found["metrics"][f"{name}/sg"]) for name in names])
@@ -174,7 +151,7 @@ def widths(records: Sequence[Record]) -> Figure:
     for axis, lr in zip(axes, settings["lrs"], strict=True):
         for name in ("gc", "svrg"):
             curves = []
-            for seed in _seeds(records, "features_grid"):
+            for seed in by_seed(records, "features_grid"):
                 estimands = [
                     cell("features_grid", cell_name(tau, lr, 2000), name, "sg")
                     for tau in settings["taus"]

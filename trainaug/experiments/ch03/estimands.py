@@ -19,12 +19,13 @@ __all__ = [
     "auc",
     "cost_ratio",
     "log_ratio",
+    "reached",
     "seconds_ratio",
     "seconds_to_target",
 ]
 
 RIVALS = ("selfpaced", "screener", "selective", "pruned")
-VARIANTS = ("unshuffled", "base0", "base60")
+VARIANTS = ("ahead", "unshuffled", "base0", "base60")
 DATA = [arm.removeprefix("svm_") for arm in SVM_SETS]
 
 
@@ -72,11 +73,21 @@ def accuracy_gain(problem: str, one: str, other: str, name: str = "test/accuracy
 def auc(problem: str, guesser: str = "r") -> Estimand:
     """Make the estimand: AUC for being above the mean loss a pass later, mean over the probes."""
 
+    return _curve_mean(f"images_{problem}_assist", f"auc/{guesser}")
+
+
+def _curve_mean(arm: str, name: str) -> Estimand:
     def estimand(records: Sequence[Record]) -> float:
-        values = find(records, f"images_{problem}_assist")["curves"][f"auc/{guesser}"]
+        values = find(records, arm)["curves"][name]
         return math.fsum(values) / len(values) if values else 0.5  # a short run judges none
 
     return estimand
+
+
+def reached(problem: str, sampler: str) -> Estimand:
+    """Make the estimand: 100 if the run reached the target, else 0."""
+    found = _of(problem, sampler, "reached")
+    return lambda records: 100 * found(records)
 
 
 def seconds_to_target(sampler: str) -> Estimand:
@@ -150,8 +161,10 @@ for _problem in ("0", "noise", "rotated", "large", "resnet8"):
     ESTIMANDS[f"{_problem}_assistant_share"] = metric(
         f"images_{_problem}_assist", "assistant_share", 100
     )
-ESTIMANDS["seconds_assist_over_uniform"] = seconds_ratio("assist", "uniform")
-ESTIMANDS["unshuffled_over_assist"] = cost_ratio("0", "unshuffled", "assist")
+for _other in ("uniform", "random"):
+    ESTIMANDS[f"seconds_assist_over_{_other}"] = seconds_ratio("assist", _other)
+for _variant in ("ahead", "unshuffled"):
+    ESTIMANDS[f"{_variant}_over_assist"] = cost_ratio("0", _variant, "assist")
 _uniform, _assist = "translation_uniform", "translation_assist"
 for _name, _metric in {"loss": "val/loss", "bleu": "test/bleu", "chrf": "test/chrf"}.items():
     _base = metric(_uniform, _metric)
@@ -164,3 +177,10 @@ for _name, _metric in {"loss": "val/loss", "bleu": "test/bleu", "chrf": "test/ch
     ESTIMANDS[f"translation_assist_over_random_{_name}"] = difference(
         metric(_assist, _metric), metric(_assist, f"random/{_metric}")
     )
+ESTIMANDS["translation_overhead"] = log_ratio(
+    "translation_timing", "seconds/assist", "seconds/uniform"
+)
+ESTIMANDS["translation_kept"] = metric(_assist, "kept", 100)
+ESTIMANDS["translation_confidence"] = metric(_assist, "confidence")
+ESTIMANDS["translation_guess"] = metric(_assist, "guess/mean")
+ESTIMANDS["translation_auc"] = _curve_mean(_assist, "auc")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from trainaug.experiments.ch03.arms import IMAGES, TARGETS
 from trainaug.experiments.ch03.estimands import ESTIMANDS
 from trainaug.experiments.ch03.images import PROBE_EVERY
 from trainaug.experiments.ch03.linear import THRESHOLDS
-from trainaug.experiments.records import Estimand, Record, find
+from trainaug.experiments.records import Estimand, Record, by_seed, curves_of, find, values_of
 
 __all__ = [
     "accuracy_curves",
@@ -56,26 +55,6 @@ PROBLEMS = {
 }
 
 
-def _seeds(records: Sequence[Record], *arms: str) -> list[list[Record]]:
-    by_seed: dict[int, list[Record]] = {}
-    for record in records:
-        by_seed.setdefault(record["seed"], []).append(record)
-    return [s for _, s in sorted(by_seed.items()) if set(arms) <= {r["arm"] for r in s}]
-
-
-def _values(records: Sequence[Record], estimand: Estimand) -> list[float]:
-    """Values of the seeds that have the records."""
-    found = []
-    for seed in _seeds(records):
-        with suppress(KeyError):
-            found.append(estimand(seed))
-    return found
-
-
-def _curves(records: Sequence[Record], arm: str, name: str) -> np.ndarray:
-    return np.array([find(seed, arm)["curves"][name] for seed in _seeds(records, arm)])
-
-
 def key_figure(records: Sequence[Record]) -> Figure:
     """The chapter's figure for its summary."""
     return accuracy_curves(records)
@@ -85,11 +64,11 @@ def theorem_bounds(records: Sequence[Record]) -> Figure:
     """Squared distance to the optimum against k with thresholds c/k, and Theorem A's bounds."""
     drawn, [axis] = figure(height=3.4)
     drawn.set_figwidth(6.5)
-    steps = _curves(records, "theorem", "k")[0]
+    steps = curves_of(records, "theorem", "k")[0]
     for c, colour in zip(THRESHOLDS, PALETTE, strict=False):
-        distances = _curves(records, "theorem", f"{c:g}/distance")
+        distances = curves_of(records, "theorem", f"{c:g}/distance")
         band(axis, steps, distances, label=f"c = {c:g}", colour=colour)
-        bounds = np.median(_curves(records, "theorem", f"{c:g}/bound"), axis=0)
+        bounds = np.median(curves_of(records, "theorem", f"{c:g}/bound"), axis=0)
         axis.plot(steps, bounds, ":", color=colour, lw=1.2)
     axis.set_xscale("log")
     axis.set_yscale("log")
@@ -104,8 +83,8 @@ def linear_work(records: Sequence[Record]) -> Figure:
     drawn, axes = figure(3, height=3.2)
     for axis, (data, title) in zip(axes, DATA.items(), strict=True):
         for (rule, label), colour in zip(RULES.items(), PALETTE, strict=False):
-            gaps = _curves(records, f"svm_{data}", f"{rule}/gap")
-            work = np.median(_curves(records, f"svm_{data}", f"{rule}/products"), axis=0)
+            gaps = curves_of(records, f"svm_{data}", f"{rule}/gap")
+            work = np.median(curves_of(records, f"svm_{data}", f"{rule}/products"), axis=0)
             band(axis, work[1::2], gaps[:, 1::2], label=label, colour=colour)
         axis.axhline(1e-3, color="k", lw=1, ls=":")
         axis.set_xscale("log")
@@ -128,8 +107,8 @@ def accuracy_curves(records: Sequence[Record]) -> Figure:
             arm, prefix = f"images_0_{sampler}", ""
             if sampler == "random":
                 arm, prefix = "images_0_assist", "random/"
-            x = np.median(_curves(records, arm, f"{prefix}{name}"), axis=0)
-            values = 100 * _curves(records, arm, f"{prefix}accuracy")
+            x = np.median(curves_of(records, arm, f"{prefix}{name}"), axis=0)
+            values = 100 * curves_of(records, arm, f"{prefix}accuracy")
             band(axis, x / 1000, values, label=label, colour=colour)
         axis.axhline(100 * TARGETS["0"], color="k", lw=1, ls=":")
         axis.set_ylim(72, 90)
@@ -151,9 +130,11 @@ def savings(records: Sequence[Record]) -> Figure:
             name = f"{problem}_{sampler}_over_uniform"
             label = f"{PROBLEMS[problem]}: {RIVALS[sampler]}"
             places.append((label, ESTIMANDS[name], ESTIMANDS[f"{name}_work"], PALETTE[1]))
+    counts: dict[int, int] = {}
     for place, (_, examples, work, colour) in enumerate(places):
         for axis, estimand in zip(axes, (examples, work), strict=True):
-            if values := _values(records, estimand):
+            if values := values_of(records, estimand):
+                counts[place] = len(values)
                 ratios = [math.exp(value) for value in values]
                 spread(axis, -place, ratios, colour=colour, horizontal=True, points=False)
     for axis, title in zip(axes, ("examples trained on", "work"), strict=True):
@@ -163,9 +144,8 @@ def savings(records: Sequence[Record]) -> Figure:
         axis.set_ylim(0.6 - len(places), 0.6)
         axis.set_title(f"{title} to the target", fontsize=10)
         axis.set_xlabel("ratio to uniform draws")
-    axes[0].set_yticks(
-        [-p for p in range(len(places))], [label for label, *_ in places], fontsize=8
-    )
+    labels = [f"{label}, n = {counts.get(p, 0)}" for p, (label, *_) in enumerate(places)]
+    axes[0].set_yticks([-p for p in range(len(places))], labels, fontsize=8)
     return drawn
 
 
@@ -173,19 +153,19 @@ def guessing(records: Sequence[Record]) -> Figure:
     """AUC of the Assistant's guesses along training, beside two other guessers; share kept."""
     drawn, axes = figure(2, height=3.0)
     names = {"r": "Assistant", "class": "mean loss of the class", "loss": "its own loss now"}
-    curves = {name: _curves(records, "images_0_assist", f"auc/{name}") for name in names}
+    curves = {name: curves_of(records, "images_0_assist", f"auc/{name}") for name in names}
     drawn_each = PROBE_EVERY * IMAGES["batch"] / 1000
     steps = drawn_each * (2 + np.arange(curves["r"].shape[1]))
     for (name, label), colour in zip(names.items(), PALETTE, strict=False):
         band(axes[0], steps, curves[name], label=label, colour=colour)
     axes[0].axhline(0.5, color="k", lw=1)
-    axes[0].set_ylim(0.45, 1.0)
+    axes[0].set_ylim(0.3, 1.0)  # the legend below the line of chance
     axes[0].set_xlabel("examples trained on, thousands")
-    axes[0].set_ylabel(f"AUC for a high loss {PROBE_EVERY} updates later")
+    axes[0].set_ylabel(f"AUC for a high loss\n{PROBE_EVERY} updates later")
     axes[0].legend(fontsize=8)
     arms = {"clean": "images_0_assist", "20 % wrong labels": "images_noise_assist"}
     for (label, arm), colour in zip(arms.items(), PALETTE, strict=False):
-        rates = [find(seed, arm)["curves"]["keep_rates"] for seed in _seeds(records, arm)]
+        rates = [find(seed, arm)["curves"]["keep_rates"] for seed in by_seed(records, arm)]
         if rates:
             least = min(map(len, rates))
             values = 100 * np.array([rate[:least] for rate in rates])
@@ -252,23 +232,24 @@ def timeline(records: Sequence[Record]) -> Figure:
 
 
 def translation_curves(records: Sequence[Record]) -> Figure:
-    """Validation loss of the translation against tokens trained on and against work."""
+    """Validation loss against tokens trained on, and its difference to that of uniform draws."""
     drawn, axes = figure(2, height=3.2)
-    for axis, (name, title) in zip(
-        axes,
-        (("tokens", "target tokens trained on"), ("work", "work, target tokens forward")),
-        strict=True,
-    ):
-        for (sampler, label), colour in zip(SAMPLERS.items(), PALETTE, strict=False):
-            arm, prefix = f"translation_{sampler}", ""
-            if sampler == "random":
-                arm, prefix = "translation_assist", "random/"
-            x = np.median(_curves(records, arm, f"{prefix}{name}"), axis=0)
-            values = _curves(records, arm, f"{prefix}val_loss")
-            band(axis, x / 1e6, values, label=label, colour=colour)
-        axis.set_xlabel(f"{title}, millions")
+    uniform = curves_of(records, "translation_uniform", "val_loss")
+    arms = {"uniform draws": ("uniform", ""), "AutoAssist": ("assist", "")}
+    arms |= {"skipped at random": ("assist", "random/"), "AutoAssist, 70 %": ("assist70", "")}
+    for (label, (sampler, prefix)), colour in zip(arms.items(), PALETTE, strict=False):
+        arm = f"translation_{sampler}"
+        x = np.median(curves_of(records, arm, f"{prefix}tokens"), axis=0) / 1e6
+        values = curves_of(records, arm, f"{prefix}val_loss")
+        band(axes[0], x, values, label=label, colour=colour)
+        if sampler == "assist":
+            band(axes[1], x, values - uniform, label=label, colour=colour)
+    axes[1].axhline(0, color=PALETTE[0], lw=1.5)
+    for axis in axes:
+        axis.set_xlabel("target tokens trained on, millions")
     axes[0].set_ylabel("validation loss a token, nats")
-    axes[1].legend(fontsize=8)
+    axes[1].set_ylabel("loss minus that of uniform, nats")
+    axes[0].legend(fontsize=8)
     return drawn
 
 

@@ -7,38 +7,23 @@ arm is quicker. A run that never reached its target counts with its full budget.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from trainaug.experiments.records import Estimand, Record, find, metric
 
 __all__ = [
     "ESTIMANDS",
     "POSITIONS",
     "accuracy_gain",
     "cost_ratio",
-    "find",
     "metric",
     "ranked",
     "share",
 ]
 
-Record = Mapping[str, Any]
-Estimand = Callable[[Sequence[Record]], float]
 POSITIONS = 6
 ORDERS, LATER = "orders_cnn_bn", "epochs_cnn_bn"
 ONE_PICTURE = 100 / 138  # the finest difference of validation accuracy in the exhaustive study
-
-
-def find(records: Sequence[Record], arm: str) -> Record:
-    """Return the one record of an arm; a KeyError if there is none."""
-    for record in records:
-        if record["arm"] == arm:
-            return record
-    raise KeyError(f"no record of {arm}")
-
-
-def metric(arm: str, name: str, scale: float = 1.0) -> Estimand:
-    """Make the estimand: one metric of an arm."""
-    return lambda records: scale * float(find(records, arm)["metrics"][name])
 
 
 # --- every order: ord.1 to ord.5 ------------------------------------------------------------------

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from trainaug.evidence.plots import PALETTE, band, figure, matrix, spread
-from trainaug.evidence.store import Record
 from trainaug.experiments.ch04.estimands import (
     DATA,
     POSITIONS,
     SCORES,
-    Estimand,
     cost_ratio,
-    find,
     seconds_ratio,
     share,
 )
+from trainaug.experiments.records import Record, by_seed, curves_of, find, values_of
 
 __all__ = [
     "cost_ratios",
@@ -41,27 +38,12 @@ NETS = {"orders_cnn_bn": "conv net, step 0.1"}
 NETS |= {f"orders_mlp_{lr}": f"MLP, step {lr}" for lr in ("0.2", "0.1", "0.05")}
 
 
-def _seeds(records: Sequence[Record], *arms: str) -> list[list[Record]]:
-    by_seed: dict[int, list[Record]] = {}
-    for record in records:
-        by_seed.setdefault(record["seed"], []).append(record)
-    return [s for _, s in sorted(by_seed.items()) if set(arms) <= {r["arm"] for r in s}]
-
-
-def _values(records: Sequence[Record], arm: str, estimand: Estimand) -> list[float]:
-    found = []
-    for seed in _seeds(records, arm):
-        with suppress(KeyError):  # where all orders end alike there are no shares
-            found.append(estimand(seed))
-    return found
-
-
 def order_spread(records: Sequence[Record]) -> Figure:
     """Accuracy after one epoch of every order, sorted, a line a seed, for two networks."""
     arms = {"orders_cnn_bn": "conv net with BatchNorm", "orders_mlp_0.2": "MLP, step 0.2"}
     drawn, axes = figure(2, height=3.0)
     for axis, (arm, title) in zip(axes, arms.items(), strict=True):
-        for seed in _seeds(records, arm):
+        for seed in by_seed(records, arm):
             curve = find(seed, arm)["curves"]["sorted"]
             kept = np.linspace(0, len(curve) - 1, 30).round().astype(int)  # with both ends
             x = 100 * kept / (len(curve) - 1)
@@ -82,13 +64,14 @@ def recency(records: Sequence[Record]) -> Figure:
     drawn, axes = figure(2, height=3.4)
     for number, (arm, label) in enumerate(NETS.items()):
         for place in range(1, POSITIONS + 1):
-            values = _values(records, arm, share(arm, str(place)))
+            # a seed whose orders all end alike has no shares
+            values = values_of(records, share(arm, str(place)))
             x = place + 0.16 * (number - 1.5)
             name = label if place == 1 else None
             spread(axes[0], x, values, colour=PALETTE[number], label=name, points=False)
-    control = _values(records, "orders_cnn_bn", share("orders_cnn_bn", "permuted"))
+    control = values_of(records, share("orders_cnn_bn", "permuted"))
     axes[0].axhline(float(np.mean(control)), color="k", ls=":", label="positions permuted")
-    labels = _values(records, "orders_cnn_bn", share("orders_cnn_bn", "last_balance"))
+    labels = values_of(records, share("orders_cnn_bn", "last_balance"))
     name = "last batch's label balance"
     spread(axes[0], POSITIONS + 1, labels, colour="k", label=name, points=False)
     axes[0].set_xticks([*range(1, POSITIONS + 2)], [*"123456", "labels"])
@@ -97,7 +80,7 @@ def recency(records: Sequence[Record]) -> Figure:
     axes[0].legend(fontsize=7, loc="upper center")
     for number, arm in enumerate(("orders_cnn_bn", "orders_mlp_0.2")):
         points = []
-        for seed in _seeds(records, arm):
+        for seed in by_seed(records, arm):
             found = find(seed, arm)["metrics"]
             mean = found["val_accuracy/mean"]
             points += [
@@ -123,7 +106,7 @@ def scored_by(records: Sequence[Record], steps: Sequence[int]) -> Figure:
                 np.mean(
                     [
                         find(seed, "selection")["metrics"][f"{row}/{what}/{step}"]
-                        for seed in _seeds(records, "selection")
+                        for seed in by_seed(records, "selection")
                     ]
                 )
                 for step in steps
@@ -145,12 +128,12 @@ def cost_ratios(records: Sequence[Record]) -> Figure:
         for number, score in enumerate(SCORES):
             arm, base = f"{data}_{score}", f"{data}_random"
             estimands = [
-                (arm, cost_ratio(arm, base)),
-                (arm, cost_ratio(arm, base, "forwards")),
-                (f"timing_{data}", seconds_ratio(data, score)),
+                cost_ratio(arm, base),
+                cost_ratio(arm, base, "forwards"),
+                seconds_ratio(data, score),
             ]
-            for place, (needed, estimand) in enumerate(estimands):
-                ratios = [math.exp(v) for v in _values(records, needed, estimand)]
+            for place, estimand in enumerate(estimands):
+                ratios = [math.exp(v) for v in values_of(records, estimand)]
                 label = score if place == 0 else None
                 x = place + 0.2 * (number - 1)
                 spread(axis, x, ratios, colour=COLOURS[score], label=label, points=False)
@@ -169,12 +152,12 @@ def learning_curves(records: Sequence[Record]) -> Figure:
     for row, data in enumerate(DATA):
         for order, colour in COLOURS.items():
             arm = f"{data}_{order}"
-            runs = [find(seed, arm)["curves"] for seed in _seeds(records, arm)]
-            accuracy = 100 * np.array([run["accuracy"] for run in runs])
+            accuracy = 100 * curves_of(records, arm, "accuracy")
             label = LABELS.get(order, order)
             left, right = axes[2 * row], axes[2 * row + 1]
-            band(left, runs[0]["step"], accuracy, label=label, colour=colour)
-            spent = np.median([run["forwards"] for run in runs], axis=0)
+            steps = curves_of(records, arm, "step")[0]
+            band(left, steps, accuracy, label=label, colour=colour)
+            spent = np.median(curves_of(records, arm, "forwards"), axis=0)
             band(right, spent, accuracy, label=label, colour=colour)
         for axis, unit in ((left, "updates"), (right, "forward-equivalents (batches)")):
             axis.set_xscale("log")

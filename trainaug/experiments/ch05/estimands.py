@@ -7,28 +7,13 @@ order of batches and number of steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-__all__ = ["ESTIMANDS", "PLACES", "find", "gain", "log_ratio", "metric"]
+from trainaug.experiments.records import Estimand, metric
 
-Record = Mapping[str, Any]
-Estimand = Callable[[Sequence[Record]], float]
+__all__ = ["ESTIMANDS", "PLACES", "gain", "log_ratio", "metric"]
+
 PLACES = {"digits_10": "digits", "fashion_100": "fashion"}  # where arms are compared
 FEWER_MORE = {"digits": ("digits_10", "digits_100"), "fashion": ("fashion_10", "fashion_500")}
-
-
-def find(records: Sequence[Record], arm: str) -> Record:
-    """Return the one record of an arm; a KeyError if there is none."""
-    for record in records:
-        if record["arm"] == arm:
-            return record
-    raise KeyError(f"no record of {arm}")
-
-
-def metric(arm: str, name: str, scale: float = 1.0) -> Estimand:
-    """Make the estimand: one metric of an arm."""
-    return lambda records: scale * float(find(records, arm)["metrics"][name])
 
 
 def gain(arm: str, other: str, name: str = "test/accuracy", scale: float = 100.0) -> Estimand:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from trainaug.evidence.plots import PALETTE, band, figure, spread
-from trainaug.evidence.store import Record
-from trainaug.experiments.ch05.estimands import PLACES, Estimand, gain
+from trainaug.experiments.ch05.estimands import PLACES, gain
+from trainaug.experiments.records import Estimand, Record, values_of
 
 __all__ = [
     "ablation",
@@ -32,20 +32,6 @@ LABELS = {
     "constant2": "two samples throughout",
 }
 COLOURS = dict(zip(LABELS, PALETTE, strict=False))
-
-
-def _values(records: Sequence[Record], estimand: Estimand) -> list[float]:
-    """An estimand's values, one a seed; seeds that did not run its arms have none."""
-    by_seed: dict[int, list[Record]] = {}
-    for record in records:
-        by_seed.setdefault(record["seed"], []).append(record)
-    found = []
-    for _, of_seed in sorted(by_seed.items()):
-        try:
-            found.append(estimand(of_seed))
-        except KeyError:
-            continue
-    return found
 
 
 def _of_arm(records: Sequence[Record], arm: str) -> list[Record]:
@@ -90,7 +76,7 @@ def key_figure(records: Sequence[Record]) -> Figure:
             for column, estimand in enumerate(columns.values()):
                 x = column + 0.24 * (number - 0.5)
                 label = TITLES[place] if column == 0 else None
-                values = _values(records, estimand(place))
+                values = values_of(records, estimand(place))
                 spread(axis, x, values, colour=PALETTE[number], label=label)
         axis.axhline(0, color="k", lw=1)
         axis.set_xticks(range(len(columns)), list(columns))
@@ -127,7 +113,7 @@ def ablation(records: Sequence[Record], arms: Mapping[str, str]) -> Figure:
     drawn, axes = figure(2, height=0.24 * len(arms) + 0.8)
     for axis, place in zip(axes, PLACES, strict=True):
         for row, name in enumerate(arms):
-            values = _values(records, gain(f"{place}_{name}", f"{place}_erm"))
+            values = values_of(records, gain(f"{place}_{name}", f"{place}_erm"))
             colour = PALETTE[0] if name.startswith("csa") else PALETTE[1]
             spread(axis, row, values, colour=colour, points=False, horizontal=True)
         axis.axvline(0, color="k", lw=1)

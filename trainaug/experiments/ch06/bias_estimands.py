@@ -12,10 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from trainaug.evidence.store import Record
 from trainaug.experiments.ch06.bias import DEPTHS, FRACTIONS
 from trainaug.experiments.ch06.pictures import BANDS, EPS
 from trainaug.experiments.ch06.runs import CONSTANT, NOTE_STEPS, OPTIMISERS, RATE_SIZES
+from trainaug.experiments.records import Estimand, Record
 from trainaug.methods.linear_robustness import dual
 
 __all__ = [
@@ -35,8 +35,6 @@ SMALL = (1e-2, 1e-3, 1e-4, 1e-5)  # strengths at which the regularisation gap is
 RESIDUAL = 0.1  # a larger KKT residual is no solution
 WEIGHT_NORMS = ("linf", "l2", "l1", "fourier_linf")  # the attacks of the four penalties
 PILOT_ORDER = (0, 1, 2, 3)  # bands from the most to the least harmful, seed 0
-
-Estimand = Callable[[Sequence[Record]], float]
 
 
 def find(records: Sequence[Record], arm: str, data: str, step_size: float = 1.0) -> Record:

@@ -6,13 +6,13 @@ Ratios are $\rho(w)/\varepsilon^*$ with $\varepsilon^*$ from the exact solution 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
-from trainaug.evidence.store import Record
 from trainaug.experiments.ch06.bias_estimands import BIAS_ESTIMANDS, find
 from trainaug.experiments.ch06.problems import attacks_on
 from trainaug.experiments.ch06.runs import FRACTIONS, JUST_ABOVE, NOTE_STEPS, OPTIMISERS
+from trainaug.experiments.records import Estimand, Record
 from trainaug.methods.linear_robustness import NORMS, PlainNorm, dual
 
 __all__ = [
@@ -76,7 +76,7 @@ def ratio(
     problem: str,
     step_size: float = 1.0,
     at: int | None = None,
-) -> Callable[[Sequence[Record]], float]:
+) -> Estimand:
     """Make the estimand rho / eps* of one optimiser under one attack, by default at the end."""
 
     def estimand(records: Sequence[Record]) -> float:
@@ -87,7 +87,7 @@ def ratio(
     return estimand
 
 
-def upper_ratio(optimiser: str, data: str, problem: str) -> Callable[[Sequence[Record]], float]:
+def upper_ratio(optimiser: str, data: str, problem: str) -> Estimand:
     """Make the estimand: least upper bound that an optimiser's gradients certified, over eps*."""
 
     def estimand(records: Sequence[Record]) -> float:
@@ -98,7 +98,7 @@ def upper_ratio(optimiser: str, data: str, problem: str) -> Callable[[Sequence[R
     return estimand
 
 
-def advantage(attack: PlainNorm, data: str, problem: str) -> Callable[[Sequence[Record]], float]:
+def advantage(attack: PlainNorm, data: str, problem: str) -> Estimand:
     """Make the estimand: predicted optimiser's ratio minus the best other one's."""
 
     def estimand(records: Sequence[Record]) -> float:
@@ -109,7 +109,7 @@ def advantage(attack: PlainNorm, data: str, problem: str) -> Callable[[Sequence[
     return estimand
 
 
-def exact(data: str, name: str) -> Callable[[Sequence[Record]], float]:
+def exact(data: str, name: str) -> Estimand:
     """Make the estimand of one metric of the exact solutions, or of its maximum over problems.
 
     ``name`` is a metric such as ``"n=10/l2/eps_star"``; a leading ``"*/"`` takes the largest over
@@ -280,7 +280,7 @@ def robust_error_above(records: Sequence[Record]) -> float:
     return sum(error == 0 for error in above) / len(above)
 
 
-ESTIMANDS: dict[str, Callable[[Sequence[Record]], float]] = {
+ESTIMANDS: dict[str, Estimand] = {
     function.__name__: function
     for function in (
         gaussian_diagonal,

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from trainaug.evidence.plots import PALETTE, band, figure, matrix
-from trainaug.evidence.store import Record
 from trainaug.experiments.ch06.estimands import exact_metrics, matrices
 from trainaug.experiments.ch06.runs import OPTIMISERS
+from trainaug.experiments.records import Record, by_seed
 from trainaug.methods.linear_robustness import PlainNorm, dual
 
 __all__ = [
@@ -42,13 +42,6 @@ DATA_LABELS = {
 README_PANELS = (("gaussian", "n=10"), ("digits", "3/8"), ("fashion_mnist", "1/9"))
 
 
-def _seeds(records: Sequence[Record]) -> list[list[Record]]:
-    by_seed: dict[int, list[Record]] = {}
-    for record in records:
-        by_seed.setdefault(record["seed"], []).append(record)
-    return [by_seed[seed] for seed in sorted(by_seed)]
-
-
 def key_figure(records: Sequence[Record]) -> Figure:
     """The chapter's figure for its summary and the README."""
     return certificate_bands(records, README_PANELS)
@@ -66,7 +59,7 @@ def certificate_bands(records: Sequence[Record], panels: Sequence[tuple[str, str
     for axis, (data, problem) in zip(axes, panels, strict=True):
         for name, kind in OPTIMISERS.items():
             lower, upper = [], []
-            for seed in _seeds(records):
+            for seed in by_seed(records):
                 eps = exact_metrics(seed, data)[f"{problem}/{dual(kind)}/eps_star"]
                 run = next(
                     r
@@ -98,7 +91,7 @@ def optimiser_attack_matrix(
     r"""Mean over seeds of $\rho/\varepsilon^*$ for each optimiser under each attack."""
     drawn, axes = figure(len(problems), height=2.6)
     for number, (axis, (data, problem)) in enumerate(zip(axes, problems, strict=True)):
-        found = [dict(matrices(seed, data))[problem] for seed in _seeds(records)]
+        found = [dict(matrices(seed, data))[problem] for seed in by_seed(records)]
         values = [
             [float(np.mean([m[name, attack] for m in found])) for attack in ATTACKS]
             for name in OPTIMISERS
