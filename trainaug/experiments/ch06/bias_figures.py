@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from trainaug.evidence.plots import PALETTE, band, figure
-from trainaug.evidence.store import Record
 from trainaug.experiments.ch06.bias import DEPTHS, STRENGTHS
 from trainaug.experiments.ch06.bias_estimands import (
     band_accuracy,
@@ -18,6 +17,7 @@ from trainaug.experiments.ch06.bias_estimands import (
     path_ratio,
 )
 from trainaug.experiments.ch06.pictures import BANDS, EPS, MODELS
+from trainaug.experiments.records import Record, by_seed
 
 __all__ = [
     "band_curves",
@@ -38,16 +38,10 @@ MODEL_LABELS = {"cnn": "CNN", "mlp": "MLP"}
 Panel = tuple[str, str, str]  # data, problem, title
 
 
-def _by_seed(records: Sequence[Record], arm: str) -> list[list[Record]]:
-    """The records of each seed that ran an arm."""
-    seeds = sorted({record["seed"] for record in records if record["arm"] == arm})
-    return [[record for record in records if record["seed"] == seed] for seed in seeds]
-
-
 def regularisation_paths(records: Sequence[Record], panels: Sequence[Panel]) -> Figure:
     r"""Gap $1 - \rho/\varepsilon^*$ against $\lambda/\lambda_{\max}$ for four penalties."""
     drawn, axes = figure(len(panels), height=3.0)
-    seeds = _by_seed(records, "regularised")
+    seeds = by_seed(records, "regularised")
     for axis, (data, problem, title) in zip(axes, panels, strict=True):
         for (attack, label), colour in zip(PENALTIES.items(), PALETTE, strict=False):
             curves = [
@@ -73,7 +67,7 @@ def spectra_by_depth(records: Sequence[Record], panels: Sequence[Panel]) -> Figu
     drawn, axes = figure(len(panels), height=3.0)
     arms = [("convolutional", depth, f"convolutional, depth {depth}") for depth in DEPTHS]
     arms.append(("dense", 2, "fully connected, depth 2"))
-    seeds = _by_seed(records, "convolutional")
+    seeds = by_seed(records, "convolutional")
     for axis, (data, problem, title) in zip(axes, panels, strict=True):
         for (arm, depth, label), colour in zip(arms, PALETTE, strict=False):
             curves = [
@@ -121,7 +115,7 @@ def _series(
 def band_curves(records: Sequence[Record]) -> Figure:
     """Accuracy of CNN and MLP by radius and band, and where an l2 attack puts its energy."""
     drawn, axes = figure(3, height=3.1)
-    seeds = _by_seed(records, "cnn")
+    seeds = by_seed(records, "cnn")
     for axis, model in zip(axes, MODELS, strict=False):
         for number, (label, colour) in enumerate(zip(BAND_LABELS, PALETTE, strict=False)):
             curves = _series(seeds, [band_accuracy(model, e, f"band={number}") for e in EPS])
