@@ -192,7 +192,7 @@ def test_a_claim_has_its_estimands_and_its_seeds_in_the_profile_that_decides_it(
 
 def test_settings_move_the_plan():
     assert {run.arm for run in runs.plan(Config())} == STANDARD
-    assert {run.seed for run in plan_of(first_seed=7)} == set(range(7, 13))
+    assert {run.seed for run in plan_of(first_seed=7)} == set(range(7, 14))
     for name, group in {"extended": arms.EXTENDED, "large": arms.LARGE, "deep": DEEP}.items():
         left = {run.arm for run in plan_of(**{f"{name}_seeds": 0})}
         assert left == {run.arm for run in plan_of()} - set(group)
