@@ -6,10 +6,11 @@ import hashlib
 import json
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import joblib
 import yaml
 
 from trainaug.evidence.statistics import prediction_interval
@@ -27,7 +28,7 @@ from trainaug.evidence.store import (
     write_reference,
 )
 from trainaug.experiments.chapters import TITLES, Chapter, load_chapter
-from trainaug.experiments.sweep import compute
+from trainaug.experiments.sweep import compute, worker_count
 from trainaug.notebook import collect_records
 from trainaug.paths import CLAIMS, PACKAGE, ROOT
 from trainaug.views import refresh_views, verdicts_text
@@ -79,15 +80,22 @@ def _same(record: Record, others: Sequence[Record], fresh: Record, *, bytes_coun
     return ""
 
 
-def _recompute(chapter: Chapter, run: Run, reference: Reference) -> str:
-    """Recompute one run of the reference; return what moved, or nothing."""
+def _recompute(runs: Sequence[tuple[Chapter, Run]]) -> Iterator[Record]:
+    """Recompute runs on all cores; their records, in order, read back as the reference was."""
+    workers = max(1, min(worker_count(), len(runs)))
+    with joblib.parallel_config(n_jobs=workers, backend="loky", inner_max_num_threads=1):
+        jobs = (joblib.delayed(compute)(run, chapter.execute) for chapter, run in runs)
+        results = joblib.Parallel(return_as="generator", batch_size=1)(jobs)
+        for (_, run), (result, _) in zip(runs, results, strict=True):
+            yield json.loads(canonical_json(run.head | result))
+
+
+def _moved(run: Run, fresh: Record, reference: Reference) -> str:
+    """Compare a recomputed run with the reference; return what moved, or nothing."""
     pair = reference.find(run)
     if pair is None:
         return "not in the reference"
     record, provenance = pair
-    result, _ = compute(run, chapter.execute)
-    # through text, as the reference went
-    fresh = json.loads(canonical_json(run.head | result))
     peers = [
         other
         for other in reference.records
@@ -121,9 +129,10 @@ def verify(number: str, profile: str = "standard") -> Verification:
     arms: dict[str, Run] = {}
     for run in _known_runs(chapter, profile).values():
         arms.setdefault(canonical_json([run.arm, dict(run.config)]), run)
-    for run in arms.values():
+    fresh = _recompute([(chapter, run) for run in arms.values()])
+    for run, record in zip(arms.values(), fresh, strict=True):
         name = f"{run.arm} {canonical_json(dict(run.config))}, seed {run.seed}"
-        moved = _recompute(chapter, run, reference)
+        moved = _moved(run, record, reference)
         outcome.checked.append(name)
         if moved:
             outcome.moved.append(f"{name}: {moved}")
@@ -166,6 +175,7 @@ def verify_sample(
         LookupError: If a chapter with a ledger has no reference.
     """
     outcome = Verification()
+    sample: list[tuple[str, Chapter, Reference, Run]] = []
     for number in TITLES:
         chapter = load_chapter(number)
         if chapter is None or not (CLAIMS / f"{number}.yaml").is_file():
@@ -181,13 +191,17 @@ def verify_sample(
                 outcome.stale = True
                 command = f"trainaug verify {number} --profile {profile}"
                 say(f"chapter {number}, {profile}: STALE, run `{command}`")
-            for run in sample_runs(chapter, profile, count, seconds):
-                name = f"chapter {number}, {profile}: {run.arm}, seed {run.seed}"
-                moved = _recompute(chapter, run, reference)
-                outcome.checked.append(name)
-                if moved:
-                    outcome.moved.append(f"{name}: {moved}")
-                say(f"{name}: {moved or 'equal'}")
+            title = f"chapter {number}, {profile}"
+            runs = sample_runs(chapter, profile, count, seconds)
+            sample += [(title, chapter, reference, run) for run in runs]
+    fresh = _recompute([(chapter, run) for _, chapter, _, run in sample])
+    for (title, _, reference, run), record in zip(sample, fresh, strict=True):
+        name = f"{title}: {run.arm}, seed {run.seed}"
+        moved = _moved(run, record, reference)
+        outcome.checked.append(name)
+        if moved:
+            outcome.moved.append(f"{name}: {moved}")
+        say(f"{name}: {moved or 'equal'}")
     return outcome
 
 
