@@ -175,10 +175,11 @@ def fit_translation(
         fitted.metrics |= {
             "positives": arm.trainer.positives,
             "confidence": arm.trainer.confidence,
-            "guess/mean": float(guesses[-1][""].mean()),
-            "guess/sd": float(guesses[-1][""].std()),
             "assistant_share": arm.work() / (3 * batches.tokens * boss),
         }
+    if guesses:  # with a few looks there are none
+        last = guesses[-1][""]
+        fitted.metrics |= {"guess/mean": float(last.mean()), "guess/sd": float(last.std())}
     return fitted
 
 
