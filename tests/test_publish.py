@@ -106,6 +106,25 @@ def test_another_machine_is_compared_by_prediction_interval(copied, monkeypatch)
     assert "3/8/l2/eps_star" in verify("06").moved[0]
 
 
+def test_metrics_that_some_seeds_lack_are_compared_where_three_have_them():
+    everywhere = [0.50, 0.52, 0.48, 0.51, 0.49]
+
+    def moved(have, fresh):
+        others = [{"metrics": {"all": value}} for value in everywhere]
+        for record, value in zip(others, [0.30, 0.32, 0.31], strict=False):
+            if have > 0:
+                record["metrics"]["some"] = value
+            have -= 1
+        return module._same(others[0], others, {"metrics": fresh}, bytes_count=False)
+
+    assert moved(3, {"all": 0.53, "some": 0.33}) == ""
+    assert moved(3, {"all": 0.53, "some": 0.9}) == "some = 0.9 against 0.3"
+    assert moved(2, {"all": 0.53, "some": 90.0}) == ""  # two tell nothing of the spread
+    assert moved(2, {"all": 0.9, "some": 0.3}) == "all = 0.9 against 0.5"
+    for have in (1, 3):
+        assert moved(have, {"all": 0.53}) == "no some"
+
+
 def test_the_sample_depends_on_the_records_and_keeps_its_budget(copied):
     chapter = load_chapter("06")
     first = sample_runs(chapter, "standard", 6, 90.0)

@@ -22,6 +22,8 @@ from trainaug.paths import CLAIMS
 
 DATA = ("breast_cancer", "digits", "fashion")
 PROBLEMS = ("0", "noise", "rotated", "large", "resnet8")
+RIVALS = ("selfpaced", "screener", "selective", "pruned")
+VARIANTS = ("ahead", "unshuffled", "base0", "base60")
 AUC = {"r": [0.6, 0.8], "class": [0.5, 0.6, 0.7], "loss": [0.9]}
 
 
@@ -44,11 +46,11 @@ class Numbers(dict[str, float]):
 
 def hand_made() -> list[Record]:
     """Records of one seed of all arms of the full profile."""
-    found = [*arms.SVM_SETS, "theorem", "timing", *arms.HEADLINE, *arms.EXTENDED]
-    curves = {f"auc/{name}": values for name, values in AUC.items()}
+    found = [*arms.SVM_SETS, "theorem", "timing", "translation_timing", *arms.TRANSLATION_ARMS]
+    curves = {f"auc/{name}": values for name, values in AUC.items()} | {"auc": [0.5, 0.75, 0.7]}
     return [
         {"arm": arm, "seed": 1000, "metrics": Numbers(arm), "curves": curves}
-        for arm in [*found, *arms.TRANSLATION_ARMS]
+        for arm in [*found, *arms.HEADLINE, *arms.EXTENDED, *arms.LARGE]
     ]
 
 
@@ -74,11 +76,28 @@ VALUES: dict[str, tuple[float, set[str]]] = {
         + ratio("timing", "seconds/assist", "seconds/uniform"),
         {"images_0_assist", "images_0_uniform", "timing"},
     ),
-    "unshuffled_over_assist": (
-        ratio("images_0_unshuffled", "examples", "examples", "images_0_assist"),
-        {"images_0_assist", "images_0_unshuffled"},
+    "seconds_assist_over_random": (
+        ratio("images_0_assist", "examples", "random/examples")
+        + ratio("timing", "seconds/assist", "seconds/uniform"),  # of the control as of uniform
+        {"images_0_assist", "timing"},
     ),
+    "translation_overhead": (
+        ratio("translation_timing", "seconds/assist", "seconds/uniform"),
+        {"translation_timing"},
+    ),
+    "translation_kept": (100 * number("translation_assist", "kept"), {"translation_assist"}),
+    "translation_confidence": (
+        number("translation_assist", "confidence"),
+        {"translation_assist"},
+    ),
+    "translation_guess": (number("translation_assist", "guess/mean"), {"translation_assist"}),
+    "translation_auc": (0.65, {"translation_assist"}),
 }
+for _variant in ("ahead", "unshuffled"):
+    VALUES[f"{_variant}_over_assist"] = (
+        ratio(f"images_0_{_variant}", "examples", "examples", "images_0_assist"),
+        {"images_0_assist", f"images_0_{_variant}"},
+    )
 for _c in (0, 1, 10, 100):
     VALUES[f"slope_{_c}"] = number("theorem", f"{_c}/slope"), {"theorem"}
     VALUES[f"theorem_gap_{_c}"] = ratio("theorem", f"{_c}/gap", "0/gap"), {"theorem"}
@@ -112,8 +131,7 @@ for _problem in PROBLEMS:
         VALUES[f"{_problem}_{_name}"] = 100 * number(_assist, _name), {_assist}
     _pairs = [("assist", "uniform"), ("assist", "random"), ("random", "uniform")]
     if _problem == "0":
-        _more = ("selfpaced", "screener", "selective", "pruned", "unshuffled", "base0", "base60")
-        _pairs += [(_sampler, "uniform") for _sampler in _more]
+        _pairs += [(_sampler, "uniform") for _sampler in (*RIVALS, *VARIANTS)]
     for _one, _other in _pairs:
         _arms, _prefixes = [], []
         for _sampler in (_one, _other):
@@ -171,9 +189,13 @@ def test_estimand_equals_the_value_by_hand(name):
 
 def test_kinds_of_estimands_by_hand():
     metrics = {"examples": 640.0, "random/examples": 320.0, "scanned": 900.0, "test/accuracy": 0.9}
+    metrics |= {"reached": 1.0, "random/reached": 0.0}
     few: list[Record] = [
         {"arm": "images_0_assist", "metrics": metrics, "curves": {"auc/r": []}},
-        {"arm": "images_0_uniform", "metrics": {"examples": 1280.0, "test/accuracy": 0.85}},
+        {
+            "arm": "images_0_uniform",
+            "metrics": {"examples": 1280.0, "test/accuracy": 0.85, "reached": 1.0},
+        },
         {"arm": "timing", "metrics": {"seconds/assist": 3.0, "seconds/uniform": 2.0}},
     ]
     assert e.auc("0")(few) == 0.5  # nothing was judged
@@ -184,6 +206,7 @@ def test_kinds_of_estimands_by_hand():
     assert e.seconds_to_target("random")(few) == pytest.approx(320 / 64 * 2)  # as cheap as uniform
     assert e.seconds_ratio("assist", "uniform")(few) == pytest.approx(math.log(30 / 40))
     assert e.log_ratio("images_0_assist", "scanned", "examples")(few) == math.log(900 / 640)
+    assert [e.reached("0", of)(few) for of in ("assist", "random", "uniform")] == [100, 0, 100]
     with pytest.raises(KeyError, match="work"):
         e.cost_ratio("0", "assist", "uniform", "work")(few)
 
@@ -206,6 +229,10 @@ def test_claims_name_the_arms_that_their_estimands_read(claim, monkeypatch):
 
 
 # --- figures --------------------------------------------------------------------------------------
+
+
+TRANSLATED = [("translation_uniform", "", 0.0), ("translation_assist", "", 0.2)]
+TRANSLATED += [("translation_assist", "random/", 0.1), ("translation_assist70", "", 0.3)]
 
 
 def of_seed(seed: int) -> list[Record]:
@@ -233,10 +260,9 @@ def of_seed(seed: int) -> list[Record]:
             if not record["arm"].endswith("_uniform"):
                 values = {k: v * up / 2 for k, v in values.items()}
             record["metrics"] = values | {"work": 3 * values["examples"]}
-    for arm in ("translation_uniform", "translation_assist"):
-        for prefix in ("", "random/"):
-            curves[arm] |= {f"{prefix}tokens": [1e6, 2e6], f"{prefix}work": [3e6, 6e6]}
-            curves[arm][f"{prefix}val_loss"] = [4.0 * up, 3.0]
+    for arm, prefix, less in TRANSLATED:
+        tokens = [0.7e6, 1.4e6] if arm.endswith("70") else [1e6, 2e6]
+        curves[arm] |= {f"{prefix}tokens": tokens, f"{prefix}val_loss": [4 * up - less, 3 - less]}
     spans = {"boss/wait": [0.0, 4.0, 8.0], "assistant/form": [1.0], "assistant/learn": [5.0, 6.0]}
     for kind, starts in spans.items():
         curves["timing"] |= {f"{kind}/start": starts, f"{kind}/end": [s + 1 for s in starts]}
@@ -288,8 +314,10 @@ def test_figures_show_the_numbers_of_the_records():
     assert shown["guessing"][0][:3] == [pytest.approx([0.66, 0.7])] * 3
     assert list(axes["guessing"][0].lines[0].get_xdata()) == pytest.approx([19.2, 28.8])
     assert shown["guessing"][1] == [pytest.approx([100, 44, 50])] * 2  # the fewest passes
-    for panel in shown["translation_curves"]:
-        assert panel == [pytest.approx([4.4, 3.0])] * 3
+    left, right = shown["translation_curves"]
+    assert left == [pytest.approx([4.4 - less, 3 - less]) for *_, less in TRANSLATED]
+    assert right == [pytest.approx([-less, -less]) for less in (0.2, 0.1, 0.0)]
+    assert list(axes["translation_curves"][0].lines[3].get_xdata()) == [0.7, 1.4]
     means = [[float(of.lines[0].get_xdata()[0]) for of in axis.containers]
              for axis in axes["savings"]]  # fmt: skip
     control = np.mean([up * up for up in (1, 1.1, 1.2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainaug.experiments.ch03 import images, problems
 from trainaug.experiments.ch03.arms import IMAGES
 from trainaug.experiments.ch03.images import Trained, count_macs, train_images
 from trainaug.experiments.ch03.problems import losses_of, make_model, pictures
+from trainaug.methods.autoassist import AssistantTrainer, AssistedSampler, SelfPacedWeights
 from trainaug.training.convnet import StridedConvNet, TwoConvNet
 from trainaug.training.models import MLP
 from trainaug.training.randomness import stream
@@ -114,8 +116,8 @@ def test_costs_by_hand(arms, sampler):
     if sampler == "assist":  # a guess each, and twice as much to learn
         extra = [784 * (s + 2 * e) / BOSS for s, e in zip(passed, examples, strict=True)]
     elif sampler == "selective":
-        extra = [float(n) for n in seen.at_looks[:6]]
-        assert all(n >= s for n, s in zip(extra, passed, strict=True))
+        extra = [float(s) for s in passed]  # of each at least one forward pass was made
+        assert all(n >= s for n, s in zip(seen.at_looks[:6], passed, strict=True))
     elif sampler == "screener":  # to weigh, and a forward and backward pass to learn
         extra = [4 * e * 282_304 / BOSS for e in examples]
     assert seen.found.examples == examples
@@ -159,6 +161,50 @@ def test_an_assistant_that_lets_all_through_changes_nothing(arms):
     for name, value in uniform.found.metrics.items():
         assert found.found.metrics[name] == value
     assert all(a > b for a, b in zip(found.found.work, uniform.found.work, strict=True))
+
+
+def sampler_of(predict: Any) -> AssistedSampler:
+    return AssistedSampler(64, 4, predict, stream(0, "order"), stream(0, "keep"), base=0.0)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 12])
+def test_batches_are_decided_so_many_updates_ahead_and_used_in_order(ahead):
+    updates, passes = 0, sampler_of(lambda index: torch.full((len(index),), 0.4))
+    expected = [batch for _ in range(6) for batch in passes]
+    again = sampler_of(lambda index: torch.full((len(index),), 0.4))
+    assert list(islice(images._decide_ahead(again, ahead), len(expected))) == expected
+    # who passes tells the number of updates then; a pass has about five batches
+    dated = sampler_of(lambda index: (index % 4 == updates % 4).float())
+    for number, batch in enumerate(islice(images._decide_ahead(dated, ahead), 24)):
+        assert {i % 4 for i in batch} == {max(0, number - ahead) % 4}
+        updates += 1
+    assert len(dated.keep_rates) >= 4
+
+
+def test_deciding_ahead_matters_only_to_an_assistant_that_learns(arms, monkeypatch):
+    found, at_once = run(sampler="assist", ahead=20), arms["assist"]
+    assert found.batches[:1] == at_once.batches[:1]
+    assert found.batches != at_once.batches
+    constant = lambda self, index: torch.full((len(index),), 0.2)  # noqa: E731
+    monkeypatch.setattr(AssistantTrainer, "predict", constant)
+    found, at_once = (run(sampler="assist", ahead=ahead) for ahead in (20, 0))
+    assert found.batches == at_once.batches
+    assert found.found.accuracy == at_once.found.accuracy
+    assert found.found.scanned[:-2] == at_once.found.scanned[2:]  # looks are ten updates apart
+
+
+def test_self_paced_weights_have_the_epochs_of_the_settings(monkeypatch):
+    made: list[Any] = []
+
+    class Noted(SelfPacedWeights):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            made.append(self)
+
+    monkeypatch.setattr(images, "SelfPacedWeights", Noted)
+    for epochs in (3, IMAGES["pace_epochs"]):
+        run(sampler="selfpaced", steps=1, pace_epochs=epochs)
+        assert (made[-1].epochs, made[-1].epoch_steps) == (epochs, 19)
 
 
 def test_the_random_control_skips_as_many_in_each_pass(arms):
@@ -282,6 +328,10 @@ def test_norms_estimated_anew_leave_the_model_as_it_was():
         assert found[1]["test/calibration_error"] == pytest.approx(error, rel=1e-6)
         model.head.bias[0] = 3e38
     with pytest.raises(FloatingPointError, match="'test/loss': inf"):
+        images._final(model, data)
+    with torch.no_grad():
+        model.head.bias[0] = math.nan
+    with pytest.raises(FloatingPointError, match="'test/loss': nan"):
         images._final(model, data)
 
 

@@ -1,25 +1,30 @@
-"""Chapter 3: one small timing with a real worker, and what runs record for the estimands."""
+"""Chapter 3: small timings, one with a real worker, and what runs record for the estimands."""
 
 from __future__ import annotations
 
+import itertools
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from trainaug.data.parallel_text import ParallelText
 from trainaug.evidence.store import Run, canonical_json
-from trainaug.experiments.ch03 import arms, images, problems, runs, timing
+from trainaug.experiments.ch03 import arms, images, problems, runs, timing, translation
 from trainaug.experiments.ch03.arms import IMAGES
+from trainaug.experiments.ch03.corpora import make_corpus
 from trainaug.experiments.ch03.estimands import ESTIMANDS
 from trainaug.experiments.ch03.images import Trained
 from trainaug.experiments.ch03.problems import pictures
+from trainaug.experiments.ch03.translation import TRANSLATION, fit_translation
 from trainaug.experiments.records import find
 from trainaug.methods.autoassist import AsyncBatches, ImageAssistant
 from trainaug.training.randomness import stream
 
 SETTINGS = IMAGES | {"num_train": 200, "batch": 8, "lr": 0.02}
-STEPS, WARM_UP, TRACED, LAG = 24, 12, 6, 10
+STEPS, WARM_UP, QUEUE, TRACED, LAG = 24, 3, 12, 6, 10
 KINDS = ("boss/wait", "assistant/form", "assistant/learn", "assistant/wait")
 
 
@@ -42,7 +47,8 @@ def timed() -> tuple[dict[str, float], dict[str, list[float]], AsyncBatches, lis
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(problems.HELD_OUT, "fashion", (50, 50))
-        sizes = {"STEPS": STEPS, "WARM_UP": WARM_UP, "TRACED": TRACED, "LAG": LAG, "IDLE": 0.05}
+        sizes = {"STEPS": STEPS, "WARM_UP": WARM_UP, "QUEUE": QUEUE, "TRACED": TRACED}
+        sizes |= {"LAG": LAG, "IDLE": 0.05}
         for name, value in sizes.items():
             patch.setattr(timing, name, value)
         patch.setattr(timing, "AsyncBatches", Watched)
@@ -67,13 +73,14 @@ def test_seconds_are_of_every_way_after_warming_up(timed):
     assert 0 <= metrics["waiting"] <= 1
     assert metrics["dropped"] >= 0
     kinds = ("AssistedSampler", "Watched", "RandomBatchSampler")  # seed 1 begins with the second
-    assert order == [f"{kind} {steps}" for kind in kinds for steps in (WARM_UP, STEPS)]
+    warm_up = dict.fromkeys(kinds, WARM_UP) | {"Watched": QUEUE}
+    assert order == [f"{kind} {steps}" for kind in kinds for steps in (warm_up[kind], STEPS)]
 
 
 def test_the_timeline_is_inside_its_window(timed):
     _, curves, batches, _ = timed
     waits = [e.start for e in batches.events if (e.who, e.what) == ("boss", "wait")]
-    assert len(waits) >= WARM_UP + STEPS - 1  # the first is the warm-up
+    assert len(waits) >= QUEUE + STEPS - 1  # the first is the warm-up
     length = 1000 * (waits[-LAG] - waits[-TRACED - LAG])
     assert len(curves["boss/wait/start"]) == TRACED
     assert curves["boss/wait/start"][0] == 0
@@ -98,7 +105,7 @@ def test_every_timed_batch_has_a_staleness(timed):
     _, curves, batches, _ = timed
     assert sum(curves["staleness"]) == STEPS
     assert len(curves["staleness"]) - 1 <= 41  # queues of 20 and the one at work
-    counted = torch.bincount(torch.tensor(batches.staleness[WARM_UP : WARM_UP + STEPS]))
+    counted = torch.bincount(torch.tensor(batches.staleness[QUEUE : QUEUE + STEPS]))
     assert curves["staleness"] == counted.tolist()
 
 
@@ -123,6 +130,63 @@ def test_a_restarted_worker_draws_anew_and_learns_from_all_features(monkeypatch)
     assert (group["lr"], group["weight_decay"]) == (0.01, 1e-3)
 
 
+# --- translation ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_seconds_of_a_token_are_without_what_comes_once(monkeypatch, seed):
+    now, calls = 0.0, []
+
+    def fit(settings: Any, of: int, *, looks: int) -> None:
+        nonlocal now
+        sampler, tokens = settings["sampler"], settings["tokens"]
+        assert (of, looks, settings["lr"]) == (seed, 1, 0.5)
+        now += {"uniform": 2.0, "assist": 3.0}[sampler] * tokens + 700
+        now += 0 if sampler in calls else 5000  # the first is slow
+        calls.append(sampler)
+
+    monkeypatch.setattr(timing, "fit_translation", fit)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    found = timing.time_translation({"sampler": "other", "tokens": 9, "lr": 0.5}, seed)
+    assert found == {"seconds/uniform": 2.0, "seconds/assist": 3.0}
+    assert calls[0] == calls[2] == ["assist", "uniform"][seed % 2]
+
+
+@pytest.fixture
+def toy_corpus(monkeypatch) -> None:
+    words = {"red": "rot", "blue": "blau", "tree": "Baum", "house": "Haus", "big": "groß"}
+    pairs = list(itertools.product(words, words))
+    text = ParallelText(
+        *(
+            tuple(" ".join(p) for p in side)
+            for side in (pairs, [[words[a], words[b]] for a, b in pairs])
+        )
+    )
+    corpus = make_corpus(dict.fromkeys(("train", "val", "test"), text), 40)
+    monkeypatch.setattr(translation, "load_corpus", lambda *settings: corpus)
+
+
+def test_both_samplers_of_translation_are_timed(toy_corpus, monkeypatch):
+    monkeypatch.setattr(timing, "SHORT", 50)
+    monkeypatch.setattr(timing, "LONG", 1000)
+    small = TRANSLATION | {"batch_tokens": 50, "pool": 12, "warm_up": 5}
+    found = timing.time_translation(small, 1)
+    assert set(found) == {"seconds/uniform", "seconds/assist"}
+    assert all(0 < value < 1 for value in found.values())
+    assert names_read("translation_timing") <= set(found)
+
+
+@pytest.mark.parametrize("looks", [1, 7])
+def test_training_makes_as_many_looks_as_asked(toy_corpus, looks):
+    small = TRANSLATION | {"tokens": 600, "batch_tokens": 50, "pool": 12, "warm_up": 5}
+    for sampler in ("uniform", "assist"):
+        found = fit_translation(small | {"sampler": sampler}, 1, looks=looks)
+        tokens = found.curves["tokens"]
+        assert len(tokens) == len(found.curves["val_loss"]) == looks
+        for number, spent in enumerate(tokens, 1):
+            assert 0 <= spent - number * 600 / looks < 50  # within one batch
+
+
 # --- what runs record -----------------------------------------------------------------------------
 
 
@@ -140,10 +204,10 @@ class Asked(dict[str, Any]):
 
 def names_read(arm: str) -> set[str]:
     """Metrics of an arm that estimands read."""
-    names = [*arms.SVM_SETS, "theorem", "timing", *arms.HEADLINE, *arms.EXTENDED]
+    names = [*arms.SVM_SETS, "theorem", "timing", "translation_timing", *arms.TRANSLATION_ARMS]
     given = [
         {"arm": name, "metrics": Asked(1.0), "curves": Asked([1.0])}
-        for name in [*names, *arms.TRANSLATION_ARMS]
+        for name in [*names, *arms.HEADLINE, *arms.EXTENDED, *arms.LARGE]
     ]
     for estimand in ESTIMANDS.values():
         estimand(given)
