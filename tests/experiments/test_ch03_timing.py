@@ -24,7 +24,7 @@ from trainaug.methods.autoassist import AsyncBatches, ImageAssistant
 from trainaug.training.randomness import stream
 
 SETTINGS = IMAGES | {"num_train": 200, "batch": 8, "lr": 0.02}
-STEPS, WARM_UP, QUEUE, TRACED, LAG = 24, 3, 12, 6, 10
+ROUNDS, STEPS, WARM_UP, QUEUE, TRACED, LAG = 2, 24, 3, 12, 6, 10
 KINDS = ("boss/wait", "assistant/form", "assistant/learn", "assistant/wait")
 
 
@@ -47,7 +47,13 @@ def timed() -> tuple[dict[str, float], dict[str, list[float]], AsyncBatches, lis
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(problems.HELD_OUT, "fashion", (50, 50))
-        sizes = {"STEPS": STEPS, "WARM_UP": WARM_UP, "QUEUE": QUEUE, "TRACED": TRACED}
+        sizes = {
+            "ROUNDS": ROUNDS,
+            "STEPS": STEPS,
+            "WARM_UP": WARM_UP,
+            "QUEUE": QUEUE,
+            "TRACED": TRACED,
+        }
         sizes |= {"LAG": LAG, "IDLE": 0.05}
         for name, value in sizes.items():
             patch.setattr(timing, name, value)
@@ -55,7 +61,7 @@ def timed() -> tuple[dict[str, float], dict[str, list[float]], AsyncBatches, lis
         patch.setattr(timing, "train", train)
         patch.setattr(timing.time, "sleep", slept.append)
         metrics, curves = timing.time_updates(SETTINGS, 1)
-    assert slept == [0.05] * 3
+    assert slept == [0.05] * 3 * ROUNDS
     batches, pid = made[0]
     assert len(made) == 1
     assert batches.worker_pid is None
@@ -74,13 +80,14 @@ def test_seconds_are_of_every_way_after_warming_up(timed):
     assert metrics["dropped"] >= 0
     kinds = ("AssistedSampler", "Watched", "RandomBatchSampler")  # seed 1 begins with the second
     warm_up = dict.fromkeys(kinds, WARM_UP) | {"Watched": QUEUE}
-    assert order == [f"{kind} {steps}" for kind in kinds for steps in (warm_up[kind], STEPS)]
+    expected = [f"{kind} {steps}" for kind in kinds for steps in (warm_up[kind], STEPS)]
+    assert order == ROUNDS * expected
 
 
 def test_the_timeline_is_inside_its_window(timed):
     _, curves, batches, _ = timed
     waits = [e.start for e in batches.events if (e.who, e.what) == ("boss", "wait")]
-    assert len(waits) >= QUEUE + STEPS - 1  # the first is the warm-up
+    assert len(waits) >= ROUNDS * (QUEUE + STEPS) - 1  # the first is the warm-up
     length = 1000 * (waits[-LAG] - waits[-TRACED - LAG])
     assert len(curves["boss/wait/start"]) == TRACED
     assert curves["boss/wait/start"][0] == 0
@@ -103,9 +110,11 @@ def test_the_timeline_is_inside_its_window(timed):
 
 def test_every_timed_batch_has_a_staleness(timed):
     _, curves, batches, _ = timed
-    assert sum(curves["staleness"]) == STEPS
+    assert sum(curves["staleness"]) == ROUNDS * STEPS
     assert len(curves["staleness"]) - 1 <= 41  # queues of 20 and the one at work
-    counted = torch.bincount(torch.tensor(batches.staleness[QUEUE : QUEUE + STEPS]))
+    starts = [QUEUE + k * (QUEUE + STEPS) for k in range(ROUNDS)]
+    timed_batches = [age for at in starts for age in batches.staleness[at : at + STEPS]]
+    counted = torch.bincount(torch.tensor(timed_batches))
     assert curves["staleness"] == counted.tolist()
 
 
@@ -134,22 +143,25 @@ def test_a_restarted_worker_draws_anew_and_learns_from_all_features(monkeypatch)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_seconds_of_a_token_are_without_what_comes_once(monkeypatch, seed):
+def test_an_update_has_the_median_seconds_without_what_comes_once(monkeypatch, seed):
     now, calls = 0.0, []
 
-    def fit(settings: Any, of: int, *, looks: int) -> None:
+    def fit(settings: Any, of: int, *, looks: int, watch: Any) -> None:
         nonlocal now
-        sampler, tokens = settings["sampler"], settings["tokens"]
-        assert (of, looks, settings["lr"]) == (seed, 1, 0.5)
-        now += {"uniform": 2.0, "assist": 3.0}[sampler] * tokens + 700
-        now += 0 if sampler in calls else 5000  # the first is slow
+        sampler = settings["sampler"]
+        assert (of, looks, settings["lr"], settings["tokens"]) == (seed, 1, 0.5, timing.TOKENS)
+        now += 5000  # before the first update
+        for step in range(12):
+            now += 900 if step == 5 else {"uniform": 2.0, "assist": 3.0}[sampler]
+            watch()
         calls.append(sampler)
 
     monkeypatch.setattr(timing, "fit_translation", fit)
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
     found = timing.time_translation({"sampler": "other", "tokens": 9, "lr": 0.5}, seed)
     assert found == {"seconds/uniform": 2.0, "seconds/assist": 3.0}
-    assert calls[0] == calls[2] == ["assist", "uniform"][seed % 2]
+    order = ["uniform", "assist"] if seed % 2 else ["assist", "uniform"]
+    assert calls == 2 * order
 
 
 @pytest.fixture
@@ -167,8 +179,7 @@ def toy_corpus(monkeypatch) -> None:
 
 
 def test_both_samplers_of_translation_are_timed(toy_corpus, monkeypatch):
-    monkeypatch.setattr(timing, "SHORT", 50)
-    monkeypatch.setattr(timing, "LONG", 1000)
+    monkeypatch.setattr(timing, "TOKENS", 1000)
     small = TRANSLATION | {"batch_tokens": 50, "pool": 12, "warm_up": 5}
     found = timing.time_translation(small, 1)
     assert set(found) == {"seconds/uniform", "seconds/assist"}

@@ -33,5 +33,5 @@ class Config(BaseModel):
     deep_seeds: int = Field(0, ge=0, le=1000)
     paper_seeds: int = Field(0, ge=0, le=1000)
     first_seed: int = Field(1000, ge=0)
-    timing_blocks: int = Field(20, ge=1, le=1000)
+    timing_blocks: int = Field(8, ge=1, le=1000)
     budget: float = Field(1.0, gt=0, le=1)

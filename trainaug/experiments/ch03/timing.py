@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,11 +27,11 @@ from trainaug.training.randomness import RandomBatchSampler, stream
 
 __all__ = ["time_translation", "time_updates"]
 
-STEPS = 80
+ROUNDS, STEPS = 4, 20  # a round has all ways in turn
 WARM_UP, QUEUE = 5, 25  # updates before the clock starts; with a queue, more than it holds
-IDLE = 0.3  # seconds for the worker to fill its queue while others are timed
-SHORT, LONG = 4000, 24_000  # target tokens of the runs whose difference is timed
-TRACED, LAG = 16, 30  # batches of the timeline; the worker's events come with a batch, so late
+IDLE = 0.1  # seconds for the worker to fill its queue before others are timed
+TOKENS = 16_000  # target tokens of a short training
+TRACED, LAG = 16, 25  # batches of the timeline; the worker's events come with a batch, so late
 
 
 def build(
@@ -88,41 +90,41 @@ def time_updates(
             "assist": partial(update, sampler, trainer.feedback),
             "async": partial(update, batches, batches.feedback),
         }
-        names, waited, skipped = list(ways), 0.0, 0
-        seconds: dict[str, float] = {}
-        for name in names[seed % 3 :] + names[: seed % 3]:
+        names, waited, staleness = list(ways), 0.0, list[int]()
+        seconds = dict.fromkeys((f"seconds/{name}" for name in names), 0.0)
+        for name in ROUNDS * (names[seed % 3 :] + names[: seed % 3]):
             time.sleep(IDLE)
             ways[name](QUEUE if name == "async" else WARM_UP)
             waited_before, given = batches.waited_seconds, len(batches.staleness)
-            seconds[f"seconds/{name}"] = ways[name](STEPS)
+            seconds[f"seconds/{name}"] += ways[name](STEPS) / ROUNDS
             if name == "async":
-                waited, skipped = batches.waited_seconds - waited_before, given
-        waiting = waited / (STEPS * seconds["seconds/async"])
-        stale = torch.bincount(torch.tensor(batches.staleness[skipped : skipped + STEPS]))
+                waited += batches.waited_seconds - waited_before
+                staleness += batches.staleness[given : given + STEPS]
+        waiting = waited / (ROUNDS * STEPS * seconds["seconds/async"])
+        stale = torch.bincount(torch.tensor(staleness))
         curves = _timeline(batches) | {"staleness": [float(count) for count in stale]}
         dropped = float(batches.dropped_feedback)
     return seconds | {"waiting": waiting, "dropped": dropped}, curves
 
 
 def time_translation(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
-    """Time the training on a target token, without what comes once, in turn for the samplers.
+    """Time updates of short trainings, in turn for the samplers; batches have about equal tokens.
 
     Returns:
-        ``seconds/uniform`` and ``seconds/assist``.
+        ``seconds/uniform`` and ``seconds/assist``, the median of all updates.
     """
 
-    def seconds(sampler: str, tokens: int) -> float:
-        start = time.perf_counter()
-        fit_translation({**settings, "sampler": sampler, "tokens": tokens}, seed, looks=1)
-        return time.perf_counter() - start
+    def updates(sampler: str) -> list[float]:
+        stamps: list[float] = []
+        short = {**settings, "sampler": sampler, "tokens": TOKENS}
+        fit_translation(short, seed, looks=1, watch=lambda: stamps.append(time.perf_counter()))
+        return [later - before for before, later in pairwise(stamps)]
 
     samplers = ("uniform", "assist") if seed % 2 else ("assist", "uniform")
-    for sampler in samplers:
-        seconds(sampler, SHORT)
-    return {
-        f"seconds/{sampler}": (seconds(sampler, LONG) - seconds(sampler, SHORT)) / (LONG - SHORT)
-        for sampler in samplers
-    }
+    spent: dict[str, list[float]] = {sampler: [] for sampler in samplers}
+    for sampler in 2 * samplers:
+        spent[sampler] += updates(sampler)
+    return {f"seconds/{sampler}": median(of) for sampler, of in spent.items()}
 
 
 def _timeline(batches: AsyncBatches) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ and runs end after equally many target tokens, those of sentences that were left
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -77,6 +77,7 @@ def fit_translation(
     keep_rates: Sequence[float] | None = None,
     corpus: Corpus | None = None,
     looks: int = LOOKS,
+    watch: Callable[[], object] = lambda: None,
 ) -> Fitted:
     """Train one arm.
 
@@ -86,6 +87,7 @@ def fit_translation(
         keep_rates: Share kept in each pass, for ``sampler="random"``.
         corpus: Other data than LibreOffice's help; ``max_words`` and ``vocabulary`` then are idle.
         looks: Looks at the validation part.
+        watch: Called after every update.
 
     Returns:
         Curves over the looks: ``tokens`` trained on, ``work`` (the forward and backward passes of
@@ -141,6 +143,7 @@ def fit_translation(
     def after(index: Tensor, losses: Tensor) -> None:
         if arm.feedback is not None:
             arm.feedback(index, losses)
+        watch()
         while batches.tokens * looks >= budget * (len(curves["tokens"]) + 1):
             look()
 
