@@ -7,7 +7,7 @@ is smaller.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from trainaug.experiments.ch03.arms import IMAGES, SVM_SETS
 from trainaug.experiments.ch03.linear import THRESHOLDS
@@ -84,10 +84,10 @@ def _curve_mean(arm: str, name: str) -> Estimand:
     return estimand
 
 
-def reached(problem: str, sampler: str) -> Estimand:
-    """Make the estimand: 100 if the run reached the target, else 0."""
+def reached(problem: str, sampler: str) -> Callable[[Sequence[Record]], bool]:
+    """Make the truth value: whether the run reached the target, for tables of counts."""
     found = _of(problem, sampler, "reached")
-    return lambda records: 100 * found(records)
+    return lambda records: found(records) > 0
 
 
 def seconds_to_target(sampler: str) -> Estimand:
