@@ -125,6 +125,18 @@ def test_metrics_that_some_seeds_lack_are_compared_where_three_have_them():
         assert moved(have, {"all": 0.53}) == "no some"
 
 
+def test_a_truth_value_may_be_another_on_another_machine_but_a_constant_may_not():
+    others = [{"metrics": {"reached": 1.0, "optimum": 0.5}} for _ in range(5)]
+
+    def moved(reached, optimum):
+        fresh = {"metrics": {"reached": reached, "optimum": optimum}}
+        return module._same(others[0], others, fresh, bytes_count=False)
+
+    assert moved(1.0, 0.5) == moved(0.0, 0.5 + 1e-9) == ""
+    assert moved(0.5, 0.5) == "reached = 0.5 against 1"
+    assert moved(0.0, 0.51) == "optimum = 0.51 against 0.5"
+
+
 def test_the_sample_depends_on_the_records_and_keeps_its_budget(copied):
     chapter = load_chapter("06")
     first = sample_runs(chapter, "standard", 6, 90.0)

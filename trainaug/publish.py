@@ -71,7 +71,8 @@ def _same(record: Record, others: Sequence[Record], fresh: Record, *, bytes_coun
         values = [other["metrics"][name] for other in others if name in other["metrics"]]
         if name not in fresh["metrics"]:
             return f"no {name}"
-        if len(values) < 3:
+        truth_value = {*values, fresh["metrics"][name]} <= {0.0, 1.0}  # which has no interval
+        if len(values) < 3 or truth_value:
             continue
         interval = prediction_interval(values, PREDICTION_CONFIDENCE)
         slack = 1e-6 * max(1.0, abs(value))

@@ -206,7 +206,11 @@ def test_kinds_of_estimands_by_hand():
     assert e.seconds_to_target("random")(few) == pytest.approx(320 / 64 * 2)  # as cheap as uniform
     assert e.seconds_ratio("assist", "uniform")(few) == pytest.approx(math.log(30 / 40))
     assert e.log_ratio("images_0_assist", "scanned", "examples")(few) == math.log(900 / 640)
-    assert [e.reached("0", of)(few) for of in ("assist", "random", "uniform")] == [True, False, True]
+    assert [e.reached("0", of)(few) for of in ("assist", "random", "uniform")] == [
+        True,
+        False,
+        True,
+    ]
     with pytest.raises(KeyError, match="work"):
         e.cost_ratio("0", "assist", "uniform", "work")(few)
 
