@@ -22,7 +22,7 @@ from trainaug.paths import ROOT
 
 CLAIMS = {f"lin.{k}" for k in range(1, 9)} | {f"vse.{k}" for k in range(1, 10)}
 CLAIMS |= {f"gc.{k}" for k in range(1, 15)}
-CLAIMS |= {f"aa.{k}" for k in range(1, 13)}
+CLAIMS |= {f"aa.{k}" for k in range(1, 14)}
 CLAIMS |= {f"ord.{k}" for k in range(1, 13)} | {f"csa.{k}" for k in range(1, 16)}
 
 
