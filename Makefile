@@ -1,16 +1,20 @@
-# trainaug: `make help` lists the targets. Knobs: PROFILE, CHAPTERS, TUNE, VENV, PYTHON, BACKEND.
+# trainaug: `make help` lists the targets. Knobs: PROFILE, CHAPTERS, ARMS, TUNE, VENV, PYTHON.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PROFILE ?= standard
 CHAPTERS ?=
+ARMS ?=
 TUNE ?=
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.trainaug-installed
 export PYTHONHASHSEED := 0
+# The variables of canonical mode, exported inside a recipe: its kernels compute the same bytes on
+# every machine. The command `trainaug` sets them itself, `make bench` goes without them.
+CANONICAL = eval "$$($(BIN)/python -m trainaug.evidence.canonical)"
 
-.PHONY: help setup data reproduce test lint unit quick validate verify lab site bench bench-check soak publish clean
+.PHONY: help setup data reproduce test lint unit quick validate canaries verify judge judge-render lab site bench bench-check soak publish clean
 
 help:  ## explain each target in a line
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -34,11 +38,12 @@ setup: $(STAMP)  ## make .venv from requirements.lock, once
 data: setup  ## fetch and verify the data sets
 	@$(BIN)/trainaug data fetch
 
-reproduce: data  ## recompute the chapters and compare with the reference (PROFILE=, CHAPTERS="1 6"); TUNE=1: tune instead
+reproduce: data  ## recompute the chapters and compare with the evidence (PROFILE=, CHAPTERS="1 6"); TUNE=1: tune instead
 	@$(if $(filter full paper,$(PROFILE))$(TUNE),$(BIN)/trainaug data fetch libreoffice_help)
 	@$(BIN)/trainaug $(if $(TUNE),tune,reproduce --profile $(PROFILE)) $(CHAPTERS)
 
-test: data lint unit quick validate verify  ## everything that CI runs
+test: data lint unit quick validate  ## everything that CI runs; of the canaries those whose code changed
+	@$(BIN)/trainaug canaries --changed
 
 lint: setup  ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
@@ -51,13 +56,22 @@ quick: setup  ## the quick profile end to end from an empty store
 	  TRAINAUG_RUNS=$$folder $(BIN)/trainaug reproduce --profile quick
 
 validate: setup  ## nbval over the committed notebooks
-	@$(BIN)/python -m pytest -q -c tests/notebooks/nbval.ini --rootdir . --nbval-lax --nbval-current-env notebooks
+	@$(CANONICAL) && $(BIN)/python -m pytest -q -c tests/notebooks/nbval.ini --rootdir . --nbval-lax --nbval-current-env notebooks
 
-verify: setup  ## recompute a sample of the reference
-	@$(BIN)/trainaug verify --sample 6 --seconds 90
+canaries: setup  ## the tiny run of every arm, compared with the committed one (CHAPTERS=)
+	@$(BIN)/trainaug canaries --all $(CHAPTERS)
+
+verify: setup  ## recompute a sample of the standard evidence and compare bytes (CHAPTERS=)
+	@$(BIN)/trainaug verify --sample 6 --seconds 90 $(CHAPTERS)
+
+judge: setup  ## apply the ledgers to the committed records: verdicts and README (CHAPTERS=)
+	@$(BIN)/trainaug judge $(CHAPTERS)
+
+judge-render: setup  ## the same, and execute the notebooks that changed
+	@$(BIN)/trainaug judge --render $(CHAPTERS)
 
 lab: setup  ## read and run the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+	@$(CANONICAL) && $(BIN)/jupyter lab notebooks
 
 site: setup  ## build the documentation into docs/_build/html
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[site]'
@@ -73,8 +87,8 @@ soak: setup  ## the kill-and-resume test, many times over; 20 000 batches of asy
 	@TRAINAUG_SOAK=20 $(BIN)/python -m pytest -q -m system tests/system/test_resume.py
 	@$(BIN)/python benchmarks/soak_autoassist.py --batches 20000
 
-publish: setup  ## promote finished runs to reference (PROFILE=, CHAPTERS=)
-	@$(BIN)/trainaug publish --profile $(PROFILE) $(CHAPTERS)
+publish: setup  ## promote finished runs to evidence (PROFILE=, CHAPTERS=, ARMS=)
+	@$(BIN)/trainaug publish --profile $(PROFILE) $(addprefix --arms ,$(ARMS)) $(CHAPTERS)
 
 clean:  ## remove runs and caches; data and .venv stay
 	rm -rf runs .ruff_cache .mypy_cache .pytest_cache docs/_build

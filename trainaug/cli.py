@@ -68,7 +68,7 @@ def reproduce(
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, a notebook's knob.")
     ] = None,
 ) -> None:
-    """Recompute chapters, execute their notebooks, compare with the reference."""
+    """Recompute chapters, execute their notebooks, compare with the evidence."""
     from trainaug.reproduce import reproduce as run
 
     # what `kill`, a scheduler or a time limit sends: ends the kernel and its workers like Ctrl-C
@@ -100,39 +100,75 @@ def tune(chapters: Chapters = None) -> None:
 
 
 @app.command()
-def verify(
+def canaries(
     chapters: Chapters = None,
-    profile: Profile = "standard",
-    sample: Annotated[int, typer.Option(help="Recompute so many records a chapter.")] = 0,
-    seconds: Annotated[float, typer.Option(help="Core-seconds for the sample.")] = 90.0,
+    changed: Annotated[
+        bool, typer.Option("--changed/--all", help="Skip chapters whose code has passed before.")
+    ] = False,
 ) -> None:
-    """Recompute one seed of every arm and re-stamp, or a sample of all references."""
-    from trainaug import publish
+    """Compare the canaries of all arms with the committed ones."""
+    from trainaug.canaries import check
     from trainaug.experiments.chapters import TITLES
 
-    if sample:
-        outcomes = [publish.verify_sample(sample, seconds, lambda line: print(line, flush=True))]
-    else:
-        outcomes = [publish.verify(n, profile) for n in _numbers(chapters) or TITLES]
-    checked = sum(len(outcome.checked) for outcome in outcomes)
-    moved = [line for outcome in outcomes for line in outcome.moved]
-    for line in moved:
+    faults = check(_numbers(chapters) or tuple(TITLES), changed=changed, say=_say)
+    for line in faults:
         print(f"MOVED {line}")
-    print(f"{checked} runs recomputed, {len(moved)} moved")
-    if moved:
-        print("the chapter must be published again: make reproduce, make publish")
-    raise typer.Exit(int(bool(moved) or any(outcome.stale for outcome in outcomes)))
+    raise typer.Exit(int(bool(faults)))
 
 
 @app.command()
-def publish(chapters: Chapters = None, profile: Profile = "standard") -> None:
-    """Promote finished runs to reference; refresh notebooks and README."""
+def verify(
+    chapters: Chapters = None,
+    sample: Annotated[int, typer.Option(help="Records a chapter, at most.")] = 6,
+    seconds: Annotated[float, typer.Option(help="Core-seconds a chapter, at most.")] = 90.0,
+) -> None:
+    """Compute a few records of the standard evidence anew and compare their bytes."""
+    from trainaug.canaries import verify_sample
+    from trainaug.experiments.chapters import TITLES
+
+    outcome = verify_sample(sample, seconds, _numbers(chapters) or tuple(TITLES), _say)
+    equal = len(outcome.checked) - len(outcome.moved)
+    print(f"{equal} of {len(outcome.checked)} records equal the evidence, byte for byte")
+    raise typer.Exit(int(bool(outcome.moved)))
+
+
+@app.command()
+def judge(
+    chapters: Chapters = None,
+    profile: Annotated[str, typer.Option(help="standard or full; both by default.")] = "",
+    render: Annotated[bool, typer.Option(help="Execute the notebooks that changed, too.")] = False,
+) -> None:
+    """Apply the ledgers to the committed records: verdicts and README, in seconds."""
+    from trainaug import judge as judging
+    from trainaug.experiments.chapters import TITLES
+
+    if profile and profile not in judging.PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(judging.PROFILES)}, got {profile!r}")
+    profiles = (profile,) if profile else judging.PROFILES
+    judging.judge(_numbers(chapters) or tuple(TITLES), profiles, render=render, say=_say)
+
+
+@app.command()
+def publish(
+    chapters: Chapters = None,
+    profile: Profile = "standard",
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(help="Replace only the records of arms that begin so; may be repeated."),
+    ] = None,
+) -> None:
+    """Promote finished runs to evidence and judge them."""
     from trainaug import publish as publishing
     from trainaug.experiments.chapters import TITLES, load_chapter
 
     for number in _numbers(chapters) or [n for n in TITLES if load_chapter(n)]:
-        publishing.publish(number, profile)
+        publishing.publish(number, profile, arms or ())
         print(f"chapter {number}: published")
+    print("run `make judge-render` for the notebooks")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 @app.command()
@@ -140,22 +176,20 @@ def claims(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     profile: Profile = "standard",
 ) -> None:
-    """Show every claim with its verdict."""
+    """Show every claim with its committed verdict."""
     from trainaug.evidence.tables import verdict_table
-    from trainaug.views import reference_judgements
+    from trainaug.verdicts import committed_judgements
 
-    judged = reference_judgements(profile)
+    judged = committed_judgements(profile)
     if not as_json:
-        print(verdict_table([judgement for judgement, _ in judged]))
+        print(verdict_table(judged))
         return
     fields = ("id", "tier", "verdict", "reason", "estimates", "beside")
     rows = []
-    for judgement, stale in judged:
+    for judgement in judged:
         plain = judgement.to_json()
         n = max((estimate["n"] for estimate in plain["estimates"]), default=0)
-        rows.append(
-            {name: plain[name] for name in fields} | {"n": n, "profile": profile, "stale": stale}
-        )
+        rows.append({name: plain[name] for name in fields} | {"n": n, "profile": profile})
     print(json.dumps(rows, indent=1, ensure_ascii=False))
 
 
@@ -164,14 +198,22 @@ def bench(
     check: Annotated[bool, typer.Option(help="Fail if a stored figure misses its target.")] = False,
 ) -> None:
     """Run the benchmarks and store their figures."""
+    from trainaug.evidence.canonical import native_environment
     from trainaug.paths import BENCHMARKS
 
     command = [sys.executable, str(BENCHMARKS / "run.py"), *(["--check"] if check else [])]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    # seconds are measured as users meet them, so not in canonical mode
+    done = subprocess.run(command, check=False, env=native_environment())
+    raise typer.Exit(done.returncode)
 
 
 def main() -> None:
-    """Run the command; expected faults end in one line on standard error."""
+    """Run the command in canonical mode; expected faults end in one line on standard error."""
+    from trainaug.evidence import canonical
+
+    # before the next line, which loads NumPy
+    if remark := canonical.enter():
+        print(remark, file=sys.stderr)
     from trainaug.data.arrays import CorruptDataError, DataUnavailableError
 
     try:

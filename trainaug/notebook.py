@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from trainaug.evidence.canonical import versions
 from trainaug.evidence.claims import Judgement, judge
 from trainaug.evidence.ledger import load_ledger
 from trainaug.evidence.statistics import t_interval
-from trainaug.evidence.store import Record, Store, read_reference, versions
+from trainaug.evidence.store import Record, Reference, Store, read_reference
 from trainaug.evidence.tables import fmt_interval, fmt_number, text_table, verdict_blocks
 from trainaug.experiments.chapters import (
     TITLES,
@@ -31,15 +32,20 @@ from trainaug.experiments.chapters import (
     chapter_number,
     load_chapter,
 )
+from trainaug.experiments.conditions import conditions_of
+from trainaug.experiments.defaults import arm_version
 from trainaug.experiments.sweep import run_sweep, worker_count
 from trainaug.paths import CLAIMS
 from trainaug.training.randomness import stream
+from trainaug.verdicts import mark_changed_criteria
 
 __all__ = [
     "Context",
     "NoReferenceError",
     "chapter_judgements",
     "collect_records",
+    "describe_evidence",
+    "evidence_judgements",
     "start",
     "svg_text",
 ]
@@ -54,12 +60,8 @@ class NoReferenceError(LookupError):
 
 def collect_records(
     chapter: Chapter, profile: str, evidence: str, knobs: Mapping[str, Any] | None = None
-) -> tuple[list[Record], bool]:
-    """Read the records of a plan, without computing any.
-
-    Returns:
-        The records in the order of the plan, and whether they are stale: computed by other code
-        than today's. Records of own runs are never stale.
+) -> list[Record]:
+    """Read the records of a plan, in its order, without computing any.
 
     Raises:
         NoReferenceError: If a run of the plan is not there.
@@ -71,14 +73,15 @@ def collect_records(
     minutes = sum(run.predicted_seconds for run in plan) / worker_count() / 60
     if evidence == "recompute":
         store = Store(profile)
-        found = [store.read(run, chapter.code_digest) for run in plan]
+        digest = chapter.code_digest
+        found = [store.read(run, conditions_of(run, digest)) for run in plan]
         records = [record for record in found if record is not None]
         if len(records) < len(plan):
             raise NoReferenceError(
                 f"chapter {chapter.number}: {len(plan) - len(records)} of {len(plan)} runs of "
                 f"profile {profile!r} are not computed yet (about {minutes:.1f} min)"
             )
-        return records, False
+        return records
     reference = read_reference(profile, chapter.number)
     pairs = [reference.find(run) for run in plan] if reference else [None]
     known = [pair for pair in pairs if pair is not None]
@@ -87,8 +90,25 @@ def collect_records(
             f"chapter {chapter.number}: no reference results for these settings of profile "
             f'{profile!r}; set evidence = "recompute" (about {minutes:.1f} min)'
         )
-    stale = any(row["code_digest"] != chapter.code_digest for _, row in known)
-    return [record for record, _ in known], stale
+    return [record for record, _ in known]
+
+
+def describe_evidence(profile: str, number: str, reference: Reference) -> str:
+    """Name a committed record set: where it stands, how it was made, and what is to be recomputed.
+
+    Args:
+        profile: Of the set.
+        number: Two-digit chapter.
+        reference: The set.
+    """
+    about = reference.record_set
+    words = [f"results/{profile}/{number}", about.note or "canonical"]
+    if about.canonical:
+        words.append(f"commit {about.commit[:7]}")
+        arms = {record["arm"] for record in reference.records}
+        if newer := sum(about.version(arm) < arm_version(number, arm) for arm in arms):
+            words.append(f"{newer} of {len(arms)} arms have a newer version: recompute")
+    return ", ".join(words)
 
 
 def chapter_judgements(
@@ -97,6 +117,12 @@ def chapter_judgements(
     """Judge every claim of a chapter's ledger on the records of a profile."""
     ledger = load_ledger(CLAIMS / f"{chapter.number}.yaml")
     return [judge(claim.at(profile), records, chapter.estimands) for claim in ledger]
+
+
+def evidence_judgements(chapter: Chapter, reference: Reference, profile: str) -> list[Judgement]:
+    """Judge committed records; a rule that has changed since their publication gives no verdict."""
+    judged = chapter_judgements(chapter, reference.records, profile)
+    return mark_changed_criteria(judged, reference.record_set.criteria)
 
 
 def _log(done: int, total: int, seconds_left: float) -> None:
@@ -115,7 +141,6 @@ class Context:
         profile: Name of the profile.
         evidence: ``"reference"`` or ``"recompute"``.
         knobs: Settings that differ from the profile.
-        stale: Whether the reference was computed by other code than today's.
         records: The records, after `run`.
     """
 
@@ -123,7 +148,6 @@ class Context:
     profile: str
     evidence: str
     knobs: Mapping[str, Any]
-    stale: bool = False
     records: list[Record] = field(default_factory=list)
     _judged: dict[str, Judgement] = field(default_factory=dict)
 
@@ -132,11 +156,14 @@ class Context:
         if self.evidence == "recompute":
             plan = self.chapter.plan(self.profile, self.knobs)
             digest = self.chapter.code_digest
-            run_sweep(plan, self.chapter.execute, Store(self.profile), digest, _log)
-        found = collect_records(self.chapter, self.profile, self.evidence, self.knobs)
-        self.records, self.stale = found
+            run_sweep(plan, self.chapter.runs_module, Store(self.profile), digest, _log)
+        self.records = collect_records(self.chapter, self.profile, self.evidence, self.knobs)
         if self.judges:
             judged = chapter_judgements(self.chapter, self.records, self.profile)
+            if self.evidence == "reference":
+                reference = read_reference(self.profile, self.chapter.number)
+                criteria = reference.record_set.criteria if reference else {}
+                judged = mark_changed_criteria(judged, criteria)
             self._judged = {each.id: each for each in judged}
         return self.records
 
@@ -180,7 +207,7 @@ class Context:
         if reference is None:
             print("full profile: no reference yet")
             return
-        for each in chapter_judgements(self.chapter, reference.records, "full"):
+        for each in evidence_judgements(self.chapter, reference, "full"):
             print(f"{each.id} at full: {each.verdict}")
             for e in each.estimates:
                 shown = fmt_interval(e.mean, e.low, e.high, 3)
@@ -310,7 +337,7 @@ class Context:
         built = [n for n in TITLES if load_chapter(n) is not None and n > self.chapter.number]
         following = f"{built[0]}_{TITLES[built[0]]}" if built else "08_scoreboard"
         print(f"{len(self.records)} runs from {source}/{self.profile}/{self.chapter.number}")
-        print(f"data {', '.join(sorted(digests))}; code {self.chapter.code_digest[:12]}")
+        print(f"data {', '.join(sorted(digests))}")
         print(f"next: {following}")
 
 
@@ -358,9 +385,9 @@ def start(
     plan = found.plan(profile, knobs)
     seconds = sum(run.predicted_seconds for run in plan)
     if evidence == "reference":
-        _, context.stale = collect_records(found, profile, evidence, knobs)
-        state = f"STALE: run `trainaug verify {number}`" if context.stale else "fresh"
-        source = f"results/{profile}/{number}, {state}"
+        collect_records(found, profile, evidence, knobs)
+        reference = read_reference(profile, number)
+        source = describe_evidence(profile, number, reference) if reference else ""
     elif evidence == "recompute":
         source = f"runs/{profile}/{number}, at most {seconds:.0f} core-seconds"
     else:

@@ -1,214 +1,319 @@
-"""Verify the committed results and promote a run to reference."""
+"""Promote finished runs to evidence, chapter by chapter or arm group by arm group.
+
+A record set is written whole into a folder beside and swapped in at once, so that a kill leaves
+the old set or the new one. Judging is `trainaug.judge`'s; notebooks are executed by
+``trainaug judge --render``.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import ctypes
+import os
+import shutil
 import statistics
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
-import joblib
 import yaml
 
-from trainaug.evidence.statistics import prediction_interval
+from trainaug.compare import is_canonical_fingerprint
+from trainaug.evidence.claims import verdicts_json
 from trainaug.evidence.store import (
     Record,
+    RecordSet,
     Reference,
     Run,
     Store,
-    canonical_json,
-    environment_fingerprint,
     read_reference,
-    record_identity,
     reference_folder,
     write_atomic,
     write_reference,
 )
-from trainaug.experiments.chapters import TITLES, Chapter, load_chapter
-from trainaug.experiments.sweep import compute, worker_count
-from trainaug.notebook import collect_records
+from trainaug.experiments.chapters import Chapter, load_chapter
+from trainaug.experiments.conditions import conditions_of
+from trainaug.experiments.defaults import arm_version
+from trainaug.judge import judge
+from trainaug.notebook import evidence_judgements
 from trainaug.paths import CLAIMS, PACKAGE, ROOT
-from trainaug.views import refresh_views, verdicts_text
+from trainaug.verdicts import criteria
 
 __all__ = [
     "PublishRefusedError",
-    "Verification",
     "machine_slowdown",
     "publish",
-    "sample_runs",
+    "recover",
+    "replace_folder",
     "tuned_edges",
-    "verify",
-    "verify_sample",
 ]
 
-PREDICTION_CONFIDENCE = 0.999
 PLAN_SLACK = 1.3
 MIN_COMMON_RUNS = 20
+IN_PROGRESS = "evidence in progress"
+NOT_CANONICAL = "not made in canonical mode: bytes are not compared"
+MOST_NAMED = 8
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+
+Pair = tuple[Record, Record]  # a record and its provenance
+
+
+class CanaryState(Protocol):
+    """What `check_canaries` says of one arm."""
+
+    arm: str
+    state: str
+
+
+CheckCanaries = Callable[[Sequence[str], Collection[str] | None], Sequence[CanaryState]]
 
 
 class PublishRefusedError(RuntimeError):
-    """A run may not become reference, with the reason."""
+    """Runs may not become evidence, with the reason."""
 
 
-@dataclass
-class Verification:
-    """Outcome of a comparison of recomputed runs with the reference."""
+def _check_canaries(chapters: Sequence[str], arms: Collection[str] | None) -> Sequence[CanaryState]:
+    from trainaug.experiments.canary import check_canaries
 
-    checked: list[str] = field(default_factory=list)
-    moved: list[str] = field(default_factory=list)
-    stale: bool = False
+    return check_canaries(chapters, arms)
 
 
-def _same(record: Record, others: Sequence[Record], fresh: Record, *, bytes_count: bool) -> str:
-    """Compare a recomputed record; return what moved, or nothing."""
-    if bytes_count:
-        return "" if canonical_json(record) == canonical_json(fresh) else "other bytes"
-    for name, value in record["metrics"].items():
-        # some metrics are of classes that not every seed's parts hold
-        values = [other["metrics"][name] for other in others if name in other["metrics"]]
-        if name not in fresh["metrics"]:
-            return f"no {name}"
-        truth_value = {*values, fresh["metrics"][name]} <= {0.0, 1.0}  # which has no interval
-        if len(values) < 3 or truth_value:
-            continue
-        interval = prediction_interval(values, PREDICTION_CONFIDENCE)
-        slack = 1e-6 * max(1.0, abs(value))
-        if not interval.low - slack <= fresh["metrics"][name] <= interval.high + slack:
-            return f"{name} = {fresh['metrics'][name]:.6g} against {value:.6g}"
-    return ""
-
-
-def _recompute(runs: Sequence[tuple[Chapter, Run]]) -> Iterator[Record]:
-    """Recompute runs on all cores; their records, in order, read back as the reference was."""
-    workers = max(1, min(worker_count(), len(runs)))
-    with joblib.parallel_config(n_jobs=workers, backend="loky", inner_max_num_threads=1):
-        jobs = (joblib.delayed(compute)(run, chapter.execute) for chapter, run in runs)
-        results = joblib.Parallel(return_as="generator", batch_size=1)(jobs)
-        for (_, run), (result, _) in zip(runs, results, strict=True):
-            yield json.loads(canonical_json(run.head | result))
-
-
-def _moved(run: Run, fresh: Record, reference: Reference) -> str:
-    """Compare a recomputed run with the reference; return what moved, or nothing."""
-    pair = reference.find(run)
-    if pair is None:
-        return "not in the reference"
-    record, provenance = pair
-    peers = [
-        other
-        for other in reference.records
-        if other["arm"] == run.arm and other["config"] == record["config"]
-    ]
-    same_machine = provenance["fingerprint"] == environment_fingerprint()
-    return _same(record, peers, fresh, bytes_count=same_machine)
-
-
-def _known_runs(chapter: Chapter, profile: str) -> dict[str, Run]:
-    return {record_identity(run.head): run for run in chapter.plan(profile) if run.deterministic}
-
-
-def verify(number: str, profile: str = "standard") -> Verification:
-    """Recompute one seed of every arm; re-stamp a stale reference whose numbers did not move.
+def publish(
+    number: str,
+    profile: str = "standard",
+    arms: Sequence[str] = (),
+    check: CheckCanaries = _check_canaries,
+) -> None:
+    """Promote the runs of a profile to evidence and judge them.
 
     Args:
         number: Two-digit chapter.
-        profile: ``"standard"`` or ``"full"``.
+        profile: Whose plan to promote.
+        arms: Beginnings of arm names; only their records are replaced. All by default.
+        check: Compares the canaries of arms with the committed ones.
 
     Raises:
-        LookupError: If the chapter is built but has no reference.
+        PublishRefusedError: If the ledger is not committed, a tuned value lies on the edge of its
+            grid, runs are missing or damaged, a canary has moved, or the core-seconds, in those of
+            the evidence's machine, exceed the plan by more than 30 %.
     """
     chapter = load_chapter(number)
     if chapter is None:
-        return Verification()
-    reference = read_reference(profile, number)
-    if reference is None:
-        raise LookupError(f"chapter {number} has no {profile} reference: run `make publish`")
-    outcome = Verification()
-    arms: dict[str, Run] = {}
-    for run in _known_runs(chapter, profile).values():
-        arms.setdefault(canonical_json([run.arm, dict(run.config)]), run)
-    fresh = _recompute([(chapter, run) for run in arms.values()])
-    for run, record in zip(arms.values(), fresh, strict=True):
-        name = f"{run.arm} {canonical_json(dict(run.config))}, seed {run.seed}"
-        moved = _moved(run, record, reference)
-        outcome.checked.append(name)
-        if moved:
-            outcome.moved.append(f"{name}: {moved}")
-    digests = {row["code_digest"] for row in reference.provenance}
-    outcome.stale = digests != {chapter.code_digest}
-    if outcome.stale and not outcome.moved:
-        rows = zip(reference.records, reference.provenance, strict=True)
-        write_reference(profile, number, rows, chapter.code_digest)
-        outcome.stale = False
-    return outcome
+        raise PublishRefusedError(f"chapter {number} is not built yet")
+    _refuse_open_ledger(number)
+    if edges := tuned_edges(PACKAGE / "experiments" / f"ch{number}" / "tuned.yaml"):
+        raise PublishRefusedError(f"tuned to the edge of the grid: {', '.join(edges)}; widen it")
+    plan = chapter.plan(profile)
+    chosen = [run for run in plan if not arms or run.arm.startswith(tuple(arms))]
+    if not chosen:
+        raise PublishRefusedError(f"no arm of {profile} begins with {', '.join(arms)}")
+    pairs = _finished(chapter, profile, chosen)
+    _refuse_moved_canaries(number, chosen, check)
+    recover(number, profile)
+    previous = read_reference(profile, number)
+    _refuse_slow_plan(previous, chosen, [row for _, row in pairs])
 
+    promoted = {run.arm for run in chosen}
+    kept = _kept(previous, promoted) if arms else []
+    continued = previous.record_set if previous is not None and arms else None
+    described = _describe(number, profile, plan, pairs, kept, continued)
 
-def sample_runs(chapter: Chapter, profile: str, count: int, seconds: float) -> list[Run]:
-    """Choose runs of the reference by the hash of its records file, within a time budget."""
-    text = (reference_folder(profile, chapter.number) / "records.jsonl").read_bytes()
-    seed = hashlib.sha256(text).hexdigest()
-    known = _known_runs(chapter, profile)
-
-    def rank(identity: str) -> str:
-        return hashlib.sha256(f"{seed}{identity}".encode()).hexdigest()
-
-    chosen: list[Run] = []
-    spent = 0.0
-    for identity in sorted(known, key=rank):
-        run = known[identity]
-        if len(chosen) < count and spent + run.predicted_seconds <= seconds:
-            chosen.append(run)
-            spent += run.predicted_seconds
-    return chosen
-
-
-def verify_sample(
-    count: int, seconds: float, say: Callable[[str], None] = lambda line: None
-) -> Verification:
-    """Recompute a sample of the reference of every chapter with a ledger.
-
-    Stale references are reported and fail; `verify` re-stamps them.
-
-    Raises:
-        LookupError: If a chapter with a ledger has no reference.
-    """
-    outcome = Verification()
-    sample: list[tuple[str, Chapter, Reference, Run]] = []
-    for number in TITLES:
-        chapter = load_chapter(number)
-        if chapter is None or not (CLAIMS / f"{number}.yaml").is_file():
-            say(f"chapter {number}: not built")
-            continue
-        for profile in ("standard", "full"):
-            reference = read_reference(profile, number)
-            if reference is None:
-                if profile == "standard":
-                    raise LookupError(f"chapter {number} has no reference: run `make publish`")
-                continue
-            if {row["code_digest"] for row in reference.provenance} != {chapter.code_digest}:
-                outcome.stale = True
-                command = f"trainaug verify {number} --profile {profile}"
-                say(f"chapter {number}, {profile}: STALE, run `{command}`")
-            title = f"chapter {number}, {profile}"
-            runs = sample_runs(chapter, profile, count, seconds)
-            sample += [(title, chapter, reference, run) for run in runs]
-    fresh = _recompute([(chapter, run) for _, chapter, _, run in sample])
-    for (title, _, reference, run), record in zip(sample, fresh, strict=True):
-        name = f"{title}: {run.arm}, seed {run.seed}"
-        moved = _moved(run, record, reference)
-        outcome.checked.append(name)
-        if moved:
-            outcome.moved.append(f"{name}: {moved}")
-        say(f"{name}: {moved or 'equal'}")
-    return outcome
+    staging = _staging(number, profile)
+    write_reference(profile, number, kept + pairs, described, root=staging)
+    written = read_reference(profile, number, staging)
+    if written is None:
+        raise PublishRefusedError(f"{staging} was removed meanwhile")
+    staged = reference_folder(profile, number, staging)
+    verdicts = verdicts_json(evidence_judgements(chapter, written, profile))
+    write_atomic(staged / "verdicts.json", verdicts)
+    replace_folder(staged, reference_folder(profile, number))
+    shutil.rmtree(staging)
+    judge([number], [profile])
 
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _refuse_open_ledger(number: str) -> None:
+    ledger = CLAIMS / f"{number}.yaml"
+    if not _git("ls-files", str(ledger)) or _git("status", "--porcelain", str(ledger)):
+        raise PublishRefusedError(f"commit {ledger.name} first: criteria come before results")
+
+
+def _finished(chapter: Chapter, profile: str, runs: Sequence[Run]) -> list[Pair]:
+    """Read finished runs with their provenance; refuse if some are missing or damaged."""
+    store, digest = Store(profile), chapter.code_digest
+    pairs, missing = [], []
+    for run in runs:
+        conditions = conditions_of(run, digest)
+        record = store.read(run, conditions)
+        if record is None:
+            missing.append(run)
+        else:
+            pairs.append((record, store.provenance(run, conditions)))
+    if missing:
+        raise PublishRefusedError(
+            f"chapter {chapter.number}: {len(missing)} of {len(runs)} runs are not computed or "
+            f"damaged, of {_named([run.arm for run in missing])}; run `make reproduce` first"
+        )
+    return pairs
+
+
+def _named(names: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    more = f" and {len(unique) - MOST_NAMED} more" if len(unique) > MOST_NAMED else ""
+    return ", ".join(unique[:MOST_NAMED]) + more
+
+
+def _refuse_moved_canaries(number: str, runs: Sequence[Run], check: CheckCanaries) -> None:
+    """Refuse arms whose canary is not equal: their records would not be what the code computes."""
+    arms = list(dict.fromkeys(run.arm for run in runs if run.deterministic))
+    states = {each.arm: each.state for each in check([number], arms)} if arms else {}
+    faults = [
+        f"{arm} ({states.get(arm, 'missing')})"
+        for arm in arms
+        if states.get(arm, "missing") != "equal"
+    ]
+    if faults:
+        raise PublishRefusedError(
+            f"chapter {number}: the canaries of {_named(faults)} are not equal: a bug, or bump the "
+            "version of these arms, record their canaries and run `make reproduce`"
+        )
+
+
+def _refuse_slow_plan(
+    previous: Reference | None, runs: Sequence[Run], provenance: Sequence[Record]
+) -> None:
+    predicted = sum(run.predicted_seconds for run in runs)
+    slowdown = machine_slowdown(previous, runs, provenance)
+    measured = sum(row["core_seconds"] for row in provenance) / slowdown
+    if measured > PLAN_SLACK * predicted:
+        raise PublishRefusedError(
+            f"measured {measured:.0f} core-seconds, the plan says {predicted:.0f}: mend the plan"
+        )
+
+
+def machine_slowdown(
+    reference: Reference | None, plan: Sequence[Run], provenance: Sequence[Record]
+) -> float:
+    """How much slower than the evidence's machine, or mode, this one was; at least 1.
+
+    The plan counts seconds of the machine that made the evidence. What runs of both took in all is
+    compared, so that canonical mode, which slows some arms and not others, is counted too. With
+    fewer than 20 common runs the median ratio to the plan is all that is known of this machine.
+
+    Args:
+        reference: The committed records.
+        plan: Runs, of which ``provenance`` says how long they took here.
+        provenance: One a run.
+    """
+    before = {}
+    if reference is not None:
+        for record, row in zip(reference.records, reference.provenance, strict=True):
+            before[record["arm"], record["seed"]] = float(row["core_seconds"])
+    ours = [float(row["core_seconds"]) for row in provenance]
+    both = [
+        (seconds, before[run.arm, run.seed])
+        for run, seconds in zip(plan, ours, strict=True)
+        if (run.arm, run.seed) in before
+    ]
+    if len(both) < MIN_COMMON_RUNS:
+        ratios = [s / run.predicted_seconds for run, s in zip(plan, ours, strict=True)]
+        return max(1.0, statistics.median(ratios))
+    return max(1.0, sum(here for here, _ in both) / sum(there for _, there in both))
+
+
+def _kept(previous: Reference | None, promoted: Collection[str]) -> list[Pair]:
+    """The pairs of a record set that stay when other arms are replaced."""
+    if previous is None:
+        return []
+    pairs = zip(previous.records, previous.provenance, strict=True)
+    return [pair for pair in pairs if pair[0]["arm"] not in promoted]
+
+
+def _describe(
+    number: str,
+    profile: str,
+    plan: Sequence[Run],
+    pairs: Sequence[Pair],
+    kept: Sequence[Pair],
+    previous: RecordSet | None,
+) -> RecordSet:
+    """What ``set.json`` says of the new record set.
+
+    Args:
+        number: Two-digit chapter.
+        profile: Of the set.
+        plan: All runs of the profile.
+        pairs: The promoted records.
+        kept: Records that stay from the previous set.
+        previous: That set, if only some arms are promoted.
+    """
+    commit = _git("rev-parse", "HEAD")
+    if _git("status", "--porcelain", str(PACKAGE)):
+        commit += "-dirty"  # said, not hidden: nobody can check this code out
+    promoted = {record["arm"] for record, _ in pairs}
+    waiting = _waiting(number, plan, promoted, kept, previous)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    started = min(str(row.get("started", now)) for _, row in pairs)
+    rules = criteria(number, profile)
+    if previous is not None and previous.canonical:  # the same campaign, continued
+        started = min(started, previous.started or started)
+        rules |= previous.criteria
+    versions = {arm: arm_version(number, arm) for arm in promoted}
+    versions |= {record["arm"]: record["version"] for record, _ in kept}
+    canonical = all(
+        is_canonical_fingerprint(row["fingerprint"]) for _, row in pairs if row["deterministic"]
+    )
+    note = "" if canonical else NOT_CANONICAL
+    timed_on = previous.timed_on if previous else ""
+    if any(not row["deterministic"] for _, row in pairs):
+        timed_on = commit
+    return RecordSet(
+        canonical=canonical,
+        note=IN_PROGRESS if waiting else note,
+        versions={arm: version for arm, version in sorted(versions.items()) if version != 1},
+        commit=commit,
+        ledger=_ledger_blob(number, started),
+        started=started,
+        timed_on=timed_on,
+        criteria=rules,
+        waiting=waiting,
+    )
+
+
+def _waiting(
+    number: str,
+    plan: Sequence[Run],
+    promoted: Collection[str],
+    kept: Sequence[Pair],
+    previous: RecordSet | None,
+) -> list[str]:
+    """The arms of a plan whose records are still absent, of an older version, or not canonical."""
+    there = {record["arm"] for record, _ in kept}
+
+    def is_current(arm: str) -> bool:
+        if previous is None or not previous.canonical or arm in previous.waiting:
+            return False
+        return arm in there and previous.version(arm) == arm_version(number, arm)
+
+    return sorted({run.arm for run in plan if run.arm not in promoted and not is_current(run.arm)})
+
+
+def _ledger_blob(number: str, started: str) -> str:
+    """Blob of the ledger that was committed when the runs started."""
+    path = (CLAIMS / f"{number}.yaml").relative_to(ROOT)
+    commit = _git("rev-list", "-1", f"--before={started}", "HEAD")
+    blob = _git("ls-tree", "--format=%(objectname)", commit, "--", str(path)) if commit else ""
+    if not blob:
+        raise PublishRefusedError(
+            f"{path} was not committed when the runs started ({started}): "
+            "criteria come before results"
+        )
+    return blob
 
 
 def tuned_edges(path: Path) -> list[str]:
@@ -226,55 +331,43 @@ def tuned_edges(path: Path) -> list[str]:
     ]
 
 
-def machine_slowdown(
-    reference: Reference | None, plan: Sequence[Run], provenance: Sequence[Record]
-) -> float:
-    """How much slower than the reference's machine this one was, at least 1.
+def _staging(number: str, profile: str) -> Path:
+    """Folder beside the results in which a set is made; a name of its own for each set."""
+    return reference_folder(profile, number).parents[1] / f".publishing-{profile}-{number}"
 
-    The plan counts seconds of the machine that made the reference. The median is taken over the
-    runs that both have; with fewer than 20 of them nothing is known and 1 is returned.
+
+def recover(number: str, profile: str) -> None:
+    """Remove what a killed publication left; put the old set back if it stands aside."""
+    staging, folder = _staging(number, profile), reference_folder(profile, number)
+    aside = _aside(reference_folder(profile, number, staging))
+    if aside.is_dir() and not folder.exists():
+        aside.rename(folder)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _aside(staged: Path) -> Path:
+    return staged.with_name(f"{staged.name}.old")
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put a finished folder in the place of another one, which is then at ``new`` or beside it.
+
+    Linux exchanges two folders in one step. Elsewhere the old one steps aside first; if the process
+    is killed in that moment, the next `publish` of the set puts it back.
     """
-    pairs = zip(plan, provenance, strict=True)
-    known = [(pair[1], row) for run, row in pairs if reference and (pair := reference.find(run))]
-    if len(known) < MIN_COMMON_RUNS:
-        return 1.0
-    ratios = [float(ours["core_seconds"]) / theirs["core_seconds"] for theirs, ours in known]
-    slowdown: float = max(1.0, statistics.median(ratios))
-    return slowdown
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new.rename(target)
+    elif not _exchange(new, target):
+        target.rename(_aside(new))
+        new.rename(target)
 
 
-def publish(number: str, profile: str = "standard") -> None:
-    """Promote the runs of a profile to reference and refresh every view made from them.
-
-    Raises:
-        PublishRefusedError: If the ledger is not committed, a tuned value lies on the edge of its
-            grid, runs are missing, or the core-seconds, in those of the reference's machine, exceed
-            the plan by more than 30 %.
-    """
-    chapter = load_chapter(number)
-    ledger = CLAIMS / f"{number}.yaml"
-    if chapter is None:
-        raise PublishRefusedError(f"chapter {number} is not built yet")
-    tracked = _git("ls-files", str(ledger)).strip()
-    if not tracked or _git("status", "--porcelain", str(ledger)).strip():
-        raise PublishRefusedError(f"commit {ledger.name} first: criteria come before results")
-    if edges := tuned_edges(PACKAGE / "experiments" / f"ch{number}" / "tuned.yaml"):
-        raise PublishRefusedError(f"tuned to the edge of the grid: {', '.join(edges)}; widen it")
-    plan, store = chapter.plan(profile), Store(profile)
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where the system cannot."""
     try:
-        records, _ = collect_records(chapter, profile, "recompute")
-    except LookupError as error:
-        raise PublishRefusedError(f"{error}; run `make reproduce` first") from error
-    provenance = [store.provenance(run, chapter.code_digest) for run in plan]
-    predicted = sum(run.predicted_seconds for run in plan)
-    slowdown = machine_slowdown(read_reference(profile, number), plan, provenance)
-    measured = sum(row["core_seconds"] for row in provenance) / slowdown
-    if measured > PLAN_SLACK * predicted:
-        raise PublishRefusedError(
-            f"measured {measured:.0f} core-seconds, the plan says {predicted:.0f}: mend the plan"
-        )
-    rows = zip(records, provenance, strict=True)
-    write_reference(profile, number, rows, chapter.code_digest)
-    folder = reference_folder(profile, number)
-    write_atomic(folder / "verdicts.json", verdicts_text(number, profile))
-    refresh_views()
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no main library
+        return False
+    names = (os.fsencode(one), os.fsencode(other))
+    return bool(rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0)

@@ -1,9 +1,11 @@
-"""Run chapters as papermill notebooks, report, and compare with the committed reference."""
+"""Run chapters as papermill notebooks, report, and compare with the committed evidence."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,38 +20,64 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from trainaug.compare import compare
-from trainaug.evidence.claims import Judgement
-from trainaug.evidence.store import (
-    Run,
-    Store,
-    environment_fingerprint,
-    read_reference,
-    write_atomic,
+from trainaug.compare import (
+    Comparison,
+    compare_claims,
+    compare_records,
+    first_line,
+    timing_estimands,
 )
-from trainaug.evidence.tables import markdown_table, verdict_table
+from trainaug.data.arrays import DataUnavailableError
+from trainaug.evidence.canonical import canonical_environment
+from trainaug.evidence.claims import Judgement
+from trainaug.evidence.store import Record, Run, Store, read_reference, write_atomic
+from trainaug.evidence.tables import fmt_interval, markdown_table, verdict_table
 from trainaug.experiments.chapters import TITLES, Chapter, load_chapter, notebook_path
+from trainaug.experiments.conditions import conditions_of
 from trainaug.experiments.sweep import missing_runs, worker_count
-from trainaug.notebook import chapter_judgements
+from trainaug.notebook import chapter_judgements, evidence_judgements
 from trainaug.paths import RUNS
 
 __all__ = ["ChapterReport", "notebook_parameters", "reproduce"]
 
 BOOK = ("00", *TITLES, "08")
+_NO_DATA = DataUnavailableError.__name__
+# as the registry words it: "cannot get NAME (…", or "NAME is not in the cache (…"
+_DATA_NAME = re.compile(r"(?:cannot get )?(\w+) (?:\(|is not in the cache)")
 
 
 @dataclass
 class ChapterReport:
-    """What happened to one notebook."""
+    """What happened to one notebook.
+
+    Attributes:
+        number: Two digits.
+        failure: Why it failed, if it did.
+        unavailable: Name of the data that this machine cannot get, if that is why.
+        seconds: Of the whole.
+        predicted: Core-seconds of the plan.
+        measured: Core-seconds that the runs took.
+        judgements: Claims judged on own records.
+        evidence: The same claims judged on the committed records, where the two are compared.
+        comparison: What the comparison has found.
+        remark: Why nothing was compared.
+    """
 
     number: str
     failure: str = ""
+    unavailable: str = ""
     seconds: float = 0.0
     predicted: float = 0.0
     measured: float = 0.0
     judgements: list[Judgement] = field(default_factory=list)
-    differences: list[str] = field(default_factory=list)
-    comparison: str = ""
+    evidence: list[Judgement] = field(default_factory=list)
+    comparison: Comparison | None = None
+    remark: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the command must end with an error because of this notebook."""
+        return bool(self.failure) or (self.comparison is not None and self.comparison.failed)
 
 
 def notebook_parameters(path: Path) -> dict[str, Any]:
@@ -120,20 +148,21 @@ def reproduce(
         try:
             _execute(number, profile, parameters, console, store, plan, digest)
             if chapter is not None:
-                provenance = [store.provenance(run, digest) for run in plan]
+                pairs = _finished(store, plan, digest)
                 report.predicted = sum(run.predicted_seconds for run in plan)
-                report.measured = sum(row["core_seconds"] for row in provenance)
-                if profile != "quick" and not parameters:
-                    _judge_and_compare(report, chapter, store, plan)
+                report.measured = sum(row["core_seconds"] for _, row in pairs)
+                if profile != "quick":
+                    _judge_and_compare(report, chapter, profile, pairs)
+        except DataUnavailableError as error:
+            report.unavailable = _data_name(str(error))
         except Exception as error:
             report.failure = str(error) or type(error).__name__
         report.seconds = time.monotonic() - started
     text = _report_text(profile, reports)
     write_atomic(root / profile / "report.md", text)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-    failed = [r for r in reports if r.failure or r.differences]
     console.print(f"report: {os.path.relpath(root / profile / 'report.md')}")
-    return 1 if failed else 0
+    return int(any(report.failed for report in reports))
 
 
 def _declared(number: str) -> set[str]:
@@ -169,7 +198,8 @@ def _execute(
         command = [sys.executable, "-m", "papermill", str(source), str(target), "-k", "python3"]
         command += ["-f", str(file), "--no-progress-bar", "--cwd", str(source.parent)]
         with log.open("w") as stream:
-            environment = os.environ | {"TRAINAUG_RUNS": str(root)}
+            switches = {"TRAINAUG_RUNS": str(root), "TRAINAUG_PROGRESS": "off"}
+            environment = canonical_environment() | switches
             child = subprocess.Popen(
                 command, stdout=stream, stderr=subprocess.STDOUT, env=environment
             )
@@ -179,7 +209,25 @@ def _execute(
                 _end(child)
                 raise
         if child.returncode != 0:
-            raise RuntimeError(_last_error(log.read_text(encoding="utf-8", errors="replace")))
+            reason = _last_error(log.read_text(encoding="utf-8", errors="replace"))
+            reasons = _failures(store, plan, digest) or [reason]
+            if all(each.startswith(_NO_DATA) for each in reasons):
+                raise DataUnavailableError(reasons[0])
+            raise RuntimeError(reason)
+
+
+def _failures(store: Store, plan: Sequence[Run], digest: str) -> list[str]:
+    """Why runs of a plan failed, as the sweep has written it beside them."""
+    paths = [store.run_folder(run, conditions_of(run, digest)) / "failure.json" for run in plan]
+    return [
+        json.loads(path.read_text(encoding="utf-8"))["reason"] for path in paths if path.is_file()
+    ]
+
+
+def _data_name(reason: str) -> str:
+    """Name of the data set in the message of a `DataUnavailableError`, else its first line."""
+    named = _DATA_NAME.search(reason)
+    return named[1] if named else reason.removeprefix(f"{_NO_DATA}: ").splitlines()[0]
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -231,50 +279,109 @@ def _last_error(log: str) -> str:
     return lines[-1] if lines else "papermill failed without a message"
 
 
+def _finished(store: Store, plan: Sequence[Run], digest: str) -> list[tuple[Record, Record]]:
+    """Records of a plan, each with its provenance; the notebook has just computed or read them."""
+    pairs = []
+    for run in plan:
+        conditions = conditions_of(run, digest)
+        record = store.read(run, conditions)
+        if record is None:
+            raise RuntimeError(f"{run.arm}, seed {run.seed}: the record was lost meanwhile")
+        pairs.append((record, store.provenance(run, conditions)))
+    return pairs
+
+
 def _judge_and_compare(
-    report: ChapterReport, chapter: Chapter, store: Store, plan: Sequence[Run]
+    report: ChapterReport,
+    chapter: Chapter,
+    profile: str,
+    pairs: Sequence[tuple[Record, Record]],
 ) -> None:
-    read = [store.read(run, chapter.code_digest) for run in plan]
-    records = [record for record in read if record is not None]
-    report.judgements = chapter_judgements(chapter, records, store.profile)
-    reference = read_reference(store.profile, chapter.number)
+    report.judgements = chapter_judgements(chapter, [record for record, _ in pairs], profile)
+    reference = read_reference(profile, chapter.number)
     if reference is None:
-        report.comparison = "no reference yet: `make publish` makes one"
+        report.remark = "no evidence yet: `make publish` makes it"
         return
-    fingerprints = {row["fingerprint"] for row in reference.provenance}
-    same_machine = fingerprints == {environment_fingerprint()}
-    report.differences = compare(
-        records,
-        reference,
-        report.judgements,
-        chapter_judgements(chapter, reference.records, store.profile),
-        same_machine=same_machine,
-    )
-    word = "DIFFERS from" if report.differences else "agrees with"
-    how = "bytes" if same_machine else "statistics, other machine"
-    report.comparison = f"{word} the reference ({how})"
+    about = reference.record_set
+    evidence = list(zip(reference.records, reference.provenance, strict=True))
+    arms = {record["arm"] for record in reference.records}
+    early = set(about.waiting) if about.canonical else arms
+    report.evidence = evidence_judgements(chapter, reference, profile)
+    report.comparison = compare_records(chapter.number, pairs, evidence, early)
+    if report.comparison.elsewhere:
+        timings = timing_estimands(chapter.estimands, evidence)
+        compare_claims(report.comparison, report.judgements, report.evidence, timings)
 
 
 def _report_text(profile: str, reports: Sequence[ChapterReport]) -> str:
+    comparisons = [report.comparison for report in reports if report.comparison is not None]
+    unavailable = {report.number: report.unavailable for report in reports if report.unavailable}
+    failed = [report.number for report in reports if report.failure]
     rows = [
         {
             "notebook": report.number,
-            "state": "FAILED" if report.failure else "ran",
+            "state": _state(report),
             "seconds": math.ceil(report.seconds),
             "core-seconds": f"{report.measured:.0f} of {report.predicted:.0f} predicted"
             if report.predicted
             else "–",
-            "reference": report.comparison or "–",
+            "evidence": report.comparison.state if report.comparison else report.remark or "–",
         }
         for report in reports
     ]
-    columns = ["notebook", "state", "seconds", "core-seconds", "reference"]
-    parts = [f"# Reproduction, profile {profile}", markdown_table(rows, columns)]
+    columns = ["notebook", "state", "seconds", "core-seconds", "evidence"]
+    parts = [
+        first_line(comparisons, unavailable, failed),
+        f"# Reproduction, profile {profile}",
+        markdown_table(rows, columns),
+    ]
     judged = [judgement for report in reports for judgement in report.judgements]
     if judged:
         parts.append(verdict_table(judged, "markdown"))
     elif profile == "quick":
         parts.append("Claims are not judged in the quick profile.")
+    if both := [row for report in reports for row in _both(report)]:
+        parts.append("Where own results and evidence are not the same:")
+        parts.append(markdown_table(both, ["claim", "estimand", "here", "evidence"]))
     parts += [f"Chapter {r.number} failed: {r.failure}" for r in reports if r.failure]
-    parts += [f"Chapter {r.number}: {d}" for r in reports for d in r.differences]
+    for comparison in comparisons:
+        name = f"Chapter {comparison.chapter}"
+        parts += [f"{name}: {line}: other bytes" for line in comparison.differing]
+        parts += [f"{name}: {line}" for line in (*comparison.turned, *comparison.moved)]
     return "\n\n".join(parts) + "\n"
+
+
+def _state(report: ChapterReport) -> str:
+    if report.failure:
+        return "FAILED"
+    return f"no data: {report.unavailable}" if report.unavailable else "ran"
+
+
+def _both(report: ChapterReport) -> list[dict[str, str]]:
+    """Own estimates beside the evidence's, where a reader could take one for the other."""
+    comparison = report.comparison
+    if comparison is None or not (
+        comparison.absent or comparison.differing or comparison.moved or comparison.turned
+    ):
+        return []
+    theirs = _estimates(report.evidence)
+    return [
+        {
+            "claim": claim,
+            "estimand": estimand.replace("_", " "),
+            "here": here,
+            "evidence": theirs.get((claim, estimand), "–"),
+        }
+        for (claim, estimand), here in _estimates(report.judgements).items()
+        if here != theirs.get((claim, estimand))
+    ]
+
+
+def _estimates(judgements: Sequence[Judgement]) -> dict[tuple[str, str], str]:
+    return {
+        (judgement.id, estimate.estimand): (
+            f"{fmt_interval(estimate.mean, estimate.low, estimate.high, 4)}, {estimate.verdict}"
+        )
+        for judgement in judgements
+        for estimate in judgement.estimates
+    }

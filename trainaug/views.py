@@ -7,31 +7,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-import nbformat
-
-from trainaug.evidence.claims import Judgement, expected_false_reproduced, verdicts_json
-from trainaug.evidence.store import read_reference, reference_folder, write_atomic
+from trainaug.evidence.canonical import canonical_environment
+from trainaug.evidence.claims import expected_false_reproduced
+from trainaug.evidence.store import read_reference, write_atomic
 from trainaug.evidence.tables import markdown_table, verdict_blocks, verdict_table
 from trainaug.experiments.chapters import TITLES, load_chapter, notebook_path
-from trainaug.notebook import NoReferenceError, chapter_judgements, collect_records
-from trainaug.paths import NOTEBOOKS, RESULTS, ROOT
+from trainaug.notebook import (
+    NoReferenceError,
+    chapter_judgements,
+    collect_records,
+    describe_evidence,
+)
+from trainaug.paths import RESULTS
+from trainaug.verdicts import committed_judgements, mark_changed_criteria
 
 __all__ = [
     "KEY_FIGURES",
     "execute_notebook",
     "key_figure_path",
     "key_figure_text",
-    "mark_changed_criteria",
-    "reference_judgements",
-    "refresh_views",
     "render_readme",
     "scoreboard",
-    "verdicts_text",
+    "write_key_figure",
 ]
 
 KEY_FIGURES = {  # chapter: name of the file, text alternative
@@ -65,24 +65,6 @@ KEY_FIGURES = {  # chapter: name of the file, text alternative
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def reference_judgements(profile: str = "standard") -> list[tuple[Judgement, bool]]:
-    """Judge every claim of the built chapters on the committed records; with each its staleness."""
-    found = []
-    for number in TITLES:
-        chapter = load_chapter(number)
-        if chapter is None:
-            continue
-        reference = read_reference(profile, number)
-        records = reference.records if reference else []
-        digests = {row["code_digest"] for row in reference.provenance} if reference else set()
-        stale = bool(digests) and digests != {chapter.code_digest}
-        judged = mark_changed_criteria(
-            chapter_judgements(chapter, records, profile), profile, number
-        )
-        found += [(judgement, stale) for judgement in judged]
-    return found
-
-
 def scoreboard(profile: str, evidence: str) -> str:
     """Text of the scoreboard: every claim with a ledger entry, one row for a missing chapter."""
     parts, judged = [], []
@@ -92,7 +74,7 @@ def scoreboard(profile: str, evidence: str) -> str:
             parts.append(f"CHAPTER {number} {title}: not built")
             continue
         try:
-            records, stale = collect_records(chapter, profile, evidence)
+            records = collect_records(chapter, profile, evidence)
         except NoReferenceError as error:
             parts.append(str(error))
             continue
@@ -100,41 +82,16 @@ def scoreboard(profile: str, evidence: str) -> str:
             parts.append(f"CHAPTER {number} {title}: not judged (quick)")
             continue
         judgements = chapter_judgements(chapter, records, profile)
-        if evidence == "reference":
-            judgements = mark_changed_criteria(judgements, profile, number)
+        source = f"runs/{profile}/{number}"
+        reference = read_reference(profile, number) if evidence == "reference" else None
+        if reference is not None:
+            judgements = mark_changed_criteria(judgements, reference.record_set.criteria)
+            source = describe_evidence(profile, number, reference)
         judged += judgements
-        state = "STALE" if stale else "fresh"
-        parts.append(f"CHAPTER {number} {title} ({state})\n\n{verdict_blocks(judgements)}")
+        parts.append(f"CHAPTER {number} {title} ({source})\n\n{verdict_blocks(judgements)}")
     expected = expected_false_reproduced(judged)
     parts.append(f"false 'reproduced' to expect from chance, at most: {expected:.3f}")
     return "\n\n".join(parts)
-
-
-def mark_changed_criteria(
-    judgements: Sequence[Judgement], profile: str, number: str
-) -> list[Judgement]:
-    """Take the verdict from claims whose rule is not the one that was published."""
-    path = reference_folder(profile, number) / "verdicts.json"
-    published = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    hashes = {row["id"]: row["criterion_hash"] for row in published}
-    return [
-        replace(judgement, verdict="inconclusive", reason="criterion changed")
-        if hashes.get(judgement.id, judgement.criterion_hash) != judgement.criterion_hash
-        else judgement
-        for judgement in judgements
-    ]
-
-
-def verdicts_text(number: str, profile: str = "standard") -> str:
-    """Text of ``verdicts.json`` as it follows from the committed records.
-
-    Raises:
-        LookupError: If the chapter has no reference.
-    """
-    chapter, reference = load_chapter(number), read_reference(profile, number)
-    if chapter is None or reference is None:
-        raise LookupError(f"chapter {number} has no {profile} reference")
-    return verdicts_json(chapter_judgements(chapter, reference.records, profile))
 
 
 def key_figure_path(number: str) -> Path:
@@ -157,14 +114,9 @@ def key_figure_text(number: str) -> str:
     return svg_text(figures.key_figure(reference.records), KEY_FIGURES[number][1])
 
 
-def refresh_views() -> None:
-    """Execute every notebook in its committed settings and rewrite figures and README."""
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        execute_notebook(path)
-    for number in KEY_FIGURES:
-        write_atomic(key_figure_path(number), key_figure_text(number))
-    readme = ROOT / "README.md"
-    write_atomic(readme, render_readme(readme.read_text(encoding="utf-8")))
+def write_key_figure(number: str) -> None:
+    """Draw the key figure of a chapter from its committed records."""
+    write_atomic(key_figure_path(number), key_figure_text(number))
 
 
 def execute_notebook(path: Path) -> None:
@@ -175,6 +127,7 @@ def execute_notebook(path: Path) -> None:
     Raises:
         RuntimeError: If a cell warned; only the progress of a sweep belongs on standard error.
     """
+    import nbformat
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
@@ -187,7 +140,7 @@ def execute_notebook(path: Path) -> None:
         record_timing=False,
         coalesce_streams=True,
     )
-    client.execute()
+    client.execute(env=canonical_environment() | {"TRAINAUG_PROGRESS": "off"})
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -203,7 +156,7 @@ def execute_notebook(path: Path) -> None:
 
 
 def _scoreboard_block() -> str:
-    judged = [judgement for judgement, _ in reference_judgements()]
+    judged = committed_judgements()
     beside = [
         f"\n{each.id}, shown beside and not deciding: {each.beside['label']}: "
         f"**{each.beside['verdict']}**"
@@ -211,7 +164,13 @@ def _scoreboard_block() -> str:
         for each in judged
         if each.beside
     ]
-    return "\n".join([verdict_table(judged, "markdown", width=100), *beside])
+    notes: dict[str, list[str]] = {}
+    for number in TITLES:
+        reference = read_reference("standard", number)
+        if reference is not None and reference.record_set.note:
+            notes.setdefault(reference.record_set.note, []).append(number)
+    said = [f"\n{note.capitalize()}: chapters {', '.join(which)}." for note, which in notes.items()]
+    return "\n".join([verdict_table(judged, "markdown", width=100), *beside, *said])
 
 
 def _chapters_block() -> str:

@@ -93,6 +93,21 @@ class Judgement:
         plain: dict[str, Any] = round_numbers(asdict(self))
         return plain
 
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Judgement:
+        """Read back what `to_json` has made; a missing or unknown field raises a TypeError."""
+        fields = {k: v for k, v in plain.items() if k not in ("under_powered", "seeds_needed")}
+        beside = fields.pop("beside")
+        if beside is not None:
+            beside = {**beside, "estimates": tuple(map(_read_estimate, beside["estimates"]))}
+        estimates = tuple(map(_read_estimate, fields.pop("estimates")))
+        return cls(**fields, estimates=estimates, beside=beside)
+
+
+def _read_estimate(plain: Mapping[str, Any]) -> Estimate:
+    values = {int(seed): value for seed, value in plain["values"].items()}
+    return Estimate(**{**plain, "values": values})
+
 
 def round_numbers(value: Any) -> Any:
     """Copy plain data with text keys, floats of 12 significant digits, no -0, NaN or inf."""

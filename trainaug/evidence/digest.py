@@ -1,4 +1,4 @@
-"""Code digest: which code could have changed a number.
+"""Digests of code: keys of caches, never a judgement of freshness.
 
 The digest covers the modules of `methods`, `data`, `training` and of one chapter that a chapter's
 runs import, directly or not. Comments, layout and docstrings do not count; a constant does.
@@ -15,7 +15,16 @@ from pathlib import Path
 
 from trainaug.paths import PACKAGE
 
-__all__ = ["code_digest", "imported_modules"]
+__all__ = ["behaviour_digest", "code_digest", "imported_modules"]
+
+# What every run passes through besides the chapter's own code, and the numbers kept in files.
+_SHARED = (
+    "evidence/canonical.py",
+    "evidence/store.py",
+    "experiments/*.py",
+    "experiments/canary/*.py",
+)
+_SETTINGS = ("experiments/versions.yaml", "experiments/ch{number}/*.yaml")
 
 _COUNTED = re.compile(r"(methods|data|training|experiments\.ch\d\d)(\.|$)")
 
@@ -95,4 +104,28 @@ def code_digest(entry: str, package: Path = PACKAGE) -> str:
     for module, path in imported_modules(entry, package).items():
         source = ast.unparse(_without_docstrings(ast.parse(path.read_bytes())))
         digest.update(f"{module}\n{source}\n".encode())
+    return digest.hexdigest()
+
+
+def behaviour_digest(number: str, package: Path = PACKAGE) -> str:
+    """Hash all that the canaries of a chapter depend on, to skip them where nothing has changed.
+
+    More than `code_digest`: rounding, sweep, recorder, versions and tuned settings count as well.
+
+    Args:
+        number: Two-digit chapter.
+        package: Folder of the package.
+
+    Returns:
+        Hexadecimal sha256.
+    """
+    own = code_digest(f"trainaug.experiments.ch{number}.runs", package)
+    digest = hashlib.sha256(own.encode())
+    for pattern in _SHARED:
+        for path in sorted(package.glob(pattern)):
+            source = ast.unparse(_without_docstrings(ast.parse(path.read_bytes())))
+            digest.update(f"{path.relative_to(package)}\n{source}\n".encode())
+    for pattern in _SETTINGS:
+        for path in sorted(package.glob(pattern.format(number=number))):
+            digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
     return digest.hexdigest()

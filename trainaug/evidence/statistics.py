@@ -2,6 +2,8 @@
 
 Refused with a ValueError everywhere: values that are not finite, a single value (one run says
 nothing about the spread), a confidence outside (0, 1).
+
+`scipy.stats` takes half a second to load; listings that only read verdicts do without it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 __all__ = [
     "Interval",
@@ -49,6 +50,8 @@ def mean_and_sd(values: Any) -> tuple[Any, Any]:
 
 def t_half_width(sd: Any, n: int, confidence: float, m: float = math.inf) -> Any:
     r"""Half-width $t_{n-1}\, s \sqrt{1/n + 1/m}$; ``m`` is infinite for the mean itself."""
+    from scipy import stats
+
     return stats.t.ppf((1 + _checked(confidence)) / 2, n - 1) * sd * math.sqrt(1 / n + 1 / m)
 
 
@@ -83,6 +86,8 @@ def bootstrap_interval(
     mean, sd = (float(each) for each in mean_and_sd(items))
     if sd == 0:  # BCa divides by the spread
         return Interval(mean, mean, mean, len(items), sd)
+    from scipy import stats
+
     low, high = stats.bootstrap(
         (np.asarray(items, dtype=np.float64),),
         np.mean,
@@ -126,6 +131,8 @@ def predicted_power(
     """
     if n < 2 or not sd > 0:
         raise ValueError(f"expected n >= 2 and sd > 0, got n = {n} and sd = {sd}")
+    from scipy import stats
+
     spread = stats.chi.ppf((np.arange(4096) + 0.5) / 4096, n - 1) / math.sqrt(n - 1)  # s / sigma
     half = t_half_width(sd * spread, n, confidence)
     z = stats.norm(mean, sd / math.sqrt(n)).cdf

@@ -1,0 +1,187 @@
+"""Freshness by canaries, with a recorder that answers at once; and the sample of records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+
+from trainaug import canaries as module
+from trainaug.canaries import check, committed_canaries, outdated, verify_sample
+from trainaug.evidence.canonical import fingerprint
+from trainaug.evidence.digest import behaviour_digest
+from trainaug.evidence.store import read_reference
+
+
+@dataclass
+class State:
+    chapter: str
+    arm: str
+    state: str
+
+
+class Recorder:
+    """Answers with the given states and counts how often it was asked."""
+
+    def __init__(self, **states):
+        self.states = states
+        self.asked: list[str] = []
+
+    def __call__(self, chapters):
+        self.asked += chapters
+        return [State(chapters[0], arm, state) for arm, state in self.states.items()]
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    """No committed canaries, unless a test writes some."""
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def commit(results, number="05", code="", **versions):
+    path = results / "canaries" / f"{number}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arms = {arm: {"version": v, "trace": "t", "record": "r"} for arm, v in versions.items()}
+    path.write_text(json.dumps({"code": code, "arms": arms}), encoding="utf-8")
+
+
+def test_equal_canaries_are_no_fault(tmp_path):
+    recorder = Recorder(one="equal", two="equal")
+    assert check(["05"], compare=recorder, passed=tmp_path / "passed.json") == []
+
+
+@pytest.mark.parametrize("state", ["moved trace", "moved record", "missing"])
+def test_a_fault_names_arm_and_what_moved(state, tmp_path):
+    recorder = Recorder(one="equal", two=state)
+    [fault] = check(["05"], compare=recorder, passed=tmp_path / "passed.json")
+    assert "two" in fault
+    assert state in fault
+    assert not (tmp_path / "passed.json").exists()
+
+
+def test_a_bumped_version_asks_for_another_recording(results, tmp_path, monkeypatch):
+    commit(results, one=1, two=2)
+    monkeypatch.setattr(module, "arm_version", lambda number, arm: 2)
+    assert outdated("05") == ["one"]
+    recorder = Recorder(one="equal", two="equal")
+    [fault] = check(["05"], changed=True, compare=recorder, passed=tmp_path / "passed.json")
+    assert "one" in fault
+    assert "re-record" in fault
+
+
+def test_changed_skips_the_recorded_code_and_all_does_not(results, tmp_path):
+    commit(results, code=behaviour_digest("05"), one=1)
+    recorder = Recorder(one="equal")
+    check(["05"], changed=True, compare=recorder, passed=tmp_path / "passed.json")
+    assert recorder.asked == []
+    check(["05"], compare=recorder, passed=tmp_path / "passed.json")
+    assert recorder.asked == ["05"]
+
+
+def test_code_that_has_passed_here_is_skipped_until_it_changes(tmp_path, monkeypatch):
+    recorder, passed = Recorder(one="equal"), tmp_path / "passed.json"
+    for _ in range(2):
+        check(["05"], changed=True, compare=recorder, passed=passed)
+    assert recorder.asked == ["05"]
+    monkeypatch.setattr(module, "behaviour_digest", lambda number: "other")
+    check(["05"], changed=True, compare=recorder, passed=passed)
+    assert recorder.asked == ["05", "05"]
+
+
+def test_other_libraries_are_checked_again(tmp_path, monkeypatch):
+    recorder, passed = Recorder(one="equal"), tmp_path / "passed.json"
+    check(["05"], changed=True, compare=recorder, passed=passed)
+    monkeypatch.setattr(module, "fingerprint", lambda canonical: "another")
+    check(["05"], changed=True, compare=recorder, passed=passed)
+    assert recorder.asked == ["05", "05"]
+
+
+def test_a_damaged_memory_is_forgotten_and_damaged_canaries_are_named(results, tmp_path):
+    passed = tmp_path / "passed.json"
+    passed.write_text("{", encoding="utf-8")
+    recorder = Recorder(one="equal")
+    assert check(["05"], changed=True, compare=recorder, passed=passed) == []
+    path = results / "canaries" / "05.json"
+    path.parent.mkdir(parents=True)
+    for text in ("{", '{"arms": 3}', '{"arms": {"one": {}}}', '{"arms": {"one": {"version": "x"}}}'):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"05\.json"):
+            committed_canaries("05")
+
+
+def test_unbuilt_chapters_have_no_canaries(tmp_path):
+    recorder = Recorder(one="moved trace")
+    assert check(["07"], compare=recorder, passed=tmp_path / "passed.json") == []
+
+
+def test_the_digest_sees_more_than_the_chapter(tmp_path):
+    package = tmp_path / "trainaug"
+    files = {
+        "experiments/ch05/runs.py": "x = 1\n",
+        "experiments/ch05/tuned.yaml": "a: 1\n",
+        "experiments/versions.yaml": "{}\n",
+        "experiments/sweep.py": "y = 1\n",
+        "evidence/store.py": "DIGITS = 12\n",
+        "evidence/tables.py": "z = 1\n",
+    }
+    for name, text in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text, encoding="utf-8")
+
+    def digest():
+        module.behaviour_digest.__globals__["code_digest"].cache_clear()
+        return behaviour_digest("05", package)
+
+    first = digest()
+    for name, text in files.items():
+        (package / name).write_text(f"# said\n{text}".replace("1", "2"), encoding="utf-8")
+        assert (digest() != first) == (name != "evidence/tables.py"), name
+        (package / name).write_text(text, encoding="utf-8")
+        assert digest() == first
+
+
+@pytest.fixture
+def canonical_evidence(monkeypatch):
+    """The standard evidence of chapter 5 as if it had been made here in canonical mode."""
+    reference = read_reference("standard", "05")
+    own = fingerprint(canonical=True)
+    rows = [row | {"fingerprint": own} for row in reference.provenance]
+    about = replace(reference.record_set, canonical=True, note="")
+    fresh = replace(reference, provenance=rows, record_set=about)
+    monkeypatch.setattr(module, "read_reference", lambda profile, number: fresh)
+    return fresh
+
+
+def answers(monkeypatch, reference, change=lambda record: record):
+    def recompute(runs):
+        return [change(dict(reference.find(run)[0])) for _, run in runs]
+
+    monkeypatch.setattr(module, "recompute", recompute)
+
+
+def test_a_sample_of_equal_records_is_equal_and_keeps_its_budget(canonical_evidence, monkeypatch):
+    answers(monkeypatch, canonical_evidence)
+    outcome = verify_sample(4, 90.0, ["05"])
+    assert (len(outcome.checked), outcome.moved) == (4, [])
+    assert verify_sample(4, 90.0, ["05"]).checked == outcome.checked
+    assert verify_sample(4, 0.0, ["05"]).checked == []
+
+
+def test_a_moved_record_of_the_sample_is_named(canonical_evidence, monkeypatch):
+    answers(monkeypatch, canonical_evidence, lambda record: record | {"metrics": {}})
+    outcome = verify_sample(1, 90.0, ["05"])
+    assert outcome.moved == outcome.checked
+    assert "seed" in outcome.moved[0]
+
+
+def test_evidence_that_bytes_say_nothing_about_is_not_sampled(monkeypatch):
+    reference = read_reference("standard", "05")
+    about = replace(reference.record_set, canonical=False, note="made before canonical mode")
+    early = replace(reference, record_set=about)
+    monkeypatch.setattr(module, "read_reference", lambda profile, number: early)
+    answers(monkeypatch, early)
+    said: list[str] = []
+    assert verify_sample(4, 90.0, ["05", "07"], said.append).checked == []
+    assert all("no canonical evidence" in line for line in said)

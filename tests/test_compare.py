@@ -1,0 +1,186 @@
+"""Comparison with the evidence: bytes, intervals, seconds, and what the first line says."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+
+from trainaug.compare import (
+    Comparison,
+    compare_claims,
+    compare_records,
+    first_line,
+    timing_estimands,
+)
+from trainaug.evidence.claims import Estimate, Judgement
+from trainaug.evidence.store import read_reference
+from trainaug.experiments.chapters import load_chapter
+
+
+def pair(arm="plain", seed=1000, value=1.0, fingerprint="aa", deterministic=True, **settings):
+    record = {
+        "chapter": "05",
+        "arm": arm,
+        "version": 1,
+        "seed": seed,
+        "data": "d",
+        "settings": settings,
+        "metrics": {"test/accuracy": value},
+    }
+    return record, {"fingerprint": fingerprint, "deterministic": deterministic}
+
+
+def judgement(*estimates, kind="statistical", claim="csa.1"):
+    words = {estimate.verdict for estimate in estimates}
+    word = "contradicted" if "contradicted" in words else "reproduced"
+    head = Judgement(claim, "headline", kind, "s", "p", "text", 0.95, "hash")
+    return replace(head, verdict=word, reason="", estimates=estimates)
+
+
+def estimate(verdict, low, high, name="gain"):
+    middle = (low + high) / 2
+    return Estimate(name, "points", {}, verdict, "", 8, {}, mean=middle, low=low, high=high)
+
+
+def test_equal_records_of_an_equal_fingerprint_are_counted():
+    pairs = [pair(seed=1000), pair(seed=1001)]
+    found = compare_records("05", copy.deepcopy(pairs), pairs)
+    assert (found.compared, found.differing, found.failed) == (2, [], False)
+
+
+def test_a_last_digit_is_an_error_that_names_arm_and_seed():
+    found = compare_records("05", [pair(value=1.0 + 1e-12)], [pair()])
+    assert found.failed
+    assert found.differing == ["plain seed 1000"]
+
+
+@pytest.mark.parametrize("fingerprints", [("aa", "bb"), ("aa-native", "aa-native")])
+def test_bytes_count_only_where_equal_fingerprints_promise_them(fingerprints):
+    ours, theirs = fingerprints
+    found = compare_records("05", [pair(value=2.0, fingerprint=ours)], [pair(fingerprint=theirs)])
+    assert (found.compared, found.elsewhere, found.failed) == (0, 1, False)
+
+
+def test_seconds_are_not_compared():
+    ours = [pair(value=2.0, deterministic=False)]
+    assert compare_records("05", ours, [pair(deterministic=False)]) == Comparison("05")
+
+
+def test_evidence_from_before_canonical_mode_is_not_compared():
+    found = compare_records("05", [pair(value=2.0)], [pair()], early_arms=["plain"])
+    assert (found.early, found.compared, found.failed) == (1, 0, False)
+
+
+def test_another_setting_or_version_is_not_in_the_evidence():
+    newer, row = pair()
+    newer["version"] = 2
+    found = compare_records("05", [pair(lr=0.1), (newer, row)], [pair()])
+    assert (found.absent, found.failed) == (2, False)
+
+
+def seconds_of(records):
+    by_arm = {record["arm"]: record for record in records}
+    return by_arm["timing"]["metrics"]["test/accuracy"]
+
+
+def accuracy_of(records):
+    by_arm = {record["arm"]: record for record in records}
+    return by_arm["plain"]["metrics"]["test/accuracy"]
+
+
+def test_an_estimand_that_reads_a_timing_record_is_a_timing():
+    pairs = [pair(seed=1000), pair(seed=1001), pair("timing", 1001, deterministic=False)]
+    estimands = {
+        "seconds": seconds_of,
+        "accuracy": accuracy_of,
+        "both": lambda records: seconds_of(records) / accuracy_of(records),
+        "undefined": lambda records: float(records["none"]) if not records else 1 / 0,
+    }
+    assert timing_estimands(estimands, pairs) == {"seconds", "both"}
+
+
+def test_the_seconds_of_a_statistical_claim_of_the_book_are_recognised():
+    reference = read_reference("standard", "04")
+    pairs = list(zip(reference.records, reference.provenance, strict=True))
+    timings = timing_estimands(load_chapter("04").estimands, pairs)
+    assert timings
+    assert all("second" in name or "cost" in name or "time" in name for name in timings)
+
+
+def compared(ours, theirs, timings=()):
+    comparison = Comparison("05", elsewhere=1)
+    compare_claims(comparison, [ours], [theirs], timings)
+    return comparison
+
+
+def test_a_verdict_may_turn_at_the_edge_and_not_where_the_intervals_are_apart():
+    ours = judgement(estimate("reproduced", 0.1, 2.0))
+    edge = compared(ours, judgement(estimate("contradicted", -1.0, 0.2)))
+    assert not edge.failed
+    assert "csa.1: contradicted in the evidence, reproduced here" in edge.moved
+    apart = compared(ours, judgement(estimate("contradicted", -1.0, 0.05)))
+    assert apart.failed
+    assert apart.turned[0].startswith("csa.1")
+
+
+def test_disjoint_intervals_with_the_same_word_or_a_weaker_one_are_no_error():
+    ours = judgement(estimate("reproduced", 1.0, 2.0))
+    assert compared(ours, judgement(estimate("reproduced", 5.0, 6.0))).agreeing == 1
+    weaker = compared(ours, judgement(estimate("inconclusive", -6.0, -5.0)))
+    assert (weaker.agreeing, weaker.failed, len(weaker.moved)) == (0, False, 1)
+
+
+def test_only_the_estimand_that_turned_counts():
+    ours = judgement(estimate("reproduced", 0.1, 2.0), estimate("reproduced", 5.0, 6.0, "other"))
+    theirs = judgement(
+        estimate("contradicted", -1.0, 0.2), estimate("reproduced", 1.0, 2.0, "other")
+    )
+    assert not compared(ours, theirs).failed
+
+
+def test_an_exact_claim_that_turns_is_an_error_whatever_its_extremes():
+    ours = judgement(estimate("contradicted", 0.0, 1.0), kind="exact")
+    assert compared(ours, judgement(estimate("reproduced", 0.0, 1e-9), kind="exact")).failed
+
+
+@pytest.mark.parametrize(("kind", "timings"), [("timing", ()), ("statistical", ("gain",))])
+def test_a_turned_timing_is_neither_an_error_nor_counted(kind, timings):
+    ours = judgement(estimate("contradicted", 1.0, 2.0), kind=kind)
+    theirs = judgement(estimate("reproduced", -2.0, -1.0), kind=kind)
+    found = compared(ours, theirs, timings)
+    assert (found.claims, found.moved, found.failed) == (0, [], False)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "unavailable", "words"),
+    [
+        (Comparison("01", compared=412), {}, "412 of 412 records equal the evidence"),
+        (
+            Comparison("04", compared=60, differing=["a seed 1000", "b seed 1001"]),
+            {},
+            "58 of 60 records equal the evidence; 2 differ: a seed 1000, b seed 1001",
+        ),
+        (
+            Comparison("04", elsewhere=60, claims=23, agreeing=23),
+            {},
+            "another fingerprint: intervals were compared, 23 of 23 claims agree",
+        ),
+        (
+            Comparison("03"),
+            {"03": "libreoffice_help"},
+            "data not available here: chapter 3 (libreoffice_help)",
+        ),
+        (Comparison("02", early=3), {}, "made before canonical mode, not compared: chapter 2"),
+        (Comparison("02"), {}, "nothing was compared"),
+    ],
+)
+def test_the_first_line_says_what_was_found(comparison, unavailable, words):
+    assert words in first_line([comparison], unavailable)
+
+
+def test_unavailable_data_never_counts_as_equal():
+    line = first_line([Comparison("01", compared=5)], {"03": "libreoffice_help"})
+    assert "5 of 5 records equal" in line
+    assert "chapter 3 (libreoffice_help)" in line
