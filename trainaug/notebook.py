@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from trainaug.evidence.canonical import versions
 from trainaug.evidence.claims import Judgement, judge
 from trainaug.evidence.ledger import load_ledger
 from trainaug.evidence.statistics import t_interval
-from trainaug.evidence.store import Record, Store, read_reference, versions
+from trainaug.evidence.store import Record, Store, read_reference
 from trainaug.evidence.tables import fmt_interval, fmt_number, text_table, verdict_blocks
 from trainaug.experiments.chapters import (
     TITLES,
@@ -31,6 +32,7 @@ from trainaug.experiments.chapters import (
     chapter_number,
     load_chapter,
 )
+from trainaug.experiments.conditions import conditions_of
 from trainaug.experiments.sweep import run_sweep, worker_count
 from trainaug.paths import CLAIMS
 from trainaug.training.randomness import stream
@@ -71,7 +73,7 @@ def collect_records(
     minutes = sum(run.predicted_seconds for run in plan) / worker_count() / 60
     if evidence == "recompute":
         store = Store(profile)
-        found = [store.read(run, chapter.code_digest) for run in plan]
+        found = [store.read(run, conditions_of(run, chapter.code_digest)) for run in plan]
         records = [record for record in found if record is not None]
         if len(records) < len(plan):
             raise NoReferenceError(
@@ -87,7 +89,7 @@ def collect_records(
             f"chapter {chapter.number}: no reference results for these settings of profile "
             f'{profile!r}; set evidence = "recompute" (about {minutes:.1f} min)'
         )
-    stale = any(row["code_digest"] != chapter.code_digest for _, row in known)
+    stale = any(row["code"] != chapter.code_digest for _, row in known)
     return [record for record, _ in known], stale
 
 
@@ -132,7 +134,7 @@ class Context:
         if self.evidence == "recompute":
             plan = self.chapter.plan(self.profile, self.knobs)
             digest = self.chapter.code_digest
-            run_sweep(plan, self.chapter.execute, Store(self.profile), digest, _log)
+            run_sweep(plan, self.chapter.runs_module, Store(self.profile), digest, _log)
         found = collect_records(self.chapter, self.profile, self.evidence, self.knobs)
         self.records, self.stale = found
         if self.judges:

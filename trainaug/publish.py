@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import statistics
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import joblib
 import yaml
 
+from trainaug.evidence import canonical
 from trainaug.evidence.statistics import prediction_interval
 from trainaug.evidence.store import (
     Record,
+    RecordSet,
     Reference,
     Run,
     Store,
     canonical_json,
-    environment_fingerprint,
     read_reference,
-    record_identity,
     reference_folder,
     write_atomic,
     write_reference,
 )
 from trainaug.experiments.chapters import TITLES, Chapter, load_chapter
-from trainaug.experiments.sweep import compute, worker_count
+from trainaug.experiments.conditions import conditions_of
+from trainaug.experiments.sweep import recompute
 from trainaug.notebook import collect_records
 from trainaug.paths import CLAIMS, PACKAGE, ROOT
 from trainaug.views import refresh_views, verdicts_text
@@ -81,16 +80,6 @@ def _same(record: Record, others: Sequence[Record], fresh: Record, *, bytes_coun
     return ""
 
 
-def _recompute(runs: Sequence[tuple[Chapter, Run]]) -> Iterator[Record]:
-    """Recompute runs on all cores; their records, in order, read back as the reference was."""
-    workers = max(1, min(worker_count(), len(runs)))
-    with joblib.parallel_config(n_jobs=workers, backend="loky", inner_max_num_threads=1):
-        jobs = (joblib.delayed(compute)(run, chapter.execute) for chapter, run in runs)
-        results = joblib.Parallel(return_as="generator", batch_size=1)(jobs)
-        for (_, run), (result, _) in zip(runs, results, strict=True):
-            yield json.loads(canonical_json(run.head | result))
-
-
 def _moved(run: Run, fresh: Record, reference: Reference) -> str:
     """Compare a recomputed run with the reference; return what moved, or nothing."""
     pair = reference.find(run)
@@ -100,14 +89,14 @@ def _moved(run: Run, fresh: Record, reference: Reference) -> str:
     peers = [
         other
         for other in reference.records
-        if other["arm"] == run.arm and other["config"] == record["config"]
+        if other["arm"] == run.arm and other["settings"] == record["settings"]
     ]
-    same_machine = provenance["fingerprint"] == environment_fingerprint()
+    same_machine = provenance["fingerprint"] == canonical.fingerprint(canonical=True)
     return _same(record, peers, fresh, bytes_count=same_machine)
 
 
 def _known_runs(chapter: Chapter, profile: str) -> dict[str, Run]:
-    return {record_identity(run.head): run for run in chapter.plan(profile) if run.deterministic}
+    return {run.identity: run for run in chapter.plan(profile) if run.deterministic}
 
 
 def verify(number: str, profile: str = "standard") -> Verification:
@@ -129,19 +118,20 @@ def verify(number: str, profile: str = "standard") -> Verification:
     outcome = Verification()
     arms: dict[str, Run] = {}
     for run in _known_runs(chapter, profile).values():
-        arms.setdefault(canonical_json([run.arm, dict(run.config)]), run)
-    fresh = _recompute([(chapter, run) for run in arms.values()])
+        arms.setdefault(canonical_json([run.arm, run.settings]), run)
+    fresh = recompute([(chapter.runs_module, run) for run in arms.values()])
     for run, record in zip(arms.values(), fresh, strict=True):
-        name = f"{run.arm} {canonical_json(dict(run.config))}, seed {run.seed}"
+        name = f"{run.arm} {canonical_json(run.settings)}, seed {run.seed}"
         moved = _moved(run, record, reference)
         outcome.checked.append(name)
         if moved:
             outcome.moved.append(f"{name}: {moved}")
-    digests = {row["code_digest"] for row in reference.provenance}
+    digests = {row["code"] for row in reference.provenance}
     outcome.stale = digests != {chapter.code_digest}
     if outcome.stale and not outcome.moved:
-        rows = zip(reference.records, reference.provenance, strict=True)
-        write_reference(profile, number, rows, chapter.code_digest)
+        stamped = [row | {"code": chapter.code_digest} for row in reference.provenance]
+        rows = zip(reference.records, stamped, strict=True)
+        write_reference(profile, number, rows, reference.record_set)
         outcome.stale = False
     return outcome
 
@@ -188,14 +178,14 @@ def verify_sample(
                 if profile == "standard":
                     raise LookupError(f"chapter {number} has no reference: run `make publish`")
                 continue
-            if {row["code_digest"] for row in reference.provenance} != {chapter.code_digest}:
+            if {row["code"] for row in reference.provenance} != {chapter.code_digest}:
                 outcome.stale = True
                 command = f"trainaug verify {number} --profile {profile}"
                 say(f"chapter {number}, {profile}: STALE, run `{command}`")
             title = f"chapter {number}, {profile}"
             runs = sample_runs(chapter, profile, count, seconds)
             sample += [(title, chapter, reference, run) for run in runs]
-    fresh = _recompute([(chapter, run) for _, chapter, _, run in sample])
+    fresh = recompute([(chapter.runs_module, run) for _, chapter, _, run in sample])
     for (title, _, reference, run), record in zip(sample, fresh, strict=True):
         name = f"{title}: {run.arm}, seed {run.seed}"
         moved = _moved(run, record, reference)
@@ -265,7 +255,7 @@ def publish(number: str, profile: str = "standard") -> None:
         records, _ = collect_records(chapter, profile, "recompute")
     except LookupError as error:
         raise PublishRefusedError(f"{error}; run `make reproduce` first") from error
-    provenance = [store.provenance(run, chapter.code_digest) for run in plan]
+    provenance = [store.provenance(run, conditions_of(run, chapter.code_digest)) for run in plan]
     predicted = sum(run.predicted_seconds for run in plan)
     slowdown = machine_slowdown(read_reference(profile, number), plan, provenance)
     measured = sum(row["core_seconds"] for row in provenance) / slowdown
@@ -274,7 +264,17 @@ def publish(number: str, profile: str = "standard") -> None:
             f"measured {measured:.0f} core-seconds, the plan says {predicted:.0f}: mend the plan"
         )
     rows = zip(records, provenance, strict=True)
-    write_reference(profile, number, rows, chapter.code_digest)
+    commit = _git("rev-parse", "HEAD").strip()
+    record_set = RecordSet(
+        canonical=all(row["canonical"] for row in provenance if row["deterministic"]),
+        note="",
+        versions={run.arm: run.version for run in plan if run.version != 1},
+        commit=commit,
+        ledger=_git("rev-parse", f"HEAD:{ledger.relative_to(ROOT)}").strip(),
+        started="",
+        timed_on=commit,
+    )
+    write_reference(profile, number, rows, record_set)
     folder = reference_folder(profile, number)
     write_atomic(folder / "verdicts.json", verdicts_text(number, profile))
     refresh_views()

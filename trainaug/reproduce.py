@@ -19,16 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainaug.compare import compare
+from trainaug.evidence import canonical
 from trainaug.evidence.claims import Judgement
-from trainaug.evidence.store import (
-    Run,
-    Store,
-    environment_fingerprint,
-    read_reference,
-    write_atomic,
-)
+from trainaug.evidence.store import Run, Store, read_reference, write_atomic
 from trainaug.evidence.tables import markdown_table, verdict_table
 from trainaug.experiments.chapters import TITLES, Chapter, load_chapter, notebook_path
+from trainaug.experiments.conditions import conditions_of
 from trainaug.experiments.sweep import missing_runs, worker_count
 from trainaug.notebook import chapter_judgements
 from trainaug.paths import RUNS
@@ -120,7 +116,7 @@ def reproduce(
         try:
             _execute(number, profile, parameters, console, store, plan, digest)
             if chapter is not None:
-                provenance = [store.provenance(run, digest) for run in plan]
+                provenance = [store.provenance(run, conditions_of(run, digest)) for run in plan]
                 report.predicted = sum(run.predicted_seconds for run in plan)
                 report.measured = sum(row["core_seconds"] for row in provenance)
                 if profile != "quick" and not parameters:
@@ -234,7 +230,7 @@ def _last_error(log: str) -> str:
 def _judge_and_compare(
     report: ChapterReport, chapter: Chapter, store: Store, plan: Sequence[Run]
 ) -> None:
-    read = [store.read(run, chapter.code_digest) for run in plan]
+    read = [store.read(run, conditions_of(run, chapter.code_digest)) for run in plan]
     records = [record for record in read if record is not None]
     report.judgements = chapter_judgements(chapter, records, store.profile)
     reference = read_reference(store.profile, chapter.number)
@@ -242,7 +238,7 @@ def _judge_and_compare(
         report.comparison = "no reference yet: `make publish` makes one"
         return
     fingerprints = {row["fingerprint"] for row in reference.provenance}
-    same_machine = fingerprints == {environment_fingerprint()}
+    same_machine = fingerprints == {canonical.fingerprint(canonical=True)}
     report.differences = compare(
         records,
         reference,

@@ -74,7 +74,7 @@ def reference_judgements(profile: str = "standard") -> list[tuple[Judgement, boo
             continue
         reference = read_reference(profile, number)
         records = reference.records if reference else []
-        digests = {row["code_digest"] for row in reference.provenance} if reference else set()
+        digests = {row["code"] for row in reference.provenance} if reference else set()
         stale = bool(digests) and digests != {chapter.code_digest}
         judged = mark_changed_criteria(
             chapter_judgements(chapter, records, profile), profile, number
