@@ -307,13 +307,13 @@ def _ledger_blob(number: str, started: str) -> str:
     """Blob of the ledger that was committed when the runs started."""
     path = (CLAIMS / f"{number}.yaml").relative_to(ROOT)
     commit = _git("rev-list", "-1", f"--before={started}", "HEAD")
-    blob = _git("ls-tree", "--format=%(objectname)", commit, "--", str(path)) if commit else ""
-    if not blob:
+    entry = _git("ls-tree", commit, "--", str(path)) if commit else ""
+    if not entry:
         raise PublishRefusedError(
             f"{path} was not committed when the runs started ({started}): "
             "criteria come before results"
         )
-    return blob
+    return entry.split()[2]  # mode, kind, name of the blob, path
 
 
 def tuned_edges(path: Path) -> list[str]:

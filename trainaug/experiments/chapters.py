@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from trainaug.evidence.digest import code_digest
 from trainaug.evidence.store import Run
+from trainaug.experiments.defaults import completed
 from trainaug.paths import NOTEBOOKS, PROFILES
 
 __all__ = [
@@ -57,6 +58,7 @@ class Chapter:
         plan_runs: Lists the runs of a configuration.
         execute: Computes one run; returns ``metrics``, ``curves`` and ``counters``.
         estimands: Named functions from all records of one seed to a number.
+        runs_module: Dotted name of the module with ``execute``, for processes that compute runs.
     """
 
     number: str
@@ -64,15 +66,16 @@ class Chapter:
     plan_runs: Callable[[Any], list[Run]]
     execute: Callable[[Run], dict[str, Any]]
     estimands: Mapping[str, Estimand]
+    runs_module: str
 
     @property
     def code_digest(self) -> str:
         """Digest of the code behind the runs."""
-        return code_digest(f"trainaug.experiments.ch{self.number}.runs")
+        return code_digest(self.runs_module)
 
     def plan(self, profile: str, knobs: Mapping[str, Any] | None = None) -> list[Run]:
         """List the runs of a profile, with ``knobs`` in place of its settings."""
-        return self.plan_runs(resolve_config(self, profile, knobs))
+        return [completed(run) for run in self.plan_runs(resolve_config(self, profile, knobs))]
 
 
 def chapter_number(name: str) -> str:
@@ -99,6 +102,7 @@ def load_chapter(number: str) -> Chapter | None:
         runs.plan,
         runs.execute,
         estimands.ESTIMANDS,
+        runs.__name__,
     )
 
 

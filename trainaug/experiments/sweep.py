@@ -1,23 +1,50 @@
-"""Compute the missing runs of a plan: one process a core, one thread each, nothing twice."""
+"""Compute the missing runs of a plan, each in a process that is started for it.
+
+The environment of those processes is given explicitly (`canonical`), so neither the variables of
+the shell nor what this process has already imported can move a number.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict
 from typing import Any
 
 import joblib
-import torch
-from threadpoolctl import threadpool_limits
 
-from trainaug.evidence.store import Run, Store
+from trainaug.evidence import canonical
+from trainaug.evidence.store import Record, Run, Store
+from trainaug.experiments.conditions import conditions_of, is_canonical_run
+from trainaug.paths import PACKAGE
 
-__all__ = ["SweepFailedError", "compute", "missing_runs", "run_sweep", "worker_count"]
+__all__ = [
+    "SweepFailedError",
+    "check_backend",
+    "compute",
+    "missing_runs",
+    "recompute",
+    "run_sweep",
+    "worker_count",
+]
 
 Execute = Callable[[Run], dict[str, Any]]
 Progress = Callable[[int, int, float], None]
+Answer = dict[str, Any]
+
+# Of libraries that a run may load only while it runs, when the limits of `compute` are set already.
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+)
 
 
 class SweepFailedError(RuntimeError):
@@ -25,7 +52,7 @@ class SweepFailedError(RuntimeError):
 
 
 def worker_count() -> int:
-    """Workers of a sweep: ``TRAINAUG_WORKERS``, else one a GPU, else one a usable core.
+    """Workers of a sweep: ``TRAINAUG_WORKERS``, else one a usable core.
 
     Raises:
         ValueError: If ``TRAINAUG_WORKERS`` is not a positive whole number.
@@ -34,15 +61,31 @@ def worker_count() -> int:
         if not asked.isdigit() or int(asked) < 1:
             raise ValueError(f"TRAINAUG_WORKERS must be a positive whole number, got {asked!r}")
         return int(asked)
-    return torch.cuda.device_count() or int(joblib.cpu_count())
+    return int(joblib.cpu_count())
+
+
+def check_backend() -> None:
+    """Refuse a ``BACKEND`` that the sweep does not have.
+
+    Raises:
+        ValueError: If one is asked for.
+    """
+    backend = os.environ.get("BACKEND", "")
+    if backend == "ray":
+        raise ValueError("BACKEND=ray: a Ray cluster cannot compute runs at present; unset BACKEND")
+    if backend not in ("", "processes"):
+        raise ValueError(f"BACKEND must be processes, got {backend!r}")
 
 
 def compute(run: Run, execute: Execute) -> tuple[dict[str, Any], dict[str, float]]:
-    """Execute one run on one thread.
+    """Execute one run on one thread, in this process.
 
     Returns:
         The result, and the wall and processor seconds it took.
     """
+    import torch
+    from threadpoolctl import threadpool_limits
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -60,69 +103,210 @@ def compute(run: Run, execute: Execute) -> tuple[dict[str, Any], dict[str, float
 
 def missing_runs(runs: Sequence[Run], store: Store, code_digest: str) -> list[Run]:
     """The runs of a plan that the store does not hold yet, longest first."""
-    missing = [run for run in runs if store.read(run, code_digest) is None]
+    missing = [run for run in runs if store.read(run, conditions_of(run, code_digest)) is None]
     return sorted(missing, key=lambda run: -run.predicted_seconds)
 
 
-def _compute_and_store(run: Run, execute: Execute, store: Store, code_digest: str) -> str | None:
+class _Worker:
+    """A child process that computes runs, and the thread that listens to it.
+
+    Args:
+        environment: All of its variables.
+        heard: Where answers go; ``None`` in place of an answer says that the process has ended.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        heard: queue.SimpleQueue[tuple[_Worker, Answer | None]],
+    ) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "trainaug.experiments.worker", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            # a group of its own, so that what a run has started can be ended with it, and so that
+            # Ctrl-C comes to this process alone, which then ends the worker
+            start_new_session=True,
+        )
+        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
+
+    def _listen(self, heard: queue.SimpleQueue[tuple[_Worker, Answer | None]]) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                if line.endswith(b"\n"):  # else it died in the middle of it
+                    heard.put((self, json.loads(line)))
+        heard.put((self, None))
+
+    def ask(self, request: Mapping[str, Any]) -> None:
+        """Send a request; a process that has ended is noticed by its silence."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def how_it_ended(self) -> str:
+        """Say in words how the process ended."""
+        code = self.process.wait()
+        kind = f"signal {-code}" if code < 0 else f"code {code}"
+        return f"the process ended with {kind}"
+
+    def dismiss(self) -> None:
+        """Tell the process that there is nothing more to do."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.close()
+            self.process.wait(5)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process and all that it started."""
+        assert self.process.stdin is not None
+        # no process of the group may be left; on macOS that is a refusal of permission
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+
+def _environment(*, is_canonical: bool) -> dict[str, str]:
+    """Environment of the workers of one kind: they import the package that this process has."""
+    make = canonical.canonical_environment if is_canonical else canonical.native_environment
+    environment = make()
+    path = [str(PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])]
+    return environment | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def _request(module: str, run: Run, code_digest: str, store: Store | None) -> dict[str, Any]:
+    return {
+        "module": module,
+        "run": asdict(run),
+        "conditions": asdict(conditions_of(run, code_digest)),
+        "store": store and {"profile": store.profile, "root": str(store.root)},
+    }
+
+
+def _next(
+    heard: queue.SimpleQueue[tuple[_Worker, Answer | None]], workers: Sequence[_Worker]
+) -> tuple[_Worker, Answer | None]:
+    """Wait for a worker to answer or to end."""
+    while True:
+        try:
+            return heard.get(timeout=1.0)
+        except queue.Empty:
+            # a process that a run started may hold the pipe open after the worker has ended
+            for worker in workers:
+                if worker.process.poll() is not None:
+                    return worker, None
+
+
+def _answers(
+    requests: Sequence[Mapping[str, Any]], count: int, *, is_canonical: bool
+) -> Generator[tuple[int, Answer], None, None]:
+    """Have at most ``count`` workers answer all requests; yield place and answer as they come.
+
+    A worker that ends makes its request a failure, and another takes its place.
+
+    Raises:
+        RuntimeError: If a worker cannot start.
+    """
+    environment = _environment(is_canonical=is_canonical)
+    heard: queue.SimpleQueue[tuple[_Worker, Answer | None]] = queue.SimpleQueue()
+    waiting = deque(enumerate(requests))
+    busy: dict[_Worker, int | None] = {}  # None while it starts
+
+    def hire() -> None:
+        busy[_Worker(environment, heard)] = None
+
     try:
-        result, spent = compute(run, execute)
-        store.write(run, code_digest, result, spent)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        detail = "".join(traceback.format_exception(error)[-3:])
-        store.write_failure(run, code_digest, f"{reason}\n{detail}")
-        return f"{run.arm}, seed {run.seed}: {reason}"
-    return None
+        for _ in range(min(count, len(requests))):
+            hire()
+        while busy:
+            worker, answer = _next(heard, list(busy))
+            if worker not in busy:
+                continue
+            place = busy.pop(worker)
+            if answer is None:
+                ending = worker.how_it_ended()
+                worker.kill()
+                if place is None:
+                    raise RuntimeError(f"a process for runs could not start: {ending}")
+                if waiting:
+                    hire()
+                answer = {"ended": ending}
+            elif waiting:
+                busy[worker], request = waiting.popleft()
+                worker.ask(request)
+            else:
+                worker.dismiss()
+            if place is not None:
+                yield place, answer
+    finally:
+        for worker in busy:
+            worker.kill()
+
+
+def _kinds(runs: Sequence[Run]) -> Iterator[tuple[bool, int, list[int]]]:
+    """Divide runs: whether canonical, how many at once, their places.
+
+    Timing and GPU runs come last and one at a time: nothing may disturb a measurement, and a GPU
+    is one.
+    """
+    canonical_ones = [i for i, run in enumerate(runs) if is_canonical_run(run)]
+    native = [i for i, run in enumerate(runs) if not is_canonical_run(run)]
+    yield True, worker_count(), canonical_ones
+    yield False, 1, sorted(native, key=lambda i: not runs[i].deterministic)
 
 
 def run_sweep(
     runs: Sequence[Run],
-    execute: Execute,
+    runs_module: str,
     store: Store,
     code_digest: str,
     progress: Progress | None = None,
 ) -> None:
-    """Compute what is missing; runs that are not deterministic go last, one at a time.
+    """Compute what is missing; timing and GPU runs go last, one at a time.
 
-    ``BACKEND=ray`` sends the same call to a Ray cluster. The numbers depend neither on the
-    backend nor on the number of workers.
+    The numbers of canonical runs do not depend on the number of workers, on this process, or on
+    the variables of the shell.
 
     Args:
         runs: The plan.
-        execute: Function of the chapter that computes one run.
+        runs_module: Dotted name of the module whose ``execute`` computes one run.
         store: Where results go.
         code_digest: Digest of the code behind ``execute``.
         progress: Called with runs done, runs in all and predicted core-seconds left.
 
     Raises:
         SweepFailedError: If runs failed, naming them; the others are stored all the same.
+        ValueError: If ``BACKEND`` or ``TRAINAUG_WORKERS`` is wrong.
     """
+    check_backend()
     store.sweep_up()
     missing = missing_runs(runs, store, code_digest)
     left = sum(run.predicted_seconds for run in missing)
     done = len(runs) - len(missing)
     failures = []
-    together = [run for run in missing if run.deterministic]
-    alone = [run for run in missing if not run.deterministic]
-    for batch, workers in ((together, worker_count()), (alone, 1)):
-        if progress is not None:
-            progress(done, len(runs), left)
-        if not batch:
-            continue
-        settings: dict[str, Any] = {"backend": "loky", "inner_max_num_threads": 1}
-        if (backend := os.environ.get("BACKEND", "loky")) != "loky":
-            settings = {"backend": _registered(backend)}
-        with joblib.parallel_config(n_jobs=min(workers, len(batch)), **settings):
-            jobs = (
-                joblib.delayed(_compute_and_store)(run, execute, store, code_digest)
-                for run in batch
-            )
-            outcomes = joblib.Parallel(return_as="generator", batch_size=1, pre_dispatch="all")
-            for run, failure in zip(batch, outcomes(jobs), strict=True):
+    if missing and (others := canonical.conflicts()):
+        sys.stderr.write(f"runs ignore {', '.join(others)}: they have variables of their own\n")
+    if progress is not None:
+        progress(done, len(runs), left)
+    for is_canonical, count, places in _kinds(missing):
+        batch = [missing[place] for place in places]
+        requests = [_request(runs_module, run, code_digest, store) for run in batch]
+        with closing(_answers(requests, count, is_canonical=is_canonical)) as answers:
+            for place, answer in answers:
+                run = batch[place]
+                if "interrupted" in answer:
+                    raise KeyboardInterrupt
+                if ending := answer.get("ended"):  # it could not note that itself any more
+                    store.write_failure(run, conditions_of(run, code_digest), ending)
+                if failure := ending or answer.get("failure"):
+                    failures.append(f"{run.arm}, seed {run.seed}: {failure}")
                 done, left = done + 1, left - run.predicted_seconds
-                if failure is not None:
-                    failures.append(failure)
                 if progress is not None:
                     progress(done, len(runs), left)
     if failures:
@@ -132,10 +316,35 @@ def run_sweep(
         )
 
 
-def _registered(backend: str) -> str:
-    if backend != "ray":
-        raise ValueError(f"BACKEND must be loky or ray, got {backend!r}")
-    from ray.util.joblib import register_ray
+def recompute(runs: Sequence[tuple[str, Run]], workers: int | None = None) -> Iterator[Record]:
+    """Compute runs anew and store nothing; for verification.
 
-    register_ray()
-    return backend
+    Args:
+        runs: The module whose ``execute`` computes it, and the run.
+        workers: How many at once, `worker_count` by default.
+
+    Returns:
+        The records in the order of ``runs``, as a file would give them back.
+
+    Raises:
+        SweepFailedError: If a run fails, naming it.
+        ValueError: If ``BACKEND`` or ``TRAINAUG_WORKERS`` is wrong.
+    """
+    check_backend()
+    records: dict[int, Record] = {}
+    given = 0
+    for is_canonical, count, places in _kinds([run for _, run in runs]):
+        # no digest: what is computed anew is looked up nowhere
+        requests = [_request(*runs[place], "", None) for place in places]
+        at_once = min(count, workers or count)
+        with closing(_answers(requests, at_once, is_canonical=is_canonical)) as answers:
+            for number, answer in answers:
+                run = runs[places[number]][1]
+                if "interrupted" in answer:
+                    raise KeyboardInterrupt
+                if failure := answer.get("ended") or answer.get("failure"):
+                    raise SweepFailedError(f"{run.arm}, seed {run.seed}: {failure}")
+                records[places[number]] = answer["record"]
+                while given in records:
+                    yield records.pop(given)
+                    given += 1
