@@ -105,7 +105,12 @@ def test_a_damaged_memory_is_forgotten_and_damaged_canaries_are_named(results, t
     assert check(["05"], changed=True, compare=recorder, passed=passed) == []
     path = results / "canaries" / "05.json"
     path.parent.mkdir(parents=True)
-    for text in ("{", '{"arms": 3}', '{"arms": {"one": {}}}', '{"arms": {"one": {"version": "x"}}}'):
+    for text in (
+        "{",
+        '{"arms": 3}',
+        '{"arms": {"one": {}}}',
+        '{"arms": {"one": {"version": "x"}}}',
+    ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=r"05\.json"):
             committed_canaries("05")

@@ -39,8 +39,7 @@ def test_claims_as_json_have_what_a_script_needs():
     rows = {row["id"]: row for row in json.loads(done.stdout)}
     assert set(rows) == CLAIMS
     row = rows["lin.2"]
-    assert {"id", "tier", "verdict", "estimates", "n", "profile", "stale"} <= set(row)
-    assert row["stale"] is False
+    assert {"id", "tier", "verdict", "estimates", "n", "profile"} <= set(row)
     assert row["n"] == 10
     assert {"mean", "low", "high"} <= set(row["estimates"][0])
     assert rows["lin.8"]["verdict"] == "contradicted"
@@ -50,6 +49,59 @@ def test_claims_table_has_every_claim():
     lines = run("claims").stdout.splitlines()
     heads = ("aa.", "csa.", "gc.", "lin.", "ord.", "vse.")
     assert {line.split()[0] for line in lines if line.startswith(heads)} == CLAIMS
+
+
+def test_listing_the_claims_loads_no_heavy_library():
+    code = (
+        "import sys; from trainaug.cli import app; app(['claims'], standalone_mode=False);"
+        "print([n for n in ('torch', 'scipy', 'papermill', 'nbformat') if n in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_command_is_canonical_and_benchmarks_are_not(monkeypatch):
+    code = (
+        "import sys; from trainaug import cli; sys.argv = ['trainaug', 'data', 'list'];"
+        "import atexit, os; atexit.register(lambda: print(os.environ.get('MKL_CBWR'),"
+        " os.environ.get('OPENBLAS_L2_SIZE'))); cli.main()"
+    )
+    plain = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=plain | {"OPENBLAS_L2_SIZE": "1"},
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "COMPATIBLE None"
+    environments = []
+
+    def started(command, *, check, env):
+        environments.append(env)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setattr(subprocess, "run", started)
+    assert CliRunner().invoke(app, ["bench", "--check"]).exit_code == 0
+    assert "MKL_CBWR" not in environments[0]
+
+
+def test_moved_canaries_end_in_code_one(monkeypatch):
+    asked = []
+
+    def check(numbers, *, changed, say):
+        asked.append((numbers, changed))
+        return ["chapter 05, one: moved trace: a bug"] if numbers == ["05"] else []
+
+    monkeypatch.setattr("trainaug.canaries.check", check)
+    moved = CliRunner().invoke(app, ["canaries", "5"])
+    assert moved.exit_code == 1
+    assert "chapter 05, one" in moved.output
+    assert CliRunner().invoke(app, ["canaries", "--changed"]).exit_code == 0
+    assert asked == [(["05"], False), (tuple(TITLES), True)]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +114,7 @@ def test_claims_table_has_every_claim():
         (("reproduce", "7"), "chapter 07 is not built yet"),
         (("data", "fetch", "cifar"), "cifar"),
         (("publish", "7"), "not built"),
+        (("judge", "--profile", "fast"), "'fast'"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_code_two(arguments, text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import matplotlib
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from trainaug import notebook
 from trainaug.evidence.plots import figure
-from trainaug.evidence.store import Store
+from trainaug.evidence.store import Store, read_reference
 from trainaug.notebook import NoReferenceError, start, svg_text
 
 TINY = {"seeds": 1, "gaussian_steps": 100, "digits_steps": 100, "fashion_steps": 100}
@@ -27,21 +28,34 @@ def test_reference_reads_every_run_and_computes_none(monkeypatch):
     monkeypatch.setattr(notebook, "run_sweep", lambda *a: pytest.fail("computed a run"))
     context = start("06")
     assert len(context.run()) == len(context.chapter.plan("standard"))
-    assert not context.stale
 
 
 def test_first_table_says_where_the_numbers_come_from(capsys):
     start("6")
     shown = capsys.readouterr().out
-    assert "reference: results/standard/06, fresh" in shown
+    assert "reference: results/standard/06, " in shown
     assert "1000 to 1009" in shown
     assert f"torch {torch.__version__.split('+')[0]}" in shown
 
 
-def test_a_stale_reference_is_shown_with_the_command(monkeypatch, capsys):
-    monkeypatch.setattr("trainaug.experiments.chapters.code_digest", lambda entry: "0" * 64)
-    start("6")
-    assert "STALE: run `trainaug verify 06`" in capsys.readouterr().out
+def test_the_evidence_says_how_it_was_made_and_what_is_to_be_recomputed(monkeypatch):
+    committed = read_reference("standard", "06")
+    arm = committed.records[0]["arm"]
+
+    def described(newer=False, **about):
+        version = about.get("versions", {}).get(arm, 1) + newer
+        monkeypatch.setattr(notebook, "arm_version", lambda n, a: version if a == arm else 1)
+        reference = replace(committed, record_set=replace(committed.record_set, **about))
+        return notebook.describe_evidence("standard", "06", reference)
+
+    made = {"canonical": True, "note": "", "commit": "1a2b3c4d5e6f"}
+    assert described(**made) == "results/standard/06, canonical, commit 1a2b3c4"
+    assert described(newer=True, **made | {"versions": {arm: 2}}).endswith("recompute")
+    assert not described(**made | {"versions": {arm: 2}}).endswith("recompute")
+    early = {"canonical": False, "note": "made before canonical mode"}
+    assert described(newer=True, **early) == "results/standard/06, made before canonical mode"
+    going = described(**made | {"note": "evidence in progress"})
+    assert going == "results/standard/06, evidence in progress, commit 1a2b3c4"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,13 @@ from trainaug import judge as judging
 from trainaug import publish as module
 from trainaug.evidence import store
 from trainaug.evidence.ledger import load_ledger
-from trainaug.evidence.store import Store, canonical_json, read_reference, reference_folder
+from trainaug.evidence.store import (
+    Store,
+    canonical_json,
+    read_reference,
+    reference_folder,
+    write_reference,
+)
 from trainaug.experiments.chapters import load_chapter
 from trainaug.experiments.conditions import conditions_of
 from trainaug.paths import CLAIMS, RESULTS
@@ -51,7 +57,19 @@ def copied(tmp_path, monkeypatch):
     shutil.copy(RESULTS.parent / "README.md", tmp_path)
     monkeypatch.setattr(module, "Store", lambda profile: Store(profile, tmp_path / "runs"))
     monkeypatch.setattr(module, "_refuse_open_ledger", lambda number: None)
+    _shorten(monkeypatch)
     return root
+
+
+def _shorten(monkeypatch):
+    """Let plan and record set hold the first arms only, so that a test takes a second."""
+    chapter, reference = load_chapter(NUMBER), read_reference("standard", NUMBER)
+    arms = some_arms(3)
+    plan = [run for run in chapter.plan("standard") if run.arm in arms]
+    monkeypatch.setattr(type(chapter), "plan", lambda self, profile, knobs=None: plan)
+    rows = zip(reference.records, reference.provenance, strict=True)
+    kept = [(record, row) for record, row in rows if record["arm"] in arms]
+    write_reference("standard", NUMBER, kept, reference.record_set)
 
 
 def finish_runs(tmp_path, keep=lambda run: True, factor=1.0, **provenance):

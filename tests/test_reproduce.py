@@ -9,68 +9,134 @@ import nbformat
 import pytest
 
 from trainaug import reproduce as module
-from trainaug.compare import compare
-from trainaug.evidence.store import read_reference
+from trainaug.data.arrays import DataUnavailableError
+from trainaug.evidence.canonical import fingerprint
+from trainaug.evidence.store import Store, read_reference
 from trainaug.experiments.chapters import load_chapter
-from trainaug.notebook import chapter_judgements
+from trainaug.experiments.conditions import conditions_of
 from trainaug.reproduce import notebook_parameters, reproduce
+
+NUMBER = "05"
 
 
 @pytest.fixture(scope="module")
 def reference():
-    return read_reference("standard", "06")
+    """The standard evidence of a chapter as if it had been made here in canonical mode."""
+    committed = read_reference("standard", NUMBER)
+    own = fingerprint(canonical=True)
+    rows = [row | {"fingerprint": own} for row in committed.provenance]
+    about = replace(committed.record_set, canonical=True, note="", waiting=[])
+    return replace(committed, provenance=rows, record_set=about)
 
 
-@pytest.fixture(scope="module")
-def judged(reference):
-    return chapter_judgements(load_chapter("06"), reference.records, "standard")
+def reproduced(reference, tmp_path, monkeypatch, change=lambda record: record, parameters=None):
+    """Reproduce a chapter whose runs give the evidence's records, but for ``change``."""
+
+    def finished(store, plan, digest):
+        pairs = (reference.find(run) for run in plan)
+        return [(change(copy.deepcopy(record)), row) for record, row in filter(None, pairs)]
+
+    monkeypatch.setattr(module, "read_reference", lambda profile, number: reference)
+    monkeypatch.setattr(module, "_execute", lambda *a: None)
+    monkeypatch.setattr(module, "_finished", finished)
+    code = reproduce("standard", [NUMBER], parameters, root=tmp_path)
+    return code, (tmp_path / "standard" / "report.md").read_text(encoding="utf-8")
 
 
-def changed(reference, arm: str, metric: str, factor: float):
-    records = copy.deepcopy(reference.records)
-    for record in records:
-        if record["arm"] == arm and metric in record["metrics"]:
-            record["metrics"][metric] *= factor
-    return records
+def test_equal_records_end_well_and_are_counted_in_the_first_line(reference, tmp_path, monkeypatch):
+    code, report = reproduced(reference, tmp_path, monkeypatch)
+    n = sum(row["deterministic"] for row in reference.provenance)
+    assert code == 0
+    first = report.splitlines()[0]
+    assert first == f"{n} of {n} records equal the evidence, byte for byte"
 
 
-def test_equal_records_agree_on_any_machine(reference, judged):
-    for same in (True, False):
-        assert compare(reference.records, reference, judged, judged, same_machine=same) == []
+def test_a_moved_record_is_an_error_that_names_it_and_shows_both(reference, tmp_path, monkeypatch):
+    arm, seed = reference.records[0]["arm"], reference.records[0]["seed"]
+
+    def change(record):
+        if (record["arm"], record["seed"]) == (arm, seed):
+            record["metrics"] = {name: 0.5 * value for name, value in record["metrics"].items()}
+        return record
+
+    code, report = reproduced(reference, tmp_path, monkeypatch, change)
+    assert code == 1
+    assert f"1 differ: {arm} seed {seed}" in report.splitlines()[0]
+    assert f"{arm} seed {seed}: other bytes" in report
 
 
-def test_one_digit_differs_on_the_same_machine(reference, judged):
-    records = copy.deepcopy(reference.records)
-    name = next(iter(records[3]["metrics"]))
-    records[3]["metrics"][name] += 1e-9
-    found = compare(records, reference, judged, judged, same_machine=True)
-    assert found == [f"{records[3]['arm']}, seed {records[3]['seed']}: other bytes"]
+def test_another_fingerprint_compares_intervals(reference, tmp_path, monkeypatch):
+    rows = [row | {"fingerprint": "another"} for row in reference.provenance]
+    elsewhere = replace(reference, provenance=rows)
+
+    def ours(store, plan, digest):
+        return [reference.find(run) for run in plan]
+
+    monkeypatch.setattr(module, "read_reference", lambda profile, number: elsewhere)
+    monkeypatch.setattr(module, "_execute", lambda *a: None)
+    monkeypatch.setattr(module, "_finished", ours)
+    assert reproduce("standard", [NUMBER], root=tmp_path) == 0
+    first = (tmp_path / "standard" / "report.md").read_text(encoding="utf-8").splitlines()[0]
+    assert "another fingerprint" in first
+    assert "byte for byte" not in first
 
 
-def test_rounding_passes_elsewhere_and_a_moved_mean_does_not(reference, judged):
-    chapter = load_chapter("06")
-    metric = "n=50/linf/radius@40000"
-    for factor, differs in ((1 + 1e-9, False), (0.98, True)):
-        records = changed(reference, "coordinate", metric, factor)
-        ours = chapter_judgements(chapter, records, "standard")
-        found = compare(records, reference, ours, judged, same_machine=False)
-        assert any("gaussian_diagonal: mean" in line for line in found) == differs
+def test_evidence_from_before_canonical_mode_is_no_error(reference, tmp_path, monkeypatch):
+    about = replace(reference.record_set, canonical=False, note="made before canonical mode")
+    early = replace(reference, record_set=about)
+
+    def change(record):
+        return record | {"metrics": dict.fromkeys(record["metrics"], -1.0)}
+
+    code, report = reproduced(early, tmp_path, monkeypatch, change)
+    assert code == 0
+    assert "not compared: chapter 5" in report.splitlines()[0]
 
 
-def test_a_turned_verdict_is_a_difference_and_a_weaker_one_is_not(reference, judged):
-    def with_verdict(verdict):
-        return [replace(j, verdict=verdict) if j.id == "lin.2" else j for j in judged]
+def test_a_changed_knob_shows_own_result_beside_the_evidence(reference, tmp_path, monkeypatch):
+    def change(record):
+        return record | {
+            "settings": record["settings"] | {"lr": 0.123},
+            "metrics": {name: 0.5 * value for name, value in record["metrics"].items()},
+        }
 
-    records = reference.records
-    turned = compare(records, reference, with_verdict("contradicted"), judged, same_machine=False)
-    assert turned == ["lin.2: reproduced became contradicted"]
-    assert not compare(records, reference, with_verdict("inconclusive"), judged, same_machine=False)
+    code, report = reproduced(reference, tmp_path, monkeypatch, change)
+    assert code == 0
+    assert "records are not in the evidence" in report.splitlines()[0]
+    assert "| claim | estimand | here | evidence |" in report
 
 
-def test_exact_claims_must_agree(reference, judged):
-    weaker = [replace(j, verdict="inconclusive") if j.id == "lin.1" else j for j in judged]
-    found = compare(reference.records, reference, weaker, judged, same_machine=False)
-    assert found == ["lin.1: reproduced became inconclusive"]
+def test_data_that_is_not_available_is_its_own_outcome(reference, tmp_path, monkeypatch):
+    def execute(*arguments):
+        raise DataUnavailableError(
+            "cannot get libreoffice_help (LibreOffice's help). Tried:\n  - x"
+        )
+
+    monkeypatch.setattr(module, "_execute", execute)
+    assert reproduce("standard", ["03"], root=tmp_path) == 0
+    report = (tmp_path / "standard" / "report.md").read_text(encoding="utf-8")
+    assert report.splitlines()[0] == "data not available here: chapter 3 (libreoffice_help)"
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        ("fashion_mnist is not in the cache (/x/y); run `trainaug data fetch`", "fashion_mnist"),
+        ("DataUnavailableError: cannot get cifar10 (CIFAR-10). Tried:", "cifar10"),
+        ("DataUnavailableError: /x: no data_batch_1 there", "/x: no data_batch_1 there"),
+    ],
+)
+def test_the_data_set_is_named(message, name):
+    assert module._data_name(message) == name
+
+
+def test_a_sweep_without_data_is_told_from_other_failures(tmp_path):
+    chapter = load_chapter(NUMBER)
+    store, plan, digest = Store("standard", tmp_path), chapter.plan("standard")[:2], "0" * 64
+    reasons = ["DataUnavailableError: fashion_mnist is not in the cache", "ValueError: x"]
+    for run, reason in zip(plan, reasons, strict=True):
+        store.write_failure(run, conditions_of(run, digest), reason)
+    assert module._failures(store, plan, digest) == reasons
 
 
 def test_unknown_names_stop_before_anything_starts(tmp_path, monkeypatch):

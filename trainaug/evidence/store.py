@@ -425,8 +425,10 @@ def read_record_set(folder: Path) -> RecordSet:
         raise ValueError(f"{path}: cannot be read ({error})") from error
     kinds = {"canonical": bool, "versions": dict, "criteria": dict, "waiting": list}
     names = [each.name for each in fields(RecordSet)]
-    if not isinstance(value, dict) or sorted(value) != sorted(names):
+    optional = ("criteria", "waiting")  # later than the others
+    if not isinstance(value, dict) or not {*names} - {*optional} <= {*value} <= {*names}:
         raise ValueError(f"{path}: must hold exactly {', '.join(names)}")
+    value = {"criteria": {}, "waiting": []} | value
     for name in names:
         if not isinstance(value[name], kinds.get(name, str)):
             raise ValueError(f"{path}: {name} = {value[name]!r}")
