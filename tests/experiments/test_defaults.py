@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from trainaug.evidence.store import Run, canonical_json
 from trainaug.experiments import defaults as d
@@ -99,12 +100,13 @@ def test_no_arm_listed_means_version_1(versions):
     assert d.arm_version("06", "sign") == 1
 
 
-def test_a_new_version_changes_that_arms_identities_and_no_others(versions):
+def test_a_new_version_changes_that_arms_identities_and_no_others(versions, monkeypatch):
     chapter = load_chapter("04")
     versions.write_text("{}\n")
     before = chapter.plan("quick")
-    d._versions.cache_clear()
-    versions.write_text(f'"04": {{{before[0].arm}: 2}}\n')
+    later = versions.with_name("later.yaml")
+    later.write_text(f'"04": {{{before[0].arm}: 2}}\n')
+    monkeypatch.setattr(d, "VERSIONS", later)
     after = chapter.plan("quick")
     moved = {a.arm for a, b in zip(before, after, strict=True) if a.identity != b.identity}
     assert moved == {before[0].arm}
@@ -119,5 +121,5 @@ def test_a_wrong_version_is_named(versions, bad):
 
 @pytest.mark.parametrize("number", BUILT)
 def test_versions_are_given_to_arms_that_exist(number):
-    listed = d._versions(d.VERSIONS).get(number, {})
+    listed = yaml.safe_load(d.VERSIONS.read_text()).get(number, {})
     assert set(listed) <= {run.arm for run in plans(number)}
