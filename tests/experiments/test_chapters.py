@@ -28,7 +28,7 @@ def check_budget(runs: list[Run], profile: str) -> None:
 
 def check_distinct(runs: list[Run]) -> None:
     """Refuse a plan with two runs of one key."""
-    keys = [run.key("") for run in runs]
+    keys = [run.key for run in runs]
     assert len(set(keys)) == len(keys), "two runs share an identity"
 
 
