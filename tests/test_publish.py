@@ -52,7 +52,7 @@ def on_the_reference_machine(monkeypatch):
 
 
 def quick_runs(run):
-    return run.config["data"] == "digits" and run.arm == "max_margin"
+    return run.arm == "digits_max_margin"
 
 
 def test_verify_recomputes_one_seed_of_every_arm(copied, monkeypatch):
@@ -86,7 +86,7 @@ def test_verify_names_the_arm_that_moved_and_keeps_the_stamp(copied, monkeypatch
     write_reference("standard", "06", rows, "0" * 64)
     outcome = verify("06")
     assert len(outcome.moved) == 1
-    assert "max_margin" in outcome.moved[0]
+    assert "digits_max_margin" in outcome.moved[0]
     stamps = {row["code_digest"] for row in read_reference("standard", "06").provenance}
     assert stamps == {"0" * 64}
 
