@@ -51,7 +51,7 @@ def test_rounding_passes_elsewhere_and_a_moved_mean_does_not(reference, judged):
     chapter = load_chapter("06")
     metric = "n=50/linf/radius@40000"
     for factor, differs in ((1 + 1e-9, False), (0.98, True)):
-        records = changed(reference, "coordinate", metric, factor)
+        records = changed(reference, "gaussian_coordinate", metric, factor)
         ours = chapter_judgements(chapter, records, "standard")
         found = compare(records, reference, ours, judged, same_machine=False)
         assert any("gaussian_diagonal: mean" in line for line in found) == differs
