@@ -225,7 +225,7 @@ def test_unknown_arms_are_refused():
             runs.execute(run_of(arm, **settings_for()))
 
 
-@pytest.mark.parametrize("arm", ["orders_mlp_0.1", "orders_cnn_bn", "epochs_cnn_bn"])
+@pytest.mark.parametrize("arm", ["orders_mlp_lr010", "orders_cnn_bn", "epochs_cnn_bn"])
 def test_runs_of_orders_are_those_of_the_study(monkeypatch, arm):
     monkeypatch.setattr(runs, "run_orders", lambda settings, seed: {"given": (settings, seed)})
     assert runs.execute(run_of(arm, model="mlp")) == {"given": ({"model": "mlp"}, 0)}

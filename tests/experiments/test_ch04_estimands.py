@@ -21,7 +21,7 @@ from trainaug.experiments.ch04 import estimands as e
 from trainaug.paths import CLAIMS
 
 SCORES, DATA = ("min_loss", "delta_abs", "delta_target"), ("digits", "fashion_mnist")
-STUDIES = ("orders_cnn_bn", "orders_mlp_0.05", "orders_mlp_0.1", "orders_mlp_0.2")
+STUDIES = ("orders_cnn_bn", "orders_mlp_lr005", "orders_mlp_lr010", "orders_mlp_lr020")
 
 
 # --- estimands ------------------------------------------------------------------------------------
@@ -67,9 +67,9 @@ TRAINED = {
 }
 SHARES = {  # of the accuracy, by position
     "orders_cnn_bn": (0.05, 0.1, 0.02, 0.04, 0.2, 0.5),
-    "orders_mlp_0.05": (0.6, 0, 0, 0, 0, 0.1),
-    "orders_mlp_0.1": (0.3, 0, 0, 0, 0, 0.25),
-    "orders_mlp_0.2": (0.1, 0, 0, 0, 0, 0.45),
+    "orders_mlp_lr005": (0.6, 0, 0, 0, 0, 0.1),
+    "orders_mlp_lr010": (0.3, 0, 0, 0, 0, 0.25),
+    "orders_mlp_lr020": (0.1, 0, 0, 0, 0, 0.45),
 }
 LOG2 = math.log(2)
 # estimand: its value by hand, and the arms that it reads
@@ -80,9 +80,9 @@ VALUES: dict[str, tuple[float, tuple[str, ...]]] = {
     "repeat": (0.7, ("epochs_cnn_bn",)),
     "last_share": (0.5, ("orders_cnn_bn",)),
     "last_lead": (math.log(0.5 / 0.2), ("orders_cnn_bn",)),
-    "mlp_005_last_share": (0.1, ("orders_mlp_0.05",)),
-    "mlp_01_last_share": (0.25, ("orders_mlp_0.1",)),
-    "mlp_02_last_share": (0.45, ("orders_mlp_0.2",)),
+    "mlp_005_last_share": (0.1, ("orders_mlp_lr005",)),
+    "mlp_01_last_share": (0.25, ("orders_mlp_lr010",)),
+    "mlp_02_last_share": (0.45, ("orders_mlp_lr020",)),
     "short_over_reshuffling": (5, ("paced_short_ascending", "paced_short_random")),
     "short_over_random_list": (3, ("paced_short_ascending", "paced_short_random_list")),
     "noisy_over_reshuffling": (-5, ("paced_noisy_ascending", "paced_noisy_random")),
@@ -118,7 +118,7 @@ for _score, _models, _slope, _ranks in (  # linear, cnn, cnn_bn; per doubling; c
     _counts = tuple(f"digits_{_score}{end}" for end in ("", "_2", "_4", "_16"))
     VALUES[f"{_score}_slope"] = (_slope * LOG2, ("digits_random", *_counts))
     VALUES[f"{_score}_rank"] = (_ranks[0], ("orders_cnn_bn",))
-    VALUES[f"{_score}_rank_mlp"] = (_ranks[1], ("orders_mlp_0.2",))
+    VALUES[f"{_score}_rank_mlp"] = (_ranks[1], ("orders_mlp_lr020",))
 
 
 def hand_made() -> list[Record]:
@@ -132,7 +132,7 @@ def hand_made() -> list[Record]:
         metrics |= {f"share/loss/{p}": 0.01 * p for p in range(1, 7)}
         metrics |= {"val_accuracy/min": 42.0, "val_accuracy/max": 90.0}
         found[arm] = metrics, {}
-    for place, arm in enumerate(("orders_cnn_bn", "orders_mlp_0.2")):
+    for place, arm in enumerate(("orders_cnn_bn", "orders_mlp_lr020")):
         for score in SCORES:
             rank = VALUES[f"{score}_rank{'_mlp' * place}"][0]
             found[arm][0].update({f"rank/{score}/loss": rank, f"rank/{score}/accuracy": 99.0})
@@ -174,7 +174,7 @@ def test_a_range_of_nothing_counts_as_one_picture():
 def test_estimands_that_only_the_notebook_uses_by_hand():
     records = hand_made()
     assert e.share("orders_cnn_bn", "6", "loss")(records) == pytest.approx(0.06)
-    assert e.ranked("orders_mlp_0.2", "delta_abs", "accuracy")(records) == 99
+    assert e.ranked("orders_mlp_lr020", "delta_abs", "accuracy")(records) == 99
     assert e.metric("digits_random", "val/accuracy", 100)(records) == 50
     assert e.cost_ratio("digits_delta_abs", "digits_delta_target")(records) == pytest.approx(
         -4 * LOG2
@@ -319,10 +319,10 @@ def test_a_figure_has_a_line_a_seed_and_names_its_networks():
 def test_seeds_without_shares_or_timing_are_left_out_of_their_figure():
     records = drawable(3)
     for record in records:  # all orders end alike
-        if record["seed"] == 1001 and record["arm"] == "orders_mlp_0.05":
+        if record["seed"] == 1001 and record["arm"] == "orders_mlp_lr005":
             for name in [name for name in record["metrics"] if name.startswith("share/")]:
                 del record["metrics"][name]
-    assert len(shared.values_of(records, e.share("orders_mlp_0.05", "6"))) == 2
+    assert len(shared.values_of(records, e.share("orders_mlp_lr005", "6"))) == 2
     shown(figures.recency(records))
     fewer = [r for r in records if r["seed"] == 1000 or not r["arm"].startswith("timing")]
     ratios = shared.values_of(fewer, e.seconds_ratio("digits", "min_loss"))

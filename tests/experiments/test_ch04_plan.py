@@ -20,7 +20,7 @@ from trainaug.experiments.ch04.config import Config
 
 ALL = arms.HEADLINE | arms.EXTENDED
 SCORES, DATA = ("min_loss", "delta_abs", "delta_target"), ("digits", "fashion_mnist")
-STUDIES = ("orders_cnn_bn", "orders_mlp_0.05", "orders_mlp_0.1", "orders_mlp_0.2")
+STUDIES = ("orders_cnn_bn", "orders_mlp_lr005", "orders_mlp_lr010", "orders_mlp_lr020")
 
 
 # --- arms and plan --------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_plan_by_hand():
     plan = plan_of()
     expected = dict.fromkeys(arms.HEADLINE, 3) | dict.fromkeys(arms.EXTENDED, 4)
     expected |= dict.fromkeys(STUDIES, 2) | {"epochs_cnn_bn": 1, "selection": 3}
-    expected |= {f"orders_mlp_plain_{lr}": 2 for lr in ("0.05", "0.1", "0.2")}
+    expected |= {f"orders_mlp_plain_{lr}": 2 for lr in ("lr005", "lr010", "lr020")}
     expected |= {f"timing_{data}": 5 for data in DATA}
     assert Counter(run.arm for run in plan) == expected
     for run in plan:
@@ -121,8 +121,8 @@ def test_plan_by_hand():
     assert configs["orders_cnn_bn"] == network | {"epochs": 1}
     assert configs["epochs_cnn_bn"] == network | {"epochs": 8}
     mlp = {"model": "mlp", "lr": 0.2, "epochs": 1}
-    assert configs["orders_mlp_0.2"] == mlp | {"momentum": 0.9}
-    assert configs["orders_mlp_plain_0.2"] == mlp | {"momentum": 0.0}
+    assert configs["orders_mlp_lr020"] == mlp | {"momentum": 0.9}
+    assert configs["orders_mlp_plain_lr020"] == mlp | {"momentum": 0.0}
     for data in DATA:
         assert configs[f"timing_{data}"] == {"data": data, "lr": arms.tuned(f"{data}_random")}
     assert configs["selection"] == {"lr": arms.tuned("digits_random")}
@@ -133,8 +133,10 @@ def test_settings_move_the_plan():
     no_more = {run.arm for run in plan_of(extended_seeds=0, later_seeds=0)}
     assert not no_more & {*arms.EXTENDED, "epochs_cnn_bn"}
     assert {run.arm for run in runs.plan(Config())} == no_more  # the standard profile
-    lrs = {run.arm for run in plan_of(order_lrs=(0.3,)) if run.arm.startswith("orders_mlp")}
-    assert lrs == {"orders_mlp_0.3", "orders_mlp_plain_0.3"}
+    lrs = {run.arm for run in plan_of(order_lrs=(0.1,)) if run.arm.startswith("orders_mlp")}
+    assert lrs == {"orders_mlp_lr010", "orders_mlp_plain_lr010"}
+    with pytest.raises(ValueError, match=r"no arm has the step length 0\.3, .* 0\.05, 0\.1, 0\.2"):
+        plan_of(order_lrs=(0.1, 0.3))
     whole, tenth = plan_of(), plan_of(budget=0.1)
     for one, other in zip(whole, tenth, strict=True):
         if one.arm in ALL:

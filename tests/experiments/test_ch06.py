@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from trainaug.evidence.ledger import load_ledger
 from trainaug.evidence.store import Record, Run, canonical_json
-from trainaug.experiments.ch06 import bias, pictures
+from trainaug.experiments.ch06 import arms, bias, pictures
 from trainaug.experiments.ch06 import estimands as e
 from trainaug.experiments.ch06 import runs as r
 from trainaug.experiments.ch06.bias_estimands import BIAS_ESTIMANDS
@@ -37,16 +36,12 @@ TINY = Config(
 )
 WHOLE_PLAN = r.plan(TINY)
 # training a picture classifier takes seconds: one test has the MLP, none the CNN
-PLAN = [run for run in WHOLE_PLAN if run.arm not in pictures.MODELS]
-CONSTANT_ARMS = [arm + r.CONSTANT for arm in r.OPTIMISERS]
+PICTURES = ("fashion_cnn", "fashion_mlp")
+PLAN = [run for run in WHOLE_PLAN if run.arm not in PICTURES]
 
 
-def run_of(arm: str, data: str, step_size: float = 1.0) -> Run:
-    (found,) = (
-        run
-        for run in PLAN
-        if (run.arm, run.config["data"], run.config.get("step_size", 1.0)) == (arm, data, step_size)
-    )
+def run_of(arm: str) -> Run:
+    (found,) = (run for run in PLAN if run.arm == arm)
     return found
 
 
@@ -56,15 +51,15 @@ def results() -> dict[str, dict[str, Any]]:
     return {run.key(""): r.execute(run) for run in PLAN}
 
 
-def result_of(results: dict[str, Any], arm: str, data: str, **options: float) -> dict[str, Any]:
-    found: dict[str, Any] = results[run_of(arm, data, **options).key("")]
+def result_of(results: dict[str, Any], arm: str) -> dict[str, Any]:
+    found: dict[str, Any] = results[run_of(arm).key("")]
     return found
 
 
 @pytest.fixture(scope="module")
 def mlp() -> dict[str, Any]:
     """Result of the MLP's run."""
-    (run,) = (run for run in WHOLE_PLAN if run.arm == "mlp")
+    (run,) = (run for run in WHOLE_PLAN if run.arm == "fashion_mlp")
     return r.execute(run)
 
 
@@ -85,27 +80,62 @@ def check_result(result: dict[str, Any]) -> None:
 
 
 def test_the_plan_has_every_arm():
-    assert {run.arm for run in WHOLE_PLAN} == {
-        "max_margin",
-        *r.OPTIMISERS,
-        *CONSTANT_ARMS,
-        "regularised",
-        "convolutional",
-        "dense",
-        "adversarial",
-        "cnn",
-        "mlp",
-    }
+    assert sorted(run.arm for run in WHOLE_PLAN) == [
+        "digits_adversarial",
+        "digits_convolutional",
+        "digits_coordinate",
+        "digits_coordinate_step025",
+        "digits_coordinate_step050",
+        "digits_coordinate_step200",
+        "digits_dense",
+        "digits_gradient",
+        "digits_max_margin",
+        "digits_regularised",
+        "digits_sign",
+        "fashion_cnn",
+        "fashion_coordinate",
+        "fashion_gradient",
+        "fashion_max_margin",
+        "fashion_mlp",
+        "fashion_sign",
+        "gaussian_adversarial",
+        "gaussian_convolutional",
+        "gaussian_coordinate",
+        "gaussian_coordinate_constant",
+        "gaussian_dense",
+        "gaussian_gradient",
+        "gaussian_gradient_constant",
+        "gaussian_max_margin",
+        "gaussian_regularised",
+        "gaussian_sign",
+        "gaussian_sign_constant",
+    ]
 
 
-@pytest.mark.parametrize("run", PLAN, ids=lambda run: f"{run.arm}-{run.config['data']}")
+@pytest.mark.parametrize("arm", arms.DESCENTS)
+def test_a_descent_has_the_settings_of_its_row(arm):
+    row, config = arms.DESCENTS[arm], run_of(arm).config
+    assert (config["data"], config["step_size"]) == (row.data, row.step_size)
+
+
+def test_a_step_size_without_an_arm_is_refused():
+    with pytest.raises(ValueError, match=r"no arm has the step size 3, .* 0\.25, 0\.5, 2\.0"):
+        Config(step_sizes=(0.5, 3.0))
+    # nor may one repeat the run of the main comparison
+    with pytest.raises(ValueError, match="no arm has the step size 1"):
+        Config(step_sizes=(1.0,))
+    few = {run.arm for run in r.plan(Config(step_sizes=(0.5,)))}
+    assert {arm for arm in few if "_step" in arm} == {"digits_coordinate_step050"}
+
+
+@pytest.mark.parametrize("run", PLAN, ids=lambda run: run.arm)
 def test_results_are_finite_and_short(results, run):
     check_result(results[run.key("")])
 
 
 @pytest.mark.parametrize("data", DATA)
 def test_exact_solutions_are_what_they_should_be(results, data):
-    metrics = result_of(results, "max_margin", data)["metrics"]
+    metrics = result_of(results, arms.EXACT[data])["metrics"]
     names = e.problem_names(metrics)
     pairs = [f"{a}/{b}" for a, b in PAIRS.get(data, ())]
     assert sorted(names) == sorted(pairs or [f"n={n}" for n in SIZES])
@@ -137,7 +167,7 @@ def test_exact_solutions_are_what_they_should_be(results, data):
 
 @pytest.mark.parametrize("data", DATA)
 def test_proved_bounds_enclose_what_both_solvers_say(results, data):
-    metrics = result_of(results, "max_margin", data)["metrics"]
+    metrics = result_of(results, arms.EXACT[data])["metrics"]
     for name in e.problem_names(metrics):
         for attack in attacks_on(data):
             at = f"{name}/{attack}"
@@ -152,22 +182,20 @@ def test_proved_bounds_enclose_what_both_solvers_say(results, data):
             assert width == pytest.approx(upper / lower - 1, abs=1e-11), at
 
 
-@pytest.mark.parametrize(
-    ("arm", "data"),
-    [(arm, data) for arm in r.OPTIMISERS for data in DATA]
-    + [(arm, "gaussian") for arm in CONSTANT_ARMS],
-)
-def test_bounds_enclose_the_radius_at_every_recorded_step(results, arm, data):
-    metrics = result_of(results, "max_margin", data)["metrics"]
-    result = result_of(results, arm, data)
-    own = dual(r.OPTIMISERS[arm.removesuffix(r.CONSTANT)])
+@pytest.mark.parametrize("arm", arms.DESCENTS)
+def test_bounds_enclose_the_radius_at_every_recorded_step(results, arm):
+    row = arms.DESCENTS[arm]
+    metrics = result_of(results, arms.EXACT[row.data])["metrics"]
+    result = result_of(results, arm)
+    own = dual(arms.OPTIMISERS[row.optimiser])
     steps = result["curves"]["step"]
     assert steps == sorted(set(steps))
     assert steps[0] == 10
-    assert steps[-1] == run_of(arm, data).config["steps"]
+    assert steps[-1] == run_of(arm).config["steps"]
     names = [name.removesuffix("/upper") for name in result["metrics"] if name.endswith("/upper")]
     rates = [f"n={n}" for n in r.RATE_SIZES]
-    assert sorted(names) == sorted(rates if arm in CONSTANT_ARMS else e.problem_names(metrics))
+    expected = rates if row.rule == "constant" else e.problem_names(metrics)
+    assert sorted(names) == sorted(expected)
     for name in names:
         eps = metrics[f"{name}/{own}/eps_star"]
         lower, upper = (result["curves"][f"{name}/{bound}"] for bound in ("lower", "upper"))
@@ -182,19 +210,19 @@ def test_bounds_enclose_the_radius_at_every_recorded_step(results, arm, data):
 
 
 def test_the_two_schedules_give_different_paths(results):
-    for arm in r.OPTIMISERS:
+    for optimiser in arms.OPTIMISERS:
         scaled, constant = (
-            result_of(results, name, "gaussian")["curves"]["n=10/lower"]
-            for name in (arm, arm + r.CONSTANT)
+            result_of(results, name)["curves"]["n=10/lower"]
+            for name in (f"gaussian_{optimiser}", f"gaussian_{optimiser}_constant")
         )
         assert scaled != constant
 
 
 @pytest.mark.parametrize("data", bias.NETWORK_DATA)
-@pytest.mark.parametrize(("arm", "depths"), [("convolutional", bias.DEPTHS), ("dense", (2,))])
-def test_networks_stay_below_the_exact_radius(results, arm, depths, data):
-    exact = result_of(results, "max_margin", data)["metrics"]
-    result = result_of(results, arm, data)
+@pytest.mark.parametrize(("kind", "depths"), [("convolutional", bias.DEPTHS), ("dense", (2,))])
+def test_networks_stay_below_the_exact_radius(results, kind, depths, data):
+    exact = result_of(results, arms.EXACT[data])["metrics"]
+    result = result_of(results, arms.NETWORKS[kind, data])
     metrics, curves = result["metrics"], result["curves"]
     problems = {name.split("/depth=")[0] for name in metrics}
     assert problems == {f"{a}/{b}" for a, b in PAIRS.get(data, ())} or problems == {
@@ -219,8 +247,8 @@ def test_networks_stay_below_the_exact_radius(results, arm, depths, data):
 
 @pytest.mark.parametrize("data", bias.PATH_DATA)
 def test_regularised_solutions_stay_below_the_exact_radius(results, data):
-    exact = result_of(results, "max_margin", data)["metrics"]
-    metrics = result_of(results, "regularised", data)["metrics"]
+    exact = result_of(results, arms.EXACT[data])["metrics"]
+    metrics = result_of(results, arms.REGULARISED[data])["metrics"]
     radii = {name: value for name, value in metrics.items() if "/radius@" in name}
     assert len(radii) == (1 if data == "gaussian" else 3) * 4 * len(bias.STRENGTHS)
     for name, radius in radii.items():
@@ -232,8 +260,8 @@ def test_regularised_solutions_stay_below_the_exact_radius(results, data):
 
 @pytest.mark.parametrize("data", bias.ADVERSARIAL_DATA)
 def test_adversarial_training_stays_below_the_exact_radius(results, data):
-    exact = result_of(results, "max_margin", data)["metrics"]
-    result = result_of(results, "adversarial", data)
+    exact = result_of(results, arms.EXACT[data])["metrics"]
+    result = result_of(results, arms.ADVERSARIAL[data])
     problems = {name.split("/radius@")[0] for name in result["metrics"]}
     assert len(problems) == (2 if data == "gaussian" else 3)
     for problem in problems:
@@ -268,11 +296,11 @@ def test_recorded_steps_hold_the_note_and_the_last_one():
         assert len(recorded) <= 60
 
 
-@pytest.mark.parametrize("arm", r.OPTIMISERS)
+@pytest.mark.parametrize("arm", ["gaussian_coordinate", "gaussian_gradient", "gaussian_sign"])
 def test_padding_does_not_change_a_problem(results, arm):
     """n = 3 is padded to 50 rows in the stack; alone it is not."""
-    stacked = result_of(results, arm, "gaussian")
-    config = {**run_of(arm, "gaussian").config, "sizes": [3]}
+    stacked = result_of(results, arm)
+    config = {**run_of(arm).config, "sizes": [3]}
     alone = r.execute(Run("06", arm, config, 1000, "", 1.0))
     for name, value in alone["metrics"].items():
         assert stacked["metrics"][name] == pytest.approx(value, rel=1e-9), name
@@ -298,42 +326,43 @@ def test_problems_depend_on_the_seed_and_have_the_stated_sizes():
 
 
 @pytest.mark.parametrize(
-    ("arm", "data"),
+    "arm",
     [
-        ("max_margin", "gaussian"),
-        ("coordinate", "digits"),
-        ("sign", "fashion_mnist"),
-        ("gradient_constant", "gaussian"),
-        ("regularised", "digits"),
-        ("convolutional", "digits"),
-        ("dense", "gaussian"),
-        ("adversarial", "gaussian"),
+        "gaussian_max_margin",
+        "digits_coordinate",
+        "fashion_sign",
+        "gaussian_gradient_constant",
+        "digits_regularised",
+        "digits_convolutional",
+        "gaussian_dense",
+        "gaussian_adversarial",
     ],
 )
-def test_executing_twice_gives_the_same_bytes(results, arm, data):
-    run = run_of(arm, data)
+def test_executing_twice_gives_the_same_bytes(results, arm):
+    run = run_of(arm)
     assert canonical_json(r.execute(run)) == canonical_json(results[run.key("")])
 
 
 def test_step_size_and_seed_change_the_result(results):
-    plain = result_of(results, "coordinate", "digits")["metrics"]
-    assert result_of(results, "coordinate", "digits", step_size=0.5)["metrics"] != plain
-    config = run_of("gradient", "gaussian").config
-    other = r.execute(Run("06", "gradient", config, 1001, "", 1.0))["metrics"]
-    assert other != result_of(results, "gradient", "gaussian")["metrics"]
+    plain = result_of(results, "digits_coordinate")["metrics"]
+    assert result_of(results, "digits_coordinate_step050")["metrics"] != plain
+    config = run_of("gaussian_gradient").config
+    other = r.execute(Run("06", "gaussian_gradient", config, 1001, "", 1.0))["metrics"]
+    assert other != result_of(results, "gaussian_gradient")["metrics"]
 
 
 def test_unknown_arm_and_data_raise():
     with pytest.raises(ValueError, match="unknown arm 'adam'"):
-        r.execute(Run("06", "adam", run_of("sign", "gaussian").config, 1000, "", 1.0))
+        r.execute(Run("06", "adam", run_of("gaussian_sign").config, 1000, "", 1.0))
+    config = {"data": "mnist", "steps": 9, "step_size": 1.0}
     with pytest.raises(KeyError, match="mnist"):
-        r.execute(Run("06", "sign", {"data": "mnist", "steps": 9, "step_size": 1.0}, 0, "", 1.0))
+        r.execute(Run("06", "gaussian_sign", config, 0, "", 1.0))
 
 
 def test_estimands_of_a_tiny_plan_are_finite(results, mlp):
     records = [{**run.head, **results[run.key("")]} for run in PLAN]
     # the MLP stands in for the CNN
-    records += [{**run.head, **mlp} for run in WHOLE_PLAN if run.arm in pictures.MODELS]
+    records += [{**run.head, **mlp} for run in WHOLE_PLAN if run.arm in PICTURES]
     for name, estimand in e.ESTIMANDS.items():
         if name.startswith("note_") or name == "adversarial_against_coordinate":
             # 10 000 steps are not reached: nothing to read
@@ -385,8 +414,8 @@ def hand_made() -> list[Record]:
                     f"{at}/error_at/{r.JUST_ABOVE}": 0.1,
                 }
                 exact |= {f"{at}/error_at/{fraction}": 0.0 for fraction in r.FRACTIONS}
-        records.append({**head, "arm": "max_margin", "config": {"data": data}, "metrics": exact})
-        for arm, own in OWN.items():
+        records.append({**head, "arm": arms.EXACT[data], "metrics": exact})
+        for optimiser, own in OWN.items():
             metrics = {}
             for problem in problems:
                 for attack, eps in EPS.items():
@@ -396,24 +425,20 @@ def hand_made() -> list[Record]:
                     if STEPS[data] > r.NOTE_STEPS:
                         early = 0.8 if attack == own else AWAY
                         metrics[f"{at}@{r.NOTE_STEPS}"] = early * eps
-            config = {"data": data, "steps": STEPS[data], "step_size": 1.0}
-            records.append({**head, "arm": arm, "config": config, "metrics": metrics})
+            curves = {"step": [10.0, float(STEPS[data])]}
+            arm = arms.descent_arm(optimiser, data)
+            records.append({**head, "arm": arm, "metrics": metrics, "curves": curves})
     # the ablation's run must be left aside wherever the main comparison is meant
-    digits = next(x for x in records if (x["arm"], x["config"]["data"]) == ("coordinate", "digits"))
-    ablation = copy.deepcopy(digits)
-    ablation["config"]["step_size"] = 0.5
-    ablation["metrics"] = dict.fromkeys(ablation["metrics"], 0.001)
+    digits = next(x for x in records if x["arm"] == "digits_coordinate")
+    metrics = dict.fromkeys(digits["metrics"], 0.001)
+    ablation = {**digits, "arm": "digits_coordinate_step050", "metrics": metrics}
     return [ablation, *records]
 
 
-def changed(arm: str, data: str, **values: float) -> list[Record]:
+def changed(arm: str, **values: float) -> list[Record]:
     """The records with some metrics of one of them replaced."""
     records = hand_made()
-    (record,) = (
-        x
-        for x in records
-        if (x["arm"], x["config"]["data"]) == (arm, data) and x["config"].get("step_size", 1) == 1
-    )
+    (record,) = (x for x in records if x["arm"] == arm)
     for name, value in values.items():
         assert name in record["metrics"], name
         record["metrics"][name] = value
@@ -449,51 +474,51 @@ def test_estimand_equals_the_value_by_hand(name):
 
 # name of the estimand, changed record, changed metrics, value by hand
 CHANGES = [
-    ("gaussian_diagonal", "sign", "gaussian", {"n=10/l1/radius@40000": 2.8}, 0.7),
+    ("gaussian_diagonal", "gaussian_sign", {"n=10/l1/radius@40000": 2.8}, 0.7),
     # n = 100 is not decided, the note's own rule has it
-    ("gaussian_diagonal", "sign", "gaussian", {"n=100/l1/radius@40000": 0.4}, 0.9),
-    ("gaussian_advantage", "sign", "gaussian", {"n=100/l1/radius@40000": 0.4}, math.log(1.8)),
-    ("note_diagonal", "sign", "gaussian", {"n=100/l1/radius@10000": 0.4}, 0.1),
+    ("gaussian_diagonal", "gaussian_sign", {"n=100/l1/radius@40000": 0.4}, 0.9),
+    ("gaussian_advantage", "gaussian_sign", {"n=100/l1/radius@40000": 0.4}, math.log(1.8)),
+    ("note_diagonal", "gaussian_sign", {"n=100/l1/radius@10000": 0.4}, 0.1),
     # another optimiser is better under this attack
-    ("gaussian_advantage", "sign", "gaussian", {"n=10/l2/radius@40000": 1.9}, math.log(0.9 / 0.95)),
-    ("note_advantage", "sign", "gaussian", {"n=10/l2/radius@10000": 1.9}, math.log(0.8 / 0.95)),
-    ("note_advantage", "sign", "gaussian", {"n=10/l2/radius@40000": 1.9}, math.log(0.8 / 0.5)),
-    ("real_advantage", "gradient", "digits", {"3/8/linf/radius@40000": 0.45}, 0.0),
-    ("real_advantage", "sign", "fashion_mnist", {"1/9/linf/radius@10000": 0.45}, 0.0),
-    ("real_advantage", "sign", "gaussian", {"n=10/l2/radius@40000": 1.9}, math.log(1.8)),
+    ("gaussian_advantage", "gaussian_sign", {"n=10/l2/radius@40000": 1.9}, math.log(0.9 / 0.95)),
+    ("note_advantage", "gaussian_sign", {"n=10/l2/radius@10000": 1.9}, math.log(0.8 / 0.95)),
+    ("note_advantage", "gaussian_sign", {"n=10/l2/radius@40000": 1.9}, math.log(0.8 / 0.5)),
+    ("real_advantage", "digits_gradient", {"3/8/linf/radius@40000": 0.45}, 0.0),
+    ("real_advantage", "fashion_sign", {"1/9/linf/radius@10000": 0.45}, 0.0),
+    ("real_advantage", "gaussian_sign", {"n=10/l2/radius@40000": 1.9}, math.log(1.8)),
     # a model that separates nothing has a negative radius
-    ("gaussian_advantage", "sign", "gaussian", {"n=10/l1/radius@40000": -1.0}, -math.log(100)),
-    ("real_diagonal", "gradient", "digits", {"3/8/l2/radius@40000": 0.4}, 0.2),
-    ("note_real_diagonal", "gradient", "fashion_mnist", {"1/9/l2/radius@10000": 0.4}, 0.2),
-    ("note_real_diagonal", "gradient", "digits", {"3/8/l2/radius@10000": -0.4}, -0.2),
-    ("duality_gap", "max_margin", "digits", {"3/8/l2/gap": 3e-4}, 3e-4),
-    ("enclosure_width", "max_margin", "digits", {"3/8/l1/proved_width": 4e-6}, 4e-6),
-    ("enclosure_width", "max_margin", "gaussian", {"n=10/fourier_l1/proved_width": 0.1}, 0.1),
-    ("enclosure_width", "max_margin", "digits", {"3/8/l1/proved_width": 1e-8}, 3e-8),
-    ("duality_gap", "max_margin", "fashion_mnist", {"1/9/fourier_linf/gap": 0.1}, 0.1),
-    ("solver_difference", "max_margin", "gaussian", {"n=100/linf/solver_difference": 0.2}, 0.2),
+    ("gaussian_advantage", "gaussian_sign", {"n=10/l1/radius@40000": -1.0}, -math.log(100)),
+    ("real_diagonal", "digits_gradient", {"3/8/l2/radius@40000": 0.4}, 0.2),
+    ("note_real_diagonal", "fashion_gradient", {"1/9/l2/radius@10000": 0.4}, 0.2),
+    ("note_real_diagonal", "digits_gradient", {"3/8/l2/radius@10000": -0.4}, -0.2),
+    ("duality_gap", "digits_max_margin", {"3/8/l2/gap": 3e-4}, 3e-4),
+    ("enclosure_width", "digits_max_margin", {"3/8/l1/proved_width": 4e-6}, 4e-6),
+    ("enclosure_width", "gaussian_max_margin", {"n=10/fourier_l1/proved_width": 0.1}, 0.1),
+    ("enclosure_width", "digits_max_margin", {"3/8/l1/proved_width": 1e-8}, 3e-8),
+    ("duality_gap", "fashion_max_margin", {"1/9/fourier_linf/gap": 0.1}, 0.1),
+    ("solver_difference", "gaussian_max_margin", {"n=100/linf/solver_difference": 0.2}, 0.2),
     # above eps*, still below the certified upper bound 1.01 eps*
-    ("excess_radius", "gradient", "digits", {"3/8/l2/radius@40000": 2.01}, 0.005),
-    ("certified_excess", "gradient", "digits", {"3/8/l2/radius@40000": 2.01}, 0.0),
-    ("certified_excess", "sign", "digits", {"3/8/l2/radius@10000": 2.0402}, 0.01),
-    ("excess_radius", "sign", "gaussian", {"n=100/linf/radius@40000": 0.55}, 0.1),
-    ("flips_elsewhere", "max_margin", "digits", {"3/8/l2/error_at/0.999": 0.02}, 1.0),
-    ("flips_elsewhere", "max_margin", "digits", {"3/8/l2/error_at/1.001": 0.0}, 1.0),
-    ("flips_elsewhere", "max_margin", "digits", {"3/8/l2/error_at/0.99": 0.02}, 0.0),
-    ("train_error", "max_margin", "fashion_mnist", {"1/9/l1/train_error": 0.03}, 0.03),
-    ("robust_train_error", "max_margin", "gaussian", {"n=10/l1/error_at/0.25": 0.1}, 0.1),
+    ("excess_radius", "digits_gradient", {"3/8/l2/radius@40000": 2.01}, 0.005),
+    ("certified_excess", "digits_gradient", {"3/8/l2/radius@40000": 2.01}, 0.0),
+    ("certified_excess", "digits_sign", {"3/8/l2/radius@10000": 2.0402}, 0.01),
+    ("excess_radius", "gaussian_sign", {"n=100/linf/radius@40000": 0.55}, 0.1),
+    ("flips_elsewhere", "digits_max_margin", {"3/8/l2/error_at/0.999": 0.02}, 1.0),
+    ("flips_elsewhere", "digits_max_margin", {"3/8/l2/error_at/1.001": 0.0}, 1.0),
+    ("flips_elsewhere", "digits_max_margin", {"3/8/l2/error_at/0.99": 0.02}, 0.0),
+    ("train_error", "fashion_max_margin", {"1/9/l1/train_error": 0.03}, 0.03),
+    ("robust_train_error", "gaussian_max_margin", {"n=10/l1/error_at/0.25": 0.1}, 0.1),
     # three problems under five attacks, Fashion-MNIST under four
-    ("robust_error_above", "max_margin", "digits", {"3/8/l2/error_at/1.001": 0.0}, 1 / 19),
+    ("robust_error_above", "digits_max_margin", {"3/8/l2/error_at/1.001": 0.0}, 1 / 19),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "arm", "data", "values", "by_hand"),
+    ("name", "arm", "values", "by_hand"),
     CHANGES,
-    ids=[f"{name}-{next(iter(values))}" for name, _, _, values, _ in CHANGES],
+    ids=[f"{name}-{arm}-{next(iter(values))}" for name, arm, values, _ in CHANGES],
 )
-def test_estimand_follows_a_changed_record(name, arm, data, values, by_hand):
-    assert e.ESTIMANDS[name](changed(arm, data, **values)) == pytest.approx(by_hand, abs=1e-12)
+def test_estimand_follows_a_changed_record(name, arm, values, by_hand):
+    assert e.ESTIMANDS[name](changed(arm, **values)) == pytest.approx(by_hand, abs=1e-12)
 
 
 def test_every_estimand_has_a_value_that_moves():
@@ -505,25 +530,33 @@ def test_every_estimand_has_a_value_that_moves():
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_exact_solutions_raise(name):
     with pytest.raises(KeyError, match="max_margin"):
-        e.ESTIMANDS[name]([x for x in hand_made() if x["arm"] != "max_margin"])
+        e.ESTIMANDS[name]([x for x in hand_made() if x["arm"] not in arms.EXACT.values()])
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.endswith(("diagonal", "advantage"))])
-@pytest.mark.parametrize("arm", r.OPTIMISERS)
-def test_a_missing_optimiser_raises(name, arm):
-    with pytest.raises(KeyError, match=arm):
-        e.ESTIMANDS[name]([x for x in hand_made() if x["arm"] != arm])
+@pytest.mark.parametrize("optimiser", arms.OPTIMISERS)
+def test_a_missing_optimiser_raises(name, optimiser):
+    missing = {arm for arm, row in arms.DESCENTS.items() if row.optimiser == optimiser}
+    with pytest.raises(KeyError, match=f"no record of [a-z]+_{optimiser}'"):
+        e.ESTIMANDS[name]([x for x in hand_made() if x["arm"] not in missing])
 
 
 def test_only_the_ablation_does_not_stand_in_for_the_main_run():
-    kept = [
-        x
-        for x in hand_made()
-        if (x["arm"], x["config"]["data"]) != ("coordinate", "digits")
-        or x["config"]["step_size"] != 1.0
-    ]
-    with pytest.raises(KeyError, match="coordinate on digits"):
+    kept = [x for x in hand_made() if x["arm"] != "digits_coordinate"]
+    assert "digits_coordinate_step050" in {x["arm"] for x in kept}
+    with pytest.raises(KeyError, match="no record of digits_coordinate'"):
         e.real_advantage(kept)
+
+
+def test_excess_counts_the_ablation_and_not_the_constant_schedule():
+    """Every model on the log loss is compared, whatever its step size."""
+    wide = changed("digits_coordinate_step050", **{"3/8/l2/radius@40000": 2.2})
+    assert e.excess_radius(wide) == pytest.approx(0.1)
+    records = hand_made()
+    sign = next(x for x in records if x["arm"] == "gaussian_sign")
+    far = dict.fromkeys(sign["metrics"], 9.0)
+    records.append({**sign, "arm": "gaussian_sign_constant", "metrics": far})
+    assert e.excess_radius(records) == 0.0
 
 
 def test_notebook_estimands_by_hand():

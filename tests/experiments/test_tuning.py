@@ -127,16 +127,16 @@ def test_runs_of_the_plan_use_the_tuned_values():
     used: dict[str, float] = {}
     for run in plan(Config()):
         lr = run.config.get("lr")
-        if run.arm == "convolutional":
+        if run.arm.endswith("_convolutional"):
             names = [f"convolutional-{depth}" for depth in run.config["depths"]]
             used |= dict(zip(names, lr, strict=True))
-        elif run.arm == "adversarial":
+        elif run.arm.endswith("_adversarial"):
             names = [f"adversarial-{fraction:g}" for fraction in run.config["fractions"]]
             used |= dict(zip(names, lr, strict=True))
-        elif run.arm == "dense":
+        elif run.arm.endswith("_dense"):
             used["dense-2"] = lr
         elif lr is not None:
-            used[run.arm] = lr
+            used[run.arm.removeprefix("fashion_")] = lr
     assert set(used) == set(GROUP)
     assert used == {arm: bias.tuned(arm) for arm in GROUP}
     with pytest.raises(KeyError, match="dense-3"):

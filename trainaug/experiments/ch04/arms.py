@@ -13,6 +13,9 @@ __all__ = [
     "COUNTS",
     "EXTENDED",
     "HEADLINE",
+    "LATER_EPOCHS",
+    "ORDERS",
+    "ORDER_LRS",
     "PROBLEMS",
     "SCORES",
     "TUNED",
@@ -95,6 +98,20 @@ def _extended() -> dict[str, Arm]:
 
 
 HEADLINE, EXTENDED = _headline(), _extended()
+
+# every order of six batches: the source's kind of network at the step length of the best mean in
+# pilots, and an MLP at several, with the source's momentum and without
+ORDERS: dict[str, dict[str, Any]] = {
+    "orders_cnn_bn": {"model": "cnn_bn", "lr": 0.1, "momentum": 0.9},
+    "orders_mlp_lr005": {"model": "mlp", "lr": 0.05, "momentum": 0.9},
+    "orders_mlp_plain_lr005": {"model": "mlp", "lr": 0.05, "momentum": 0.0},
+    "orders_mlp_lr010": {"model": "mlp", "lr": 0.1, "momentum": 0.9},
+    "orders_mlp_plain_lr010": {"model": "mlp", "lr": 0.1, "momentum": 0.0},
+    "orders_mlp_lr020": {"model": "mlp", "lr": 0.2, "momentum": 0.9},
+    "orders_mlp_plain_lr020": {"model": "mlp", "lr": 0.2, "momentum": 0.0},
+}
+LATER_EPOCHS = {"epochs_cnn_bn": ORDERS["orders_cnn_bn"]}  # the same epoch by epoch
+ORDER_LRS = tuple(dict.fromkeys(o["lr"] for o in ORDERS.values() if o["model"] == "mlp"))
 
 
 @cache

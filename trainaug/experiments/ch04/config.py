@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from trainaug.experiments.ch04.arms import ORDER_LRS
 
 __all__ = ["Config"]
 
@@ -18,7 +20,8 @@ class Config(BaseModel):
         extended_seeds: Seeds of the extended arms; 0 leaves them out.
         first_seed: First seed; pilots and tuning use 0 to 99.
         order_epochs: Epochs of that study, the later ones from four states each.
-        order_lrs: Step lengths at which an MLP is replayed too, with and without momentum.
+        order_lrs: Step lengths at which an MLP is replayed too, with and without momentum; each
+            has arms of its own.
         budget: Share of an arm's steps that is trained.
         timing_blocks: Interleaved blocks of the timing.
     """
@@ -31,6 +34,14 @@ class Config(BaseModel):
     extended_seeds: int = Field(0, ge=0, le=1000)
     first_seed: int = Field(1000, ge=0)
     order_epochs: int = Field(8, ge=2, le=20)
-    order_lrs: tuple[float, ...] = (0.05, 0.1, 0.2)
+    order_lrs: tuple[float, ...] = ORDER_LRS
     budget: float = Field(1.0, gt=0, le=1)
     timing_blocks: int = Field(20, ge=1, le=1000)
+
+    @field_validator("order_lrs")
+    @classmethod
+    def _have_arms(cls, lrs: tuple[float, ...]) -> tuple[float, ...]:
+        if unnamed := [lr for lr in lrs if lr not in ORDER_LRS]:
+            known = ", ".join(map(str, ORDER_LRS))
+            raise ValueError(f"no arm has the step length {unnamed[0]:g}, expected some of {known}")
+        return lrs

@@ -124,12 +124,13 @@ ESTIMANDS: dict[str, Estimand] = {
     "repeat": metric(LATER, "repeat"),
     "last_share": share(ORDERS, str(POSITIONS)),
     "last_lead": last_lead(ORDERS),
+    "mlp_005_last_share": share("orders_mlp_lr005", str(POSITIONS)),
+    "mlp_01_last_share": share("orders_mlp_lr010", str(POSITIONS)),
+    "mlp_02_last_share": share("orders_mlp_lr020", str(POSITIONS)),
 }
-for _lr in ("0.05", "0.1", "0.2"):
-    ESTIMANDS[f"mlp_{_lr.replace('.', '')}_last_share"] = share(f"orders_mlp_{_lr}", str(POSITIONS))
 for _score in SCORES:
     ESTIMANDS[f"{_score}_rank"] = ranked(ORDERS, _score)
-    ESTIMANDS[f"{_score}_rank_mlp"] = ranked("orders_mlp_0.2", _score)
+    ESTIMANDS[f"{_score}_rank_mlp"] = ranked("orders_mlp_lr020", _score)
     ESTIMANDS[f"{_score}_slope"] = attempts_slope(_score)
     for _data in DATA:
         _arm, _base = f"{_data}_{_score}", f"{_data}_random"

@@ -34,13 +34,17 @@ __all__ = [
 COLOURS = dict(zip(("random", *SCORES), PALETTE, strict=False))
 LABELS = {"random": "random reshuffling"}
 DATA_LABELS = {"digits": "digits", "fashion_mnist": "Fashion-MNIST"}
-NETS = {"orders_cnn_bn": "conv net, step 0.1"}
-NETS |= {f"orders_mlp_{lr}": f"MLP, step {lr}" for lr in ("0.2", "0.1", "0.05")}
+NETS = {
+    "orders_cnn_bn": "conv net, step 0.1",
+    "orders_mlp_lr020": "MLP, step 0.2",
+    "orders_mlp_lr010": "MLP, step 0.1",
+    "orders_mlp_lr005": "MLP, step 0.05",
+}
 
 
 def order_spread(records: Sequence[Record]) -> Figure:
     """Accuracy after one epoch of every order, sorted, a line a seed, for two networks."""
-    arms = {"orders_cnn_bn": "conv net with BatchNorm", "orders_mlp_0.2": "MLP, step 0.2"}
+    arms = {"orders_cnn_bn": "conv net with BatchNorm", "orders_mlp_lr020": "MLP, step 0.2"}
     drawn, axes = figure(2, height=3.0)
     for axis, (arm, title) in zip(axes, arms.items(), strict=True):
         for seed in by_seed(records, arm):
@@ -78,7 +82,7 @@ def recency(records: Sequence[Record]) -> Figure:
     axes[0].set_xlabel("position of the batch in the epoch")
     axes[0].set_ylabel("share of variance of accuracy, $\\eta^2$")
     axes[0].legend(fontsize=7, loc="upper center")
-    for number, arm in enumerate(("orders_cnn_bn", "orders_mlp_0.2")):
+    for number, arm in enumerate(("orders_cnn_bn", "orders_mlp_lr020")):
         points = []
         for seed in by_seed(records, arm):
             found = find(seed, arm)["metrics"]

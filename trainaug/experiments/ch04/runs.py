@@ -12,6 +12,8 @@ from trainaug.evidence.store import Run, rounded
 from trainaug.experiments.ch04.arms import (
     EXTENDED,
     HEADLINE,
+    LATER_EPOCHS,
+    ORDERS,
     PROBLEMS,
     SCORES,
     settings_of,
@@ -31,9 +33,8 @@ from trainaug.methods.ordering.scores import Score
 from trainaug.training.models import evaluate
 from trainaug.training.randomness import stream
 
-__all__ = ["ORDER_MODELS", "SNAPSHOTS", "execute", "plan"]
+__all__ = ["SNAPSHOTS", "execute", "plan"]
 
-ORDER_MODELS = {"cnn_bn": 0.1}  # as the source's network; step length of the best mean in pilots
 ORDER_SECONDS = {"mlp": 0.2, "cnn_bn": 1.8}  # an epoch from one state
 SNAPSHOTS = (0, 4, 16, 64, 256)  # steps before which the scores are compared
 FIRST = 40  # steps over which the entropy of the batches' labels is averaged
@@ -56,16 +57,13 @@ def plan(config: Config) -> list[Run]:
             settings["steps"] = max(1, round(settings["steps"] * config.budget))
             spent = seconds * (0.1 + 0.9 * config.budget)
             add(arm, settings | {"lr": tuned(owner)}, seeds, spent)
-    for model, lr in ORDER_MODELS.items():
-        settings = {"model": model, "lr": lr, "momentum": 0.9, "epochs": 1}
-        add(f"orders_{model}", settings, config.order_seeds, ORDER_SECONDS[model])
-        settings = settings | {"epochs": config.order_epochs}
-        replays = 2 + 4 * (config.order_epochs - 1)
-        add(f"epochs_{model}", settings, config.later_seeds, ORDER_SECONDS[model] * replays)
-    for lr in config.order_lrs:
-        for name, momentum in (("mlp", 0.9), ("mlp_plain", 0.0)):
-            settings = {"model": "mlp", "lr": lr, "momentum": momentum, "epochs": 1}
-            add(f"orders_{name}_{lr:g}", settings, config.order_seeds, ORDER_SECONDS["mlp"])
+    for arm, settings in ORDERS.items():
+        if settings["model"] != "mlp" or settings["lr"] in config.order_lrs:
+            seconds = ORDER_SECONDS[settings["model"]]
+            add(arm, settings | {"epochs": 1}, config.order_seeds, seconds)
+    for arm, settings in LATER_EPOCHS.items():
+        seconds = ORDER_SECONDS[settings["model"]] * (2 + 4 * (config.order_epochs - 1))
+        add(arm, settings | {"epochs": config.order_epochs}, config.later_seeds, seconds)
     add("selection", {"lr": tuned("digits_random")}, config.seeds, 0.15)
     for name in PROBLEMS:
         settings = {"data": name, "lr": tuned(f"{name}_random")}
@@ -84,7 +82,7 @@ def execute(run: Run) -> dict[str, Any]:
         return _selection(settings, run.seed)
     if run.arm in [f"timing_{name}" for name in PROBLEMS]:
         return _timing(settings, run.seed)
-    if run.arm.startswith(("orders_cnn_bn", "epochs_cnn_bn", "orders_mlp_")):
+    if run.arm in ORDERS or run.arm in LATER_EPOCHS:
         return run_orders(settings, run.seed)
     settings_of(run.arm)
     return _summary(settings, train_arm(settings, run.seed))

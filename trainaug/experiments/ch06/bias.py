@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor
 
 from trainaug.evidence.store import rounded
+from trainaug.experiments.ch06.arms import ADVERSARIAL, NETWORKS, REGULARISED
 from trainaug.experiments.ch06.config import Config
 from trainaug.experiments.ch06.problems import SHAPES, Problem, load_problems, stacked
 from trainaug.methods.linear_robustness import (
@@ -58,7 +59,7 @@ Planned = tuple[str, dict[str, Any], float]  # arm, settings, predicted core-sec
 
 
 def tuned(arm: str) -> float:
-    """Step length that `tuning` chose for an arm, say ``"convolutional-2"``."""
+    """Step length that `tuning` chose, say for ``"convolutional-2"``: kind and depth."""
     return _tuned_values()[arm]
 
 
@@ -72,7 +73,7 @@ def regularised(config: Config) -> Iterator[Planned]:
     """The regularisation paths in four norms (lin.4)."""
     for data, more in PATH_DATA.items():
         settings = {"data": data, **more, "strengths": list(STRENGTHS), "steps": config.path_steps}
-        yield "regularised", settings, SECONDS["regularised"] * config.path_steps / 1000
+        yield REGULARISED[data], settings, SECONDS["regularised"] * config.path_steps / 1000
 
 
 def networks(config: Config) -> Iterator[Planned]:
@@ -82,8 +83,10 @@ def networks(config: Config) -> Iterator[Planned]:
         base = {"data": data, **more, "steps": steps}
         lr = [tuned(f"convolutional-{depth}") for depth in DEPTHS]
         settings = base | {"depths": list(DEPTHS), "lr": lr}
-        yield "convolutional", settings, SECONDS["convolutional"] * steps / 10_000
-        yield "dense", base | {"lr": tuned("dense-2")}, SECONDS["dense"] * steps / 10_000
+        arm = NETWORKS["convolutional", data]
+        yield arm, settings, SECONDS["convolutional"] * steps / 10_000
+        settings = base | {"lr": tuned("dense-2")}
+        yield NETWORKS["dense", data], settings, SECONDS["dense"] * steps / 10_000
 
 
 def adversarial(config: Config) -> Iterator[Planned]:
@@ -91,7 +94,7 @@ def adversarial(config: Config) -> Iterator[Planned]:
     steps, lr = config.adversarial_steps, [tuned(f"adversarial-{f:g}") for f in FRACTIONS]
     for data, more in ADVERSARIAL_DATA.items():
         settings = {"data": data, **more, "fractions": list(FRACTIONS), "lr": lr, "steps": steps}
-        yield "adversarial", settings, SECONDS["adversarial"] * steps / 10_000
+        yield ADVERSARIAL[data], settings, SECONDS["adversarial"] * steps / 10_000
 
 
 def run_regularised(config: dict[str, Any], seed: int) -> dict[str, Any]:

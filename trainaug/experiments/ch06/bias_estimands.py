@@ -12,11 +12,20 @@ from itertools import pairwise
 
 import numpy as np
 
+from trainaug.experiments.ch06.arms import (
+    ADVERSARIAL,
+    CLASSIFIERS,
+    EXACT,
+    NETWORKS,
+    OPTIMISERS,
+    REGULARISED,
+    descent_arm,
+)
 from trainaug.experiments.ch06.bias import DEPTHS, FRACTIONS
 from trainaug.experiments.ch06.pictures import BANDS, EPS
-from trainaug.experiments.ch06.runs import CONSTANT, NOTE_STEPS, OPTIMISERS, RATE_SIZES
-from trainaug.experiments.records import Estimand, Record
-from trainaug.methods.linear_robustness import dual
+from trainaug.experiments.ch06.runs import NOTE_STEPS, RATE_SIZES
+from trainaug.experiments.records import Estimand, Record, find, metric
+from trainaug.methods.linear_robustness import StepRule, dual
 
 __all__ = [
     "BIAS_ESTIMANDS",
@@ -24,7 +33,6 @@ __all__ = [
     "band_accuracy",
     "clean_accuracy",
     "energy_share",
-    "find",
     "gaps_along",
     "network_value",
     "path_ratio",
@@ -37,22 +45,8 @@ WEIGHT_NORMS = ("linf", "l2", "l1", "fourier_linf")  # the attacks of the four p
 PILOT_ORDER = (0, 1, 2, 3)  # bands from the most to the least harmful, seed 0
 
 
-def find(records: Sequence[Record], arm: str, data: str, step_size: float = 1.0) -> Record:
-    """Return the one record of an arm on a data set; the ablation asks for its step size.
-
-    Raises:
-        KeyError: If there is none.
-    """
-    for record in records:
-        config = record["config"]
-        found = record["arm"], config["data"], config.get("step_size", step_size)
-        if found == (arm, data, step_size):
-            return record
-    raise KeyError(f"no record of {arm} on {data} with step size {step_size:g}")
-
-
 def _exact(records: Sequence[Record], data: str, problem: str, attack: str) -> float:
-    return float(find(records, "max_margin", data)["metrics"][f"{problem}/{attack}/eps_star"])
+    return float(find(records, EXACT[data])["metrics"][f"{problem}/{attack}/eps_star"])
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -66,7 +60,8 @@ def gaps_along(
     records: Sequence[Record], optimiser: str, size: int, *, constant: bool
 ) -> tuple[list[float], list[float]]:
     """Steps and gaps of an optimiser under the attack that belongs to it, one Gaussian problem."""
-    run = find(records, optimiser + CONSTANT * constant, "gaussian")
+    rule: StepRule = "constant" if constant else "log_loss"
+    run = find(records, descent_arm(optimiser, "gaussian", rule=rule))
     eps = _exact(records, "gaussian", f"n={size}", str(dual(OPTIMISERS[optimiser])))
     lower = run["curves"][f"n={size}/lower"]
     # curves keep six digits, so a gap below 1e-6 is not told from zero
@@ -103,8 +98,8 @@ def scaled_power(records: Sequence[Record]) -> float:
 
 
 def _paths(records: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
-    for data in ("gaussian", "digits"):
-        run = find(records, "regularised", data)
+    for data, arm in REGULARISED.items():
+        run = find(records, arm)
         problems = dict.fromkeys(name.split("/l1/")[0] for name in run["metrics"] if "/l1/" in name)
         for problem in problems:
             for attack in WEIGHT_NORMS:
@@ -115,7 +110,7 @@ def path_ratio(data: str, problem: str, attack: str, strength: float) -> Estiman
     """Make the estimand: ratio at one strength; NaN where the solve has not converged."""
 
     def estimand(records: Sequence[Record]) -> float:
-        metrics = find(records, "regularised", data)["metrics"]
+        metrics = find(records, REGULARISED[data])["metrics"]
         at = f"{problem}/{attack}"
         if metrics[f"{at}/residual@{strength:g}"] > RESIDUAL:
             return math.nan
@@ -153,12 +148,12 @@ def path_shortfall(records: Sequence[Record]) -> float:
 
 
 def network_value(
-    arm: str, depth: int, data: str, problem: str, attack: str = "fourier_linf"
+    kind: str, depth: int, data: str, problem: str, attack: str = "fourier_linf"
 ) -> Estimand:
-    """Make the estimand: ratio of a linear network under an attack."""
+    """Make the estimand: ratio of a ``convolutional`` or ``dense`` network under an attack."""
 
     def estimand(records: Sequence[Record]) -> float:
-        metrics = find(records, arm, data)["metrics"]
+        metrics = find(records, NETWORKS[kind, data])["metrics"]
         radius = metrics[f"{problem}/depth={depth}/{attack}/radius"]
         return float(radius / _exact(records, data, problem, attack))
 
@@ -170,14 +165,14 @@ def _network_problems(records: Sequence[Record]) -> list[tuple[str, str]]:
         (data, problem)
         for data in ("gaussian", "digits")
         for problem in dict.fromkeys(
-            name.split("/depth=")[0] for name in find(records, "dense", data)["metrics"]
+            name.split("/depth=")[0] for name in find(records, NETWORKS["dense", data])["metrics"]
         )
     ]
 
 
-def _network_mean(records: Sequence[Record], arm: str, depth: int, only: str = "") -> float:
+def _network_mean(records: Sequence[Record], kind: str, depth: int, only: str = "") -> float:
     values = [
-        network_value(arm, depth, data, problem)(records)
+        network_value(kind, depth, data, problem)(records)
         for data, problem in _network_problems(records)
         if data == only or not only
     ]
@@ -218,7 +213,7 @@ def adversarial_ratio(data: str, problem: str, fraction: float) -> Estimand:
     """Make the estimand: ratio reached by training at a fraction of the exact radius."""
 
     def estimand(records: Sequence[Record]) -> float:
-        radius = find(records, "adversarial", data)["metrics"][f"{problem}/radius@{fraction:g}"]
+        radius = find(records, ADVERSARIAL[data])["metrics"][f"{problem}/radius@{fraction:g}"]
         return float(radius / _exact(records, data, problem, "linf"))
 
     return estimand
@@ -267,7 +262,7 @@ def adversarial_against_coordinate(records: Sequence[Record]) -> float:
     """Log-ratio of the best radius to coordinate descent, each with 10 000 gradients."""
 
     def compare(data: str, problem: str) -> float:
-        run = find(records, "coordinate", data)
+        run = find(records, descent_arm("coordinate", data))
         rival = run["metrics"][f"{problem}/linf/radius@{NOTE_STEPS}"]
         rival /= _exact(records, data, problem, "linf")
         return math.log(_best_adversarial(records, data, problem) / rival)
@@ -280,21 +275,17 @@ def adversarial_against_coordinate(records: Sequence[Record]) -> float:
 
 def band_accuracy(model: str, eps: float, part: str, norm: str = "fourier_linf") -> Estimand:
     """Make the estimand: accuracy (%) under an attack; ``part`` is a band, ``all`` or ``box``."""
-    return lambda records: (
-        100 * float(find(records, model, "fashion_mnist")["metrics"][f"{norm}/{eps:g}/{part}"])
-    )
+    return metric(CLASSIFIERS[model], f"{norm}/{eps:g}/{part}", 100)
 
 
 def clean_accuracy(model: str) -> Estimand:
     """Make the estimand: accuracy without attack in percent, on the pictures that are attacked."""
-    return lambda records: 100 * float(find(records, model, "fashion_mnist")["metrics"]["clean"])
+    return metric(CLASSIFIERS[model], "clean", 100)
 
 
 def energy_share(model: str, band: int) -> Estimand:
     """Make the estimand: share of an l2 attack's energy in one of four equal bands."""
-    return lambda records: float(
-        find(records, model, "fashion_mnist")["metrics"][f"energy/band={band}"]
-    )
+    return metric(CLASSIFIERS[model], f"energy/band={band}")
 
 
 def _concentration(records: Sequence[Record], model: str) -> float:

@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from trainaug.evidence.plots import PALETTE, band, figure
+from trainaug.experiments.ch06.arms import CLASSIFIERS, NETWORKS, REGULARISED
 from trainaug.experiments.ch06.bias import DEPTHS, STRENGTHS
 from trainaug.experiments.ch06.bias_estimands import (
     band_accuracy,
     energy_share,
-    find,
     path_ratio,
 )
 from trainaug.experiments.ch06.pictures import BANDS, EPS, MODELS
-from trainaug.experiments.records import Record, by_seed
+from trainaug.experiments.records import Record, by_seed, find
 
 __all__ = [
     "band_curves",
@@ -41,7 +41,7 @@ Panel = tuple[str, str, str]  # data, problem, title
 def regularisation_paths(records: Sequence[Record], panels: Sequence[Panel]) -> Figure:
     r"""Gap $1 - \rho/\varepsilon^*$ against $\lambda/\lambda_{\max}$ for four penalties."""
     drawn, axes = figure(len(panels), height=3.0)
-    seeds = by_seed(records, "regularised")
+    seeds = by_seed(records, *REGULARISED.values())
     for axis, (data, problem, title) in zip(axes, panels, strict=True):
         for (attack, label), colour in zip(PENALTIES.items(), PALETTE, strict=False):
             curves = [
@@ -65,19 +65,18 @@ def regularisation_paths(records: Sequence[Record], panels: Sequence[Panel]) -> 
 def spectra_by_depth(records: Sequence[Record], panels: Sequence[Panel]) -> Figure:
     r"""Ranked moduli $|\hat\beta_k|$ of linear networks, relative to the largest, by depth."""
     drawn, axes = figure(len(panels), height=3.0)
-    arms = [("convolutional", depth, f"convolutional, depth {depth}") for depth in DEPTHS]
-    arms.append(("dense", 2, "fully connected, depth 2"))
-    seeds = by_seed(records, "convolutional")
+    nets = [("convolutional", depth, f"convolutional, depth {depth}") for depth in DEPTHS]
+    nets.append(("dense", 2, "fully connected, depth 2"))
+    seeds = by_seed(records, *NETWORKS.values())
     for axis, (data, problem, title) in zip(axes, panels, strict=True):
-        for (arm, depth, label), colour in zip(arms, PALETTE, strict=False):
+        for (kind, depth, label), colour in zip(nets, PALETTE, strict=False):
+            arm = NETWORKS[kind, data]
             curves = [
-                np.maximum(
-                    find(seed, arm, data)["curves"][f"{problem}/depth={depth}/spectrum"], 1e-4
-                )
+                np.maximum(find(seed, arm)["curves"][f"{problem}/depth={depth}/spectrum"], 1e-4)
                 for seed in seeds
             ]
             share = np.linspace(0, 100, len(curves[0]))
-            style = "--" if arm == "dense" else "-"
+            style = "--" if kind == "dense" else "-"
             band(axis, share, curves, label=label, colour=colour, style=style)
         axis.set_yscale("log")
         axis.set_ylim(0.9e-4, 1.2)
@@ -115,7 +114,7 @@ def _series(
 def band_curves(records: Sequence[Record]) -> Figure:
     """Accuracy of CNN and MLP by radius and band, and where an l2 attack puts its energy."""
     drawn, axes = figure(3, height=3.1)
-    seeds = by_seed(records, "cnn")
+    seeds = by_seed(records, *CLASSIFIERS.values())
     for axis, model in zip(axes, MODELS, strict=False):
         for number, (label, colour) in enumerate(zip(BAND_LABELS, PALETTE, strict=False)):
             curves = _series(seeds, [band_accuracy(model, e, f"band={number}") for e in EPS])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from trainaug.experiments.ch06.arms import STEP_SIZES
 
 __all__ = ["DATA", "Config"]
 
@@ -22,7 +24,7 @@ class Config(BaseModel):
         digits_steps: Steps on pairs of digits, 60 examples in 64 dimensions.
         fashion_steps: Steps on pairs of Fashion-MNIST classes, 100 examples in 784 dimensions.
         step_sizes: Multiples of the theorem's step $1/B^2$ that coordinate descent is given in
-            the ablation, on digits.
+            the ablation, on digits; each has an arm of its own.
         rate_steps: Steps of the constant schedule, Gaussian problems of 10 and 25 examples.
         path_steps: Proximal steps of the regularisation path.
         network_steps: Steps of the linear networks.
@@ -41,7 +43,7 @@ class Config(BaseModel):
     gaussian_steps: int = Field(40_000, ge=100, le=1_000_000)
     digits_steps: int = Field(40_000, ge=100, le=1_000_000)
     fashion_steps: int = Field(10_000, ge=100, le=1_000_000)
-    step_sizes: tuple[float, ...] = (0.25, 0.5, 2.0)
+    step_sizes: tuple[float, ...] = STEP_SIZES
     rate_steps: int = Field(40_000, ge=100, le=1_000_000)
     path_steps: int = Field(2_500, ge=10, le=1_000_000)
     network_steps: int = Field(5_000, ge=100, le=1_000_000)
@@ -49,3 +51,11 @@ class Config(BaseModel):
     epochs: int = Field(2, ge=1, le=100)
     attack_images: int = Field(100, ge=10, le=10_000)
     attack_steps: int = Field(10, ge=1, le=1000)
+
+    @field_validator("step_sizes")
+    @classmethod
+    def _have_arms(cls, sizes: tuple[float, ...]) -> tuple[float, ...]:
+        if unnamed := [size for size in sizes if size not in STEP_SIZES]:
+            known = ", ".join(map(str, STEP_SIZES))
+            raise ValueError(f"no arm has the step size {unnamed[0]:g}, expected some of {known}")
+        return sizes

@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from trainaug.experiments.ch06.bias_estimands import BIAS_ESTIMANDS, find
+from trainaug.experiments.ch06.arms import DESCENTS, EXACT, OPTIMISERS, descent_arm
+from trainaug.experiments.ch06.bias_estimands import BIAS_ESTIMANDS
 from trainaug.experiments.ch06.problems import attacks_on
-from trainaug.experiments.ch06.runs import FRACTIONS, JUST_ABOVE, NOTE_STEPS, OPTIMISERS
-from trainaug.experiments.records import Estimand, Record
+from trainaug.experiments.ch06.runs import FRACTIONS, JUST_ABOVE, NOTE_STEPS
+from trainaug.experiments.records import Estimand, Record, find
 from trainaug.methods.linear_robustness import NORMS, PlainNorm, dual
 
 __all__ = [
@@ -35,7 +36,7 @@ Matrix = dict[tuple[str, PlainNorm], float]
 
 def exact_metrics(records: Sequence[Record], data: str) -> dict[str, float]:
     """Metrics of the exact solutions on one data set."""
-    return dict(find(records, "max_margin", data)["metrics"])
+    return dict(find(records, EXACT[data])["metrics"])
 
 
 def problem_names(metrics: dict[str, float]) -> list[str]:
@@ -43,6 +44,10 @@ def problem_names(metrics: dict[str, float]) -> list[str]:
     ending = "/l2/eps_star"
     names = [name.removesuffix(ending) for name in metrics if name.endswith(ending)]
     return sorted(names, key=lambda name: (len(name), name))
+
+
+def _last_step(run: Record) -> int:
+    return int(run["curves"]["step"][-1])
 
 
 def matrices(
@@ -59,12 +64,11 @@ def matrices(
         KeyError: If a record is missing.
     """
     exact = exact_metrics(records, data)
-    runs = {name: find(records, name, data) for name in OPTIMISERS}
+    runs = {name: find(records, descent_arm(name, data)) for name in OPTIMISERS}
     for problem in problem_names(exact):
         matrix: Matrix = {}
         for (name, run), attack in product(runs.items(), NORMS):
-            moment = at or run["config"]["steps"]
-            radius = run["metrics"][f"{problem}/{attack}/radius@{moment}"]
+            radius = run["metrics"][f"{problem}/{attack}/radius@{at or _last_step(run)}"]
             matrix[name, attack] = radius / exact[f"{problem}/{attack}/eps_star"]
         yield problem, matrix
 
@@ -80,8 +84,8 @@ def ratio(
     """Make the estimand rho / eps* of one optimiser under one attack, by default at the end."""
 
     def estimand(records: Sequence[Record]) -> float:
-        run = find(records, optimiser, data, step_size)
-        radius = run["metrics"][f"{problem}/{attack}/radius@{at or run['config']['steps']}"]
+        run = find(records, descent_arm(optimiser, data, step_size))
+        radius = run["metrics"][f"{problem}/{attack}/radius@{at or _last_step(run)}"]
         return float(radius / exact_metrics(records, data)[f"{problem}/{attack}/eps_star"])
 
     return estimand
@@ -91,7 +95,7 @@ def upper_ratio(optimiser: str, data: str, problem: str) -> Estimand:
     """Make the estimand: least upper bound that an optimiser's gradients certified, over eps*."""
 
     def estimand(records: Sequence[Record]) -> float:
-        upper = find(records, optimiser, data)["metrics"][f"{problem}/upper"]
+        upper = find(records, descent_arm(optimiser, data))["metrics"][f"{problem}/upper"]
         attack = dual(OPTIMISERS[optimiser])
         return float(upper / exact_metrics(records, data)[f"{problem}/{attack}/eps_star"])
 
@@ -237,10 +241,13 @@ def enclosure_width(records: Sequence[Record]) -> float:
 def _largest_ratio(records: Sequence[Record], bound: str) -> float:
     """Largest radius of any trained model over the bound ``eps_star`` or ``upper``, minus one."""
     for data, optimiser in product(("gaussian", *REAL), OPTIMISERS):
-        find(records, optimiser, data)  # no model, no claim
+        find(records, descent_arm(optimiser, data))  # no model, no claim
     largest = -math.inf
-    for record in (r for r in records if r["arm"] in OPTIMISERS):
-        bounds = exact_metrics(records, record["config"]["data"])
+    for record in records:
+        row = DESCENTS.get(record["arm"])
+        if row is None or row.rule == "constant":
+            continue
+        bounds = exact_metrics(records, row.data)
         for name, radius in record["metrics"].items():
             if "/radius@" in name:
                 largest = max(largest, radius / bounds[f"{name.rsplit('/', 1)[0]}/{bound}"] - 1)

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from trainaug.evidence.plots import PALETTE, band, figure, matrix
+from trainaug.experiments.ch06.arms import OPTIMISERS, descent_arm
 from trainaug.experiments.ch06.estimands import exact_metrics, matrices
-from trainaug.experiments.ch06.runs import OPTIMISERS
-from trainaug.experiments.records import Record, by_seed
+from trainaug.experiments.records import Record, by_seed, find
 from trainaug.methods.linear_robustness import PlainNorm, dual
 
 __all__ = [
@@ -61,13 +61,7 @@ def certificate_bands(records: Sequence[Record], panels: Sequence[tuple[str, str
             lower, upper = [], []
             for seed in by_seed(records):
                 eps = exact_metrics(seed, data)[f"{problem}/{dual(kind)}/eps_star"]
-                run = next(
-                    r
-                    for r in seed
-                    if r["arm"] == name
-                    and r["config"]["data"] == data
-                    and r["config"]["step_size"] == 1.0
-                )
+                run = find(seed, descent_arm(name, data))
                 steps = run["curves"]["step"]
                 lower.append([v / eps for v in run["curves"][f"{problem}/lower"]])
                 upper.append([v / eps for v in run["curves"][f"{problem}/upper"]])

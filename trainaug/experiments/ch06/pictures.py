@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainaug.data.fashion_mnist import fashion_mnist_tensors
 from trainaug.data.indexed import IndexedDataset
 from trainaug.evidence.store import rounded
+from trainaug.experiments.ch06.arms import CLASSIFIERS
 from trainaug.experiments.ch06.bias import tuned
 from trainaug.experiments.ch06.config import Config
 from trainaug.methods.attacks import AttackNorm, equal_bands, pgd
@@ -55,7 +56,8 @@ def classifiers(config: Config) -> Iterator[tuple[str, dict[str, Any], float]]:
         }
         epoch, attack = SECONDS[model]
         work = config.attack_images * config.attack_steps / 1000
-        yield model, settings, config.epochs * epoch + attacks * attack * work + 3
+        seconds = config.epochs * epoch + attacks * attack * work + 3
+        yield CLASSIFIERS[model], settings, seconds
 
 
 def train_classifier(model: str, examples: int, epochs: int, lr: float, seed: int) -> nn.Module:

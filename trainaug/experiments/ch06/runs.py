@@ -6,6 +6,7 @@ All problems of one data set and seed are stacked in one tensor and form one run
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,20 @@ import torch
 from trainaug.data.registry import content_hash
 from trainaug.evidence.store import Run, rounded
 from trainaug.experiments.ch06 import bias, pictures
+from trainaug.experiments.ch06.arms import (
+    ADVERSARIAL,
+    DESCENTS,
+    EXACT,
+    NETWORKS,
+    OPTIMISERS,
+    REGULARISED,
+    Descent,
+    descent_arm,
+)
 from trainaug.experiments.ch06.config import DATA, Config
-from trainaug.experiments.ch06.problems import Problem, attacks_on, load_problems, stacked
+from trainaug.experiments.ch06.problems import attacks_on, load_problems, stacked
 from trainaug.methods.linear_robustness import (
     NORMS,
-    PlainNorm,
-    StepRule,
     dual,
     enclosure,
     max_margin,
@@ -30,18 +39,14 @@ from trainaug.methods.linear_robustness import (
 )
 
 __all__ = [
-    "CONSTANT",
     "FRACTIONS",
     "JUST_ABOVE",
     "NOTE_STEPS",
-    "OPTIMISERS",
     "RATE_SIZES",
     "execute",
     "plan",
 ]
 
-OPTIMISERS: dict[str, PlainNorm] = {"coordinate": "l1", "gradient": "l2", "sign": "linf"}
-CONSTANT = "_constant"  # ending of the arms with a constant step on the loss itself
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
 JUST_ABOVE = 1.001
 NOTE_STEPS = 10_000
@@ -87,12 +92,13 @@ def _exact_and_descents(config: Config) -> Iterator[Planned]:
         if data == "gaussian":
             base["sizes"] = list(config.sizes)
         solve, descend = SECONDS[data]
-        yield "max_margin", base, solve
+        yield EXACT[data], base, solve
         for optimiser in OPTIMISERS:
             ablated = data == "digits" and optimiser == "coordinate"
             for scale in (1.0, *config.step_sizes) if ablated else (1.0,):
                 settings = base | {"steps": steps[data], "step_size": scale}
-                yield optimiser, settings, descend * steps[data] / 10_000
+                arm = descent_arm(optimiser, data, scale)
+                yield arm, settings, descend * steps[data] / 10_000
 
 
 def _rates(config: Config) -> Iterator[Planned]:
@@ -100,7 +106,8 @@ def _rates(config: Config) -> Iterator[Planned]:
     settings = {"data": "gaussian", "sizes": list(RATE_SIZES), "steps": config.rate_steps}
     for optimiser in OPTIMISERS:
         seconds = RATE_SECONDS * config.rate_steps / 10_000
-        yield optimiser + CONSTANT, settings | {"step_size": 1.0}, seconds
+        arm = descent_arm(optimiser, "gaussian", rule="constant")
+        yield arm, settings | {"step_size": 1.0}, seconds
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -109,31 +116,16 @@ def execute(run: Run) -> dict[str, Any]:
     Raises:
         ValueError: If the arm is unknown.
     """
-    config = dict(run.config)
-    elsewhere: dict[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
-        "regularised": bias.run_regularised,
-        "convolutional": bias.run_convolutional,
-        "dense": bias.run_dense,
-        "adversarial": bias.run_adversarial,
-        "cnn": pictures.run_cnn,
-        "mlp": pictures.run_mlp,
-    }
-    if run.arm in elsewhere:
-        return elsewhere[run.arm](config, run.seed)
-    optimiser = run.arm.removesuffix(CONSTANT)
-    if run.arm != "max_margin" and optimiser not in OPTIMISERS:
+    compute = COMPUTED.get(run.arm)
+    if compute is None:
         raise ValueError(f"unknown arm {run.arm!r}")
-    problems = load_problems(config, run.seed)
-    if run.arm == "max_margin":
-        return _solve(problems, config["data"])
-    rule: StepRule = "log_loss" if optimiser == run.arm else "constant"
-    steps, size = config["steps"], float(config["step_size"])
-    return _descend(problems, OPTIMISERS[optimiser], steps, size, rule)
+    return compute(dict(run.config), run.seed)
 
 
-def _solve(problems: list[Problem], data: str) -> dict[str, Any]:
+def _solve(config: dict[str, Any], seed: int) -> dict[str, Any]:
+    problems = load_problems(config, seed)
     metrics: dict[str, float] = {}
-    attacks = attacks_on(data)
+    attacks = attacks_on(config["data"])
     for name, X, y, X_test, y_test in problems:
         solutions = {attack: max_margin(X, y, attack) for attack in attacks}
         for attack, exact in solutions.items():
@@ -169,13 +161,13 @@ def _solve(problems: list[Problem], data: str) -> dict[str, Any]:
     }
 
 
-def _descend(
-    problems: list[Problem], weight_norm: PlainNorm, steps: int, step_size: float, rule: StepRule
-) -> dict[str, Any]:
+def _descend(row: Descent, config: dict[str, Any], seed: int) -> dict[str, Any]:
+    problems = load_problems(config, seed)
+    weight_norm, steps, step_size = OPTIMISERS[row.optimiser], config["steps"], config["step_size"]
     stack, mask = stacked(problems)
     recorded = _log_spaced(steps)
     path = steepest_descent_paths(
-        stack, [weight_norm], record_at=recorded, lr=step_size, step=rule, mask=mask
+        stack, [weight_norm], record_at=recorded, lr=float(step_size), step=row.rule, mask=mask
     )
     metrics: dict[str, float] = {}
     curves: dict[str, list[float]] = {"step": [float(t) for t in recorded]}
@@ -204,3 +196,17 @@ def _log_spaced(steps: int) -> list[int]:
     spaced = torch.logspace(1, torch.tensor(steps).log10().item(), 28, dtype=torch.float64)
     chosen = {round(t) for t in spaced.tolist()} | {steps, min(NOTE_STEPS, steps)}
     return sorted(t for t in chosen if t <= steps)
+
+
+COMPUTED: dict[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
+    **dict.fromkeys(EXACT.values(), _solve),
+    **{arm: partial(_descend, row) for arm, row in DESCENTS.items()},
+    **dict.fromkeys(REGULARISED.values(), bias.run_regularised),
+    NETWORKS["convolutional", "gaussian"]: bias.run_convolutional,
+    NETWORKS["convolutional", "digits"]: bias.run_convolutional,
+    NETWORKS["dense", "gaussian"]: bias.run_dense,
+    NETWORKS["dense", "digits"]: bias.run_dense,
+    **dict.fromkeys(ADVERSARIAL.values(), bias.run_adversarial),
+    "fashion_cnn": pictures.run_cnn,
+    "fashion_mlp": pictures.run_mlp,
+}
