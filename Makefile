@@ -50,8 +50,8 @@ quick: setup  ## the quick profile end to end from an empty store
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	  TRAINAUG_RUNS=$$folder $(BIN)/trainaug reproduce --profile quick
 
-validate: setup  ## nbval over the committed notebooks
-	@$(BIN)/python -m pytest -q -c tests/notebooks/nbval.ini --rootdir . --nbval-lax --nbval-current-env notebooks
+validate: setup  ## re-run the committed notebooks and compare every text output (nbval)
+	@TRAINAUG_PROGRESS=off $(BIN)/python -m pytest -q -c tests/notebooks/nbval.ini --rootdir . --nbval --nbval-current-env notebooks
 
 verify: setup  ## recompute a sample of the reference
 	@$(BIN)/trainaug verify --sample 6 --seconds 90

@@ -1,8 +1,16 @@
-"""Settings of all tests: one thread, and what nbval shall not compare."""
+"""Settings of all tests: canonical, one thread, no progress; and what nbval shall not compare."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+from trainaug.evidence import canonical
+
+# Before anything imports NumPy or torch. Kernels of nbval and child processes inherit both.
+canonical.enter()
+os.environ["TRAINAUG_PROGRESS"] = "off"
 
 
 def pytest_configure(config: pytest.Config) -> None:

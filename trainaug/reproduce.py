@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainaug.compare import compare
+from trainaug.evidence.canonical import canonical_environment
 from trainaug.evidence.claims import Judgement
 from trainaug.evidence.store import (
     Run,
@@ -169,7 +170,8 @@ def _execute(
         command = [sys.executable, "-m", "papermill", str(source), str(target), "-k", "python3"]
         command += ["-f", str(file), "--no-progress-bar", "--cwd", str(source.parent)]
         with log.open("w") as stream:
-            environment = os.environ | {"TRAINAUG_RUNS": str(root)}
+            switches = {"TRAINAUG_RUNS": str(root), "TRAINAUG_PROGRESS": "off"}
+            environment = canonical_environment() | switches
             child = subprocess.Popen(
                 command, stdout=stream, stderr=subprocess.STDOUT, env=environment
             )

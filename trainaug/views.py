@@ -14,18 +14,24 @@ from pathlib import Path
 
 import nbformat
 
+from trainaug.evidence.canonical import canonical_environment
 from trainaug.evidence.claims import Judgement, expected_false_reproduced, verdicts_json
 from trainaug.evidence.store import read_reference, reference_folder, write_atomic
 from trainaug.evidence.tables import markdown_table, verdict_blocks, verdict_table
 from trainaug.experiments.chapters import TITLES, load_chapter, notebook_path
-from trainaug.notebook import NoReferenceError, chapter_judgements, collect_records
+from trainaug.notebook import (
+    NoReferenceError,
+    chapter_judgements,
+    collect_records,
+    png_bytes,
+)
 from trainaug.paths import NOTEBOOKS, RESULTS, ROOT
 
 __all__ = [
     "KEY_FIGURES",
     "execute_notebook",
     "key_figure_path",
-    "key_figure_text",
+    "key_figure_png",
     "mark_changed_criteria",
     "reference_judgements",
     "refresh_views",
@@ -139,22 +145,20 @@ def verdicts_text(number: str, profile: str = "standard") -> str:
 
 def key_figure_path(number: str) -> Path:
     """Where the key figure of a chapter stands, for its notebook and the README."""
-    return RESULTS / "figures" / f"{number}_{KEY_FIGURES[number][0]}.svg"
+    return RESULTS / "figures" / f"{number}_{KEY_FIGURES[number][0]}.png"
 
 
-def key_figure_text(number: str) -> str:
-    """SVG of a chapter's key figure, made from its committed records.
+def key_figure_png(number: str) -> bytes:
+    """PNG of a chapter's key figure, made from its committed records.
 
     Raises:
         LookupError: If the chapter has no reference.
     """
-    from trainaug.notebook import svg_text
-
     reference = read_reference("standard", number)
     if reference is None:
         raise LookupError(f"chapter {number} has no standard reference")
     figures = import_module(f"trainaug.experiments.ch{number}.figures")
-    return svg_text(figures.key_figure(reference.records), KEY_FIGURES[number][1])
+    return png_bytes(figures.key_figure(reference.records), KEY_FIGURES[number][1])
 
 
 def refresh_views() -> None:
@@ -162,7 +166,7 @@ def refresh_views() -> None:
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         execute_notebook(path)
     for number in KEY_FIGURES:
-        write_atomic(key_figure_path(number), key_figure_text(number))
+        write_atomic(key_figure_path(number), key_figure_png(number))
     readme = ROOT / "README.md"
     write_atomic(readme, render_readme(readme.read_text(encoding="utf-8")))
 
@@ -170,10 +174,11 @@ def refresh_views() -> None:
 def execute_notebook(path: Path) -> None:
     """Execute a notebook in its committed settings and write it back normalised.
 
-    Outputs and execution counts stay; timings and the runner's metadata go.
+    The kernel is canonical, whatever this process is, and shows no progress. Outputs and execution
+    counts stay; timings and the runner's metadata go.
 
     Raises:
-        RuntimeError: If a cell warned; only the progress of a sweep belongs on standard error.
+        RuntimeError: If a cell warned.
     """
     from nbclient import NotebookClient
 
@@ -187,7 +192,7 @@ def execute_notebook(path: Path) -> None:
         record_timing=False,
         coalesce_streams=True,
     )
-    client.execute()
+    client.execute(env=canonical_environment() | {"TRAINAUG_PROGRESS": "off"})
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

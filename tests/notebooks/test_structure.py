@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import base64
+import io
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 from trainaug.experiments.chapters import TITLES, load_chapter, notebook_path
 from trainaug.paths import NOTEBOOKS, ROOT
@@ -112,11 +115,15 @@ def test_a_chapter_has_its_headings_figures_and_length(number: str) -> None:
     assert 35 <= len(notebook.cells) <= 60
     assert 1500 <= len(re.sub(r"\$[^$]*\$", "x", text).split()) <= 3000
     code = cells(path, "code")
-    figures = [o for c in code for o in c.outputs if "image/svg+xml" in o.get("data", {})]
+    figures = [o for c in code for o in c.outputs if o.output_type == "display_data"]
     assert 4 <= len(figures) <= 8
     for figure in figures:
-        assert 'role="img" aria-label="' in "".join(figure.data["image/svg+xml"])[:80]
-        assert figure.data["text/plain"].startswith("Figure: ")
+        assert set(figure.data) == {"image/png", "text/plain"}
+        shown = figure.metadata["image/png"]
+        assert shown["alt"]
+        assert figure.data["text/plain"] == f"Figure: {shown['alt']}"
+        with Image.open(io.BytesIO(base64.b64decode(figure.data["image/png"]))) as picture:
+            assert picture.size == (2 * shown["width"], 2 * shown["height"])
     checked = [c for c in code if CHECKED in c.metadata.get("tags", [])]
     live = [c for c in checked if re.search(r"^\s*(assert|ctx\.check|ctx\.breaks|lemma|theorem)", c.source, re.M)]
     assert len(live) >= 4

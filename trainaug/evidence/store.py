@@ -141,14 +141,18 @@ def environment_fingerprint() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing: temporary file in the same folder, fsync, rename."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: temporary file in the same folder, fsync, rename.
+
+    Text is written as UTF-8 with the line ends that it has.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     # not `mkstemp`, whose files nobody else may read: these are shared and committed
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
