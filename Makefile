@@ -57,7 +57,7 @@ verify: setup  ## recompute a sample of the reference
 	@$(BIN)/trainaug verify --sample 6 --seconds 90
 
 lab: setup  ## read and run the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 site: setup  ## build the documentation into docs/_build/html
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[site]'
