@@ -55,8 +55,8 @@ quick: setup  ## the quick profile end to end from an empty store
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	  TRAINAUG_RUNS=$$folder $(BIN)/trainaug reproduce --profile quick
 
-validate: setup  ## nbval over the committed notebooks
-	@$(CANONICAL) && $(BIN)/python -m pytest -q -c tests/notebooks/nbval.ini --rootdir . --nbval-lax --nbval-current-env notebooks
+validate: setup  ## re-run the committed notebooks and compare every text output (nbval)
+	@$(CANONICAL) && TRAINAUG_PROGRESS=off $(BIN)/python -m pytest -q -c tests/notebooks/nbval.ini --rootdir . --nbval --nbval-current-env notebooks
 
 canaries: setup  ## the tiny run of every arm, compared with the committed one (CHAPTERS=)
 	@$(BIN)/trainaug canaries --all $(CHAPTERS)
@@ -71,7 +71,7 @@ judge-render: setup  ## the same, and execute the notebooks that changed
 	@$(BIN)/trainaug judge --render $(CHAPTERS)
 
 lab: setup  ## read and run the notebooks in JupyterLab
-	@$(CANONICAL) && $(BIN)/jupyter lab notebooks
+	@$(CANONICAL) && $(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 site: setup  ## build the documentation into docs/_build/html
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[site]'

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import matplotlib
@@ -10,9 +13,10 @@ import pytest
 import torch
 
 from trainaug import notebook
+from trainaug.evidence import canonical
 from trainaug.evidence.plots import figure
 from trainaug.evidence.store import Store, read_reference
-from trainaug.notebook import NoReferenceError, start, svg_text
+from trainaug.notebook import NoReferenceError, png_bytes, start
 
 TINY = {"seeds": 1, "gaussian_steps": 100, "digits_steps": 100, "fashion_steps": 100}
 
@@ -186,17 +190,73 @@ def test_streams_repeat_and_differ(reference):
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_svg_is_repeatable_and_carries_its_alternative():
-    def draw():
-        drawn, axes = figure()
-        axes[0].plot([0, 1], [1, 0])
-        return svg_text(drawn, 'a "line" < b')
+def test_a_figure_is_shown_as_png_with_its_text_alternative(reference, monkeypatch):
+    shown = []
 
+    def display(bundle, **options):
+        shown.append((bundle, options))
+
+    monkeypatch.setattr("IPython.display.display", display)
+    alt = 'a "line" < b'
     with matplotlib.rc_context():
-        first, second = draw(), draw()
-    assert first == second
-    assert first.startswith('<svg role="img" aria-label="a &quot;line&quot; &lt; b"')
-    assert "<dc:date>" not in first
+        for _ in range(2):
+            drawn, axes = figure()
+            axes[0].plot([0, 1], [1, 0])
+            reference.show(drawn, alt)
+    (bundle, options), again = shown
+    assert again[0] == bundle
+    assert bundle["text/plain"] == f"Figure: {alt}"
+    assert base64.b64decode(bundle["image/png"]) == png_bytes(drawn, alt)
+    width, height = drawn.get_size_inches() * 100  # at the size on the page, half of its pixels
+    assert options["metadata"]["image/png"] == {"alt": alt, "width": width, "height": height}
+
+
+OPENED = """
+{before}
+from trainaug.notebook import start
+from trainaug.evidence import canonical
+import torch
+
+start("06")
+start("06")
+print(canonical.is_canonical(), torch.backends.cpu.get_cpu_capability())
+"""
+
+
+@pytest.mark.parametrize("before", ["", "import numpy"])
+def test_a_notebook_without_the_variables_becomes_canonical_or_says_that_it_is_not(before):
+    done = subprocess.run(
+        [sys.executable, "-c", OPENED.format(before=before)],
+        capture_output=True,
+        text=True,
+        env=canonical.native_environment(),
+        check=True,
+    )
+    last = done.stdout.splitlines()[-1]
+    if before:
+        assert last.startswith("False")
+        assert done.stderr.count(canonical.LATE) == 1
+    else:
+        assert last == "True AVX2"
+        assert done.stderr == ""
+
+
+def test_the_progress_of_a_sweep_has_one_switch(monkeypatch, capsys):
+    runs = []
+
+    def sweep(plan, execute, store, digest, progress):
+        runs.append(progress)
+
+    monkeypatch.setattr(notebook, "run_sweep", sweep)
+    monkeypatch.setattr(notebook, "collect_records", lambda *a: ([], False))
+    context = start("06", profile="quick", evidence="recompute")
+    monkeypatch.setitem(sys.modules, "ipykernel", None)  # as if a person had opened a notebook
+    for value in ("off", "on"):
+        monkeypatch.setenv("TRAINAUG_PROGRESS", value)
+        context.run()
+    assert runs[0] is None
+    runs[1](1, 2, 60.0)
+    assert "runs 1/2" in capsys.readouterr().err
 
 
 def test_finish_says_where_it_came_from(reference, capsys):

@@ -20,6 +20,7 @@ from trainaug.notebook import (
     chapter_judgements,
     collect_records,
     describe_evidence,
+    png_bytes,
 )
 from trainaug.paths import RESULTS
 from trainaug.verdicts import committed_judgements, mark_changed_criteria
@@ -28,7 +29,7 @@ __all__ = [
     "KEY_FIGURES",
     "execute_notebook",
     "key_figure_path",
-    "key_figure_text",
+    "key_figure_png",
     "render_readme",
     "scoreboard",
     "write_key_figure",
@@ -96,36 +97,35 @@ def scoreboard(profile: str, evidence: str) -> str:
 
 def key_figure_path(number: str) -> Path:
     """Where the key figure of a chapter stands, for its notebook and the README."""
-    return RESULTS / "figures" / f"{number}_{KEY_FIGURES[number][0]}.svg"
+    return RESULTS / "figures" / f"{number}_{KEY_FIGURES[number][0]}.png"
 
 
-def key_figure_text(number: str) -> str:
-    """SVG of a chapter's key figure, made from its committed records.
+def key_figure_png(number: str) -> bytes:
+    """PNG of a chapter's key figure, made from its committed records.
 
     Raises:
         LookupError: If the chapter has no reference.
     """
-    from trainaug.notebook import svg_text
-
     reference = read_reference("standard", number)
     if reference is None:
         raise LookupError(f"chapter {number} has no standard reference")
     figures = import_module(f"trainaug.experiments.ch{number}.figures")
-    return svg_text(figures.key_figure(reference.records), KEY_FIGURES[number][1])
+    return png_bytes(figures.key_figure(reference.records), KEY_FIGURES[number][1])
 
 
 def write_key_figure(number: str) -> None:
     """Draw the key figure of a chapter from its committed records."""
-    write_atomic(key_figure_path(number), key_figure_text(number))
+    write_atomic(key_figure_path(number), key_figure_png(number))
 
 
 def execute_notebook(path: Path) -> None:
     """Execute a notebook in its committed settings and write it back normalised.
 
-    Outputs and execution counts stay; timings and the runner's metadata go.
+    The kernel is canonical, whatever this process is, and shows no progress. Outputs and execution
+    counts stay; timings and the runner's metadata go.
 
     Raises:
-        RuntimeError: If a cell warned; only the progress of a sweep belongs on standard error.
+        RuntimeError: If a cell warned.
     """
     import nbformat
     from nbclient import NotebookClient

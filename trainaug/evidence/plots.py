@@ -20,7 +20,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def set_style() -> None:
-    """Set the style of all figures; the same input gives the same SVG bytes."""
+    """Set the style of all figures; the same input gives the same picture."""
     matplotlib.rcParams.update(
         {
             "figure.dpi": 100,
@@ -33,8 +33,6 @@ def set_style() -> None:
             "axes.prop_cycle": cycler(color=PALETTE),
             "legend.frameon": False,
             "lines.linewidth": 1.8,
-            "svg.hashsalt": "trainaug",
-            "svg.fonttype": "path",
         }
     )
 

@@ -190,14 +190,18 @@ def checksum(record: Mapping[str, Any]) -> str:
     return _sha256(canonical_json(record))
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing: temporary file in the same folder, fsync, rename."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: temporary file in the same folder, fsync, rename.
+
+    Text is written as UTF-8 with the line ends that it has.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     # not `mkstemp`, whose files nobody else may read: these are shared and committed
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -428,14 +432,14 @@ def read_record_set(folder: Path) -> RecordSet:
     optional = ("criteria", "waiting")  # later than the others
     if not isinstance(value, dict) or not {*names} - {*optional} <= {*value} <= {*names}:
         raise ValueError(f"{path}: must hold exactly {', '.join(names)}")
-    value = {"criteria": {}, "waiting": []} | value
+    stated: dict[str, Any] = {"criteria": {}, "waiting": []} | value
     for name in names:
-        if not isinstance(value[name], kinds.get(name, str)):
-            raise ValueError(f"{path}: {name} = {value[name]!r}")
-    for arm, number in value["versions"].items():
+        if not isinstance(stated[name], kinds.get(name, str)):
+            raise ValueError(f"{path}: {name} = {stated[name]!r}")
+    for arm, number in stated["versions"].items():
         if type(number) is not int or number < 1:
             raise ValueError(f"{path}: version of {arm} = {number!r}")
-    return RecordSet(**value)
+    return RecordSet(**stated)
 
 
 @dataclass(frozen=True)
