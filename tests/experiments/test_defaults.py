@@ -58,6 +58,8 @@ def test_every_setting_of_every_plan_has_a_default(number):
 def test_settings_and_defaults_give_back_the_configuration(number):
     for run in plans(number):
         assert run.defaults == d.DEFAULTS[number]
+        if "models" not in run.config:
+            assert run.config.items() <= d.config_of(run.head).items()
         config = restored(run.config, run.settings, run.defaults)
         assert canonical_json(config) == canonical_json(run.config)
 

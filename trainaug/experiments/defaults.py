@@ -17,7 +17,7 @@ import yaml
 
 from trainaug.evidence.store import Run
 
-__all__ = ["DEFAULTS", "VERSIONS", "arm_version", "completed"]
+__all__ = ["DEFAULTS", "VERSIONS", "arm_version", "completed", "config_of"]
 
 VERSIONS = Path(__file__).with_name("versions.yaml")
 
@@ -180,6 +180,11 @@ def arm_version(chapter: str, arm: str) -> int:
         ValueError: If the file of versions holds anything but positive whole numbers.
     """
     return _versions(VERSIONS).get(chapter, {}).get(arm, 1)
+
+
+def config_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a record: those that it states, and the defaults of its chapter."""
+    return {**DEFAULTS.get(record["chapter"], {}), **record["settings"]}
 
 
 def completed(run: Run) -> Run:
