@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.trainaug-installed
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup data reproduce test lint unit quick validate verify lab site bench bench-check soak publish clean
+.PHONY: help setup data reproduce test lint unit portability quick validate verify lab site bench bench-check soak publish clean
 
 help:  ## explain each target in a line
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -44,7 +44,10 @@ lint: setup  ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 
 unit: setup  ## unit and system tests
-	@$(BIN)/python -m pytest -q -n 2 --dist loadscope
+	@$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not portability"
+
+portability: data  ## the same bytes on emulated processors (needs qemu-x86_64, else it is skipped)
+	@$(BIN)/python -m pytest -q -rs -m portability tests/portability
 
 quick: setup  ## the quick profile end to end from an empty store
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
