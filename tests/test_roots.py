@@ -129,3 +129,10 @@ def test_other_devices_types_and_compilers_get_torchs_own(name: str) -> None:
     compiled = torch.compile(ours, backend="eager", fullgraph=True)
     x = positive(torch.float32, 9)
     assert torch.equal(compiled(x), torchs(x))
+
+
+def test_power_differs_from_torch_at_a_half_alone() -> None:
+    x = positive(torch.float64, 4099)
+    assert torch.equal(roots.power(x, 0.5), roots.sqrt(x))
+    for exponent in (-1.0, -0.5, 0.25, 2 / 3, 1.0, 2.0):
+        assert torch.equal(roots.power(x, exponent), x**exponent)

@@ -7,8 +7,8 @@ correctly rounded, and its logarithms are the same on every x86-64 machine in ca
 which are exact everywhere. At 0 they are those of torch: $\sqrt{\cdot}'(0) = \log'(0) = \infty$, so
 a gradient of 0 that meets them becomes ``nan``.
 
-On other devices, in other types than float32 and float64, and inside ``torch.compile`` the functions
-are torch's own.
+On other devices, in other types than float32 and float64, and inside ``torch.compile`` the
+functions are torch's own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["log", "log2", "log10", "sqrt"]
+__all__ = ["log", "log2", "log10", "power", "sqrt"]
 
 
 def _by_numpy(function: Callable[..., Any], x: Tensor) -> Tensor:
@@ -131,3 +131,13 @@ def log2(x: Tensor) -> Tensor:
 def log10(x: Tensor) -> Tensor:
     """Return the logarithm to base 10, elementwise."""
     return _Logarithm10.apply(x) if _is_covered(x) else torch.log10(x)  # type: ignore[no-untyped-call]
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """Return ``x**exponent``; only for an exponent of a half does torch take its square root.
+
+    Example:
+        >>> power(torch.tensor([4.0, 9.0]), 0.5)
+        tensor([2., 3.])
+    """
+    return sqrt(x) if exponent == 0.5 else x**exponent

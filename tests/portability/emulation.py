@@ -56,7 +56,9 @@ class Collected:
     crashes: dict[str, str] = field(default_factory=dict)
 
 
-def collect(processor: str | None, *, skip: Sequence[str] = (), operations: bool = False) -> Collected:
+def collect(
+    processor: str | None, *, skip: Sequence[str] = (), operations: bool = False
+) -> Collected:
     """Run all probes but those to skip; begin again behind one that ends the process."""
     collected, after = Collected(), ""
     while True:

@@ -243,8 +243,9 @@ def layer(make: Callable[[], nn.Module], dtype: torch.dtype, *shape: int, **how:
     module.train(how.get("train", True))
     x = tensor(*shape, dtype=dtype)
     if how.get("channels_last"):
-        module, x = module.to(memory_format=torch.channels_last), x.contiguous(
-            memory_format=torch.channels_last
+        module, x = (
+            module.to(memory_format=torch.channels_last),
+            x.contiguous(memory_format=torch.channels_last),
         )
 
     def call(x: Tensor) -> Tensor:
@@ -368,7 +369,10 @@ for _type, _dtype in FLOATS.items():
     add(f"einsum {_type}", lambda t=_t: torch.einsum("bik,bjk,b->ij", t(4, 9, 8), t(4, 7, 8), t(4)))
     add(f"addmm beta {_type}", lambda t=_t: torch.addmm(t(9, 8), t(9, 5), t(5, 8), beta=0.5))
     add(f"bilinear {_type}", lambda t=_t: torch.einsum("bi,ij,bj->b", t(9, 8), t(8, 7), t(9, 7)))
-    add(f"baddbmm backward {_type}", lambda t=_t: with_gradients(None, [t(5, 9, 8)], lambda x: x @ x.mT))
+    add(
+        f"baddbmm backward {_type}",
+        lambda t=_t: with_gradients(None, [t(5, 9, 8)], lambda x: x @ x.mT),
+    )
 
 # Layers
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
@@ -470,7 +474,9 @@ for _type, _dtype in FLOATS.items():
             None,
             [t(45, 10)],
             lambda x: F.kl_div(
-                x.log_softmax(1), t(45, 10, salt=2).log_softmax(1), log_target=True,
+                x.log_softmax(1),
+                t(45, 10, salt=2).log_softmax(1),
+                log_target=True,
                 reduction="none",
             ),
         ),
@@ -542,7 +548,9 @@ for _type, _dtype in FLOATS.items():
     add(f"irfft {_type}", lambda t=_t: torch.fft.irfft(torch.complex(t(9, 16), t(9, 16, salt=1))))
     add(f"fft2 {_type}", lambda t=_t: torch.fft.fft2(t(3, 8, 8), norm="ortho"))
     add(f"rfft2 {_type}", lambda t=_t: torch.fft.rfft2(t(3, 28, 28)))
-    add(f"ifft2 {_type}", lambda t=_t: torch.fft.ifft2(torch.complex(t(8, 8), t(8, 8, salt=1))).real)
+    add(
+        f"ifft2 {_type}", lambda t=_t: torch.fft.ifft2(torch.complex(t(8, 8), t(8, 8, salt=1))).real
+    )
     add(f"complex abs {_type}", lambda t=_t: torch.complex(t(LENGTH), t(LENGTH, salt=1)).abs())
     add(
         f"complex product {_type}",
@@ -618,14 +626,18 @@ for _type, _dtype in FLOATS.items():
     add(f"dropout {_type}", dropped)
 add("randperm", lambda: torch.randperm(5000, generator=generator()))
 add("randint", lambda: torch.randint(0, 1000, (LENGTH,), generator=generator()))
-add("grid_sample float32", lambda: F.grid_sample(
-    tensor(2, 3, 9, 9), tensor(2, 6, 6, 2), align_corners=False
-))
-add("grid_sample float64", lambda: F.grid_sample(
-    tensor(2, 3, 9, 9, dtype=torch.float64),
-    tensor(2, 6, 6, 2, dtype=torch.float64),
-    align_corners=False,
-))
+add(
+    "grid_sample float32",
+    lambda: F.grid_sample(tensor(2, 3, 9, 9), tensor(2, 6, 6, 2), align_corners=False),
+)
+add(
+    "grid_sample float64",
+    lambda: F.grid_sample(
+        tensor(2, 3, 9, 9, dtype=torch.float64),
+        tensor(2, 6, 6, 2, dtype=torch.float64),
+        align_corners=False,
+    ),
+)
 
 # Optimisers: name -> constructor
 OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -668,7 +680,10 @@ for _type, _dtype in FLOATS.items():
 
     def clipped(dtype: torch.dtype = _dtype) -> Any:
         """Clipping of gradients by their norm."""
-        parameters = [nn.Parameter(tensor(33, 17, dtype=dtype)), nn.Parameter(tensor(9, dtype=dtype))]
+        parameters = [
+            nn.Parameter(tensor(33, 17, dtype=dtype)),
+            nn.Parameter(tensor(9, dtype=dtype)),
+        ]
         for parameter in parameters:
             parameter.grad = parameter.detach() * 3
         size = nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -17,21 +17,22 @@ from emulation import PROCESSORS, ROOT, Collected, collect, why_not
 TABLE = ROOT / "trainaug/evidence/portable_operations.toml"
 
 # Operations that round nothing: they make, move, compare or select numbers.
-EXACT = """
-abs alias all amax amin any arange argmax argmin argsort as_strided bucketize bitwise_and
-bitwise_not bitwise_or bitwise_xor cat ceil clamp clamp_max clamp_min clone complex constant_pad_nd
-copy copysign detach diag_embed diagonal empty empty_like empty_strided eq equal expand eye fill
-flip floor full full_like gather ge gt im2col imag index index_select is_same_size isfinite isinf
-isnan isin kthvalue le lift lift_fresh logical_and logical_not logical_or logical_xor lt
-masked_fill masked_scatter masked_select max maximum median min minimum mode narrow ne neg new_empty
-new_empty_strided new_full new_ones new_zeros nonzero ones ones_like permute pixel_shuffle real
-reflection_pad2d relu repeat resize roll round scalar_tensor scatter searchsorted select
-select_backward select_scatter set sgn sign slice slice_backward slice_scatter sort split
-split_with_sizes squeeze stack t take threshold threshold_backward tile topk transpose tril triu
-trunc unbind unfold unsqueeze view view_as_complex view_as_real where zero zeros zeros_like
-_conj _local_scalar_dense _reshape_alias _reshape_copy _resize_output _to_copy _unique2
-_unsafe_view
-""".split()
+EXACT = (
+    "" abs alias all amax amin any arange argmax argmin argsort as_strided bucketize "
+    "bitwise_and bitwise_not bitwise_or bitwise_xor cat ceil clamp clamp_max clamp_min clone "
+    "complex constant_pad_nd copy copysign detach diag_embed diagonal empty empty_like "
+    "empty_strided eq equal expand eye fill flip floor full full_like gather ge gt im2col imag "
+    "index index_select is_same_size isfinite isinf isnan isin kthvalue le lift lift_fresh "
+    "logical_and logical_not logical_or logical_xor lt masked_fill masked_scatter masked_select "
+    "max maximum median min minimum mode narrow ne neg new_empty new_empty_strided new_full "
+    "new_ones new_zeros nonzero ones ones_like permute pixel_shuffle real reflection_pad2d relu "
+    "repeat resize roll round scalar_tensor scatter searchsorted select select_backward "
+    "select_scatter set sgn sign slice slice_backward slice_scatter sort split split_with_sizes "
+    "squeeze stack t take threshold threshold_backward tile topk transpose tril triu trunc "
+    "unbind unfold unsqueeze view view_as_complex view_as_real where zero zeros zeros_like "
+    "_conj _local_scalar_dense _reshape_alias _reshape_copy _resize_output _to_copy _unique2 "
+    "_unsafe_view "
+)
 
 # Their results are integers or 0 and 1, but rounding decides which: they need a probe.
 DRAWS = ["bernoulli", "binomial", "multinomial", "poisson"]

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
-from trainaug.evidence.operations import not_shown_portable
+from trainaug.evidence.operations import OperationRecorder, not_shown_portable
 from trainaug.paths import RESULTS
 
 RECORDED = RESULTS / "canaries" / "operations.json"
@@ -29,12 +30,27 @@ def test_no_arm_calls_an_operation_outside_the_list() -> None:
 
 @pytest.mark.parametrize(
     "operation",
-    ["aten.sqrt float64", "aten.sqrt_ float32", "aten._foreach_sqrt other", "aten.multinomial other",
-     "aten.exp bfloat16", "aten.an_operation_of_next_year float32"],
-)  # fmt: skip
+    [
+        "aten.sqrt float64",
+        "aten.sqrt_ float32",
+        "aten._foreach_sqrt other",
+        "aten.exp bfloat16",
+        "aten.an_operation_of_next_year float32",
+    ],
+)
 def test_an_arm_outside_the_list_is_named(operation: str) -> None:
     recorded: dict[str, Any] = {"04": {"digits_random": ["aten.view float32", operation]}}
-    if operation == "aten.multinomial other":  # shown by a probe, not by being an integer
-        assert outside(recorded) == {}
-    else:
-        assert outside(recorded) == {"04 digits_random": [operation]}
+    assert outside(recorded) == {"04 digits_random": [operation]}
+
+
+def test_a_power_of_a_half_counts_as_a_square_root() -> None:
+    with OperationRecorder() as recorder:
+        _ = torch.ones(3) ** 0.5, torch.ones(3).pow_(2.5)
+    assert {"aten.sqrt float32", "aten.pow float32"} <= recorder.operations
+    assert not_shown_portable(recorder.operations) == ["aten.sqrt float32"]
+
+
+def test_operations_on_lists_carry_the_type_of_their_tensors() -> None:
+    with OperationRecorder() as recorder:
+        torch._foreach_add_([torch.ones(3, dtype=torch.float64)], 1)
+    assert "aten._foreach_add float64" in recorder.operations

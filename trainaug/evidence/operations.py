@@ -12,7 +12,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -34,14 +33,17 @@ def operation_name(function: Any, results: Any, arguments: Any = ()) -> str:
     Returns:
         ``"aten.exp float32"``, or ``"aten.argmax other"`` for types that are neither floating nor
         complex, and for operations without tensors. In-place operations share the kernel, and so
-        the name, of the others.
+        the name, of the others; a power of a half is what torch makes of it, a square root.
     """
     leaves = [*tree_leaves(results), *tree_leaves(arguments)]
     dtype = next((leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)), None)
     kind = "other"
     if dtype is not None and (dtype.is_floating_point or dtype.is_complex):
         kind = str(dtype).removeprefix("torch.")
-    return f"{_without_underscore(str(function.overloadpacket))} {kind}"
+    packet = _without_underscore(str(function.overloadpacket))
+    if packet.endswith("pow") and any(isinstance(a, float) and a == 0.5 for a in arguments[1:2]):
+        packet = packet.removesuffix("pow") + "sqrt"
+    return f"{packet} {kind}"
 
 
 def _without_underscore(packet: str) -> str:
