@@ -39,7 +39,7 @@ class _Elementwise(torch.autograd.Function):
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[int, ...], x: Tensor) -> tuple[Tensor, int]:
         """Apply to all batches at once."""
-        return cls.apply(x), in_dims[0]  # type: ignore[no-untyped-call]
+        return cls.apply(x), in_dims[0]
 
 
 class _SquareRoot(_Elementwise):
@@ -53,11 +53,11 @@ class _SquareRoot(_Elementwise):
         ctx.save_for_forward(output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return gradient / (2 * ctx.saved_tensors[0])
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+    def jvp(ctx: Any, tangent: Tensor) -> Any:
         return tangent / (2 * ctx.saved_tensors[0])
 
 
@@ -77,11 +77,11 @@ class _Logarithm(_Elementwise):
         ctx.save_for_forward(inputs[0])
 
     @classmethod
-    def backward(cls, ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(cls, ctx: Any, gradient: Tensor) -> Any:
         return gradient / (cls.scale * ctx.saved_tensors[0])
 
     @classmethod
-    def jvp(cls, ctx: Any, tangent: Tensor) -> Tensor:
+    def jvp(cls, ctx: Any, tangent: Tensor) -> Any:
         return tangent / (cls.scale * ctx.saved_tensors[0])
 
 
@@ -110,7 +110,7 @@ def sqrt(x: Tensor) -> Tensor:
         >>> sqrt(torch.tensor([0.0, 2.0, 9.0]))
         tensor([0.0000, 1.4142, 3.0000])
     """
-    return _SquareRoot.apply(x) if _is_covered(x) else torch.sqrt(x)  # type: ignore[no-untyped-call]
+    return _SquareRoot.apply(x) if _is_covered(x) else torch.sqrt(x)
 
 
 def log(x: Tensor) -> Tensor:
@@ -120,17 +120,17 @@ def log(x: Tensor) -> Tensor:
         >>> log(torch.tensor([0.0, 1.0]))
         tensor([-inf, 0.])
     """
-    return _Logarithm.apply(x) if _is_covered(x) else torch.log(x)  # type: ignore[no-untyped-call]
+    return _Logarithm.apply(x) if _is_covered(x) else torch.log(x)
 
 
 def log2(x: Tensor) -> Tensor:
     """Return the logarithm to base 2, elementwise."""
-    return _Logarithm2.apply(x) if _is_covered(x) else torch.log2(x)  # type: ignore[no-untyped-call]
+    return _Logarithm2.apply(x) if _is_covered(x) else torch.log2(x)
 
 
 def log10(x: Tensor) -> Tensor:
     """Return the logarithm to base 10, elementwise."""
-    return _Logarithm10.apply(x) if _is_covered(x) else torch.log10(x)  # type: ignore[no-untyped-call]
+    return _Logarithm10.apply(x) if _is_covered(x) else torch.log10(x)
 
 
 def power(x: Tensor, exponent: float) -> Tensor:

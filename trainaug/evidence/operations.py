@@ -52,7 +52,7 @@ def _without_underscore(packet: str) -> str:
     return packet
 
 
-class OperationRecorder(TorchDispatchMode):
+class OperationRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collect the names of all operations called inside the ``with`` block, backward included.
 
     Example:
@@ -63,7 +63,7 @@ class OperationRecorder(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: set[str] = set()
 
     def __torch_dispatch__(
