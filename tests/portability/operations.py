@@ -187,9 +187,17 @@ ALONG: dict[str, Callable[[Tensor], Any]] = {  # of a matrix, along its rows
 
 
 def elementwise(function: Callable[..., Any], dtype: torch.dtype, low: float, high: float) -> Any:
-    """Values on contiguous, strided and broadcast numbers."""
-    x = tensor(LENGTH, dtype=dtype, low=low, high=high)
-    return function(x), function(x[::3]), function(x[:7])
+    """Values on contiguous and strided numbers; small ones, and magnitudes, where they belong."""
+    x = numbers(LENGTH, low=low, high=high)
+    parts = [x, x / 1024] if low < 0 else [x]
+    if high >= 50 and low > 0:  # functions of all positive numbers: near 1, and over 60 octaves
+        parts += [numbers(LENGTH, low=0.9, high=1.1), np.ldexp(x + 1, (x * 1.2).astype(int) - 36)]
+    return [
+        values
+        for part in parts
+        for t in [torch.from_numpy(part).to(dtype)]
+        for values in (function(t), function(t[::3]), function(t[:7]))
+    ]
 
 
 def pairwise(function: Callable[..., Any], dtype: torch.dtype) -> Any:
