@@ -14,7 +14,7 @@ export PYTHONHASHSEED := 0
 # every machine. The command `trainaug` sets them itself, `make bench` goes without them.
 CANONICAL = eval "$$($(BIN)/python -m trainaug.evidence.canonical)"
 
-.PHONY: help setup data reproduce test lint unit quick validate canaries verify judge judge-render lab site bench bench-check soak publish clean
+.PHONY: help setup data reproduce test lint unit portability quick validate canaries verify judge judge-render lab site bench bench-check soak publish clean
 
 help:  ## explain each target in a line
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -49,7 +49,10 @@ lint: setup  ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 
 unit: setup  ## unit and system tests
-	@$(BIN)/python -m pytest -q -n 2 --dist loadscope
+	@$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not portability"
+
+portability: data  ## the same bytes on emulated processors (needs qemu-x86_64, else it is skipped)
+	@$(BIN)/python -m pytest -q -rs -m portability tests/portability
 
 quick: setup  ## the quick profile end to end from an empty store
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
