@@ -258,7 +258,7 @@ def _describe(
     promoted = {record["arm"] for record, _ in pairs}
     waiting = _waiting(number, plan, promoted, kept, previous)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    started = min(str(row.get("started", now)) for _, row in pairs)
+    started = min(str(row.get("started") or now) for _, row in pairs)
     rules = criteria(number, profile)
     if previous is not None and previous.canonical:  # the same campaign, continued
         started = min(started, previous.started or started)

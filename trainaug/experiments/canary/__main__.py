@@ -48,17 +48,19 @@ def _record(numbers: list[str]) -> int:
         write_canaries,
         write_operations,
     )
-    from trainaug.experiments.chapters import TITLES, load_chapter
+    from trainaug.evidence.digest import behaviour_digest
+    from trainaug.experiments.chapters import TITLES
+    from trainaug.experiments.defaults import arm_version
     from trainaug.experiments.sweep import worker_count
 
     for number in numbers or TITLES:
-        chapter = load_chapter(number)
-        if chapter is None:
-            continue
         canaries = compute_canaries(number, workers=worker_count(), details=True)
-        write_canaries(number, canaries, {}, chapter.code_digest)
+        if not canaries:
+            continue
+        versions = {canary.arm: arm_version(number, canary.arm) for canary in canaries}
+        write_canaries(number, canaries, versions, behaviour_digest(number))
         write_operations(number, canaries)
-        print(f"chapter {number}: {len(canaries)} canaries recorded", flush=True)
+        sys.stdout.write(f"chapter {number}: {len(canaries)} canaries recorded\n")
     return 0
 
 
@@ -94,7 +96,8 @@ def main(arguments: list[str]) -> int:
             except Exception as error:
                 answer = {"arm": name, "error": f"{type(error).__name__}: {error}"}
                 status = 1
-            print(json.dumps(answer), file=answers, flush=True)
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
     return status
 
 

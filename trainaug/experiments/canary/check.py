@@ -21,7 +21,6 @@ __all__ = [
     "Canary",
     "CanaryFailedError",
     "CanaryResult",
-    "canary_name",
     "canary_runs",
     "check_canaries",
     "compute_canaries",
@@ -58,16 +57,6 @@ class CanaryResult:
     state: State
 
 
-def canary_name(run: Run) -> str:
-    """Name of an arm's canary; chapter 6 has several settings under one arm."""
-    if run.chapter != "06":
-        return run.arm
-    parts = [run.arm, run.config["data"]]
-    if "step_size" in run.config and run.config["step_size"] != 1.0:
-        parts.append(f"{run.config['step_size']:g}")
-    return "|".join(parts)
-
-
 def canary_runs(number: str) -> dict[str, Run]:
     """One run of every deterministic arm of a chapter, at full size with seed 0, by name."""
     chapter = load_chapter(number)
@@ -77,7 +66,7 @@ def canary_runs(number: str) -> dict[str, Run]:
     for profile in ("full", "standard", "paper"):
         for run in chapter.plan(profile):
             if run.deterministic:
-                runs.setdefault(canary_name(run), replace(run, seed=0))
+                runs.setdefault(run.arm, replace(run, seed=0))
     return dict(sorted(runs.items()))
 
 
@@ -93,7 +82,7 @@ def compute_canaries(
 
     Args:
         number: Two-digit chapter.
-        arms: Names of canaries; all by default.
+        arms: Their names; all by default.
         workers: Processes side by side.
         details: Run each once more and note the operations called and the functions entered.
         progress: Called with the name of each canary that is done.
@@ -213,7 +202,7 @@ def check_canaries(
 
     Args:
         chapters: Two-digit numbers; all by default.
-        arms: Names of canaries; all by default.
+        arms: Their names; all by default.
         workers: Processes side by side.
         folder: Of the committed canaries.
         progress: Called with the name of each canary that is done.
