@@ -14,7 +14,7 @@ export PYTHONHASHSEED := 0
 # every machine. The command `trainaug` sets them itself, `make bench` goes without them.
 CANONICAL = eval "$$($(BIN)/python -m trainaug.evidence.canonical)"
 
-.PHONY: help setup data reproduce test lint unit portability quick validate canaries verify judge judge-render lab site bench bench-check soak publish clean
+.PHONY: help setup data reproduce test lint unit portability quick validate canaries mutants verify judge judge-render lab site bench bench-check soak publish clean
 
 help:  ## explain each target in a line
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -63,6 +63,9 @@ validate: setup  ## re-run the committed notebooks and compare every text output
 
 canaries: setup  ## the tiny run of every arm, compared with the committed one (CHAPTERS=)
 	@$(BIN)/trainaug canaries --all $(CHAPTERS)
+
+mutants: data  ## small changes of the code, each named by a canary or a claim, some minutes (MUTANTS=)
+	@$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 verify: setup  ## recompute a sample of the standard evidence and compare bytes (CHAPTERS=)
 	@$(BIN)/trainaug verify --sample 6 --seconds 90 $(CHAPTERS)

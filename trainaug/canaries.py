@@ -25,7 +25,7 @@ from trainaug.evidence.store import (
 )
 from trainaug.experiments.chapters import TITLES, Chapter, load_chapter
 from trainaug.experiments.defaults import arm_version
-from trainaug.experiments.sweep import recompute
+from trainaug.experiments.sweep import recompute, worker_count
 from trainaug.paths import RESULTS, RUNS
 
 __all__ = [
@@ -43,17 +43,22 @@ ADVICE = {
     "in the same commit",
     "moved record": "a bug, or bump the version of that arm in trainaug/experiments/versions.yaml "
     "in the same commit",
-    "missing": "record a canary for it",
+    "moved constant": "canaries replace it, so none sees it: a bug, or bump the version of the "
+    "arms that use it and record the canaries of the chapter",
+    "missing": "record a canary for it: python -m trainaug.experiments.canary record",
+    "no such arm": "no plan has this arm: record the chapter's canaries again",
     "older version": "its version was bumped: re-record its canary",
 }
 
 
 class CanaryState(Protocol):
-    """What the comparison says of one arm: equal, moved trace, moved record, or missing."""
+    """What the comparison says of one arm."""
 
-    chapter: str
-    arm: str
-    state: str
+    @property
+    def arm(self) -> str: ...
+
+    @property
+    def state(self) -> str: ...
 
 
 Check = Callable[[Sequence[str]], Sequence[CanaryState]]
@@ -62,7 +67,7 @@ Check = Callable[[Sequence[str]], Sequence[CanaryState]]
 def _check_canaries(chapters: Sequence[str]) -> Sequence[CanaryState]:
     from trainaug.experiments.canary import check_canaries
 
-    return check_canaries(chapters)
+    return check_canaries(chapters, workers=worker_count())
 
 
 def committed_canaries(number: str) -> Mapping[str, Any]:
@@ -114,9 +119,13 @@ def check(
     for number in numbers:
         if load_chapter(number) is None:
             continue
+        own = fingerprint(canonical=True)
+        if committed_canaries(number).get("fingerprint", own) != own:
+            say(f"chapter {number}: canaries of other library versions, nothing to compare with")
+            continue
         older = outdated(number)
         code = behaviour_digest(number)
-        digest = f"{code}-{fingerprint(canonical=True)}"
+        digest = f"{code}-{own}"
         is_known = committed_canaries(number)["code"] == code or known.get(number) == digest
         if changed and is_known and not older:
             say(f"chapter {number}: canaries skipped, the code has passed before")

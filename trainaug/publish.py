@@ -15,10 +15,10 @@ import subprocess
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import yaml
 
+from trainaug.canaries import CanaryState
 from trainaug.compare import is_canonical_fingerprint
 from trainaug.evidence.claims import verdicts_json
 from trainaug.evidence.store import (
@@ -57,13 +57,6 @@ MOST_NAMED = 8
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 Pair = tuple[Record, Record]  # a record and its provenance
-
-
-class CanaryState(Protocol):
-    """What `check_canaries` says of one arm."""
-
-    arm: str
-    state: str
 
 
 CheckCanaries = Callable[[Sequence[str], Collection[str] | None], Sequence[CanaryState]]
@@ -172,9 +165,10 @@ def _refuse_moved_canaries(number: str, runs: Sequence[Run], check: CheckCanarie
     """Refuse arms whose canary is not equal: their records would not be what the code computes."""
     arms = list(dict.fromkeys(run.arm for run in runs if run.deterministic))
     states = {each.arm: each.state for each in check([number], arms)} if arms else {}
+    # what is asked for, and constants that canaries replace
     faults = [
         f"{arm} ({states.get(arm, 'missing')})"
-        for arm in arms
+        for arm in dict.fromkeys([*arms, *states])
         if states.get(arm, "missing") != "equal"
     ]
     if faults:

@@ -647,6 +647,56 @@ add(
     ),
 )
 
+# What else the arms call.
+for _type, _dtype in FLOATS.items():
+    _t = partial(tensor, dtype=_dtype)
+    add(
+        f"adaptive_avg_pool2d 4 {_type}",
+        lambda t=_t: with_gradients(None, [t(3, 4, 10, 10)], lambda x: F.adaptive_avg_pool2d(x, 4)),
+    )
+    add(
+        f"embedding_bag without gradients {_type}",
+        lambda t=_t: F.embedding_bag(torch.arange(77).view(7, 11) ** 2 % 20, t(20, 9), mode="sum"),
+    )
+    add(
+        f"index_put accumulate {_type}",
+        lambda t=_t: t(5, 9).index_put((torch.arange(45) % 5,), t(45, 9, salt=2), accumulate=True),
+    )
+    add(
+        f"indexing backward {_type}",
+        lambda t=_t: with_gradients(None, [t(9, 5)], lambda x: x[torch.arange(45) ** 2 % 9]),
+    )
+    add(f"entr {_type}", lambda t=_t: torch.special.entr(t(LENGTH, low=0.0)))
+    add(f"linspace {_type}", lambda d=_dtype: torch.linspace(-1.3, 2.7, 999, dtype=d))
+    add(f"logspace {_type}", lambda d=_dtype: torch.logspace(-1.3, 5.7, 999, dtype=d))
+    add(f"fftfreq {_type}", lambda d=_dtype: torch.fft.fftfreq(28, 0.3, dtype=d))
+    add(
+        f"dirichlet {_type}",
+        lambda t=_t: torch._sample_dirichlet(t(50, 3, low=0.2, high=2.0), generator=generator()),
+    )
+
+    def complex_numbers(dtype: torch.dtype = _dtype, salt: int = 0) -> Tensor:
+        """Numbers away from 0."""
+        real, imaginary = (tensor(9, 11, dtype=dtype, salt=salt + i, low=0.5) for i in range(2))
+        return torch.complex(real, imaginary)
+
+    add(f"complex sum {_type}", lambda c=complex_numbers: c() + 0.3 * c(salt=7))
+    add(f"complex division {_type}", lambda c=complex_numbers: (c() / c(salt=7), c() / 3.1))
+    add(f"complex prod {_type}", lambda c=complex_numbers: c().prod(1))
+
+    def fast_transformer(dtype: torch.dtype = _dtype) -> Any:
+        """Without gradients a layer of an encoder, and its attention, take a path of their own."""
+        layers = filled(
+            nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True), dtype
+        ).eval()
+        with torch.no_grad():
+            padding = torch.arange(9).expand(4, 9) >= torch.tensor([[9], [7], [5], [9]])
+            x = tensor(4, 9, 16, dtype=dtype)
+            mixed = layers.self_attn(x, x, x, need_weights=False)[0]
+            return layers(x), layers(x, src_key_padding_mask=padding), mixed
+
+    add(f"transformer fast {_type}", fast_transformer)
+
 # Optimisers: name -> constructor
 OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01),

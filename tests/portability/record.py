@@ -23,6 +23,7 @@ HEADER = """\
 # exact: they make, move, compare or select numbers and round nothing. Integers and truth values are
 #   exact in all operations but those under "draws".
 # portable: operations that a probe calls whose result was the same everywhere.
+# not_shown: the emulator ends there, so nothing is known. An arm may call them.
 # not_portable: known to differ, with what to use instead.
 # probes: what was measured (tests/portability/operations.py).
 """
@@ -40,8 +41,8 @@ pixel_shuffle real reflection_pad2d relu repeat resize roll round scalar_tensor 
 searchsorted select select_backward select_scatter set sgn sign slice slice_backward slice_scatter
 sort split split_with_sizes squeeze stack t take threshold threshold_backward tile topk transpose
 tril triu trunc unbind unfold unsqueeze view view_as_complex view_as_real where zero zeros
-zeros_like _conj _local_scalar_dense _reshape_alias _reshape_copy _resize_output _to_copy _unique2
-_unsafe_view
+zeros_like _conj _efficientzerotensor _has_same_storage_numel _local_scalar_dense _reshape_alias
+_reshape_copy _resize_output _to_copy _unique2 _unsafe_view
 """.split()  # noqa: SIM905  one name a line would fill three pages
 
 # Their results are integers or 0 and 1, but rounding decides which: they need a probe.
@@ -81,6 +82,11 @@ def shown_by(native: Collected, equal: Iterable[str]) -> dict[str, dict[str, str
     return shown
 
 
+def refused_types(packet: str) -> list[str]:
+    """Types in which an operation is known not to be portable."""
+    return NOT_PORTABLE.get(packet.removeprefix("aten."), ([], ""))[0]
+
+
 def table(native: Collected, emulated: Sequence[Collected]) -> str:
     """Return the text of the table."""
     crashed = {name: signal for found in emulated for name, signal in found.crashes.items()}
@@ -100,11 +106,17 @@ def table(native: Collected, emulated: Sequence[Collected]) -> str:
         "[portable]  # type of the result = the probe that shows it",
     ]
     for packet, kinds in sorted(shown_by(native, equal).items()):
-        refused = NOT_PORTABLE.get(packet.removeprefix("aten."), ([], ""))[0]
+        refused = refused_types(packet)
         rows = {kind: probe for kind, probe in sorted(kinds.items()) if kind not in refused}
         if rows and packet.removeprefix("aten.") not in EXACT:
             inside = ", ".join(f"{kind} = {json.dumps(probe)}" for kind, probe in rows.items())
             parts.append(f"{json.dumps(packet)} = {{ {inside} }}")
+    parts += ["", "[not_shown]  # only probes call them at which the emulator ends"]
+    shown, unknown = shown_by(native, equal), shown_by(native, crashed)
+    for packet, kinds in sorted(unknown.items()):
+        left = sorted(set(kinds) - set(shown.get(packet, {})) - set(refused_types(packet)))
+        if left and packet.removeprefix("aten.") not in EXACT:
+            parts.append(f"{json.dumps(packet)} = {json.dumps(left)}")
     parts += ["", "[not_portable]"]
     for name, (kinds, instead) in NOT_PORTABLE.items():
         packet = json.dumps(f"aten.{name}")

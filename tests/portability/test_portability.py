@@ -17,9 +17,9 @@ pytestmark = [
 
 # One cheap arm a chapter; together they train, attack, select, measure and draw.
 CANARIES = {
-    "01": "family_ridge",
+    "01": "family_sum",
     "02": "digits_mlp_0",
-    "03": "svm_digits",
+    "03": "images_0_uniform",
     "04": "digits_min_loss",
     "05": "digits_10_csa4",
     "06": "digits_coordinate",

@@ -56,6 +56,7 @@ class OperationRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collect the names of all operations called inside the ``with`` block, backward included.
 
     Example:
+        >>> import torch
         >>> with OperationRecorder() as recorder:
         ...     _ = torch.ones(2).exp()
         >>> sorted(recorder.operations)
@@ -81,22 +82,32 @@ def portable_operations() -> Mapping[str, Any]:
     return tomllib.loads(files("trainaug.evidence").joinpath(_TABLE).read_text("utf-8"))
 
 
-def _is_shown(packet: str, kind: str) -> bool:
+def _is_allowed(packet: str, kind: str) -> bool:
     table = portable_operations()
     packet = _without_underscore(packet)
-    if packet in table["exact"]["operations"] or kind in table["portable"].get(packet, {}):
+    shown = table["portable"].get(packet, {})
+    if (
+        packet in table["exact"]["operations"]
+        or kind in shown
+        or kind in table["not_shown"].get(packet, ())
+    ):
         return True
-    # Integers and truth values are exact, but for draws, whose probabilities are floating, and for
-    # operations on lists, whose recorded type may be that of no tensor.
-    is_list = packet.removeprefix("aten.").startswith(("_foreach", "_fused"))
-    return kind == "other" and packet not in table["exact"]["draws"] and not is_list
+    if kind != "other" or packet in table["exact"]["draws"]:
+        return False
+    # Integers and truth values are exact. In-place operations on lists return no tensor, so "other"
+    # may stand for any type there, and all of them must be shown.
+    if packet.removeprefix("aten.").startswith(("_foreach", "_fused")):
+        return {"float32", "float64"} <= set(shown)
+    return True
 
 
 def not_shown_portable(operations: Iterable[str]) -> list[str]:
-    """Return those of the names that stand on no list of portable operations, sorted.
+    """Return those of the names that stand on no list, sorted.
+
+    Those at which the emulator ends are on a list of their own: no arm is refused for them.
 
     Example:
         >>> not_shown_portable(["aten.exp float32", "aten.sqrt float32", "aten.view float64"])
         ['aten.sqrt float32']
     """
-    return sorted({name for name in operations if not _is_shown(*name.rsplit(" ", 1))})
+    return sorted({name for name in operations if not _is_allowed(*name.rsplit(" ", 1))})

@@ -311,6 +311,7 @@ class Store:
         conditions: Conditions,
         result: Mapping[str, Any],
         seconds: Mapping[str, float],
+        started: str = "",
     ) -> None:
         """Write a finished run.
 
@@ -319,6 +320,7 @@ class Store:
             conditions: As measured in the process that computed it.
             result: ``metrics``, ``curves``, ``counters`` and optional flags.
             seconds: Wall and processor seconds.
+            started: When the run started, in ISO's notation.
 
         Raises:
             ValueError: If a number is NaN or infinite, or ``result`` names a field of the head.
@@ -334,6 +336,7 @@ class Store:
             "deterministic": run.deterministic,
             "host": f"{platform.system()} {platform.machine()}",
             "versions": versions(),
+            "started": started,
             **_facts(conditions),
             **seconds,
         }

@@ -30,6 +30,7 @@ from trainaug.paths import PACKAGE
 __all__ = [
     "SweepFailedError",
     "check_backend",
+    "child_environment",
     "compute",
     "missing_runs",
     "recompute",
@@ -172,8 +173,8 @@ class _Worker:
             self.process.stdin.close()
 
 
-def _environment(*, is_canonical: bool) -> dict[str, str]:
-    """Environment of the workers of one kind: they import the package that this process has."""
+def child_environment(*, is_canonical: bool) -> dict[str, str]:
+    """Environment of children of one kind: they import the package that this process has."""
     make = canonical.canonical_environment if is_canonical else canonical.native_environment
     environment = make()
     path = [str(PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])]
@@ -213,7 +214,7 @@ def _answers(
     Raises:
         RuntimeError: If a worker cannot start.
     """
-    environment = _environment(is_canonical=is_canonical)
+    environment = child_environment(is_canonical=is_canonical)
     heard: queue.SimpleQueue[tuple[_Worker, Answer | None]] = queue.SimpleQueue()
     waiting = deque(enumerate(requests))
     busy: dict[_Worker, int | None] = {}  # None while it starts

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -69,10 +70,11 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         if measured != asked:
             raise RuntimeError(f"this process works under {measured}, not under {asked}")
         execute = import_module(request["module"]).execute
+        started = datetime.now(UTC).isoformat(timespec="seconds")
         result, seconds = compute(run, execute)
         if store is None:
             return {"record": json.loads(canonical_json(run.head | result))}
-        store.write(run, measured, result, seconds)
+        store.write(run, measured, result, seconds, started)
     except KeyboardInterrupt:
         return {"interrupted": True}
     except Exception as error:

@@ -13,9 +13,14 @@ from trainaug.experiments.canary.check import (
     CanaryResult,
     canary_runs,
     check_canaries,
+    compare_coverage,
     compute_canaries,
+    moved_constants,
     read_canaries,
     write_canaries,
+    write_constants,
+    write_coverage,
+    write_operations,
 )
 
 __all__ = [
@@ -25,7 +30,12 @@ __all__ = [
     "CanaryResult",
     "canary_runs",
     "check_canaries",
+    "compare_coverage",
     "compute_canaries",
+    "moved_constants",
     "read_canaries",
     "write_canaries",
+    "write_constants",
+    "write_coverage",
+    "write_operations",
 ]

@@ -2,7 +2,9 @@
 
 ``record [NN ...]`` computes all canaries of chapters in canonical children and writes what is
 committed; ``run NN [--details]`` is such a child: it reads names as a JSON list and answers a JSON
-line for each; ``one NN ARM`` prints the two hashes of one arm.
+line for each. ``cover SECONDS [NN ...]`` compares the functions that an evidence run of every arm
+of *standard* and its canary enter; its child is ``coverage NN --seconds S``. ``one NN ARM`` prints
+the two hashes of one arm.
 """
 
 from __future__ import annotations
@@ -42,13 +44,35 @@ def _details(run: Any, execute: Any) -> dict[str, list[str]]:
     return {"operations": sorted(operations.names), "functions": sorted(functions)}
 
 
+def _coverage(run: Any, execute: Any, seconds: float) -> dict[str, Any]:
+    """Return how many functions a run at full size enters, and which of them its canary does not.
+
+    A run that takes more than so many core-seconds is broken off.
+    """
+    from trainaug.experiments.canary.recorder import entered_functions
+    from trainaug.experiments.canary.sizes import patched, tiny_config
+
+    tiny = replace(run, config=tiny_config(run))
+    with patched(tiny), entered_functions() as in_canary:
+        execute(tiny)
+    with entered_functions(seconds) as in_evidence:
+        execute(run)
+    complete = "" not in in_evidence
+    return {
+        "evidence": len(in_evidence - {""}),
+        "complete": complete,
+        "missing": sorted(in_evidence - in_canary - {""}),
+    }
+
+
 def _record(numbers: list[str]) -> int:
+    from trainaug.evidence.digest import behaviour_digest
     from trainaug.experiments.canary.check import (
         compute_canaries,
         write_canaries,
+        write_constants,
         write_operations,
     )
-    from trainaug.evidence.digest import behaviour_digest
     from trainaug.experiments.chapters import TITLES
     from trainaug.experiments.defaults import arm_version
     from trainaug.experiments.sweep import worker_count
@@ -60,12 +84,32 @@ def _record(numbers: list[str]) -> int:
         versions = {canary.arm: arm_version(number, canary.arm) for canary in canaries}
         write_canaries(number, canaries, versions, behaviour_digest(number))
         write_operations(number, canaries)
+        write_constants(number)
         sys.stdout.write(f"chapter {number}: {len(canaries)} canaries recorded\n")
+    return 0
+
+
+def _cover(seconds: float, numbers: list[str]) -> int:
+    from trainaug.experiments.canary.check import compare_coverage, write_coverage
+    from trainaug.experiments.chapters import TITLES, load_chapter
+    from trainaug.experiments.sweep import worker_count
+
+    for number in numbers or TITLES:
+        chapter = load_chapter(number)
+        if chapter is None:
+            continue
+        arms = {run.arm for run in chapter.plan("standard") if run.deterministic}
+        rows = compare_coverage(number, arms, seconds=seconds, workers=worker_count())
+        write_coverage(number, rows)
+        missing = sum(bool(row["missing"]) for row in rows.values())
+        sys.stdout.write(f"chapter {number}: {len(rows)} arms, {missing} with functions missing\n")
     return 0
 
 
 def main(arguments: list[str]) -> int:
     """Do as the arguments say; a child answers on the real standard output alone."""
+    if arguments[:1] == ["cover"]:
+        return _cover(float(arguments[1]), arguments[2:])
     if arguments[:1] == ["record"]:
         return _record(arguments[1:])
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -74,23 +118,29 @@ def main(arguments: list[str]) -> int:
     import torch
     from threadpoolctl import threadpool_limits
 
+    from trainaug.experiments import products
     from trainaug.experiments.canary.check import canary_runs
     from trainaug.experiments.canary.sizes import tiny_config
     from trainaug.experiments.chapters import load_chapter
 
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     torch.set_num_threads(1)
+    products.install()
     action, number = arguments[:2]
     chapter = load_chapter(number)
     assert chapter is not None
-    names = json.load(sys.stdin) if action == "run" else [arguments[2]]
+    names = [arguments[2]] if action == "one" else json.load(sys.stdin)
     runs = canary_runs(number)
     status = 0
     with threadpool_limits(1):
         for name in names:
+            answer: dict[str, Any] = {"arm": name}
             tiny = replace(runs[name], config=tiny_config(runs[name]))
             try:
-                answer: dict[str, Any] = {"arm": name} | _compute(tiny, chapter.execute)
+                if action == "coverage":
+                    answer |= _coverage(runs[name], chapter.execute, float(arguments[3]))
+                else:
+                    answer |= _compute(tiny, chapter.execute)
                 if "--details" in arguments:
                     answer |= _details(tiny, chapter.execute)
             except Exception as error:

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trainaug.evidence.canonical import canonical_environment
+from trainaug.evidence.canonical import fingerprint
 from trainaug.evidence.store import Run, write_atomic
+from trainaug.experiments.canary.sizes import full_size_constants
 from trainaug.experiments.chapters import TITLES, load_chapter
+from trainaug.experiments.sweep import child_environment
 from trainaug.paths import RESULTS
 
 __all__ = [
@@ -23,14 +25,18 @@ __all__ = [
     "CanaryResult",
     "canary_runs",
     "check_canaries",
+    "compare_coverage",
     "compute_canaries",
+    "moved_constants",
     "read_canaries",
     "write_canaries",
+    "write_constants",
+    "write_coverage",
     "write_operations",
 ]
 
 CANARIES = RESULTS / "canaries"
-State = Literal["equal", "moved trace", "moved record", "missing", "no such arm"]
+State = Literal["equal", "moved trace", "moved record", "missing", "no such arm", "moved constant"]
 
 
 class CanaryFailedError(RuntimeError):
@@ -50,7 +56,10 @@ class Canary:
 
 @dataclass(frozen=True)
 class CanaryResult:
-    """How an arm's canary compares with the committed one."""
+    """How an arm's canary compares with the committed one.
+
+    A constant that canaries replace stands in place of an arm if it is another one than committed.
+    """
 
     chapter: str
     arm: str
@@ -102,43 +111,58 @@ def compute_canaries(
 def _in_child(
     number: str, names: Sequence[str], details: bool, progress: Callable[[str], None]
 ) -> list[Canary]:
-    command = [sys.executable, "-m", "trainaug.experiments.canary", "run", number]
-    command += ["--details"] * details
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=canonical_environment(),
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    with child:
-        child.stdin.write(json.dumps(list(names)))
-        child.stdin.close()
-        found = list(_canaries(child.stdout, number, progress))
-    if child.returncode != 0 or len(found) < len(names):
-        raise CanaryFailedError(
-            f"chapter {number}: the process of the canaries ended with {child.returncode} after "
-            f"{len(found)} of {len(names)}"
+    found = []
+    for answer in _ask_child(["run", number, *["--details"] * details], names):
+        progress(answer["arm"])
+        operations, functions = (tuple(answer.get(n, ())) for n in ("operations", "functions"))
+        found.append(
+            Canary(answer["arm"], answer["trace"], answer["record"], operations, functions)
         )
     return found
 
 
-def _canaries(
-    lines: Iterator[str], number: str, progress: Callable[[str], None]
-) -> Iterator[Canary]:
-    for line in lines:
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise CanaryFailedError(f"chapter {number}, {answer['arm']}: {answer['error']}")
-        progress(answer["arm"])
-        lists = {name: tuple(answer.pop(name, ())) for name in ("operations", "functions")}
-        yield Canary(**answer, **lists)
+def _ask_child(arguments: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Have a canonical child answer for each name; see the ``__main__`` of this package.
+
+    Raises:
+        CanaryFailedError: If it says that an arm failed, or ends before it has answered for all.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-m", "trainaug.experiments.canary", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=child_environment(is_canonical=True),
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    answered = 0
+    try:
+        child.stdin.write(json.dumps(list(names)))
+        child.stdin.close()
+        for line in child.stdout:
+            answer: dict[str, Any] = json.loads(line)
+            if "error" in answer:
+                raise CanaryFailedError(f"{answer['arm']}: {answer['error']}")
+            answered += 1
+            yield answer
+        if child.wait() != 0 or answered < len(names):
+            raise CanaryFailedError(
+                f"the process of the canaries ended with {child.returncode} after {answered} of "
+                f"{len(names)}: {names[answered : answered + 1]}"
+            )
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
 
 
 def read_canaries(number: str, folder: Path = CANARIES) -> dict[str, Any]:
-    """Read the committed canaries of a chapter: ``code`` and, by arm, ``trace`` and ``record``.
+    """Read the committed canaries of a chapter.
+
+    Returns:
+        ``code`` and ``fingerprint`` when they were recorded, and ``arms``: by name ``version``,
+        ``trace`` and ``record``.
 
     Raises:
         LookupError: If there are none.
@@ -150,6 +174,8 @@ def read_canaries(number: str, folder: Path = CANARIES) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         arms = found["arms"]
+        if not {"code", "fingerprint"} <= found.keys():
+            raise KeyError("code and fingerprint")
         if not all({"version", "trace", "record"} == row.keys() for row in arms.values()):
             raise KeyError("version, trace and record of every arm")
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
@@ -171,7 +197,10 @@ def write_canaries(
         for canary in canaries
     }
     lines = [f"  {json.dumps(arm)}: {json.dumps(row)}" for arm, row in sorted(rows.items())]
-    text = '{\n "code": ' + json.dumps(code) + ',\n "arms": {\n' + ",\n".join(lines) + "\n }\n}\n"
+    head = (
+        f' "code": {json.dumps(code)},\n "fingerprint": {json.dumps(fingerprint(canonical=True))}'
+    )
+    text = "{\n" + head + ',\n "arms": {\n' + ",\n".join(lines) + "\n }\n}\n"
     write_atomic(folder / f"{number}.json", text)
 
 
@@ -188,6 +217,79 @@ def write_operations(number: str, canaries: Sequence[Canary], folder: Path = CAN
         for operation, callers in sorted(arms.items())
     }
     write_atomic(path, json.dumps(chapters, indent=1, sort_keys=True) + "\n")
+
+
+def compare_coverage(
+    number: str, arms: Collection[str], *, seconds: float, workers: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Compare which functions an evidence run enters with those that its canary enters.
+
+    Args:
+        number: Two-digit chapter.
+        arms: Names of arms.
+        seconds: Core-seconds after which an evidence run is broken off.
+        workers: Processes side by side.
+
+    Returns:
+        By arm ``evidence``, the number of functions entered; ``complete``, whether the run came to
+        its end; ``missing``, those that the canary does not enter.
+
+    Raises:
+        CanaryFailedError: If a run fails.
+    """
+    names = [name for name in canary_runs(number) if name in arms]
+    size = -(-len(names) // max(1, workers))
+    parts = [names[start : start + size] for start in range(0, len(names), size)]
+
+    def ask(part: Sequence[str]) -> list[dict[str, Any]]:
+        return list(_ask_child(["coverage", number, "--seconds", str(seconds)], part))
+
+    with ThreadPoolExecutor(max(1, len(parts))) as pool:
+        rows = [row for answers in pool.map(ask, parts) for row in answers]
+    return {row.pop("arm"): row for row in rows}
+
+
+def write_coverage(number: str, rows: dict[str, dict[str, Any]], folder: Path = CANARIES) -> None:
+    """Write what `compare_coverage` found, beside what was found of other arms before."""
+    path = folder / "coverage.json"
+    chapters = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    chapters[number] = chapters.get(number, {}) | rows
+    write_atomic(path, json.dumps(chapters, indent=1, sort_keys=True) + "\n")
+
+
+def _read_constants(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / "constants.json"
+    if not path.is_file():
+        return {}
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(values, dict) for values in found.values()):
+            raise TypeError("not every chapter has a mapping")
+    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: no constants in there ({error})") from error
+    return found
+
+
+def write_constants(number: str, folder: Path = CANARIES) -> None:
+    """Write the full-size values of what the canaries of a chapter replace."""
+    chapters = _read_constants(folder) | {number: full_size_constants(number)}
+    text = json.dumps(chapters, indent=1, sort_keys=True) + "\n"
+    write_atomic(folder / "constants.json", text)
+
+
+def moved_constants(number: str, folder: Path = CANARIES) -> list[str]:
+    """Constants of a chapter that canaries replace and that are not as committed.
+
+    Raises:
+        ValueError: If the file is not what `write_constants` writes.
+    """
+    today, committed = full_size_constants(number), _read_constants(folder).get(number, {})
+    names = sorted(today.keys() | committed.keys())
+    return [
+        name
+        for name in names
+        if name not in today or name not in committed or today[name] != committed[name]
+    ]
 
 
 def check_canaries(
@@ -222,6 +324,8 @@ def check_canaries(
         gone = committed.keys() - canary_runs(number).keys()
         for arm in sorted(gone if arms is None else gone & set(arms)):
             results.append(CanaryResult(number, arm, "no such arm"))
+        for name in moved_constants(number, folder):
+            results.append(CanaryResult(number, name, "moved constant"))
     return results
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -196,11 +198,11 @@ def recording(trace: Trace) -> Iterator[None]:
         yield
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collect the names of the operations that are called, with the type of what they return."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -215,9 +217,16 @@ class Operations(TorchDispatchMode):
         return result
 
 
+class _TimeIsUpError(BaseException):
+    """A run has taken as long as it may; no ``except Exception`` of the run stops this."""
+
+
 @contextmanager
-def entered_functions() -> Iterator[set[str]]:
-    """Collect which functions of the package are entered, as ``module:qualified name``."""
+def entered_functions(seconds: float = math.inf) -> Iterator[set[str]]:
+    """Collect which functions of the package are entered, as ``module:qualified name``.
+
+    After so many core-seconds what is run inside is broken off; ``""`` then is among the names.
+    """
     prefix = f"{PACKAGE}/"
     entered: set[str] = set()
     seen: set[Any] = set()
@@ -233,8 +242,17 @@ def entered_functions() -> Iterator[set[str]]:
             if not code.co_name.startswith("<"):
                 entered.add(f"{module}:{code.co_qualname}")
 
+    def stop(*_: Any) -> None:
+        raise _TimeIsUpError
+
+    previous = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, 0 if math.isinf(seconds) else seconds)
     sys.setprofile(profile)
     try:
         yield entered
+    except _TimeIsUpError:
+        entered.add("")
     finally:
         sys.setprofile(None)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)

@@ -8,6 +8,7 @@ no settings yet are patched by name; a name that is gone is an error that says s
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ from trainaug.experiments.canary.tiny_files import (
     write_wmt14,
 )
 
-__all__ = ["TinyFiles", "patched", "tiny_config"]
+__all__ = ["TinyFiles", "full_size_constants", "patched", "tiny_config"]
 
 Config = dict[str, Any]
 Patches = Mapping[str, Any]  # dotted name of a constant or function to its value in a canary
@@ -233,6 +234,22 @@ def _ch06() -> Patches:
 _PATCHES: Mapping[str, Callable[[], Patches]] = {
     "01": _ch01, "02": _ch02, "03": _ch03, "04": _ch04, "05": _ch05, "06": _ch06,
 }  # fmt: skip
+
+
+def full_size_constants(chapter: str) -> dict[str, Any]:
+    """Values of the constants that canaries replace, by module and name, as JSON has them.
+
+    No canary sees these values, so they are committed beside the canaries and compared as well.
+    """
+    places = [place for place, tiny in _PATCHES[chapter]().items() if not callable(tiny)]
+    found = {}
+    for place in (*places, f"ch{chapter}.problems.HELD_OUT"):
+        module, name = place.rsplit(".", 1)
+        value = getattr(import_module(f"{EXPERIMENTS}.{module}"), name, None)
+        if value is not None:
+            found[place.removeprefix(f"ch{chapter}.")] = value
+    plain: dict[str, Any] = json.loads(json.dumps(found, sort_keys=True))
+    return plain
 
 
 def _tiny_data(chapter: str, folder: Path) -> Patches:
