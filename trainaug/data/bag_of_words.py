@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainaug.roots import log
+
 __all__ = ["build_vocabulary", "split_words", "tf_idf", "token_matrix"]
 
 _WORD = re.compile(r"[^\W_]+")
@@ -66,5 +68,5 @@ def tf_idf(tokens: Tensor, train: Tensor, size: int) -> Tensor:
         :, 1:
     ]  # (N, size)
     frequency = counts[train].sum(0)
-    idf = ((1 + len(train)) / (1 + frequency)).log() + 1
+    idf = log((1 + len(train)) / (1 + frequency)) + 1
     return F.normalize(counts * idf, dim=1)

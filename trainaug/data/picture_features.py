@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainaug.roots import sqrt
+
 __all__ = ["FEATURES", "picture_features", "random_crops"]
 
 CELLS, ORIENTATIONS, LEVELS = 8, 8, 4
@@ -53,14 +55,14 @@ def picture_features(pictures: Tensor) -> Tensor:
         len(pictures), ORIENTATIONS * CELLS**2, dtype=pictures.dtype, device=pictures.device
     )
     energy.scatter_add_(1, place.flatten(1), (right.square() + down.square()).flatten(1))
-    cells = energy.sqrt()  # (B, 512)
+    cells = sqrt(energy)  # (B, 512)
     cells = cells / cells.norm(dim=1, keepdim=True).clamp_min(1e-6)
     level = (pictures * LEVELS).floor().clamp(0, LEVELS - 1)  # (B, 3, H, W)
     colour = ((level[:, 0] * LEVELS + level[:, 1]) * LEVELS + level[:, 2]).long()  # (B, H, W)
     shares = torch.zeros(len(pictures), LEVELS**3, dtype=pictures.dtype, device=pictures.device)
     one = torch.ones((), dtype=pictures.dtype, device=pictures.device)
     shares.scatter_add_(1, colour.flatten(1), one.expand(colour.flatten(1).shape))
-    shares = (shares / colour[0].numel()).sqrt()  # (B, 64)
+    shares = sqrt(shares / colour[0].numel())  # (B, 64)
     return torch.cat([grid.flatten(1), cells, shares], 1)
 
 

@@ -14,6 +14,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from trainaug.roots import log
+
 __all__ = [
     "END",
     "PAD",
@@ -177,7 +179,7 @@ def tfidf_bags(
         raise ValueError(
             f"counts are of {tuple(counts.counts.shape)} units, expected {vocabulary_size}"
         )
-    idf = ((1 + counts.total) / (1 + counts.counts.double())).log() + 1  # (V,)
+    idf = log((1 + counts.total) / (1 + counts.counts.double())) + 1  # (V,)
     rows, units, occurrences = _distinct(ids, vocabulary_size)  # (M,) each
     sizes = torch.bincount(rows, minlength=len(ids))  # (N,)
     places = torch.arange(len(rows), device=ids.device) - (sizes.cumsum(0) - sizes)[rows]

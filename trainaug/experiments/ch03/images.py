@@ -175,7 +175,7 @@ def _stations(
     if name == "screener":
         net = TwoConvNet(1, stream(seed, "screener"), in_channels=data.train.x.shape[1])
         share = count_macs(net, data.train.x) / boss
-        optimizer = Adam(net.parameters(), 1e-3)
+        optimizer = Adam(net.parameters(), 1e-3, fused=True)
         weighing = ScreenerWeights(net, lambda index: data.train.x[index], optimizer)
         return _Arm(
             plain, weighing.feedback, weighing.weights, extra=lambda examples: 4 * share * examples

@@ -112,7 +112,7 @@ def fit_translation(
         settings, corpus, seed, keep_rates, lambda: len(batches.cut(list(range(len(pairs)))))
     )
     batches.sampler = arm.sampler
-    optimizer = Adam(model.parameters(), settings["lr"], betas=(0.9, 0.98))
+    optimizer = Adam(model.parameters(), settings["lr"], betas=(0.9, 0.98), fused=True)
 
     def clip(*_: Any) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -174,7 +174,7 @@ def _paced(settings: dict[str, Any], data: Problem, seed: int) -> PacedSampler:
     """A curriculum by the losses of a teacher that was trained on other, clean examples."""
     assert data.teacher is not None
     teacher = make_model(settings["model"], data, seed)
-    optimizer = torch.optim.Adam(teacher.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(teacher.parameters(), lr=3e-3, fused=True)
     batches = RandomBatchSampler(len(data.teacher), BATCH, stream(seed, "teacher"))
     train(teacher, data.teacher, batches, losses_of, optimizer, num_epochs=20)
     order = settings["order"]

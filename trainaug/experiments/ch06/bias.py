@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from trainaug import roots
 from trainaug.evidence.store import rounded
 from trainaug.experiments.ch06.arms import ADVERSARIAL, NETWORKS, REGULARISED
 from trainaug.experiments.ch06.config import Config
@@ -125,7 +126,9 @@ def network_margins(path: NetworkPath, Z: Tensor, mask: Tensor, depths: list[int
 
 
 def _moments(steps: int) -> list[int]:
-    spaced = torch.logspace(1, torch.tensor(steps).log10().item(), 20, dtype=torch.float64)
+    spaced = torch.logspace(
+        1, roots.log10(torch.tensor(float(steps))).item(), 20, dtype=torch.float64
+    )
     return sorted({round(t) for t in spaced.tolist()} | {steps})
 
 
@@ -149,7 +152,7 @@ def _describe(
         margin = float((signed_rows(X, y) @ beta[-1]).min())
         power = 2 / depth
         if margin > 0:  # at smallest margin one, the cost that gradient descent keeps small
-            size = float((moduli / margin).pow(power).sum().pow(1 / power))
+            size = float(roots.power(roots.power(moduli / margin, power).sum(), 1 / power))
             metrics[f"{at}/quasi_norm"] = size
         ranked = moduli.sort(descending=True).values / moduli.max()
         ranks = torch.linspace(0, len(ranked) - 1, len(path.steps)).round().long()

@@ -67,7 +67,7 @@ def train_classifier(model: str, examples: int, epochs: int, lr: float, seed: in
     x, y, _ = pictures[chosen.tolist()]
     init = stream(seed, "init")
     net = SmallCNN(10, init) if model == "cnn" else MLP(784, HIDDEN, 10, init)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, fused=True)
     steps = epochs * -(-examples // BATCH)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / steps)
     train(

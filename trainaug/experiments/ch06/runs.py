@@ -37,6 +37,7 @@ from trainaug.methods.linear_robustness import (
     steepest_descent_paths,
     worst_case_perturbation,
 )
+from trainaug.roots import log10
 
 __all__ = [
     "FRACTIONS",
@@ -193,7 +194,7 @@ def _descend(row: Descent, config: dict[str, Any], seed: int) -> dict[str, Any]:
 
 def _log_spaced(steps: int) -> list[int]:
     """At most 30 step numbers from 10 to ``steps``, with the note's 10 000 among them."""
-    spaced = torch.logspace(1, torch.tensor(steps).log10().item(), 28, dtype=torch.float64)
+    spaced = torch.logspace(1, log10(torch.tensor(float(steps))).item(), 28, dtype=torch.float64)
     chosen = {round(t) for t in spaced.tolist()} | {steps, min(NOTE_STEPS, steps)}
     return sorted(t for t in chosen if t <= steps)
 

@@ -10,6 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from trainaug.roots import sqrt
+
 __all__ = ["equal_bands", "radial_band"]
 
 
@@ -39,7 +41,7 @@ def _radii(shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"the shape of a spectrum needs sides of at least 1, got {shape}")
     axes = [torch.fft.fftfreq(n, dtype=torch.float64, device="cpu") for n in shape]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    return grid.square().sum(0).sqrt()
+    return sqrt(grid.square().sum(0))
 
 
 def radial_band(shape: tuple[int, ...], low: float, high: float) -> Tensor:

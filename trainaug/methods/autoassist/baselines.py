@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trainaug.methods.autoassist.assistant import check_losses
 from trainaug.methods.autoassist.shrinking import check_base
+from trainaug.roots import power
 
 __all__ = ["LossTable", "RandomSkip", "ScreenerWeights", "SelectiveBackprop", "SelfPacedWeights"]
 
@@ -209,7 +210,7 @@ class SelfPacedWeights:
             share = 1.0 if self.epochs == 1 else min(1.0, 0.25 + 0.75 * e / (self.epochs - 1))
             self._pace = float(self.losses.quantile(share))
         easy = (1 - self.losses[index.cpu()] / max(self._pace, 1e-12)).clamp(min=0)
-        w = easy ** (1 / (self.q - 1)) + 0.01
+        w = power(easy, 1 / (self.q - 1)) + 0.01
         return (w / w.mean()).to(index.device)
 
     def feedback(self, index: Tensor, losses: Tensor) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trainaug.methods.autoassist.shrinking import check_base
+from trainaug.roots import sqrt
 
 __all__ = [
     "Keep",
@@ -267,7 +268,7 @@ def importance_pegasos(
                 part = torch.where(
                     margins < 1, squares - 2 * lam * margins, torch.zeros_like(squares)
                 )
-                scores = (lam**2 * torch.dot(w, w) + part).clamp(min=0).sqrt()
+                scores = sqrt((lam**2 * torch.dot(w, w) + part).clamp(min=0))
             scores = scores + floor * scores.mean() + torch.finfo(X.dtype).tiny
             q = scores / scores.sum()
             many = min(refresh, num_steps - k + 1)

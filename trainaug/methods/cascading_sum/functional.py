@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainaug.roots import sqrt
+
 __all__ = ["equalise_variance", "sum_mix"]
 
 
@@ -91,4 +93,4 @@ def equalise_variance(x: Tensor, weights: Tensor, mean: Tensor | float = 0.0) ->
         >>> equalise_variance(torch.tensor([0.5]), torch.tensor([0.5, 0.5]))
         tensor([0.7071])
     """
-    return mean + (x - mean) / weights.square().sum().sqrt()
+    return mean + (x - mean) / sqrt(weights.square().sum())

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from trainaug.roots import log
+
 __all__ = ["RandomSnoozeSampler", "SnoozeSampler", "snooze_threshold"]
 
 Rule = Literal["absolute", "mean", "median", "percentile", "sigma", "log_sigma", "cumulative"]
@@ -80,7 +82,7 @@ def snooze_threshold(alpha: Tensor, rule: Rule, tau: float) -> float:
     a = a[a >= _TINY]
     if len(a) == 0:
         return _TINY
-    a = a.log() if rule == "log_sigma" else a
+    a = log(a) if rule == "log_sigma" else a
     value = a.mean() - tau * a.std(correction=0)
     return float(value.exp() if rule == "log_sigma" else value)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trainaug.methods.linear_robustness.norms import FourierNorm
+from trainaug.roots import sqrt
 
 __all__ = [
     "CircularConvLinear",
@@ -194,7 +195,7 @@ class _Convolutions:
         """Move by ``lr`` along the normalised descent direction; ``g`` is minus d loss / d beta."""
         others = torch.stack(_products_of_the_others(self.spectra.unbind(2)), 2)
         direction = others.conj() * self._forward(g).unsqueeze(2) * self.in_use
-        length = self._square(direction).sqrt()  # (P, M)
+        length = sqrt(self._square(direction))  # (P, M)
         scale = torch.where(length > 0, lr / length, 0.0)
         self.spectra += direction * scale.reshape(*scale.shape, *[1] * (1 + len(self.shape)))
 
@@ -227,7 +228,7 @@ class _Dense:
         to_last = (self.hidden @ g.mT).squeeze(-1)  # (P, D)
         # the gradient of W is the outer product of a and g: its length needs no matrix
         square = to_last.square().sum(-1) + self.last.square().sum(-1) * g.square().sum((-1, -2))
-        length = square.sqrt()
+        length = sqrt(square)
         scale = torch.where(length > 0, lr[0] / length, 0.0).unsqueeze(-1)  # (P, 1)
         self.hidden.baddbmm_((scale * self.last).unsqueeze(-1), g)
         self.last += scale * to_last

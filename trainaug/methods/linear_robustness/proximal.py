@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainaug.methods.linear_robustness.norms import Norm, check_norm, dual, norm, prox
+from trainaug.roots import sqrt
 
 __all__ = ["ProximalGradient", "RegularisationPath", "regularisation_path"]
 
@@ -135,7 +136,7 @@ class ProximalGradient(Optimizer):
                 old = state.get("momentum", torch.ones_like(p[..., :1]))  # (..., 1)
                 uphill = ((at - p) * (p - before)).sum(-1, keepdim=True) > 0  # (..., 1)
                 old = torch.where(uphill, 1.0, old)
-                new = (1 + (1 + 4 * old**2).sqrt()) / 2
+                new = (1 + sqrt(1 + 4 * old**2)) / 2
                 state["momentum"] = new
                 state["ahead"] = p + torch.where(uphill, 0.0, (old - 1) / new) * (p - before)
         return loss

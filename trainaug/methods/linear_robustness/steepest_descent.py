@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainaug.methods.linear_robustness.norms import Norm, check_norm, dual, dual_vector, norm
+from trainaug.roots import log
 
 __all__ = [
     "Path",
@@ -243,7 +244,7 @@ def steepest_descent_paths(
     Z = torch.where(mask.unsqueeze(-1), Z, 0.0)
     padding = torch.zeros_like(Z[..., 0]).masked_fill(~mask, -torch.inf).unsqueeze(1)  # (P, 1, N)
     Zt = Z.mT.contiguous()  # (P, D, N): the products below are three times faster for it
-    log_count = mask.sum(-1, keepdim=True).to(Z).log()  # (P, 1)
+    log_count = log(mask.sum(-1, keepdim=True).to(Z))  # (P, 1)
     squares = torch.stack([norm(Z, dual(k)).amax(-1) ** 2 for k in kinds], -1)  # (P, M)
     alpha = torch.where(squares > 0, lr / squares, 0.0)  # (P, M); a problem of zeros stays at 0
     W = torch.zeros(Z.shape[0], len(kinds), Z.shape[2], dtype=Z.dtype, device=Z.device)
