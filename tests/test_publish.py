@@ -111,6 +111,14 @@ def test_published_runs_are_the_evidence_and_say_where_they_come_from(copied, tm
     assert not judging.outdated_verdicts([NUMBER], ["standard"])
 
 
+def test_what_publishing_does_not_write_stays(copied, tmp_path):
+    folder = copied / "standard" / NUMBER
+    (folder / "tuning.csv").write_text("arm,setting\n", encoding="utf-8")
+    finish_runs(tmp_path)
+    publish(NUMBER, check=all_equal)
+    assert (folder / "tuning.csv").read_text(encoding="utf-8") == "arm,setting\n"
+
+
 def test_a_ledger_younger_than_the_runs_is_refused(copied, tmp_path):
     finish_runs(tmp_path, started="1990-01-01T00:00:00+00:00")
     old = files(reference_folder("standard", NUMBER))

@@ -120,6 +120,7 @@ def publish(
     staged = reference_folder(profile, number, staging)
     verdicts = verdicts_json(evidence_judgements(chapter, written, profile))
     write_atomic(staged / "verdicts.json", verdicts)
+    _carry_over(reference_folder(profile, number), staged)
     replace_folder(staged, reference_folder(profile, number))
     shutil.rmtree(staging)
     judge([number], [profile])
@@ -323,6 +324,13 @@ def tuned_edges(path: Path) -> list[str]:
         for name, entry in settings.items()
         if entry["value"] in (min(entry["grid"]), max(entry["grid"]))
     ]
+
+
+def _carry_over(folder: Path, staged: Path) -> None:
+    """Copy what publishing does not write, such as the curves of tuning, into the new folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_file() and not (staged / path.name).exists():
+            shutil.copy2(path, staged / path.name)
 
 
 def _staging(number: str, profile: str) -> Path:
