@@ -95,7 +95,7 @@ def test_plan_has_every_arm_with_the_rate_of_its_owner(any_rate):
     for group, count in zip(GROUPS, counts, strict=True):
         expected |= dict.fromkeys(group, count)
     assert Counter(run.arm for run in plan) == expected
-    assert len({run.key("") for run in plan}) == len(plan)
+    assert len({run.key for run in plan}) == len(plan)
     for run in plan:
         assert run.seed in range(1000, 1000 + expected[run.arm])
         assert run.deterministic == (run.arm != "timing")

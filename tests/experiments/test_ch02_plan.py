@@ -182,7 +182,7 @@ def test_features_grid_is_the_note_s():
 def test_profiles_resolve_to_runs_with_keys_of_their_own(profile):
     chapter = chapters.load_chapter("02")
     config, plan = chapters.resolve_config(chapter, profile), chapter.plan(profile)
-    assert len({run.key("") for run in plan}) == len({(r.arm, r.seed) for r in plan}) == len(plan)
+    assert len({run.key for run in plan}) == len({(r.arm, r.seed) for r in plan}) == len(plan)
     assert config.first_seed >= 1000
     assert min(run.seed for run in plan) == config.first_seed
     assert all(run.predicted_seconds > 0 for run in plan)

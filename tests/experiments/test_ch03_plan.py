@@ -167,7 +167,7 @@ def test_plan_by_hand():
 def test_profiles_resolve_to_runs_with_keys_of_their_own(profile):
     chapter = chapters.load_chapter("03")
     config, plan = chapters.resolve_config(chapter, profile), chapter.plan(profile)
-    assert len({run.key("") for run in plan}) == len({(r.arm, r.seed) for r in plan}) == len(plan)
+    assert len({run.key for run in plan}) == len({(r.arm, r.seed) for r in plan}) == len(plan)
     assert min(run.seed for run in plan) == config.first_seed >= 1000
     assert all(run.predicted_seconds > 0 for run in plan)
     spent = sum(run.predicted_seconds for run in plan)

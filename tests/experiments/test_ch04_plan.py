@@ -91,7 +91,7 @@ def test_plan_stays_within_its_budget(profile):
     assert sum(run.predicted_seconds for run in plan) <= chapters.BUDGET_SECONDS[profile]
     assert all(run.seed >= 1000 and run.predicted_seconds > 0 for run in plan)
     assert {run.chapter for run in plan} == {"04"}
-    assert len({run.key("") for run in plan}) == len({(r.arm, r.seed) for r in plan}) == len(plan)
+    assert len({run.key for run in plan}) == len({(r.arm, r.seed) for r in plan}) == len(plan)
     timed = {run.arm for run in plan if not run.deterministic}
     assert timed == {f"timing_{name}" for name in DATA}
 

@@ -48,11 +48,11 @@ def run_of(arm: str) -> Run:
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Any]]:
     """Results of the tiny plan by key, through text as the store keeps them."""
-    return {run.key(""): r.execute(run) for run in PLAN}
+    return {run.key: r.execute(run) for run in PLAN}
 
 
 def result_of(results: dict[str, Any], arm: str) -> dict[str, Any]:
-    found: dict[str, Any] = results[run_of(arm).key("")]
+    found: dict[str, Any] = results[run_of(arm).key]
     return found
 
 
@@ -130,7 +130,7 @@ def test_a_step_size_without_an_arm_is_refused():
 
 @pytest.mark.parametrize("run", PLAN, ids=lambda run: run.arm)
 def test_results_are_finite_and_short(results, run):
-    check_result(results[run.key("")])
+    check_result(results[run.key])
 
 
 @pytest.mark.parametrize("data", DATA)
@@ -340,7 +340,7 @@ def test_problems_depend_on_the_seed_and_have_the_stated_sizes():
 )
 def test_executing_twice_gives_the_same_bytes(results, arm):
     run = run_of(arm)
-    assert canonical_json(r.execute(run)) == canonical_json(results[run.key("")])
+    assert canonical_json(r.execute(run)) == canonical_json(results[run.key])
 
 
 def test_step_size_and_seed_change_the_result(results):
@@ -360,7 +360,7 @@ def test_unknown_arm_and_data_raise():
 
 
 def test_estimands_of_a_tiny_plan_are_finite(results, mlp):
-    records = [{**run.head, **results[run.key("")]} for run in PLAN]
+    records = [{**run.head, **results[run.key]} for run in PLAN]
     # the MLP stands in for the CNN
     records += [{**run.head, **mlp} for run in WHOLE_PLAN if run.arm in PICTURES]
     for name, estimand in e.ESTIMANDS.items():
