@@ -35,12 +35,12 @@ def measure_here(number: str, arm: str) -> float:
     from dataclasses import replace
 
     from trainaug.evidence.canonical import is_canonical
-    from trainaug.experiments import products
+    from trainaug.experiments import kernels
     from trainaug.experiments.canary.sizes import tiny_config
     from trainaug.experiments.sweep import compute
 
     if is_canonical():
-        products.install()
+        kernels.install()
     chapter = load_chapter(number)
     assert chapter is not None
     run = next(run for run in chapter.plan("standard") if run.arm == arm)

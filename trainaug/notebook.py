@@ -62,6 +62,8 @@ __all__ = [
 ]
 
 EVIDENCE = ("reference", "recompute")
+# Those that the lock pins: the C library differs from machine to machine.
+_SHOWN_VERSIONS = ("python", "torch", "numpy", "scipy", "cvxpy", "clarabel")
 _ESTIMATE = re.compile(r"\{([a-z]+\.\d+)\.(\w+)(?:\.(\w+))?(?::([^}]*))?\}")
 
 
@@ -423,13 +425,14 @@ def start(
         source = f"runs/{profile}/{number}, at most {seconds:.0f} core-seconds"
     else:
         raise ValueError(f"unknown evidence {evidence!r}, expected one of {', '.join(EVIDENCE)}")
+    known = versions()
     rows = [
         {"setting": "profile", "value": profile},
         {"setting": "evidence", "value": f"{evidence}: {source}"},
         {"setting": "runs", "value": str(len(plan))},
         {"setting": "seeds", "value": _span([run.seed for run in plan])},
         {"setting": "device", "value": "cpu, one thread a process"},
-        {"setting": "versions", "value": ", ".join(f"{k} {v}" for k, v in versions().items())},
+        {"setting": "versions", "value": ", ".join(f"{k} {known[k]}" for k in _SHOWN_VERSIONS)},
     ]
     print(text_table(rows, ["setting", "value"]))
     return context

@@ -289,11 +289,15 @@ def _waiting(
 ) -> list[str]:
     """The arms of a plan whose records are still absent, of an older version, or not canonical."""
     there = {record["arm"] for record, _ in kept}
+    # a timing is never canonical; it stays good until its arm's version moves
+    timings = {run.arm for run in plan if not run.deterministic}
 
     def is_current(arm: str) -> bool:
-        if previous is None or not previous.canonical or arm in previous.waiting:
+        if previous is None or arm not in there:
             return False
-        return arm in there and previous.version(arm) == arm_version(number, arm)
+        if arm not in timings and (not previous.canonical or arm in previous.waiting):
+            return False
+        return previous.version(arm) == arm_version(number, arm)
 
     return sorted({run.arm for run in plan if run.arm not in promoted and not is_current(run.arm)})
 

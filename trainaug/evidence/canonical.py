@@ -36,7 +36,7 @@ __all__ = [
 VARIABLES = {
     "ATEN_CPU_CAPABILITY": "avx2",  # torch's own kernels
     "ONEDNN_MAX_CPU_ISA": "AVX2",  # convolutions and recurrent layers
-    "OPENBLAS_CORETYPE": "Haswell",  # products of NumPy, SciPy, and of runs (`products`)
+    "OPENBLAS_CORETYPE": "Haswell",  # products of NumPy, SciPy, and of runs (`kernels`)
     # MKL, torch's BLAS, ignores AVX2 on AMD and falls back to this path there
     "MKL_CBWR": "COMPATIBLE",
 }

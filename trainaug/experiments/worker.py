@@ -94,9 +94,9 @@ def main() -> None:
     from trainaug.evidence.canonical import is_canonical
 
     if is_canonical():
-        from trainaug.experiments import products
+        from trainaug.experiments import kernels
 
-        products.install()
+        kernels.install()
     answers.write("{}\n")  # ready
     answers.flush()
     for line in requests:

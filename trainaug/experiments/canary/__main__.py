@@ -118,14 +118,14 @@ def main(arguments: list[str]) -> int:
     import torch
     from threadpoolctl import threadpool_limits
 
-    from trainaug.experiments import products
+    from trainaug.experiments import kernels
     from trainaug.experiments.canary.check import canary_runs
     from trainaug.experiments.canary.sizes import tiny_config
     from trainaug.experiments.chapters import load_chapter
 
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     torch.set_num_threads(1)
-    products.install()
+    kernels.install()
     action, number = arguments[:2]
     chapter = load_chapter(number)
     assert chapter is not None

@@ -1,9 +1,12 @@
-"""Products of float32 matrices through NumPy's BLAS, in the processes that execute runs.
+"""Kernels that replace torch's own in the processes that execute runs.
 
 In canonical mode torch multiplies with MKL's compatible kernels, which are three to four times
 slower than its usual ones. NumPy's OpenBLAS, whose kernels canonical mode pins as well, gives the
-same bytes on every processor at nearly the usual speed. Everything that a run multiplies takes this
-route, networks and methods alike, so nothing in the library knows of it.
+same bytes on every processor at nearly the usual speed. MKL's square root begins with an
+approximate instruction, which each vendor implements in its own way; NumPy's is correctly rounded,
+and it is wanted here because torch takes roots inside other operations (`corrcoef`, batch
+normalisation under ``vmap``). Whatever a run computes takes these routes, networks and methods
+alike, so nothing in the library knows of them.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["install"]
+__all__ = ["REPLACED", "install"]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -53,14 +56,28 @@ def _addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
     return out
 
 
+def _sqrt(x: Tensor) -> Tensor:
+    if x.dtype in (torch.float32, torch.float64) and not x.is_neg():
+        out = torch.empty_like(x)
+        with np.errstate(invalid="ignore"):  # the root of a negative number is nan, as in torch
+            np.sqrt(x.detach().numpy(), out=out.numpy())
+    else:
+        out = torch.empty_like(x, dtype=torch.result_type(x, 1.0))
+        torch.ops.aten.sqrt.out(x, out=out)
+    return out
+
+
+REPLACED = {"mm": _mm, "bmm": _bmm, "addmm": _addmm, "sqrt": _sqrt}
+
+
 @cache
 def install() -> torch.library.Library:
-    """Replace torch's CPU kernels of ``mm``, ``bmm`` and ``addmm`` for the rest of this process.
+    """Replace torch's CPU kernels of `REPLACED` for the rest of this process.
 
     Returns:
         What keeps the replacement in place as long as it is referenced; kept here.
     """
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    for name, kernel in (("mm", _mm), ("bmm", _bmm), ("addmm", _addmm)):
+    for name, kernel in REPLACED.items():
         library.impl(name, kernel, "CPU")  # type: ignore[no-untyped-call]
     return library

@@ -1,4 +1,4 @@
-"""Products by NumPy's BLAS in the processes of runs: right for every shape, gradient and type."""
+"""Products and roots in the processes of runs: right for every shape, gradient and type."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ assert torch.equal(a @ b, a @ b)
 }
 HEAD = """
 import numpy as np, pytest, torch
-from trainaug.experiments import products
+from trainaug.experiments import kernels
 torch.manual_seed(0)
 torch.set_num_threads(1)
-products.install()
-products.install()
+kernels.install()
+kernels.install()
 """
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_products_of_a_run(name: str) -> None:
+def test_kernels_of_a_run(name: str) -> None:
     outcome = subprocess.run(
         [sys.executable, "-c", HEAD + CHECKS[name]],
         capture_output=True,
@@ -85,4 +85,4 @@ def test_this_process_multiplies_as_torch_does() -> None:
     import torch
 
     kernels = torch._C._dispatch_dump("aten::mm")
-    assert "products.py" not in kernels
+    assert "kernels.py" not in kernels
