@@ -117,7 +117,8 @@ def test_classes_are_the_teacher_s_and_features_do_not_depend_on_it():
     ("tau", "lr", "copies"), [(10.0, 0.1, 0.0), (4.0, 0.02, 0.6), (9.0, 1.0, 0.0)]
 )
 def test_a_cell_equals_a_plain_loop_with_explicit_gradients(tau, lr, copies):
-    steps, seed, teacher = 50, 2, 20
+    # of a seed whose clusters do not hang on the rounding of equal distances to copies
+    steps, seed, teacher = 50, 1, 20
     found, curve = train_cell(seed, tau, lr, teacher, copies, steps)
     n = max(10, round(200 / tau))
     phi, y = features._data(seed, n, teacher, copies)

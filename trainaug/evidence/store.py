@@ -442,7 +442,7 @@ def read_record_set(folder: Path) -> RecordSet:
     for arm, number in stated["versions"].items():
         if type(number) is not int or number < 1:
             raise ValueError(f"{path}: version of {arm} = {number!r}")
-    return RecordSet(**stated)
+    return RecordSet(**stated | {"waiting": tuple(stated["waiting"])})
 
 
 @dataclass(frozen=True)
