@@ -19,13 +19,14 @@ pytestmark = [
 # One cheap arm a chapter; together they train, attack, select, measure and draw.
 CANARIES = {
     "02": "digits_mlp_0",
-    "03": "images_0_uniform",
     "04": "digits_min_loss",
     "05": "digits_10_csa4",
     "06": "digits_coordinate",
 }
-# The emulator ends with a segmentation fault in the canaries of these chapters.
-NOT_SHOWN = {"01"}
+NOT_SHOWN = {
+    "01": "the emulator ends with a segmentation fault",
+    "03": "its cheapest canary without liblinear takes over three minutes there",
+}
 # Counted from the start of a test to the end of the emulator; a busy machine needs several times
 # the half minute to two minutes that they take on an idle one.
 PATIENCE = 1500
@@ -84,7 +85,7 @@ def test_square_roots_of_torch_are_not_correctly_rounded_in_canonical_mode() -> 
 
 def test_every_chapter_has_a_canary_here_or_is_not_shown() -> None:
     built = {number for number in TITLES if load_chapter(number) is not None}
-    assert CANARIES.keys() | NOT_SHOWN == built
+    assert CANARIES.keys() | NOT_SHOWN.keys() == built
 
 
 def test_a_short_canary_of_each_chapter_has_the_same_bytes() -> None:
