@@ -69,7 +69,9 @@ def _shorten(monkeypatch):
     monkeypatch.setattr(type(chapter), "plan", lambda self, profile, knobs=None: plan)
     rows = zip(reference.records, reference.provenance, strict=True)
     kept = [(record, row) for record, row in rows if record["arm"] in arms]
-    write_reference("standard", NUMBER, kept, reference.record_set)
+    # as every set was once, so that a group of arms leaves others to wait for
+    early = replace(reference.record_set, canonical=False, note="made before canonical mode")
+    write_reference("standard", NUMBER, kept, early)
 
 
 def finish_runs(tmp_path, keep=lambda run: True, factor=1.0, **provenance):
@@ -183,17 +185,20 @@ def test_a_group_of_arms_replaces_only_its_records(copied, tmp_path):
     assert set(after.record_set.waiting) == {first, *others} - chosen
     publish(NUMBER, arms=others, check=all_equal)
     done = read_reference("standard", NUMBER).record_set
-    assert (done.note, done.waiting) == ("", [])
+    assert (done.note, list(done.waiting)) == ("", [])
 
 
 def test_a_group_after_a_bump_waits_only_for_the_bumped_arms(copied, tmp_path, monkeypatch):
     finish_runs(tmp_path)
     publish(NUMBER, check=all_equal)
     first, second, *_ = some_arms(3)
-    monkeypatch.setattr(module, "arm_version", lambda number, arm: 1 + (arm == second))
+    present = module.arm_version
+    monkeypatch.setattr(
+        module, "arm_version", lambda number, arm: present(number, arm) + (arm == second)
+    )
     publish(NUMBER, arms=[first], check=all_equal)
     waiting = read_reference("standard", NUMBER).record_set.waiting
-    assert waiting == ([] if second.startswith(first) else [second])
+    assert list(waiting) == ([] if second.startswith(first) else [second])
 
 
 def test_an_unknown_group_is_refused(copied):
@@ -253,7 +258,10 @@ def test_a_set_that_stood_aside_when_the_process_was_killed_comes_back(copied):
 
 def test_runs_far_over_the_plan_of_new_arms_are_refused(copied, tmp_path, monkeypatch):
     finish_runs(tmp_path)
-    chapter = load_chapter(NUMBER)
+    chapter, reference = load_chapter(NUMBER), read_reference("standard", NUMBER)
+    rows = zip(reference.records, reference.provenance, strict=True)
+    known = [(record, row) for record, row in rows if record["arm"] == some_arms(1)[0]]
+    write_reference("standard", NUMBER, known, reference.record_set)
     plan = [replace(run, predicted_seconds=0.01) for run in chapter.plan("standard")]
     monkeypatch.setattr(type(chapter), "plan", lambda self, profile, knobs=None: plan)
     with pytest.raises(PublishRefusedError, match="mend the plan"):
