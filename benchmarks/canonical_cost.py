@@ -37,7 +37,7 @@ def measure_here(number: str, arm: str) -> float:
     from trainaug.evidence.canonical import is_canonical
     from trainaug.experiments import kernels
     from trainaug.experiments.canary.sizes import tiny_config
-    from trainaug.experiments.sweep import compute
+    from trainaug.experiments.worker import compute
 
     if is_canonical():
         kernels.install()

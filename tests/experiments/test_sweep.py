@@ -19,6 +19,7 @@ from trainaug.evidence import canonical
 from trainaug.evidence.store import Run, Store
 from trainaug.experiments import sweep as w
 from trainaug.experiments.conditions import conditions_of
+from trainaug.experiments.worker import compute
 
 CODE = "c" * 64
 TOY = "toy_runs"
@@ -481,11 +482,11 @@ def test_compute_runs_on_one_thread_and_restores_the_number(marks, behave):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        result, spent = w.compute(run, execute)
+        result, spent = compute(run, execute)
         assert torch.get_num_threads() == 2
         behave("must not run")
         with pytest.raises(AssertionError, match="although finished"):
-            w.compute(run, execute)
+            compute(run, execute)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -1,7 +1,8 @@
 """Digests of code: keys of caches, never a judgement of freshness.
 
-The digest covers the modules of `methods`, `data`, `training` and of one chapter that a chapter's
-runs import, directly or not. Comments, layout and docstrings do not count; a constant does.
+The digest covers the modules that a chapter's runs import, directly or not, and those of the
+process that computes them: its kernels and the rounding of the store. Comments, layout and
+docstrings do not count; a constant does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _SHARED = (
 )
 _SETTINGS = ("experiments/versions.yaml", "experiments/ch{number}/*.yaml")
 
-_COUNTED = re.compile(r"(methods|data|training|experiments\.ch\d\d)(\.|$)")
+_COUNTED = re.compile(
+    r"(methods|data|training|roots|experiments|evidence\.(store|canonical))(\.|$)"
+)
+_WORKER = "experiments.worker"
 
 
 def _file(module: str, package: Path) -> Path | None:
@@ -95,13 +99,15 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 @cache
 def code_digest(entry: str, package: Path = PACKAGE) -> str:
-    """Hash the code that ``entry`` runs; arguments and errors as in `imported_modules`.
+    """Hash the code that computes ``entry``; arguments and errors as in `imported_modules`.
 
     Returns:
         Hexadecimal sha256, the same for every layout of the same code.
     """
+    modules = imported_modules(entry, package)
+    modules |= imported_modules(f"{package.name}.{_WORKER}", package)
     digest = hashlib.sha256()
-    for module, path in imported_modules(entry, package).items():
+    for module, path in sorted(modules.items()):
         source = ast.unparse(_without_docstrings(ast.parse(path.read_bytes())))
         digest.update(f"{module}\n{source}\n".encode())
     return digest.hexdigest()
@@ -110,7 +116,7 @@ def code_digest(entry: str, package: Path = PACKAGE) -> str:
 def behaviour_digest(number: str, package: Path = PACKAGE) -> str:
     """Hash all that the canaries of a chapter depend on, to skip them where nothing has changed.
 
-    More than `code_digest`: rounding, sweep, recorder, versions and tuned settings count as well.
+    More than `code_digest`: sweep, recorder, versions and tuned settings count as well.
 
     Args:
         number: Two-digit chapter.

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -31,14 +30,12 @@ __all__ = [
     "SweepFailedError",
     "check_backend",
     "child_environment",
-    "compute",
     "missing_runs",
     "recompute",
     "run_sweep",
     "worker_count",
 ]
 
-Execute = Callable[[Run], dict[str, Any]]
 Progress = Callable[[int, int, float], None]
 Answer = dict[str, Any]
 
@@ -76,30 +73,6 @@ def check_backend() -> None:
         raise ValueError("BACKEND=ray: a Ray cluster cannot compute runs at present; unset BACKEND")
     if backend not in ("", "processes"):
         raise ValueError(f"BACKEND must be processes, got {backend!r}")
-
-
-def compute(run: Run, execute: Execute) -> tuple[dict[str, Any], dict[str, float]]:
-    """Execute one run on one thread, in this process.
-
-    Returns:
-        The result, and the wall and processor seconds it took.
-    """
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            wall, processor = time.perf_counter(), time.process_time()
-            result = execute(run)
-            spent = {
-                "wall_seconds": round(time.perf_counter() - wall, 3),
-                "core_seconds": round(time.process_time() - processor, 3),
-            }
-    finally:
-        torch.set_num_threads(threads)
-    return result, spent
 
 
 def missing_runs(runs: Sequence[Run], store: Store, code_digest: str) -> list[Run]:

@@ -17,9 +17,14 @@ import traceback
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trainaug.evidence.store import Run
+
+__all__ = ["compute", "main"]
 
 _LOOK_SECONDS = 0.5
 
@@ -54,12 +59,37 @@ def _one_thread() -> None:
     threadpool_limits(1)
 
 
+def compute(
+    run: Run, execute: Callable[[Run], dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Execute one run on one thread, in this process.
+
+    Returns:
+        The result, and the wall and processor seconds it took.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            wall, processor = time.perf_counter(), time.process_time()
+            result = execute(run)
+            spent = {
+                "wall_seconds": round(time.perf_counter() - wall, 3),
+                "core_seconds": round(time.process_time() - processor, 3),
+            }
+    finally:
+        torch.set_num_threads(threads)
+    return result, spent
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     """Compute one run; store it where the request says so, else send its record back."""
     from trainaug.evidence.canonical import is_canonical
     from trainaug.evidence.store import Conditions, Run, Store, canonical_json
     from trainaug.experiments.conditions import conditions_of
-    from trainaug.experiments.sweep import compute
 
     run = Run(**request["run"])
     asked = Conditions(**request["conditions"])
