@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.trainaug-installed
 export PYTHONHASHSEED := 0
 # The variables of canonical mode, exported inside a recipe: its kernels compute the same bytes on
-# every machine. The command `trainaug` sets them itself, `make bench` goes without them.
-CANONICAL = eval "$$($(BIN)/python -m trainaug.evidence.canonical)"
+# every machine. The command of the book sets them itself, `make bench` goes without them.
+CANONICAL = eval "$$($(BIN)/python -m companion.evidence.canonical)"
 
 .PHONY: help setup data reproduce test lint unit portability quick validate canaries mutants verify judge judge-render lab site bench bench-check soak publish clean
 
@@ -36,14 +36,14 @@ $(STAMP): requirements.lock pyproject.toml
 setup: $(STAMP)  ## make .venv from requirements.lock, once
 
 data: setup  ## fetch and verify the data sets
-	@$(BIN)/trainaug data fetch
+	@$(BIN)/python -m trainaug.data fetch
 
 reproduce: data  ## recompute the chapters and compare with the evidence (PROFILE=, CHAPTERS="1 6"); TUNE=1: tune instead
-	@$(if $(filter full paper,$(PROFILE))$(TUNE),$(BIN)/trainaug data fetch libreoffice_help)
-	@$(BIN)/trainaug $(if $(TUNE),tune,reproduce --profile $(PROFILE)) $(CHAPTERS)
+	@$(if $(filter full paper,$(PROFILE))$(TUNE),$(BIN)/python -m trainaug.data fetch libreoffice_help)
+	@$(BIN)/python -m companion $(if $(TUNE),tune,reproduce --profile $(PROFILE)) $(CHAPTERS)
 
 test: data lint unit quick validate  ## everything that CI runs; of the canaries those whose code changed
-	@$(BIN)/trainaug canaries --changed
+	@$(BIN)/python -m companion canaries --changed
 
 lint: setup  ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
@@ -56,25 +56,25 @@ portability: data  ## the same bytes on emulated processors (needs qemu-x86_64, 
 
 quick: setup  ## the quick profile end to end from an empty store
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
-	  TRAINAUG_RUNS=$$folder $(BIN)/trainaug reproduce --profile quick
+	  TRAINAUG_RUNS=$$folder $(BIN)/python -m companion reproduce --profile quick
 
 validate: setup  ## re-run the committed notebooks and compare every text output (nbval)
 	@$(CANONICAL) && TRAINAUG_PROGRESS=off $(BIN)/python -m pytest -q -c tests/notebooks/nbval.ini --rootdir . --nbval --nbval-current-env notebooks
 
 canaries: setup  ## the tiny run of every arm, compared with the committed one (CHAPTERS=)
-	@$(BIN)/trainaug canaries --all $(CHAPTERS)
+	@$(BIN)/python -m companion canaries --all $(CHAPTERS)
 
 mutants: data  ## small changes of the code, each named by a canary or a claim, some minutes (MUTANTS=)
 	@$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 verify: setup  ## recompute a sample of the standard evidence and compare bytes (CHAPTERS=)
-	@$(BIN)/trainaug verify --sample 6 --seconds 90 $(CHAPTERS)
+	@$(BIN)/python -m companion verify --sample 6 --seconds 90 $(CHAPTERS)
 
 judge: setup  ## apply the ledgers to the committed records: verdicts and README (CHAPTERS=)
-	@$(BIN)/trainaug judge $(CHAPTERS)
+	@$(BIN)/python -m companion judge $(CHAPTERS)
 
 judge-render: setup  ## the same, and execute the notebooks that changed
-	@$(BIN)/trainaug judge --render $(CHAPTERS)
+	@$(BIN)/python -m companion judge --render $(CHAPTERS)
 
 lab: setup  ## read and run the notebooks in JupyterLab
 	@$(CANONICAL) && $(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
@@ -84,17 +84,17 @@ site: setup  ## build the documentation into docs/_build/html
 	@$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
 
 bench: setup  ## run the benchmarks, store their figures under results/bench
-	@$(BIN)/trainaug bench
+	@$(BIN)/python -m companion bench
 
 bench-check: setup  ## compare the stored benchmark figures with their targets
-	@$(BIN)/trainaug bench --check
+	@$(BIN)/python -m companion bench --check
 
 soak: setup  ## the kill-and-resume test, many times over; 20 000 batches of asynchronous AutoAssist
 	@TRAINAUG_SOAK=20 $(BIN)/python -m pytest -q -m system tests/system/test_resume.py
 	@$(BIN)/python benchmarks/soak_autoassist.py --batches 20000
 
 publish: setup  ## promote finished runs to evidence (PROFILE=, CHAPTERS=, ARMS=)
-	@$(BIN)/trainaug publish --profile $(PROFILE) $(addprefix --arms ,$(ARMS)) $(CHAPTERS)
+	@$(BIN)/python -m companion publish --profile $(PROFILE) $(addprefix --arms ,$(ARMS)) $(CHAPTERS)
 
 clean:  ## remove runs and caches; data and .venv stay
 	rm -rf runs .ruff_cache .mypy_cache .pytest_cache docs/_build

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from trainaug.evidence import canonical
+from companion.evidence import canonical
 
 # Before anything imports NumPy or torch. Kernels of nbval and child processes inherit both.
 canonical.enter()

@@ -14,10 +14,10 @@ import statistics
 import subprocess
 import sys
 
-from trainaug.evidence.store import write_atomic
-from trainaug.experiments.chapters import load_chapter
-from trainaug.experiments.sweep import child_environment
-from trainaug.paths import RESULTS
+from companion.evidence.store import write_atomic
+from companion.experiments.chapters import load_chapter
+from companion.experiments.sweep import child_environment
+from companion.paths import RESULTS
 
 # Arms that stand for their chapter: plain training and the method.
 ARMS = {
@@ -34,10 +34,10 @@ def measure_here(number: str, arm: str) -> float:
     """Core-seconds of a run in this process, imports and loading of data left out."""
     from dataclasses import replace
 
-    from trainaug.evidence.canonical import is_canonical
-    from trainaug.experiments import kernels
-    from trainaug.experiments.canary.sizes import tiny_config
-    from trainaug.experiments.worker import compute
+    from companion.evidence.canonical import is_canonical
+    from companion.experiments import kernels
+    from companion.experiments.canary.sizes import tiny_config
+    from companion.experiments.worker import compute
 
     if is_canonical():
         kernels.install()

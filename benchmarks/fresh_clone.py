@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from trainaug.evidence.store import write_atomic
-from trainaug.paths import RESULTS, ROOT
+from companion.evidence.store import write_atomic
+from companion.paths import RESULTS, ROOT
 
 
 def timed(*command: str, folder: Path) -> float:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainaug.experiments.ch01.runs import _time_steps
+from companion.experiments.ch01.runs import _time_steps
 from trainaug.methods.hard_negatives import (
     MaxOfHinges,
     SumOfHinges,

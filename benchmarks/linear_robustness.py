@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from companion.paths import NOTEBOOKS
 from trainaug.data.binary import binary_problem
 from trainaug.data.gaussian import gaussian_problem
 from trainaug.methods.linear_robustness import (
@@ -27,7 +28,6 @@ from trainaug.methods.linear_robustness import (
     signed_rows,
     steepest_descent_paths,
 )
-from trainaug.paths import NOTEBOOKS
 
 SIZES = (100, 50, 25, 12, 10, 6, 3)
 SEEDS = (0, 1, 2)

@@ -25,8 +25,8 @@ import linear_robustness
 import ordering
 import torch
 
-from trainaug.evidence.store import write_atomic
-from trainaug.paths import RESULTS
+from companion.evidence.store import write_atomic
+from companion.paths import RESULTS
 
 OUT = RESULTS / "bench" / "benchmarks.json"
 

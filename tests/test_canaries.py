@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from trainaug import canaries as module
-from trainaug.canaries import check, committed_canaries, outdated, verify_sample
-from trainaug.evidence.canonical import fingerprint
-from trainaug.evidence.digest import behaviour_digest
-from trainaug.evidence.store import read_reference
+from companion.evidence.canonical import fingerprint
+from companion.evidence.digest import behaviour_digest
+from companion.evidence.store import read_reference
+from companion.pages import canaries as module
+from companion.pages.canaries import check, committed_canaries, outdated, verify_sample
 
 
 @dataclass
@@ -122,28 +122,28 @@ def test_unbuilt_chapters_have_no_canaries(tmp_path):
 
 
 def test_the_digest_sees_more_than_the_chapter(tmp_path):
-    package = tmp_path / "trainaug"
+    root = tmp_path
     files = {
-        "experiments/ch05/runs.py": "x = 1\n",
-        "experiments/ch05/tuned.yaml": "a: 1\n",
-        "experiments/versions.yaml": "{}\n",
-        "experiments/sweep.py": "y = 1\n",
-        "evidence/store.py": "DIGITS = 12\n",
-        "evidence/tables.py": "z = 1\n",
+        "companion/experiments/ch05/runs.py": "x = 1\n",
+        "companion/experiments/ch05/tuned.yaml": "a: 1\n",
+        "companion/experiments/versions.yaml": "{}\n",
+        "companion/experiments/sweep.py": "y = 1\n",
+        "companion/evidence/store.py": "DIGITS = 12\n",
+        "companion/evidence/tables.py": "z = 1\n",
     }
     for name, text in files.items():
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text(text, encoding="utf-8")
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
 
     def digest():
         module.behaviour_digest.__globals__["code_digest"].cache_clear()
-        return behaviour_digest("05", package)
+        return behaviour_digest("05", root)
 
     first = digest()
     for name, text in files.items():
-        (package / name).write_text(f"# said\n{text}".replace("1", "2"), encoding="utf-8")
-        assert (digest() != first) == (name != "evidence/tables.py"), name
-        (package / name).write_text(text, encoding="utf-8")
+        (root / name).write_text(f"# said\n{text}".replace("1", "2"), encoding="utf-8")
+        assert (digest() != first) == (name != "companion/evidence/tables.py"), name
+        (root / name).write_text(text, encoding="utf-8")
         assert digest() == first
 
 

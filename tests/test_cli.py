@@ -10,15 +10,15 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from trainaug.cli import app
-from trainaug.experiments.ch01 import tuning as tuning_01
-from trainaug.experiments.ch02 import tuning as tuning_02
-from trainaug.experiments.ch03 import tuning as tuning_03
-from trainaug.experiments.ch04 import tuning as tuning_04
-from trainaug.experiments.ch05 import tuning as tuning_05
-from trainaug.experiments.ch06 import tuning
-from trainaug.experiments.chapters import TITLES
-from trainaug.paths import ROOT
+from companion.__main__ import app
+from companion.experiments.ch01 import tuning as tuning_01
+from companion.experiments.ch02 import tuning as tuning_02
+from companion.experiments.ch03 import tuning as tuning_03
+from companion.experiments.ch04 import tuning as tuning_04
+from companion.experiments.ch05 import tuning as tuning_05
+from companion.experiments.ch06 import tuning
+from companion.experiments.chapters import TITLES
+from companion.paths import ROOT
 
 CLAIMS = {f"lin.{k}" for k in range(1, 9)} | {f"vse.{k}" for k in range(1, 10)}
 CLAIMS |= {f"gc.{k}" for k in range(1, 15)}
@@ -27,7 +27,7 @@ CLAIMS |= {f"ord.{k}" for k in range(1, 13)} | {f"csa.{k}" for k in range(1, 16)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "trainaug.cli", *arguments]
+    command = [sys.executable, "-m", "companion", *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, check=False
     )
@@ -53,7 +53,7 @@ def test_claims_table_has_every_claim():
 
 def test_listing_the_claims_loads_no_heavy_library():
     code = (
-        "import sys; from trainaug.cli import app; app(['claims'], standalone_mode=False);"
+        "import sys; from companion.__main__ import app; app(['claims'], standalone_mode=False);"
         "print([n for n in ('torch', 'scipy', 'papermill', 'nbformat') if n in sys.modules])"
     )
     command = [sys.executable, "-c", code]
@@ -63,9 +63,9 @@ def test_listing_the_claims_loads_no_heavy_library():
 
 def test_the_command_is_canonical_and_benchmarks_are_not(monkeypatch):
     code = (
-        "import sys; from trainaug import cli; sys.argv = ['trainaug', 'data', 'list'];"
+        "import sys; from companion import __main__ as command; sys.argv = ['companion', 'claims'];"
         "import atexit, os; atexit.register(lambda: print(os.environ.get('MKL_CBWR'),"
-        " os.environ.get('OPENBLAS_L2_SIZE'))); cli.main()"
+        " os.environ.get('OPENBLAS_L2_SIZE'))); command.main()"
     )
     plain = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
     done = subprocess.run(
@@ -96,7 +96,7 @@ def test_moved_canaries_end_in_code_one(monkeypatch):
         asked.append((numbers, changed))
         return ["chapter 05, one: moved trace: a bug"] if numbers == ["05"] else []
 
-    monkeypatch.setattr("trainaug.canaries.check", check)
+    monkeypatch.setattr("companion.pages.canaries.check", check)
     moved = CliRunner().invoke(app, ["canaries", "5"])
     assert moved.exit_code == 1
     assert "chapter 05, one" in moved.output
@@ -112,7 +112,6 @@ def test_moved_canaries_end_in_code_one(monkeypatch):
         (("reproduce", "6", "-p", "seeds"), "expected NAME=VALUE"),
         (("reproduce", "42"), "unknown chapter '42'"),
         (("reproduce", "7"), "chapter 07 is not built yet"),
-        (("data", "fetch", "cifar"), "cifar"),
         (("publish", "7"), "not built"),
         (("judge", "--profile", "fast"), "'fast'"),
     ],
@@ -122,20 +121,6 @@ def test_bad_input_ends_in_one_line_and_code_two(arguments, text):
     assert done.returncode == 2
     assert text in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_missing_data_names_every_route(tmp_path):
-    empty = tmp_path / "cache"
-    done = run("data", "verify", "fashion_mnist", TRAINAUG_DATA=str(empty))
-    assert done.returncode == 2
-    assert "trainaug data fetch" in done.stderr
-
-
-def test_data_list_shows_state_and_licence():
-    shown = run("data", "list").stdout
-    for name in ("fashion_mnist", "digits", "breast_cancer", "iris"):
-        assert name in shown
-    assert "MIT" in shown
 
 
 def test_tune_calls_the_chapters_that_have_something_to_tune(monkeypatch):

@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from trainaug.compare import (
+from companion.evidence.claims import Estimate, Judgement
+from companion.evidence.store import read_reference
+from companion.experiments.chapters import load_chapter
+from companion.pages.compare import (
     Comparison,
     compare_claims,
     compare_records,
     first_line,
     timing_estimands,
 )
-from trainaug.evidence.claims import Estimate, Judgement
-from trainaug.evidence.store import read_reference
-from trainaug.experiments.chapters import load_chapter
 
 
 def pair(arm="plain", seed=1000, value=1.0, fingerprint="aa", deterministic=True, **settings):

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from trainaug import judge as module
-from trainaug.evidence import store
-from trainaug.evidence.claims import verdicts_json
-from trainaug.evidence.store import read_reference, reference_folder, write_reference
-from trainaug.experiments.chapters import TITLES, load_chapter, notebook_path
-from trainaug.judge import ADVICE, judge, notebook_faults, outdated_verdicts, verdicts_text
-from trainaug.paths import RESULTS
-from trainaug.verdicts import committed_judgements, read_verdicts, verdicts_path
+from companion.evidence import store
+from companion.evidence.claims import verdicts_json
+from companion.evidence.store import read_reference, reference_folder, write_reference
+from companion.experiments.chapters import TITLES, load_chapter, notebook_path
+from companion.pages import judge as module
+from companion.pages.judge import ADVICE, judge, notebook_faults, outdated_verdicts, verdicts_text
+from companion.pages.verdicts import committed_judgements, read_verdicts, verdicts_path
+from companion.paths import RESULTS
 
 BUILT = [number for number in TITLES if load_chapter(number)]
 
@@ -68,7 +68,7 @@ def test_a_damaged_verdict_file_is_named_with_the_command(copied):
     path = verdicts_path("05", "standard")
     for text in ("[{", '[{"id": "csa.1"}]', '{"id": 3}'):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match=r"verdicts\.json.*trainaug judge 05"):
+        with pytest.raises(ValueError, match=r"verdicts\.json.*python -m companion judge 05"):
             read_verdicts("05", "standard")
     assert path in outdated_verdicts(["05"])
 

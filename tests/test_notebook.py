@@ -12,11 +12,11 @@ import matplotlib
 import pytest
 import torch
 
-from trainaug import notebook
-from trainaug.evidence import canonical
-from trainaug.evidence.plots import figure
-from trainaug.evidence.store import Store, read_reference
-from trainaug.notebook import NoReferenceError, png_bytes, start
+from companion.evidence import canonical
+from companion.evidence.plots import figure
+from companion.evidence.store import Store, read_reference
+from companion.pages import notebook
+from companion.pages.notebook import NoReferenceError, png_bytes, start
 
 TINY = {"seeds": 1, "gaussian_steps": 100, "digits_steps": 100, "fashion_steps": 100}
 
@@ -213,8 +213,8 @@ def test_a_figure_is_shown_as_png_with_its_text_alternative(reference, monkeypat
 
 OPENED = """
 {before}
-from trainaug.notebook import start
-from trainaug.evidence import canonical
+from companion.pages.notebook import start
+from companion.evidence import canonical
 import torch
 
 start("06")

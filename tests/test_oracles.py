@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from trainaug.paths import ROOT
+from companion.paths import ROOT
 
 # Chapter 6: the items of the note's section on oracles, its table, its rates and Theorem 7.
 WANTED = {f"lin.6.{item}" for item in range(1, 16)} | {"lin.table", "lin.3", "lin.thm7"}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trainaug.paths import PACKAGE
+from companion.paths import ROOT
 
-FOLDERS = ("methods", "training", "data", "experiments")
+FOLDERS = ("trainaug/methods", "trainaug/training", "trainaug/data", "companion/experiments")
 FUNCTIONS = {
     *("sqrt", "sqrt_", "log2", "log2_", "log10", "log10_", "atan", "arctan", "tan", "acos", "asin"),
     *("arccos", "arcsin", "cholesky", "cholesky_ex"),
@@ -53,8 +53,8 @@ def complaints(source: str) -> Iterator[str]:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_call_depends_on_the_processor(folder: str) -> None:
     wrong = {
-        str(path.relative_to(PACKAGE)): lines
-        for path in sorted(Path(PACKAGE, folder).rglob("*.py"))
+        str(path.relative_to(ROOT)): lines
+        for path in sorted(Path(ROOT, folder).rglob("*.py"))
         if (lines := list(complaints(path.read_text("utf-8"))))
     }
     assert wrong == {}

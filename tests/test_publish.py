@@ -9,21 +9,20 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from trainaug import judge as judging
-from trainaug import publish as module
-from trainaug.evidence import store
-from trainaug.evidence.ledger import load_ledger
-from trainaug.evidence.store import (
+from companion.evidence import store
+from companion.evidence.ledger import load_ledger
+from companion.evidence.store import (
     Store,
     canonical_json,
     read_reference,
     reference_folder,
     write_reference,
 )
-from trainaug.experiments.chapters import load_chapter
-from trainaug.experiments.conditions import conditions_of
-from trainaug.paths import CLAIMS, RESULTS
-from trainaug.publish import (
+from companion.experiments.chapters import load_chapter
+from companion.experiments.conditions import conditions_of
+from companion.pages import judge as judging
+from companion.pages import publish as module
+from companion.pages.publish import (
     PublishRefusedError,
     machine_slowdown,
     publish,
@@ -31,6 +30,7 @@ from trainaug.publish import (
     replace_folder,
     tuned_edges,
 )
+from companion.paths import CLAIMS, RESULTS
 
 NUMBER = "05"
 

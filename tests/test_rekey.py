@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from trainaug.evidence.store import canonical_json, read_reference
-from trainaug.paths import ROOT
+from companion.evidence.store import canonical_json, read_reference
+from companion.paths import ROOT
 
 CODE = "c" * 64
 BASE = {"data": "digits", "model": "mlp", "order": "random", "candidates": 8, "pool": "partition"}

@@ -8,13 +8,13 @@ from dataclasses import replace
 import nbformat
 import pytest
 
-from trainaug import reproduce as module
+from companion.evidence.canonical import fingerprint
+from companion.evidence.store import Store, read_reference
+from companion.experiments.chapters import load_chapter
+from companion.experiments.conditions import conditions_of
+from companion.pages import reproduce as module
+from companion.pages.reproduce import notebook_parameters, reproduce
 from trainaug.data.arrays import DataUnavailableError
-from trainaug.evidence.canonical import fingerprint
-from trainaug.evidence.store import Store, read_reference
-from trainaug.experiments.chapters import load_chapter
-from trainaug.experiments.conditions import conditions_of
-from trainaug.reproduce import notebook_parameters, reproduce
 
 NUMBER = "05"
 
@@ -121,7 +121,10 @@ def test_data_that_is_not_available_is_its_own_outcome(reference, tmp_path, monk
 @pytest.mark.parametrize(
     ("message", "name"),
     [
-        ("fashion_mnist is not in the cache (/x/y); run `trainaug data fetch`", "fashion_mnist"),
+        (
+            "fashion_mnist is not in the cache (/x/y); run `python -m trainaug.data fetch`",
+            "fashion_mnist",
+        ),
         ("DataUnavailableError: cannot get cifar10 (CIFAR-10). Tried:", "cifar10"),
         ("DataUnavailableError: /x: no data_batch_1 there", "/x: no data_batch_1 there"),
     ],

@@ -4,7 +4,7 @@
 
 Until then a record stated its whole configuration, and its key was hashed from that and from the
 code's digest. Now it states the arm's version and the settings that differ from the defaults
-(`trainaug.experiments.defaults`). The table of names is a list of ``{"chapter", "old", "settings",
+(`companion.experiments.defaults`). The table of names is a list of ``{"chapter", "old", "settings",
 "new"}``: an arm ``old`` whose configuration holds all of ``settings`` is called ``new``.
 
 The script is kept as the proof: it first checks the old keys, and it writes nothing unless every
@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainaug.evidence.store import (
+from companion.evidence.store import (
     Record,
     RecordSet,
     Reference,
@@ -35,8 +35,8 @@ from trainaug.evidence.store import (
     record_identity,
     write_reference,
 )
-from trainaug.experiments.defaults import DEFAULTS
-from trainaug.paths import RESULTS
+from companion.experiments.defaults import DEFAULTS
+from companion.paths import RESULTS
 
 NAMES = Path(__file__).with_name("arm_names.json")
 NOTE = "made before canonical mode"

@@ -20,7 +20,7 @@ import nbformat
 import pytest
 from chromium import Page, browser, find_chromium, wait_for
 
-from trainaug.paths import NOTEBOOKS, RESULTS
+from companion.paths import NOTEBOOKS, RESULTS
 
 pytestmark = [
     pytest.mark.browser,

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainaug import paths
-from trainaug.data import fetch, registry
+from companion.paths import ROOT
+from trainaug.data import fetch, paths, registry
 from trainaug.data.arrays import Arrays, CorruptDataError, DataUnavailableError, hash_arrays
 from trainaug.data.idx import parse_idx_gz
 
@@ -225,7 +225,9 @@ def test_corrupt_cache_is_reported_then_removed_and_fetched_again(
         cut = {"truncate": good[: len(good) // 2], "empty": b"", "text": b"hello" * 9}
         cache.write_bytes(cut[damage])
     os.utime(cache, ns=(1, 1))
-    with pytest.raises(CorruptDataError, match=r"is corrupt .* run `trainaug data fetch tiny`"):
+    with pytest.raises(
+        CorruptDataError, match=r"is corrupt .* run `python -m trainaug.data fetch tiny`"
+    ):
         registry.load("tiny")
     registry.fetch("tiny")
     assert set(server.requests.values()) == {2}
@@ -310,7 +312,7 @@ def test_connection_refused_and_missing_file_name_the_route(server, use_registry
     assert "refused" in message
     assert f"mirror {server.url}: HTTP Error 404" in message
     assert "cache " in message
-    assert "trainaug data fetch tiny" in message
+    assert "python -m trainaug.data fetch tiny" in message
     assert "TRAINAUG_DATA" in message
 
 
@@ -363,14 +365,14 @@ def test_two_processes_at_once_end_with_a_whole_cache(server, use_registry) -> N
     server.delay = 0.1
     code = (
         "import pathlib, sys\n"
-        "from trainaug import paths\n"
+        "from trainaug.data import paths\n"
         "from trainaug.data import registry\n"
         "paths.REGISTRY = pathlib.Path(sys.argv[1])\n"
         "registry.fetch('tiny')\n"
     )
     environment = {**os.environ, "TRAINAUG_DATA": str(cache.parent)}
     command = [sys.executable, "-c", code, str(paths.REGISTRY)]
-    running = [subprocess.Popen(command, env=environment, cwd=paths.ROOT) for _ in range(2)]
+    running = [subprocess.Popen(command, env=environment, cwd=ROOT) for _ in range(2)]
     assert [process.wait(timeout=60) for process in running] == [0, 0]
     assert_tiny(registry.load("tiny"))
     assert [path.name for path in cache.parent.iterdir()] == ["tiny.npz"]

@@ -12,8 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from trainaug import paths
-from trainaug.data import registry
+from trainaug.data import paths, registry
 from trainaug.data.arrays import CorruptDataError, DataUnavailableError, hash_arrays
 
 NAMES = ["fashion_mnist", "digits", "breast_cancer", "iris", "gaussian", "emoji_captions"]
@@ -87,7 +86,7 @@ def test_missing_cache_names_the_command_where_nothing_can_be_fetched(
     monkeypatch.setattr(paths, "DATA_CACHE", tmp_path)
     monkeypatch.setattr("trainaug.data.registry.attempts", lambda route: [])
     for function in (registry.load, registry.verify):
-        with pytest.raises(DataUnavailableError, match="trainaug data fetch fashion_mnist"):
+        with pytest.raises(DataUnavailableError, match=r"trainaug\.data fetch fashion_mnist"):
             function("fashion_mnist")
     states = {row["name"]: row["state"] for row in registry.describe()}
     assert states["fashion_mnist"] == "missing"

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainaug import paths
-from trainaug.data import fetch, registry
+from trainaug.data import fetch, paths, registry
 from trainaug.data.arrays import CorruptDataError, DataUnavailableError, hash_arrays
 from trainaug.data.fetch import Route, RouteError, attempts
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainaug.evidence import claims as c
-from trainaug.evidence import ledger
+from companion.evidence import claims as c
+from companion.evidence import ledger
 
 NUMBERS = st.floats(-1e6, 1e6)
 REGIONS = st.one_of(

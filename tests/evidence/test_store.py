@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainaug.evidence import store as s
-from trainaug.evidence.canonical import versions
+from companion.evidence import store as s
+from companion.evidence.canonical import versions
 
 RUN = s.Run("06", "sign", {"data": "digits", "steps": 40}, 1000, "d" * 64, 1.5)
 HERE = s.Conditions("c" * 64, "f" * 16, "cpu", True)
@@ -285,7 +285,7 @@ def test_old_file_stays_whole_when_the_text_cannot_be_written(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from trainaug.evidence.store import write_atomic
+from companion.evidence.store import write_atomic
 
 def die(self, target):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainaug.evidence import tables as t
-from trainaug.evidence.claims import judge
-from trainaug.evidence.ledger import Claim
+from companion.evidence import tables as t
+from companion.evidence.claims import judge
+from companion.evidence.ledger import Claim
 
 ROWS = [
     {"arm": "max of hinges", "n": 10, "loss": 0.123456789, "note": ""},

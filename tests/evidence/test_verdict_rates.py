@@ -14,9 +14,9 @@ import functools
 import numpy as np
 import pytest
 
-from trainaug.evidence.claims import decide, judge
-from trainaug.evidence.ledger import Claim, Region
-from trainaug.evidence.statistics import mean_and_sd, t_half_width
+from companion.evidence.claims import decide, judge
+from companion.evidence.ledger import Claim, Region
+from companion.evidence.statistics import mean_and_sd, t_half_width
 
 DRAWS = 40_000
 EDGES = {  # region under test, its edge, the side of the edge on which it lies

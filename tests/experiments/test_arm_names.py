@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from trainaug.experiments.chapters import PROFILE_NAMES, TITLES, load_chapter
-from trainaug.paths import ROOT
+from companion.experiments.chapters import PROFILE_NAMES, TITLES, load_chapter
+from companion.paths import ROOT
 
 BUILT = [number for number in TITLES if load_chapter(number) is not None]
 RENAMED = json.loads((ROOT / "docs/migrations/arm_names.json").read_text(encoding="utf-8"))

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainaug.evidence.canonical import LIBRARIES, fingerprint
-from trainaug.experiments.canary import (
+from companion.evidence.canonical import LIBRARIES, fingerprint
+from companion.experiments.canary import (
     CANARIES,
     canary_runs,
     check_canaries,
     compute_canaries,
     read_canaries,
 )
-from trainaug.experiments.canary import sizes as sizes_module
-from trainaug.experiments.canary.recorder import Operations, Trace, entered_functions
-from trainaug.experiments.canary.sizes import patched, tiny_config
-from trainaug.experiments.chapters import TITLES
-from trainaug.experiments.defaults import arm_version
-from trainaug.paths import ROOT
+from companion.experiments.canary import sizes as sizes_module
+from companion.experiments.canary.recorder import Operations, Trace, entered_functions
+from companion.experiments.canary.sizes import patched, tiny_config
+from companion.experiments.chapters import TITLES
+from companion.experiments.defaults import arm_version
+from companion.paths import ROOT
 
 BUILT = [number for number in TITLES if canary_runs(number)]
 CHEAP = ("06", "gaussian_gradient")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from trainaug.experiments.canary import check, moved_constants, write_constants
-from trainaug.experiments.canary.check import CANARIES, CanaryResult, check_canaries
-from trainaug.experiments.canary.sizes import full_size_constants
-from trainaug.experiments.ch02 import speed
-from trainaug.experiments.ch04 import problems
-from trainaug.experiments.chapters import TITLES, load_chapter
+from companion.experiments.canary import check, moved_constants, write_constants
+from companion.experiments.canary.check import CANARIES, CanaryResult, check_canaries
+from companion.experiments.canary.sizes import full_size_constants
+from companion.experiments.ch02 import speed
+from companion.experiments.ch04 import problems
+from companion.experiments.chapters import TITLES, load_chapter
 
 BUILT = [number for number in TITLES if load_chapter(number) is not None]
 

@@ -13,12 +13,12 @@ import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from companion.evidence.store import Run, canonical_json
+from companion.experiments.ch01 import problems, ridge, runs, training
+from companion.experiments.ch01.arms import BASE
+from companion.experiments.ch01.problems import Gallery, Pairs, PairsDataset, load_pairs
 from trainaug.data.bag_of_words import split_words, tf_idf
 from trainaug.data.emoji_captions import emoji_captions
-from trainaug.evidence.store import Run, canonical_json
-from trainaug.experiments.ch01 import problems, ridge, runs, training
-from trainaug.experiments.ch01.arms import BASE
-from trainaug.experiments.ch01.problems import Gallery, Pairs, PairsDataset, load_pairs
 from trainaug.methods.hard_negatives import MaxOfHinges, RetrievalMetrics, SumOfHinges, rsum
 from trainaug.training.randomness import stream
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from trainaug.evidence.store import Record
-from trainaug.experiments import chapters
-from trainaug.experiments.ch01 import arms, runs, tuning
-from trainaug.experiments.ch01 import estimands as e
-from trainaug.experiments.ch01.config import Config
-from trainaug.experiments.records import find
-from trainaug.paths import CLAIMS
+from companion.evidence.store import Record
+from companion.experiments import chapters
+from companion.experiments.ch01 import arms, runs, tuning
+from companion.experiments.ch01 import estimands as e
+from companion.experiments.ch01.config import Config
+from companion.experiments.records import find
+from companion.paths import CLAIMS
 
 GROUPS = (arms.HEADLINE, arms.FACTORIAL, arms.EXTENDED, arms.DEEP)
 ALL = {arm: entry for group in GROUPS for arm, entry in group.items()}

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from trainaug.evidence.ledger import load_ledger
-from trainaug.evidence.store import Record
-from trainaug.experiments import chapters
-from trainaug.experiments import records as shared
-from trainaug.experiments.ch02 import estimands as e
-from trainaug.experiments.ch02.features import cell_name
-from trainaug.paths import CLAIMS
+from companion.evidence.ledger import load_ledger
+from companion.evidence.store import Record
+from companion.experiments import chapters
+from companion.experiments import records as shared
+from companion.experiments.ch02 import estimands as e
+from companion.experiments.ch02.features import cell_name
+from companion.paths import CLAIMS
 
 LOG2 = math.log(2)
 # arm: logs to base 2, over SG-B, of GC and SVRG half-way, of GC fresh, old and without new views,

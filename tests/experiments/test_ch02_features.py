@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainaug.experiments.ch02 import features
-from trainaug.experiments.ch02.features import cell_name, run_grid, train_cell
+from companion.experiments.ch02 import features
+from companion.experiments.ch02.features import cell_name, run_grid, train_cell
 from trainaug.methods.gradient_clustering import (
     GradientClustering,
     sampling_variance,

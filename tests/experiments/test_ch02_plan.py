@@ -10,14 +10,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from companion.evidence.ledger import load_ledger
+from companion.evidence.store import Run, canonical_json
+from companion.experiments import chapters
+from companion.experiments.ch02 import arms, problems, runs, tuning
+from companion.experiments.ch02.config import Config
+from companion.experiments.ch02.speed import TARGETS
+from companion.paths import CLAIMS, PROFILES
 from trainaug.data.registry import content_hash
-from trainaug.evidence.ledger import load_ledger
-from trainaug.evidence.store import Run, canonical_json
-from trainaug.experiments import chapters
-from trainaug.experiments.ch02 import arms, problems, runs, tuning
-from trainaug.experiments.ch02.config import Config
-from trainaug.experiments.ch02.speed import TARGETS
-from trainaug.paths import CLAIMS, PROFILES
 
 TRAJECTORIES = arms.HEADLINE | arms.EXTENDED | arms.PAPER
 SPEED = arms.SPEED_HEADLINE | arms.SPEED_EXTENDED

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from companion.experiments.ch02 import problems
+from companion.experiments.ch02.problems import Problem, problem
 from trainaug.data import registry
-from trainaug.experiments.ch02 import problems
-from trainaug.experiments.ch02.problems import Problem, problem
 from trainaug.training.randomness import stream
 from trainaug.training.resnet import ResNet8
 

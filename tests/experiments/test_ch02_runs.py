@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from trainaug.evidence.store import Record, Run, canonical_json, rounded
-from trainaug.experiments.ch02 import arms, features, figures, problems, runs, theory, timing
-from trainaug.experiments.ch02.speed import TARGETS, Trained, train_sampler
-from trainaug.experiments.ch02.trajectory import follow
+from companion.evidence.store import Record, Run, canonical_json, rounded
+from companion.experiments.ch02 import arms, features, figures, problems, runs, theory, timing
+from companion.experiments.ch02.speed import TARGETS, Trained, train_sampler
+from companion.experiments.ch02.trajectory import follow
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainaug.experiments.ch02 import arms, problems, speed
-from trainaug.experiments.ch02.problems import losses_of, make_model, problem
-from trainaug.experiments.ch02.speed import Trained, train_sampler
+from companion.experiments.ch02 import arms, problems, speed
+from companion.experiments.ch02.problems import losses_of, make_model, problem
+from companion.experiments.ch02.speed import Trained, train_sampler
 from trainaug.methods.gradient_clustering import clustering as clustering_module
 from trainaug.training.models import evaluate
 from trainaug.training.randomness import stream

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainaug.experiments.ch02 import arms, problems, theory, timing
-from trainaug.experiments.ch02.problems import losses_of, make_model, plain_resnet8, problem
+from companion.experiments.ch02 import arms, problems, theory, timing
+from companion.experiments.ch02.problems import losses_of, make_model, plain_resnet8, problem
 from trainaug.methods.gradient_clustering import (
     GradientClustering,
     per_example_gradients,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainaug.experiments.ch02 import arms, problems, trajectory
-from trainaug.experiments.ch02.problems import losses_of, make_model
-from trainaug.experiments.ch02.trajectory import follow, shifted, stratified, variances
+from companion.experiments.ch02 import arms, problems, trajectory
+from companion.experiments.ch02.problems import losses_of, make_model
+from companion.experiments.ch02.trajectory import follow, shifted, stratified, variances
 from trainaug.methods.gradient_clustering import (
     exact_moves,
     per_example_gradients,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from trainaug.experiments import trials
-from trainaug.experiments.ch02 import arms, tuning
-from trainaug.experiments.ch02.speed import TARGETS, Trained
+from companion.experiments import trials
+from companion.experiments.ch02 import arms, tuning
+from companion.experiments.ch02.speed import TARGETS, Trained
 from trainaug.training.loop import NonFiniteLossError
 
 SNOOZED = [f"speed_{problem}_snooze" for problem in ("0", "90", "50", "noise")]

@@ -13,12 +13,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from trainaug.evidence.ledger import load_ledger
-from trainaug.evidence.store import Record
-from trainaug.experiments import chapters, records
-from trainaug.experiments.ch03 import arms, figures
-from trainaug.experiments.ch03 import estimands as e
-from trainaug.paths import CLAIMS
+from companion.evidence.ledger import load_ledger
+from companion.evidence.store import Record
+from companion.experiments import chapters, records
+from companion.experiments.ch03 import arms, figures
+from companion.experiments.ch03 import estimands as e
+from companion.paths import CLAIMS
 
 DATA = ("breast_cancer", "digits", "fashion")
 PROBLEMS = ("0", "noise", "rotated", "large", "resnet8")

@@ -14,10 +14,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from trainaug.experiments.ch03 import images, problems
-from trainaug.experiments.ch03.arms import IMAGES
-from trainaug.experiments.ch03.images import Trained, count_macs, train_images
-from trainaug.experiments.ch03.problems import losses_of, make_model, pictures
+from companion.experiments.ch03 import images, problems
+from companion.experiments.ch03.arms import IMAGES
+from companion.experiments.ch03.images import Trained, count_macs, train_images
+from companion.experiments.ch03.problems import losses_of, make_model, pictures
 from trainaug.methods.autoassist import AssistantTrainer, AssistedSampler, SelfPacedWeights
 from trainaug.training.convnet import StridedConvNet, TwoConvNet
 from trainaug.training.models import MLP

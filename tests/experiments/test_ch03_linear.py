@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainaug.experiments.ch03 import linear
-from trainaug.experiments.ch03.arms import SVM
-from trainaug.experiments.ch03.linear import THRESHOLDS, compare_rules, theorem
-from trainaug.experiments.ch03.problems import Optimum, svm_optimum, svm_problem
+from companion.experiments.ch03 import linear
+from companion.experiments.ch03.arms import SVM
+from companion.experiments.ch03.linear import THRESHOLDS, compare_rules, theorem
+from companion.experiments.ch03.problems import Optimum, svm_optimum, svm_problem
 from trainaug.methods.autoassist import Path
 from trainaug.training.randomness import stream
 

@@ -11,14 +11,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from companion.evidence.ledger import load_ledger
+from companion.evidence.store import Run, canonical_json
+from companion.experiments import chapters
+from companion.experiments.ch03 import arms, problems, runs
+from companion.experiments.ch03.config import Config
+from companion.experiments.ch03.estimands import ESTIMANDS
+from companion.paths import CLAIMS
 from trainaug.data.registry import content_hash
-from trainaug.evidence.ledger import load_ledger
-from trainaug.evidence.store import Run, canonical_json
-from trainaug.experiments import chapters
-from trainaug.experiments.ch03 import arms, problems, runs
-from trainaug.experiments.ch03.config import Config
-from trainaug.experiments.ch03.estimands import ESTIMANDS
-from trainaug.paths import CLAIMS
 
 STANDARD = {*arms.SVM_SETS, "theorem", "timing", *arms.HEADLINE}
 FULL = STANDARD | {*arms.EXTENDED, *arms.LARGE, *arms.TRANSLATION_ARMS, "translation_timing"}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainaug.experiments.ch03 import problems
-from trainaug.experiments.ch03.problems import (
+from companion.experiments.ch03 import problems
+from companion.experiments.ch03.problems import (
     Pictures,
     losses_of,
     make_model,

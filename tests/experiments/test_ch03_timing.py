@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from companion.evidence.store import Run, canonical_json
+from companion.experiments.ch03 import arms, images, problems, runs, timing, translation
+from companion.experiments.ch03.arms import IMAGES
+from companion.experiments.ch03.corpora import make_corpus
+from companion.experiments.ch03.estimands import ESTIMANDS
+from companion.experiments.ch03.images import Trained
+from companion.experiments.ch03.problems import pictures
+from companion.experiments.ch03.translation import TRANSLATION, fit_translation
+from companion.experiments.records import find
 from trainaug.data.parallel_text import ParallelText
-from trainaug.evidence.store import Run, canonical_json
-from trainaug.experiments.ch03 import arms, images, problems, runs, timing, translation
-from trainaug.experiments.ch03.arms import IMAGES
-from trainaug.experiments.ch03.corpora import make_corpus
-from trainaug.experiments.ch03.estimands import ESTIMANDS
-from trainaug.experiments.ch03.images import Trained
-from trainaug.experiments.ch03.problems import pictures
-from trainaug.experiments.ch03.translation import TRANSLATION, fit_translation
-from trainaug.experiments.records import find
 from trainaug.methods.autoassist import AsyncBatches, ImageAssistant
 from trainaug.training.randomness import stream
 

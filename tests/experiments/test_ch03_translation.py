@@ -9,11 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainaug.data import subwords
-from trainaug.data.arrays import DataUnavailableError
-from trainaug.data.parallel_text import ParallelText, libreoffice_help
-from trainaug.experiments.ch03 import corpora, stations, translation
-from trainaug.experiments.ch03.corpora import (
+from companion.experiments.ch03 import corpora, stations, translation
+from companion.experiments.ch03.corpora import (
     Corpus,
     Pairs,
     load_corpus,
@@ -22,7 +19,10 @@ from trainaug.experiments.ch03.corpora import (
     sample_translations,
     unpack_text,
 )
-from trainaug.experiments.ch03.translation import TRANSLATION, fit_translation, train_translation
+from companion.experiments.ch03.translation import TRANSLATION, fit_translation, train_translation
+from trainaug.data import subwords
+from trainaug.data.arrays import DataUnavailableError
+from trainaug.data.parallel_text import ParallelText, libreoffice_help
 from trainaug.methods.autoassist import AssistedSampler
 from trainaug.training.randomness import RandomBatchSampler, stream
 from trainaug.training.translation import END, PAD, START, translation_losses

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from trainaug.experiments import trials
-from trainaug.experiments.ch03 import arms, tuning
-from trainaug.experiments.ch03.images import Trained
+from companion.experiments import trials
+from companion.experiments.ch03 import arms, tuning
+from companion.experiments.ch03.images import Trained
 from trainaug.training.loop import NonFiniteLossError
 
 LARGEST = -math.log(64)  # of a score: one update

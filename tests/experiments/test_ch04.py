@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from companion.evidence.store import Run, canonical_json
+from companion.experiments.ch04 import arms, problems, runs, training
+from companion.experiments.ch04.config import Config
 from trainaug.data import registry
-from trainaug.evidence.store import Run, canonical_json
-from trainaug.experiments.ch04 import arms, problems, runs, training
-from trainaug.experiments.ch04.config import Config
 from trainaug.training.models import evaluate
 from trainaug.training.randomness import stream
 

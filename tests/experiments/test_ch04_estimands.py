@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from trainaug.evidence.ledger import load_ledger
-from trainaug.evidence.store import Record
-from trainaug.experiments import chapters, trials
-from trainaug.experiments import records as shared
-from trainaug.experiments.ch04 import arms, figures, runs, tuning
-from trainaug.experiments.ch04 import estimands as e
-from trainaug.paths import CLAIMS
+from companion.evidence.ledger import load_ledger
+from companion.evidence.store import Record
+from companion.experiments import chapters, trials
+from companion.experiments import records as shared
+from companion.experiments.ch04 import arms, figures, runs, tuning
+from companion.experiments.ch04 import estimands as e
+from companion.paths import CLAIMS
 
 SCORES, DATA = ("min_loss", "delta_abs", "delta_target"), ("digits", "fashion_mnist")
 STUDIES = ("orders_cnn_bn", "orders_mlp_lr005", "orders_mlp_lr010", "orders_mlp_lr020")

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainaug.evidence.store import canonical_json
-from trainaug.experiments.ch04 import orders, problems
+from companion.evidence.store import canonical_json
+from companion.experiments.ch04 import orders, problems
 from trainaug.methods.ordering import train_in_order
 from trainaug.methods.ordering.scores import Score
 from trainaug.training.models import evaluate

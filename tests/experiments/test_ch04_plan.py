@@ -12,11 +12,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from companion.evidence.store import Run
+from companion.experiments import chapters, trials
+from companion.experiments.ch04 import arms, runs, tuning
+from companion.experiments.ch04.config import Config
 from trainaug.data.registry import content_hash
-from trainaug.evidence.store import Run
-from trainaug.experiments import chapters, trials
-from trainaug.experiments.ch04 import arms, runs, tuning
-from trainaug.experiments.ch04.config import Config
 
 ALL = arms.HEADLINE | arms.EXTENDED
 SCORES, DATA = ("min_loss", "delta_abs", "delta_target"), ("digits", "fashion_mnist")

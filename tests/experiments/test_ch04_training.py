@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from companion.experiments.ch04 import arms, problems, training
 from trainaug.data.indexed import IndexedDataset
-from trainaug.experiments.ch04 import arms, problems, training
 from trainaug.methods.ordering import GraBSampler, example_losses
 from trainaug.methods.ordering.sampler import epoch_seed
 from trainaug.methods.ordering.scores import BatchScorer, Score

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainaug.experiments.ch05 import measures
+from companion.experiments.ch05 import measures
 from trainaug.training.randomness import stream
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from trainaug.evidence.ledger import load_ledger
-from trainaug.evidence.store import Record
-from trainaug.experiments import chapters
-from trainaug.experiments import records as shared
-from trainaug.experiments.ch05 import estimands as e
-from trainaug.experiments.ch05 import figures, runs
-from trainaug.paths import CLAIMS
+from companion.evidence.ledger import load_ledger
+from companion.evidence.store import Record
+from companion.experiments import chapters
+from companion.experiments import records as shared
+from companion.experiments.ch05 import estimands as e
+from companion.experiments.ch05 import figures, runs
+from companion.paths import CLAIMS
 
 # --- estimands ------------------------------------------------------------------------------------
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from companion.experiments.ch05 import arms, measures, problems
+from companion.experiments.ch05.training import train_classifier
 from trainaug.data.corruptions import corrupt
 from trainaug.data.indexed import IndexedDataset
-from trainaug.experiments.ch05 import arms, measures, problems
-from trainaug.experiments.ch05.training import train_classifier
 from trainaug.methods.attacks import fgsm, pgd
 from trainaug.methods.cascading_sum import SumTTA, sharpness
 from trainaug.training.randomness import stream

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainaug.experiments.ch05 import arms, problems, training
+from companion.experiments.ch05 import arms, problems, training
 from trainaug.methods.cascading_sum import CascadeSchedule
 from trainaug.training.randomness import stream
 

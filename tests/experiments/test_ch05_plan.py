@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
+from companion.evidence.store import Run, canonical_json
+from companion.experiments import chapters
+from companion.experiments.ch05 import arms, measures, problems, runs, tuning
+from companion.experiments.ch05.config import Config
 from trainaug.data.registry import content_hash
-from trainaug.evidence.store import Run, canonical_json
-from trainaug.experiments import chapters
-from trainaug.experiments.ch05 import arms, measures, problems, runs, tuning
-from trainaug.experiments.ch05.config import Config
 
 TUNED = arms.HEADLINE | arms.EXTENDED
 DEEP = {f"resnet8_{name}" for name in ("erm", "csa4", "mixup_clean")}

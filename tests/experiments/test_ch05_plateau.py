@@ -7,11 +7,11 @@ import inspect
 import pytest
 import torch
 
-from trainaug.experiments.ch05 import plateau as module
-from trainaug.experiments.ch05.arms import settings_of
-from trainaug.experiments.ch05.plateau import train_by_plateaus
-from trainaug.experiments.ch05.problems import make_model, problem
-from trainaug.experiments.ch05.training import BATCH
+from companion.experiments.ch05 import plateau as module
+from companion.experiments.ch05.arms import settings_of
+from companion.experiments.ch05.plateau import train_by_plateaus
+from companion.experiments.ch05.problems import make_model, problem
+from companion.experiments.ch05.training import BATCH
 from trainaug.training.models import evaluate
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from companion.experiments.ch05 import problems
+from companion.experiments.ch05.problems import Problem, problem
 from trainaug.data import registry
 from trainaug.data.emoji_captions import emoji_captions
-from trainaug.experiments.ch05 import problems
-from trainaug.experiments.ch05.problems import Problem, problem
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
 

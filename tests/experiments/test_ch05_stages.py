@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from companion.experiments.ch05 import arms, problems, training
 from trainaug.data.indexed import IndexedDataset
-from trainaug.experiments.ch05 import arms, problems, training
 from trainaug.methods.cascading_sum import begin_stage
 from trainaug.training.loop import train
 from trainaug.training.models import evaluate

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainaug.experiments.ch05 import arms, problems, training
+from companion.experiments.ch05 import arms, problems, training
 from trainaug.training.loop import train
 from trainaug.training.randomness import RandomBatchSampler, stream
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from trainaug.experiments import trials
-from trainaug.experiments.ch05 import arms, problems, tuning
+from companion.experiments import trials
+from companion.experiments.ch05 import arms, problems, tuning
 from trainaug.training.loop import NonFiniteLossError
 
 TUNED = arms.HEADLINE | arms.EXTENDED

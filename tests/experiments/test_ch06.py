@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from trainaug.evidence.ledger import load_ledger
-from trainaug.evidence.store import Record, Run, canonical_json
-from trainaug.experiments.ch06 import arms, bias, pictures
-from trainaug.experiments.ch06 import estimands as e
-from trainaug.experiments.ch06 import runs as r
-from trainaug.experiments.ch06.bias_estimands import BIAS_ESTIMANDS
-from trainaug.experiments.ch06.config import DATA, Config
-from trainaug.experiments.ch06.problems import PAIRS, attacks_on, load_problems
+from companion.evidence.ledger import load_ledger
+from companion.evidence.store import Record, Run, canonical_json
+from companion.experiments.ch06 import arms, bias, pictures
+from companion.experiments.ch06 import estimands as e
+from companion.experiments.ch06 import runs as r
+from companion.experiments.ch06.bias_estimands import BIAS_ESTIMANDS
+from companion.experiments.ch06.config import DATA, Config
+from companion.experiments.ch06.problems import PAIRS, attacks_on, load_problems
+from companion.paths import CLAIMS
 from trainaug.methods.linear_robustness import NORMS, dual
-from trainaug.paths import CLAIMS
 
 SIZES = (3, 10, 25, 50)
 TINY = Config(

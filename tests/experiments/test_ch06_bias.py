@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from trainaug.evidence.store import Record
-from trainaug.experiments.ch06 import bias_estimands as b
-from trainaug.experiments.ch06.arms import descent_arm
-from trainaug.experiments.ch06.bias import FRACTIONS, STRENGTHS
+from companion.evidence.store import Record
+from companion.experiments.ch06 import bias_estimands as b
+from companion.experiments.ch06.arms import descent_arm
+from companion.experiments.ch06.bias import FRACTIONS, STRENGTHS
 
 EPS = {"linf": 0.5, "l2": 2.0, "l1": 4.0, "fourier_linf": 1.0, "fourier_l1": 3.0}
 OWN = {"coordinate": "linf", "gradient": "l2", "sign": "l1"}

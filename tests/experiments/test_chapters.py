@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainaug.evidence.store import Run
-from trainaug.experiments import chapters as c
+from companion.evidence.store import Run
+from companion.experiments import chapters as c
 
 BUILT = [number for number in c.TITLES if c.load_chapter(number) is not None]
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from trainaug.evidence.store import Run, canonical_json
-from trainaug.experiments import defaults as d
-from trainaug.experiments.chapters import PROFILE_NAMES, TITLES, load_chapter
+from companion.evidence.store import Run, canonical_json
+from companion.experiments import defaults as d
+from companion.experiments.chapters import PROFILE_NAMES, TITLES, load_chapter
 
 BUILT = [number for number in TITLES if load_chapter(number) is not None]
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from trainaug.experiments.sweep import child_environment
+from companion.experiments.sweep import child_environment
 
 # Executed in a process of its own, since the replacement lasts as long as the process.
 CHECKS = {
@@ -62,7 +62,7 @@ assert torch.equal(a @ b, a @ b)
 }
 HEAD = """
 import numpy as np, pytest, torch
-from trainaug.experiments import kernels
+from companion.experiments import kernels
 torch.manual_seed(0)
 torch.set_num_threads(1)
 kernels.install()

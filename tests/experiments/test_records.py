@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainaug.experiments.records import Record, by_seed, curves_of, find, metric, values_of
+from companion.experiments.records import Record, by_seed, curves_of, find, metric, values_of
 
 
 def record(seed: int, arm: str, m: float = 0.0) -> Record:

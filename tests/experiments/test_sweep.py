@@ -15,11 +15,11 @@ import pytest
 import torch
 from toy_runs import execute, make_runs
 
-from trainaug.evidence import canonical
-from trainaug.evidence.store import Run, Store
-from trainaug.experiments import sweep as w
-from trainaug.experiments.conditions import conditions_of
-from trainaug.experiments.worker import compute
+from companion.evidence import canonical
+from companion.evidence.store import Run, Store
+from companion.experiments import sweep as w
+from companion.experiments.conditions import conditions_of
+from companion.experiments.worker import compute
 
 CODE = "c" * 64
 TOY = "toy_runs"
@@ -170,7 +170,7 @@ def capability_here() -> str:
 def workers_of_this_process() -> list[psutil.Process]:
     """Those alone: other tests of this process leave helpers of their libraries behind."""
     children = psutil.Process().children()
-    return [child for child in children if "trainaug.experiments.worker" in child.cmdline()]
+    return [child for child in children if "companion.experiments.worker" in child.cmdline()]
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -198,8 +198,8 @@ from pathlib import Path
 assert "MKL_CBWR" not in os.environ
 import numpy, torch
 from toy_runs import make_runs
-from trainaug.evidence.store import Store
-from trainaug.experiments.sweep import run_sweep
+from companion.evidence.store import Store
+from companion.experiments.sweep import run_sweep
 folder = Path(os.environ["TOY_FOLDER"])
 run_sweep(make_runs(folder / "marks", 1), "toy_runs", Store("quick", folder / "runs"), "c" * 64)
 """
@@ -383,8 +383,8 @@ PARENT = """
 import sys
 from pathlib import Path
 from toy_runs import make_runs
-from trainaug.evidence.store import Store
-from trainaug.experiments.sweep import run_sweep
+from companion.evidence.store import Store
+from companion.experiments.sweep import run_sweep
 
 folder = Path(sys.argv[1])
 run_sweep(make_runs(folder / "marks"), "toy_runs", Store("quick", folder / "runs"), "c" * 64)
@@ -402,7 +402,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, marks, workers, behav
         assert parent.poll() is None
         time.sleep(0.1)
         found = psutil.Process(parent.pid).children()
-        children = [p for p in found if "trainaug.experiments.worker" in p.cmdline()]
+        children = [p for p in found if "companion.experiments.worker" in p.cmdline()]
     time.sleep(3)  # they are in their runs, or load torch
     parent.send_signal(signal.SIGKILL)
     parent.wait()

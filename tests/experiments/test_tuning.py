@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from trainaug.experiments.ch06 import bias, pictures
-from trainaug.experiments.ch06 import tuning as t
-from trainaug.experiments.ch06.config import Config
-from trainaug.experiments.ch06.runs import plan
+from companion.experiments.ch06 import bias, pictures
+from companion.experiments.ch06 import tuning as t
+from companion.experiments.ch06.config import Config
+from companion.experiments.ch06.runs import plan
 
 GROUP = {
     **{f"convolutional-{depth}": "networks" for depth in bias.DEPTHS},

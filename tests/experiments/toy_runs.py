@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from trainaug.evidence.store import Run
+from companion.evidence.store import Run
 
 
 def make_runs(folder: Path, count: int = 6, first: int = 0, **options: Any) -> list[Run]:

@@ -35,9 +35,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainaug.evidence.canonical import canonical_environment
-from trainaug.evidence.ledger import load_ledger
-from trainaug.paths import CLAIMS, DATA_CACHE, ROOT
+from companion.evidence.canonical import canonical_environment
+from companion.evidence.ledger import load_ledger
+from companion.paths import CLAIMS, DATA_CACHE, ROOT
 
 __all__ = ["FOLDER", "KINDS", "WITNESSES", "Mutant", "applies", "main", "read_mutants"]
 
@@ -77,13 +77,17 @@ WITNESSES = (
     "05/digits_10_erm",
     "06/fashion_mlp",
 )
-_COPIED = ("trainaug", "claims")  # what patches may change; all else is the checkout's own
+_COPIED = (
+    "trainaug",
+    "companion",
+    "claims",
+)  # what patches may change; all else is the checkout's own
 _JUDGE = (
-    "import sys; from trainaug.judge import verdicts_text;"
+    "import sys; from companion.pages.judge import verdicts_text;"
     "sys.stdout.write(verdicts_text(*sys.argv[1:]))"
 )
 _CONSTANTS = (
-    "import json, sys; from trainaug.experiments.canary import moved_constants;"
+    "import json, sys; from companion.experiments.canary import moved_constants;"
     "sys.stdout.write(json.dumps(moved_constants(sys.argv[1])))"
 )
 _VERIFY = "import sys; from trainaug.data import registry; registry.verify(sys.argv[1])"
@@ -208,7 +212,7 @@ class Checks:
         for number, arms in chapters.items():
             path = self.scratch / "results" / "canaries" / f"{number}.json"
             committed = json.loads(path.read_text(encoding="utf-8"))["arms"]
-            command = ["-m", "trainaug.experiments.canary", "run", number]
+            command = ["-m", "companion.experiments.canary", "run", number]
             done = self._child(command, json.dumps(arms))
             lines = done.stdout.splitlines()
             if len(lines) != len(arms):

@@ -10,9 +10,9 @@ from types import ModuleType
 
 import pytest
 
-from trainaug.evidence.ledger import load_ledger
-from trainaug.experiments.canary import read_canaries
-from trainaug.paths import CLAIMS, ROOT
+from companion.evidence.ledger import load_ledger
+from companion.experiments.canary import read_canaries
+from companion.paths import CLAIMS, ROOT
 
 FOLDER = Path(__file__).parent
 FEWEST = 43  # more may come, none may go

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from trainaug.experiments.chapters import notebook_path
-from trainaug.paths import ROOT
+from companion.experiments.chapters import notebook_path
+from companion.paths import ROOT
 
 
 @pytest.mark.system

@@ -12,9 +12,9 @@ import nbformat
 import pytest
 from PIL import Image
 
-from trainaug.experiments.chapters import TITLES, load_chapter, notebook_path
-from trainaug.paths import NOTEBOOKS, ROOT
-from trainaug.reproduce import notebook_parameters
+from companion.experiments.chapters import TITLES, load_chapter, notebook_path
+from companion.paths import NOTEBOOKS, ROOT
+from companion.pages.reproduce import notebook_parameters
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 BUILT = [number for number in TITLES if load_chapter(number)]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainaug.evidence.canonical import canonical_environment
+from companion.evidence.canonical import canonical_environment
 
 EMULATOR = "qemu-x86_64"
 PROCESSORS = ("Haswell", "EPYC-Rome")  # an Intel without AVX-512 and an AMD

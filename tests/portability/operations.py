@@ -893,7 +893,7 @@ def digest(result: Any) -> str:
 
 def main() -> None:
     """Run the probes, all of them or those after one that ended an emulator."""
-    from trainaug.evidence.operations import OperationRecorder
+    from companion.evidence.operations import OperationRecorder
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--after", default="", help="begin behind this probe")

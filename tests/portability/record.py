@@ -1,4 +1,4 @@
-"""Measure all probes on all processors and write `trainaug/evidence/portable_operations.toml`.
+"""Measure all probes on all processors and write `companion/evidence/portable_operations.toml`.
 
 ``python tests/portability/record.py``, after a new version of torch or a new probe: a quarter of an
 hour. What stands here in capitals is judged, everything else is measured.
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from emulation import PROCESSORS, ROOT, Collected, collect, why_not
 
-TABLE = ROOT / "trainaug/evidence/portable_operations.toml"
+TABLE = ROOT / "companion/evidence/portable_operations.toml"
 
 HEADER = """\
 # Operations whose bytes do not depend on the processor in canonical mode: natively and emulated as

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from trainaug.evidence.operations import OperationRecorder, not_shown_portable
-from trainaug.experiments.kernels import REPLACED
-from trainaug.paths import RESULTS
+from companion.evidence.operations import OperationRecorder, not_shown_portable
+from companion.experiments.kernels import REPLACED
+from companion.paths import RESULTS
 
 RECORDED = RESULTS / "canaries" / "operations.json"
 

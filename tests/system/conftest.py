@@ -17,12 +17,12 @@ import psutil
 import pytest
 
 MARK = "TRAINAUG_TEST_MARK"
-COMMAND = Path(sys.executable).with_name("trainaug")
+COMMAND = [sys.executable, "-m", "companion"]
 
 
 @dataclass
 class Tree:
-    """A running ``trainaug`` with all that it started.
+    """The running command of the book with all that it started.
 
     The Jupyter kernel has its own session and orphans lose their parent, so the processes are
     found by a variable that each inherits.
@@ -85,7 +85,7 @@ Launch = Callable[..., Tree]
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Launch]:
-    """Start ``trainaug`` with the given words; whatever is left is killed after the test."""
+    """Start the command with the given words; whatever is left is killed after the test."""
     yield from _launcher(tmp_path)
 
 
@@ -105,7 +105,7 @@ def _launcher(logs: Path) -> Iterator[Launch]:
         log = logs / f"{mark}.log"
         with log.open("wb") as stream:
             child = subprocess.Popen(
-                [str(COMMAND), *words],
+                [*COMMAND, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainaug.evidence.ledger import criterion_hash, load_ledger
-from trainaug.evidence.store import read_reference, reference_folder
-from trainaug.experiments.chapters import TITLES, load_chapter
-from trainaug.judge import ADVICE, verdicts_text
-from trainaug.paths import CLAIMS, RESULTS, ROOT
-from trainaug.views import (
+from companion.evidence.ledger import criterion_hash, load_ledger
+from companion.evidence.store import read_reference, reference_folder
+from companion.experiments.chapters import TITLES, load_chapter
+from companion.pages.judge import ADVICE, verdicts_text
+from companion.pages.views import (
     KEY_FIGURES,
     key_figure_path,
     key_figure_png,
     render_readme,
 )
+from companion.paths import CLAIMS, RESULTS, ROOT
 
 PUBLISHED = [
     (profile, number)

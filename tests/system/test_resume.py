@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from trainaug import cli
-from trainaug.experiments.chapters import load_chapter
+from companion import __main__ as cli
+from companion.experiments.chapters import load_chapter
 
 pytestmark = [
     pytest.mark.system,
@@ -209,11 +209,11 @@ def test_sigterm_ends_kernel_and_workers(launch, tmp_path):
 
 @pytest.fixture
 def exit_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """Run ``trainaug`` in this process and return its exit code."""
+    """Run the command in this process and return its exit code."""
     handler = signal.getsignal(signal.SIGTERM)
 
     def run(*words: str) -> object:
-        monkeypatch.setattr(sys, "argv", ["trainaug", *words])
+        monkeypatch.setattr(sys, "argv", ["companion", *words])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         return stop.value.code
@@ -224,7 +224,7 @@ def exit_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_exit_code_says_whether_every_chapter_ran(exit_code, monkeypatch, code):
-    monkeypatch.setattr("trainaug.reproduce.reproduce", lambda *words: code)
+    monkeypatch.setattr("companion.pages.reproduce.reproduce", lambda *words: code)
     assert exit_code("reproduce", "--profile", "quick", "6") == code
 
 
@@ -232,7 +232,7 @@ def test_exit_code_of_an_interrupt_is_130(exit_code, monkeypatch, capsys):
     def interrupt(*words: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainaug.reproduce.reproduce", interrupt)
+    monkeypatch.setattr("companion.pages.reproduce.reproduce", interrupt)
     assert exit_code("reproduce", "6") == 130
     assert "finished runs are kept" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from trainaug.paths import ROOT
+from companion.paths import ROOT
 
 pytestmark = [
     pytest.mark.system,

@@ -1,6 +1,6 @@
 """Data sets by name: list, fetch, verify, load.
 
-``data/registry.toml`` states each data set's routes and the hash of its decoded arrays. What
+``registry.toml`` states each data set's routes and the hash of its decoded arrays. What
 comes over the network is kept as one ``.npz`` in the cache; what scikit-learn bundles or a
 generator draws is made afresh. Either way the content hash decides.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from trainaug import paths
+from trainaug.data import paths
 from trainaug.data.arrays import (
     Arrays,
     CorruptDataError,
@@ -178,8 +178,8 @@ def fetch(name: str) -> None:
     raise DataUnavailableError(
         f"cannot get {name} ({entry.title}). Tried:\n  - "
         + "\n  - ".join(tried)
-        + f"\nWhat to do: run `trainaug data fetch {name}` with a working connection, or copy"
-        f" {cache_path(name).name} from another machine to {paths.DATA_CACHE}"
+        + f"\nWhat to do: run `python -m trainaug.data fetch {name}` with a working connection, or"
+        f" copy {cache_path(name).name} from another machine to {paths.DATA_CACHE}"
         " (or set TRAINAUG_DATA to a folder that has it)."
     )
 
@@ -260,7 +260,7 @@ def _read(entry: DataSet) -> Arrays:
     if entry.is_local:
         [(_, get)] = attempts(entry.routes[0])
         return _check(entry, get())
-    advice = f"run `trainaug data fetch {entry.name}`"
+    advice = f"run `python -m trainaug.data fetch {entry.name}`"
     try:
         return _check(entry, read_arrays(path))
     except FileNotFoundError as error:

@@ -1,0 +1,200 @@
+"""The command of the book: ``python -m companion``."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+import yaml
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Chapters = Annotated[list[str] | None, typer.Argument(help="Chapters, as 6 or 06; all by default.")]
+Profile = Annotated[str, typer.Option(help="quick, standard, full or paper.")]
+
+
+def _numbers(chapters: list[str] | None) -> list[str]:
+    from companion.experiments.chapters import chapter_number
+
+    # the first and the last notebook have no experiments but can be run by name
+    wanted = [word for entry in chapters or [] for word in entry.split()]
+    return [w.zfill(2) if w.zfill(2) in ("00", "08") else chapter_number(w) for w in wanted]
+
+
+@app.command()
+def reproduce(
+    chapters: Chapters = None,
+    profile: Profile = "standard",
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, a notebook's knob.")
+    ] = None,
+) -> None:
+    """Recompute chapters, execute their notebooks, compare with the evidence."""
+    from companion.pages.reproduce import reproduce as run
+
+    # what `kill`, a scheduler or a time limit sends: ends the kernel and its workers like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parameters = {}
+    for entry in parameter or []:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise ValueError(f"expected NAME=VALUE, got {entry!r}")
+        parameters[name] = yaml.safe_load(value)
+    raise typer.Exit(run(profile, _numbers(chapters), parameters))
+
+
+@app.command()
+def tune(chapters: Chapters = None) -> None:
+    """Tune the settings of chapters on pilot seeds; write tuning.csv and tuned.yaml."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    from companion.experiments.chapters import TITLES
+    from companion.experiments.sweep import worker_count
+
+    for number in _numbers(chapters) or TITLES:
+        name = f"companion.experiments.ch{number}.tuning"
+        if find_spec(name.rpartition(".")[0]) is None or find_spec(name) is None:
+            print(f"chapter {number}: nothing to tune")
+            continue
+        import_module(name).tune(worker_count(), lambda line: print(line, flush=True))
+
+
+@app.command()
+def canaries(
+    chapters: Chapters = None,
+    changed: Annotated[
+        bool, typer.Option("--changed/--all", help="Skip chapters whose code has passed before.")
+    ] = False,
+) -> None:
+    """Compare the canaries of all arms with the committed ones."""
+    from companion.experiments.chapters import TITLES
+    from companion.pages.canaries import check
+
+    faults = check(_numbers(chapters) or tuple(TITLES), changed=changed, say=_say)
+    for line in faults:
+        print(f"MOVED {line}")
+    raise typer.Exit(int(bool(faults)))
+
+
+@app.command()
+def verify(
+    chapters: Chapters = None,
+    sample: Annotated[int, typer.Option(help="Records a chapter, at most.")] = 6,
+    seconds: Annotated[float, typer.Option(help="Core-seconds a chapter, at most.")] = 90.0,
+) -> None:
+    """Compute a few records of the standard evidence anew and compare their bytes."""
+    from companion.experiments.chapters import TITLES
+    from companion.pages.canaries import verify_sample
+
+    outcome = verify_sample(sample, seconds, _numbers(chapters) or tuple(TITLES), _say)
+    equal = len(outcome.checked) - len(outcome.moved)
+    print(f"{equal} of {len(outcome.checked)} records equal the evidence, byte for byte")
+    raise typer.Exit(int(bool(outcome.moved)))
+
+
+@app.command()
+def judge(
+    chapters: Chapters = None,
+    profile: Annotated[str, typer.Option(help="standard or full; both by default.")] = "",
+    render: Annotated[bool, typer.Option(help="Execute the notebooks that changed, too.")] = False,
+) -> None:
+    """Apply the ledgers to the committed records: verdicts and README, in seconds."""
+    from companion.experiments.chapters import TITLES
+    from companion.pages import judge as judging
+
+    if profile and profile not in judging.PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(judging.PROFILES)}, got {profile!r}")
+    profiles = (profile,) if profile else judging.PROFILES
+    judging.judge(_numbers(chapters) or tuple(TITLES), profiles, render=render, say=_say)
+
+
+@app.command()
+def publish(
+    chapters: Chapters = None,
+    profile: Profile = "standard",
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(help="Replace only the records of arms that begin so; may be repeated."),
+    ] = None,
+) -> None:
+    """Promote finished runs to evidence and judge them."""
+    from companion.experiments.chapters import TITLES, load_chapter
+    from companion.pages import publish as publishing
+
+    for number in _numbers(chapters) or [n for n in TITLES if load_chapter(n)]:
+        publishing.publish(number, profile, arms or ())
+        print(f"chapter {number}: published")
+    print("run `make judge-render` for the notebooks")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@app.command()
+def claims(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    profile: Profile = "standard",
+) -> None:
+    """Show every claim with its committed verdict."""
+    from companion.evidence.tables import verdict_table
+    from companion.pages.verdicts import committed_judgements
+
+    judged = committed_judgements(profile)
+    if not as_json:
+        print(verdict_table(judged))
+        return
+    fields = ("id", "tier", "verdict", "reason", "estimates", "beside")
+    rows = []
+    for judgement in judged:
+        plain = judgement.to_json()
+        n = max((estimate["n"] for estimate in plain["estimates"]), default=0)
+        rows.append({name: plain[name] for name in fields} | {"n": n, "profile": profile})
+    print(json.dumps(rows, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def bench(
+    check: Annotated[bool, typer.Option(help="Fail if a stored figure misses its target.")] = False,
+) -> None:
+    """Run the benchmarks and store their figures."""
+    from companion.evidence.canonical import native_environment
+    from companion.paths import BENCHMARKS
+
+    command = [sys.executable, str(BENCHMARKS / "run.py"), *(["--check"] if check else [])]
+    # seconds are measured as users meet them, so not in canonical mode
+    done = subprocess.run(command, check=False, env=native_environment())
+    raise typer.Exit(done.returncode)
+
+
+def main() -> None:
+    """Run the command in canonical mode; expected faults end in one line on standard error."""
+    from companion.evidence import canonical
+
+    # before the next line, which loads NumPy
+    if remark := canonical.enter():
+        print(remark, file=sys.stderr)
+    from trainaug.data.arrays import CorruptDataError, DataUnavailableError
+
+    try:
+        app(prog_name="python -m companion")
+    except SystemExit as stop:
+        # Typer turns Ctrl-C into 130; every other code passes through
+        if stop.code == 130:
+            message = "interrupted: finished runs are kept, the same command continues from here"
+            print(message, file=sys.stderr)
+        raise
+    except (ValueError, LookupError, RuntimeError, DataUnavailableError, CorruptDataError) as error:
+        print(f"companion: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

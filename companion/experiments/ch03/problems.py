@@ -1,0 +1,177 @@
+"""The problems of chapter 3: pictures with noise or rotation, and pairs of classes for the SVM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.svm import LinearSVC
+from torch import Tensor, nn
+
+from companion.paths import DATA_CACHE
+from trainaug.data import registry
+from trainaug.data.cifar import load_cifar
+from trainaug.data.indexed import IndexedDataset
+from trainaug.methods.autoassist import svm_objective
+from trainaug.training.convnet import StridedConvNet
+from trainaug.training.randomness import stream
+from trainaug.training.resnet import ResNet8
+
+__all__ = [
+    "CIFAR",
+    "CONTENT",
+    "PAIRS",
+    "Optimum",
+    "Pictures",
+    "losses_of",
+    "make_model",
+    "pictures",
+    "svm_optimum",
+    "svm_problem",
+]
+
+CONTENT = {"fashion": "fashion_mnist", "breast_cancer": "breast_cancer", "digits": "digits"}
+CIFAR = "cifar-10-binary.tar.gz"
+HELD_OUT = {"fashion": (2000, 4000), "cifar10": (5000, 10_000)}
+PAIRS = {"digits": (3, 8), "fashion": (2, 6)}  # of classes: pullover and shirt
+NUM_PAIR = 2000  # pictures of a pair, where there are more
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Disjoint parts; *val* chooses and gives the examples to a target, *test* is looked at once.
+
+    ``wrong`` marks training examples whose label was replaced, ``(N,)``.
+    """
+
+    train: IndexedDataset
+    val: IndexedDataset
+    test: IndexedDataset
+    wrong: Tensor
+
+
+@lru_cache(maxsize=2)
+def _arrays(data: str) -> tuple[Tensor, Tensor, int]:
+    """All pictures as stored, their classes, and how many rows may be trained on."""
+    arrays = (
+        load_cifar(DATA_CACHE / CIFAR, 10) if data == "cifar10" else registry.load(CONTENT[data])
+    )
+    x, y = (np.concatenate([arrays[f"train_{k}"], arrays[f"test_{k}"]]) for k in "xy")
+    if data == "fashion":
+        x = x[:, None]
+    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)), len(arrays["train_y"])
+
+
+def pictures(
+    data: str, seed: int, num_train: int, *, noise: float = 0.0, rotated: bool = False
+) -> Pictures:
+    """Draw the parts of a ten-class problem, pixels in 0 to 1.
+
+    Args:
+        data: ``fashion``, or ``cifar10``, whose archive you put into the data cache; the test
+            part is from the official test set.
+        seed: Seed of the draw.
+        num_train: Training examples.
+        noise: Share of the training labels replaced by another class at random.
+        rotated: Turn each picture, once and for all, by an angle of up to a right angle.
+
+    Raises:
+        ValueError: If the data are unknown or too few, or the share is out of range.
+    """
+    if data not in HELD_OUT or not 0 <= noise < 1:
+        raise ValueError(f"need {' or '.join(HELD_OUT)} and 0 <= noise < 1, got {data!r}, {noise}")
+    x, y, official = _arrays(data)
+    num_val, num_test = HELD_OUT[data]
+    g = stream(seed, "parts")
+    order = torch.randperm(official, generator=g)
+    val, rest = order[:num_val], order[num_val:]
+    test = official + torch.randperm(len(x) - official, generator=g)[:num_test]
+    if not 1 <= num_train <= len(rest):
+        raise ValueError(f"{num_train} examples are not between 1 and {len(rest)}")
+    rows = rest[:num_train]
+    labels = y[rows]
+    wrong = torch.rand(num_train, generator=g) < noise
+    shifted = (labels + torch.randint(1, 10, (num_train,), generator=g)) % 10
+    parts: list[Tensor] = []
+    for part in (rows, val, test):
+        pixels = x[part].float() / 255
+        parts.append(_turned(pixels, stream(seed, f"angles/{len(parts)}")) if rotated else pixels)
+    return Pictures(
+        IndexedDataset(parts[0], torch.where(wrong, shifted, labels)),
+        IndexedDataset(parts[1], y[val]),
+        IndexedDataset(parts[2], y[test]),
+        wrong,
+    )
+
+
+def _turned(x: Tensor, generator: torch.Generator) -> Tensor:
+    angle = (torch.rand(len(x), generator=generator) - 0.5) * torch.pi
+    zero = torch.zeros_like(angle)
+    rows = [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero]
+    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+def make_model(name: str, data: Pictures, seed: int) -> nn.Module:
+    """Build ``cnn`` (three convolutions with strides) or ``resnet8``, from a seed.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    g, shape = stream(seed, "init"), data.train.x.shape[1:]
+    if name == "cnn":
+        return StridedConvNet(10, g, in_channels=shape[0], image_size=shape[1])
+    if name == "resnet8":
+        return ResNet8(10, g, in_channels=shape[0])
+    raise ValueError(f"model must be cnn or resnet8, got {name!r}")
+
+
+def losses_of(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each example, ``(B,)``."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def svm_problem(data: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Two classes in float64: columns standardised, then rows of length 1; labels -1 and 1.
+
+    ``breast_cancer`` (all 569), ``digits`` (3 and 8, all 357) or ``fashion`` (2000 pullovers and
+    shirts, drawn by the seed from the official training set).
+
+    Raises:
+        ValueError: If the data are unknown.
+    """
+    if data not in CONTENT:
+        raise ValueError(f"data must be one of {', '.join(CONTENT)}, got {data!r}")
+    arrays = registry.load(CONTENT[data])
+    x, y = arrays["train_x"].reshape(len(arrays["train_x"]), -1), arrays["train_y"]
+    X = torch.from_numpy(x.astype(np.float64))
+    labels = torch.from_numpy(y.astype(np.int64))
+    if data in PAIRS:
+        rows = torch.isin(labels, torch.tensor(PAIRS[data])).nonzero().squeeze(1)
+        if len(rows) > NUM_PAIR:
+            rows = rows[torch.randperm(len(rows), generator=stream(seed, "parts"))[:NUM_PAIR]]
+        X, labels = X[rows], (labels[rows] == PAIRS[data][1]).long()
+    spread = X.std(0, correction=0)
+    X = (X - X.mean(0)) / torch.where(spread > 0, spread, 1.0)
+    return X / X.norm(dim=1, keepdim=True), labels.double() * 2 - 1
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Minimum of an SVM's objective: weights ``(D,)`` and value."""
+
+    w: Tensor
+    value: float
+
+
+def svm_optimum(X: Tensor, y: Tensor, lam: float, *, tol: float = 1e-9) -> Optimum:
+    """Minimise by liblinear's dual coordinate descent, which shrinks and then checks again."""
+    solver = LinearSVC(
+        loss="hinge", fit_intercept=False, C=1 / (lam * len(X)), tol=tol, max_iter=200_000,
+        random_state=0,
+    )  # fmt: skip
+    w = torch.from_numpy(solver.fit(X.numpy(), y.numpy()).coef_[0])
+    return Optimum(w, float(svm_objective(w, X, y, lam)))

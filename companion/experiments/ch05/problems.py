@@ -1,0 +1,186 @@
+"""The problems of chapter 5: few training pictures of each class, and the networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from companion.paths import DATA_CACHE
+from trainaug.data import registry
+from trainaug.data.cifar import load_cifar
+from trainaug.data.emoji_captions import emoji_captions, family_split
+from trainaug.data.indexed import IndexedDataset
+from trainaug.training.convnet import StridedConvNet
+from trainaug.training.randomness import stream
+from trainaug.training.resnet import ResNet8
+from trainaug.training.wide_resnet import WideResNet
+
+__all__ = ["CIFAR", "CONTENT", "EMOJI_CLASSES", "Problem", "make_model", "problem"]
+
+# Registry name of each problem's data.
+CONTENT = {"digits": "digits", "fashion": "fashion_mnist", "emoji": "emoji_captions"}
+CIFAR: dict[str, tuple[str, Literal[10, 100]]] = {
+    "cifar10": ("cifar-10-binary.tar.gz", 10),
+    "cifar100": ("cifar-100-binary.tar.gz", 100),
+}
+# Validation and test pictures.
+HELD_OUT = {"digits": (200, 500), "fashion": (1000, 2000), "cifar10": (5000, 10_000)}
+HELD_OUT["cifar100"] = HELD_OUT["cifar10"]
+RESERVED = {"digits": 100}  # pictures of each class for training, before the test part has its own
+LARGEST = {"digits": 16}  # of a pixel as stored, else 255
+EMOJI_CLASSES = (
+    "Smileys & Emotion",
+    "People & Body",
+    "Animals & Nature",
+    "Food & Drink",
+    "Travel & Places",
+    "Activities",
+    "Objects",
+    "Symbols",
+)  # Unicode's groups without Flags, of which there are eight
+EMOJI_SIDE = 32
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Disjoint parts; *val* chooses, *test* is looked at once, after training."""
+
+    train: IndexedDataset
+    val: IndexedDataset
+    test: IndexedDataset
+    num_classes: int
+
+    def to(self, device: torch.device) -> Problem:
+        """Return the same parts on a device."""
+        parts = {
+            name: IndexedDataset(part.x.to(device), part.y.to(device))
+            for name, part in (("train", self.train), ("val", self.val), ("test", self.test))
+        }
+        return Problem(**parts, num_classes=self.num_classes)
+
+
+@lru_cache(maxsize=2)
+def _pictures(data: str) -> tuple[Tensor, Tensor, int]:
+    """All pictures as stored, their classes, and how many rows may be trained on."""
+    if data in CIFAR:
+        archive, num_classes = CIFAR[data]
+        arrays = load_cifar(DATA_CACHE / archive, num_classes)
+    else:
+        arrays = registry.load(CONTENT[data])
+    x, y = (np.concatenate([arrays[f"train_{k}"], arrays[f"test_{k}"]]) for k in "xy")
+    if data not in CIFAR:
+        side = 8 if data == "digits" else 28
+        x = x.reshape(len(x), 1, side, side)
+    official = len(x) if data == "digits" else len(arrays["train_y"])
+    pictures = torch.from_numpy(x)
+    return pictures, torch.from_numpy(y.astype(np.int64)), official
+
+
+@lru_cache(maxsize=1)
+def _emoji() -> tuple[Tensor, Tensor]:
+    """Pictures ``(N, V, 3, 32, 32)`` of each concept, and its class or -1."""
+    data = emoji_captions()
+    x = torch.tensor(data.pictures).permute(0, 1, 4, 2, 3).float() / 255
+    x = torch.nn.functional.avg_pool2d(x.flatten(0, 1), 64 // EMOJI_SIDE)
+    numbers = {name: number for number, name in enumerate(EMOJI_CLASSES)}
+    classes = torch.tensor([numbers.get(name, -1) for name in data.categories])
+    return x.view(*data.pictures.shape[:2], *x.shape[1:]), classes
+
+
+def problem(data: str, per_class: int, seed: int) -> Problem:
+    """Draw the parts.
+
+    Validation and test parts of a seed are the same for every ``per_class``, and the smaller
+    training parts lie in the larger ones.
+
+    Args:
+        data: ``digits``, ``fashion`` (test part from the official test set), ``emoji`` (eight
+            Unicode groups in colour; all drawings of a family of concepts are in one part), or
+            ``cifar10`` and ``cifar100``, whose archives you put into the data cache.
+        per_class: Training pictures of each class.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: If the data are unknown or too few.
+    """
+    if data not in CONTENT | CIFAR:
+        raise ValueError(f"data must be one of {', '.join(CONTENT | CIFAR)}, got {data!r}")
+    g = stream(seed, "parts")
+    if data == "emoji":
+        return _emoji_problem(per_class, seed, g)
+    x, y, official = _pictures(data)
+    num_val, num_test = HELD_OUT[data]
+    order = torch.randperm(official, generator=g)
+    if official < len(x):
+        test = official + torch.randperm(len(x) - official, generator=g)[:num_test]
+        val, rest = order[:num_val], order[num_val:]
+    else:
+        val, test, rest = torch.split(order, [num_val, num_test, len(order) - num_val - num_test])
+        test, rest = _reserve(test, rest, y, RESERVED[data])
+    num_classes = int(y.max()) + 1
+    train = rest[_first_of_each(y[rest], per_class, num_classes)]
+    largest = LARGEST.get(data, 255)
+    parts = {
+        name: IndexedDataset(x[rows].float() / largest, y[rows])
+        for name, rows in (("train", train), ("val", val), ("test", test))
+    }
+    return Problem(**parts, num_classes=num_classes)
+
+
+def _emoji_problem(per_class: int, seed: int, g: torch.Generator) -> Problem:
+    pictures, classes = _emoji()
+    split = family_split(emoji_captions().families, seed)
+    parts: dict[str, IndexedDataset] = {}
+    for name in ("train", "val", "test"):
+        chosen = torch.from_numpy(getattr(split, name))
+        chosen = chosen[classes[chosen] >= 0]
+        x = pictures[chosen].flatten(0, 1)
+        y = classes[chosen].repeat_interleave(pictures.shape[1])
+        order = torch.randperm(len(x), generator=g)
+        if not parts:
+            order = order[_first_of_each(y[order], per_class, len(EMOJI_CLASSES))]
+        parts[name] = IndexedDataset(x[order], y[order])
+    return Problem(**parts, num_classes=len(EMOJI_CLASSES))
+
+
+def _reserve(test: Tensor, rest: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Give the last test pictures of a class of which fewer than ``count`` are left to the rest."""
+    moved = torch.zeros(len(test), dtype=torch.bool)
+    for c in range(int(y.max()) + 1):
+        missing = count - int((y[rest] == c).sum())
+        if missing > 0:
+            moved[(y[test] == c).nonzero().squeeze(1)[-missing:]] = True
+    return test[~moved], torch.cat([rest, test[moved]])
+
+
+def _first_of_each(y: Tensor, count: int, num_classes: int) -> Tensor:
+    """Places of the first ``count`` examples of each class, in their order."""
+    kept = torch.zeros(len(y), dtype=torch.bool)
+    for c in range(num_classes):
+        places = (y == c).nonzero().squeeze(1)[:count]
+        if len(places) < count:
+            raise ValueError(f"class {c} has {len(places)} pictures, {count} are asked for")
+        kept[places] = True
+    return kept.nonzero().squeeze(1)
+
+
+def make_model(name: str, data: Problem, seed: int) -> nn.Module:
+    """Build ``conv`` (three strided convolutions), ``resnet8`` or ``wrn28_10`` from a seed.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    channels, side = data.train.x.shape[1], data.train.x.shape[-1]
+    g = stream(seed, "init")
+    if name == "conv":
+        return StridedConvNet(data.num_classes, g, in_channels=channels, image_size=side)
+    if name == "resnet8":
+        return ResNet8(data.num_classes, g, in_channels=channels)
+    if name == "wrn28_10":
+        return WideResNet(28, 10, data.num_classes, g, in_channels=channels)
+    raise ValueError(f"model must be conv, resnet8 or wrn28_10, got {name!r}")

@@ -1,0 +1,222 @@
+"""Freshness: canaries, the tiny runs of every arm, compared with the committed ones.
+
+A canary that moved is a bug, or the arm's version must be bumped in the same commit. The digest of
+the code decides nothing; it only lets a chapter be skipped whose code has passed before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from companion.evidence.canonical import fingerprint
+from companion.evidence.digest import behaviour_digest
+from companion.evidence.store import (
+    Record,
+    Reference,
+    Run,
+    canonical_json,
+    read_reference,
+    write_atomic,
+)
+from companion.experiments.chapters import TITLES, Chapter, load_chapter
+from companion.experiments.defaults import arm_version
+from companion.experiments.sweep import recompute, worker_count
+from companion.paths import RESULTS, RUNS
+
+__all__ = [
+    "CanaryState",
+    "Check",
+    "Sample",
+    "check",
+    "committed_canaries",
+    "outdated",
+    "verify_sample",
+]
+
+ADVICE = {
+    "moved trace": "a bug, or bump the version of that arm in companion/experiments/versions.yaml "
+    "in the same commit",
+    "moved record": "a bug, or bump the version of that arm in companion/experiments/versions.yaml "
+    "in the same commit",
+    "moved constant": "canaries replace it, so none sees it: a bug, or bump the version of the "
+    "arms that use it and record the canaries of the chapter",
+    "missing": "record a canary for it: python -m companion.experiments.canary record",
+    "no such arm": "no plan has this arm: record the chapter's canaries again",
+    "older version": "its version was bumped: re-record its canary",
+}
+
+
+class CanaryState(Protocol):
+    """What the comparison says of one arm."""
+
+    @property
+    def arm(self) -> str: ...
+
+    @property
+    def state(self) -> str: ...
+
+
+Check = Callable[[Sequence[str]], Sequence[CanaryState]]
+
+
+def _check_canaries(chapters: Sequence[str]) -> Sequence[CanaryState]:
+    from companion.experiments.canary import check_canaries
+
+    return check_canaries(chapters, workers=worker_count())
+
+
+def committed_canaries(number: str) -> Mapping[str, Any]:
+    """The committed canaries of a chapter: ``code``, and ``arms`` with version and hashes.
+
+    Raises:
+        ValueError: If the file is damaged, with its name.
+    """
+    path = RESULTS / "canaries" / f"{number}.json"
+    if not path.is_file():
+        return {"code": "", "arms": {}}
+    try:
+        stored: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if any(not isinstance(arm["version"], int) for arm in stored["arms"].values()):
+            raise ValueError("a version is not a whole number")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return stored
+
+
+def outdated(number: str) -> list[str]:
+    """Arms of a chapter whose present version is newer than that of their committed canary."""
+    arms = committed_canaries(number)["arms"]
+    return [arm for arm, row in arms.items() if row["version"] < arm_version(number, arm)]
+
+
+def check(
+    numbers: Sequence[str] = tuple(TITLES),
+    *,
+    changed: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    compare: Check = _check_canaries,
+    passed: Path = RUNS / "canaries.json",
+) -> list[str]:
+    """Compare the canaries of chapters with the committed ones.
+
+    Args:
+        numbers: Two-digit chapters.
+        changed: Skip chapters whose code is the recorded one, or one that has passed here.
+        say: Called with one line a chapter.
+        compare: Runs the canaries.
+        passed: File that remembers the code that has passed on this machine.
+
+    Returns:
+        The faults: chapter, arm, what moved, and what to do; none if all is fresh.
+    """
+    known = _read_passed(passed)
+    faults = []
+    for number in numbers:
+        if load_chapter(number) is None:
+            continue
+        own = fingerprint(canonical=True)
+        if committed_canaries(number).get("fingerprint", own) != own:
+            say(f"chapter {number}: canaries of other library versions, nothing to compare with")
+            continue
+        older = outdated(number)
+        code = behaviour_digest(number)
+        digest = f"{code}-{own}"
+        is_known = committed_canaries(number)["code"] == code or known.get(number) == digest
+        if changed and is_known and not older:
+            say(f"chapter {number}: canaries skipped, the code has passed before")
+            continue
+        states = compare([number])
+        moved = {each.arm: each.state for each in states if each.state != "equal"}
+        moved |= dict.fromkeys(older, "older version")
+        say(f"chapter {number}: {len(states) - len(moved)} of {len(states)} canaries are equal")
+        faults += [
+            f"chapter {number}, {arm}: {state}: {ADVICE[state]}" for arm, state in moved.items()
+        ]
+        if states and not moved:
+            known[number] = digest
+            write_atomic(passed, json.dumps(known, indent=1, sort_keys=True) + "\n")
+    return faults
+
+
+def _read_passed(path: Path) -> dict[str, str]:
+    """The code that has passed before; a damaged file has forgotten it."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+@dataclass
+class Sample:
+    """Outcome of a sample of records computed anew.
+
+    Attributes:
+        checked: Chapter, arm and seed of each.
+        moved: Those that do not have the evidence's bytes.
+    """
+
+    checked: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+
+
+def verify_sample(
+    count: int,
+    seconds: float,
+    numbers: Sequence[str] = tuple(TITLES),
+    say: Callable[[str], None] = lambda line: None,
+) -> Sample:
+    """Compute a few records of each chapter's canonical evidence anew and compare their bytes.
+
+    Args:
+        count: Records a chapter, at most.
+        seconds: Core-seconds a chapter, at most, by the plan.
+        numbers: Two-digit chapters.
+        say: Called with a line for each record, and for each chapter that has none to compare.
+    """
+    chosen: list[tuple[Chapter, Run, Record]] = []
+    for number in numbers:
+        chapter, reference = load_chapter(number), read_reference("standard", number)
+        if chapter is None or reference is None or not reference.record_set.canonical:
+            say(f"chapter {number}: no canonical evidence")
+            continue
+        sample = _sample(chapter, reference, count, seconds)
+        chosen += [(chapter, run, record) for run, record in sample]
+    outcome = Sample()
+    fresh = recompute([(chapter.runs_module, run) for chapter, run, _ in chosen])
+    for (chapter, run, record), again in zip(chosen, fresh, strict=True):
+        name = f"chapter {chapter.number}: {run.arm}, seed {run.seed}"
+        outcome.checked.append(name)
+        if canonical_json(again) != canonical_json(record):
+            outcome.moved.append(name)
+            say(f"{name}: other bytes")
+        else:
+            say(f"{name}: equal")
+    return outcome
+
+
+def _sample(
+    chapter: Chapter, reference: Reference, count: int, seconds: float
+) -> list[tuple[Run, Record]]:
+    """Choose records by a hash of all of them: other records, another choice."""
+    own = fingerprint(canonical=True)
+    salt = hashlib.sha256("".join(row["checksum"] for row in reference.provenance).encode())
+    candidates = []
+    for run in chapter.plan("standard"):
+        pair = reference.find(run) if run.deterministic else None
+        # of another fingerprint, or of an older version, other bytes say nothing
+        if pair and pair[1]["fingerprint"] == own and pair[0]["version"] == run.version:
+            rank = hashlib.sha256(f"{salt.hexdigest()}{run.key}".encode()).hexdigest()
+            candidates.append((rank, run, pair[0]))
+    chosen: list[tuple[Run, Record]] = []
+    spent = 0.0
+    for _, run, record in sorted(candidates, key=lambda each: each[0]):
+        if len(chosen) < count and spent + run.predicted_seconds <= seconds:
+            chosen.append((run, record))
+            spent += run.predicted_seconds
+    return chosen

@@ -1,0 +1,277 @@
+"""Compare own results with the committed evidence.
+
+Where the canonical fingerprints are equal, every deterministic record must have the evidence's
+bytes. Elsewhere (other libraries, a GPU, a processor without canonical mode) only the intervals of
+the claims are compared: there it is an error only if a verdict turned into its opposite and the two
+intervals have no number in common. Seconds are never compared, in whatever claim they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from companion.evidence.claims import Estimate, Judgement
+from companion.evidence.store import Record, canonical_json, record_identity
+
+__all__ = [
+    "Comparison",
+    "compare_claims",
+    "compare_records",
+    "first_line",
+    "is_canonical_fingerprint",
+    "timing_estimands",
+]
+
+Estimand = Callable[[Sequence[Mapping[str, object]]], float]
+OPPOSITES = {"reproduced", "contradicted"}
+MOST_NAMED = 5  # records that the first line names; the report names all
+
+
+def is_canonical_fingerprint(fingerprint: str) -> bool:
+    """Whether equal fingerprints of this kind promise equal bytes."""
+    return not fingerprint.endswith("-native")
+
+
+@dataclass
+class Comparison:
+    """What the comparison of one chapter with its evidence has found.
+
+    Attributes:
+        chapter: Two digits.
+        compared: Records that were compared byte for byte.
+        differing: Arm and seed of those that differ.
+        elsewhere: Records whose evidence has another fingerprint.
+        absent: Records that the evidence does not hold: of another setting, or a newer version.
+        early: Records whose evidence was made before canonical mode; they are not compared.
+        claims: Claims whose intervals were compared.
+        agreeing: Those with the same word.
+        turned: Claims that turned into the opposite, with disjoint intervals: errors.
+        moved: Claims with another word all the same, in words.
+    """
+
+    chapter: str
+    compared: int = 0
+    differing: list[str] = field(default_factory=list)
+    elsewhere: int = 0
+    absent: int = 0
+    early: int = 0
+    claims: int = 0
+    agreeing: int = 0
+    turned: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether own results and evidence contradict each other."""
+        return bool(self.differing or self.turned)
+
+    @property
+    def state(self) -> str:
+        """The outcome in a few words, for a table."""
+        words = []
+        if self.compared:
+            equal = self.compared - len(self.differing)
+            words.append(f"{equal} of {self.compared} records equal")
+        if self.elsewhere:
+            words.append(f"another fingerprint, {self.agreeing} of {self.claims} claims agree")
+        if self.absent:
+            words.append(f"{self.absent} records are not in the evidence")
+        if self.early:
+            words.append("evidence made before canonical mode, not compared")
+        return "; ".join(words) or "–"
+
+
+def compare_records(
+    chapter: str,
+    ours: Sequence[tuple[Record, Record]],
+    evidence: Sequence[tuple[Record, Record]],
+    early_arms: Collection[str] = (),
+) -> Comparison:
+    """Compare records byte for byte wherever their fingerprints promise equal bytes.
+
+    Args:
+        chapter: Two digits.
+        ours: Own records, each with its provenance.
+        evidence: The committed ones.
+        early_arms: Arms whose evidence was made before canonical mode.
+    """
+    comparison = Comparison(chapter)
+    known = {record_identity(record): (record, row) for record, row in evidence}
+    for record, row in ours:
+        if not row["deterministic"]:
+            continue
+        if record["arm"] in early_arms:
+            comparison.early += 1
+            continue
+        pair = known.get(record_identity(record))
+        if pair is None:
+            comparison.absent += 1
+            continue
+        fingerprints = {row["fingerprint"], pair[1]["fingerprint"]}
+        if len(fingerprints) > 1 or not is_canonical_fingerprint(row["fingerprint"]):
+            comparison.elsewhere += 1
+            continue
+        comparison.compared += 1
+        if canonical_json(record) != canonical_json(pair[0]):
+            comparison.differing.append(f"{record['arm']} seed {record['seed']}")
+    return comparison
+
+
+def timing_estimands(
+    estimands: Mapping[str, Estimand], pairs: Sequence[tuple[Record, Record]]
+) -> set[str]:
+    """Names of the estimands that read a record which is not deterministic.
+
+    Each is evaluated with and without those records: seconds are recognised by what an estimand
+    reads, so that a ratio of seconds in a statistical claim is one too.
+
+    Args:
+        estimands: Functions from all records of one seed to a number.
+        pairs: Records, each with its provenance.
+    """
+    groups: dict[int, list[tuple[Record, bool]]] = {}
+    for record, row in pairs:
+        groups.setdefault(record["seed"], []).append((record, bool(row["deterministic"])))
+    # A seed without timing records cannot tell one kind from the other.
+    mixed = [g for _, g in sorted(groups.items()) if not all(fixed for _, fixed in g)]
+    return {name for name, estimand in estimands.items() if _reads_timing(estimand, mixed)}
+
+
+def _reads_timing(estimand: Estimand, groups: Sequence[Sequence[tuple[Record, bool]]]) -> bool:
+    for group in groups:
+        whole = _evaluate(estimand, [record for record, _ in group])
+        if whole is None:
+            continue
+        rest = _evaluate(estimand, [record for record, fixed in group if fixed])
+        return rest is None or repr(rest) != repr(whole)  # `repr`, so that NaN equals itself
+    return False
+
+
+def _evaluate(estimand: Estimand, records: Sequence[Record]) -> float | None:
+    try:
+        return float(estimand(records))
+    except (LookupError, ArithmeticError, ValueError):
+        # KeyError is what an absent arm raises; a mean or a logarithm of nothing raises the others
+        return None
+
+
+def compare_claims(
+    comparison: Comparison,
+    ours: Sequence[Judgement],
+    evidence: Sequence[Judgement],
+    timings: Collection[str],
+) -> None:
+    """Compare the verdicts, and the intervals of those that turned, into ``comparison``.
+
+    Args:
+        comparison: Filled in.
+        ours: Judgements of own records.
+        evidence: Judgements of the committed records.
+        timings: Estimands that read seconds, which are left out.
+    """
+    theirs = {judgement.id: judgement for judgement in evidence}
+    for judgement in ours:
+        other = theirs.get(judgement.id)
+        pairs = _common_estimates(judgement, other, timings) if other else []
+        if not pairs:
+            continue
+        here = _word([estimate for estimate, _ in pairs])
+        there = _word([estimate for _, estimate in pairs])
+        comparison.claims += 1
+        if here == there:
+            comparison.agreeing += 1
+            continue
+        line = f"{judgement.id}: {there} in the evidence, {here} here"
+        turned = [pair for pair in pairs if {each.verdict for each in pair} == OPPOSITES]
+        apart = [
+            f"{mine.estimand} {_interval(mine)} against {_interval(reference)}"
+            for mine, reference in turned
+            if judgement.kind == "exact" or _are_disjoint(mine, reference)
+        ]
+        if {here, there} == OPPOSITES and apart:
+            comparison.turned.append(f"{line}: {'; '.join(apart)}")
+        else:
+            comparison.moved.append(line)
+
+
+def _common_estimates(
+    judgement: Judgement, other: Judgement, timings: Collection[str]
+) -> list[tuple[Estimate, Estimate]]:
+    if "timing" in (judgement.kind, other.kind):
+        return []
+    known = {estimate.estimand: estimate for estimate in other.estimates}
+    return [
+        (estimate, known[estimate.estimand])
+        for estimate in judgement.estimates
+        if estimate.estimand in known and estimate.estimand not in timings
+    ]
+
+
+def _word(estimates: Sequence[Estimate]) -> str:
+    """The verdict of a claim from some of its estimates, by the rule of the judge."""
+    words = {estimate.verdict for estimate in estimates}
+    if "contradicted" in words:
+        return "contradicted"
+    return "reproduced" if words == {"reproduced"} else "inconclusive"
+
+
+def _are_disjoint(one: Estimate, other: Estimate) -> bool:
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.high < other.low or other.high < one.low
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "(no interval)"
+    return f"[{estimate.low:.6g}, {estimate.high:.6g}]"
+
+
+def first_line(
+    comparisons: Sequence[Comparison],
+    unavailable: Mapping[str, str],
+    failed: Collection[str] = (),
+) -> str:
+    """Say in words what a reproduction found, for the first line of its report.
+
+    Args:
+        comparisons: One a chapter that was compared.
+        unavailable: Chapter to the data that this machine cannot get.
+        failed: Notebooks that failed for another reason.
+    """
+    parts = []
+    compared = sum(each.compared for each in comparisons)
+    differing = [name for each in comparisons for name in each.differing]
+    if differing:
+        named = ", ".join(differing[:MOST_NAMED])
+        more = ", …" if len(differing) > MOST_NAMED else ""
+        equal = compared - len(differing)
+        parts.append(
+            f"{equal} of {compared} records equal the evidence; {len(differing)} differ: "
+            f"{named}{more}"
+        )
+    elif compared:
+        parts.append(f"{compared} of {compared} records equal the evidence, byte for byte")
+    if any(each.elsewhere for each in comparisons):
+        claims = sum(each.claims for each in comparisons)
+        agreeing = sum(each.agreeing for each in comparisons)
+        parts.append(
+            f"another fingerprint: intervals were compared, {agreeing} of {claims} claims agree"
+        )
+    if turned := [line.partition(":")[0] for each in comparisons for line in each.turned]:
+        parts.append(f"turned into the opposite: {', '.join(turned)}")
+    if absent := sum(each.absent for each in comparisons):
+        parts.append(f"{absent} records are not in the evidence")
+    if early := [str(int(each.chapter)) for each in comparisons if each.early]:
+        parts.append(f"evidence made before canonical mode, not compared: {_chapters(early)}")
+    if unavailable:
+        named = ", ".join(f"chapter {int(n)} ({name})" for n, name in unavailable.items())
+        parts.append(f"data not available here: {named}")
+    if failed:
+        parts.append(f"failed: {_chapters([str(int(number)) for number in failed])}")
+    return "; ".join(parts) or "nothing was compared with the evidence"
+
+
+def _chapters(names: Sequence[str]) -> str:
+    return f"{'chapter' if len(names) == 1 else 'chapters'} {', '.join(names)}"

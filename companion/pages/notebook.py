@@ -1,0 +1,449 @@
+"""All the set-up a chapter notebook needs: `start`, then what its context offers.
+
+A chapter's evidence comes from one of two places and never from both. *reference* reads the
+committed ``results/<profile>`` and computes no experiment; *recompute* runs what is missing in
+``runs/<profile>`` and never reads ``results/``.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+from companion.evidence import canonical
+
+# NumPy and torch choose their kernels when they are loaded, so this stands before every import
+# that loads them; a notebook that was opened without the variables becomes canonical here.
+NOT_CANONICAL = canonical.enter()
+
+import base64
+import io
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from companion.evidence.canonical import versions
+from companion.evidence.claims import Judgement, judge
+from companion.evidence.ledger import load_ledger
+from companion.evidence.statistics import t_interval
+from companion.evidence.store import Record, Reference, Store, read_reference
+from companion.evidence.tables import fmt_interval, fmt_number, text_table, verdict_blocks
+from companion.experiments.chapters import (
+    TITLES,
+    Chapter,
+    Estimand,
+    chapter_number,
+    load_chapter,
+)
+from companion.experiments.conditions import conditions_of
+from companion.experiments.defaults import arm_version
+from companion.experiments.sweep import run_sweep, worker_count
+from companion.pages.verdicts import mark_changed_criteria
+from companion.paths import CLAIMS
+from trainaug.data.progress import shows_progress
+from trainaug.training.randomness import stream
+
+__all__ = [
+    "Context",
+    "NoReferenceError",
+    "chapter_judgements",
+    "collect_records",
+    "describe_evidence",
+    "evidence_judgements",
+    "png_bytes",
+    "start",
+]
+
+EVIDENCE = ("reference", "recompute")
+# Those that the lock pins: the C library differs from machine to machine.
+_SHOWN_VERSIONS = ("python", "torch", "numpy", "scipy", "cvxpy", "clarabel")
+_ESTIMATE = re.compile(r"\{([a-z]+\.\d+)\.(\w+)(?:\.(\w+))?(?::([^}]*))?\}")
+
+
+class NoReferenceError(LookupError):
+    """The asked setting has no committed results."""
+
+
+def collect_records(
+    chapter: Chapter, profile: str, evidence: str, knobs: Mapping[str, Any] | None = None
+) -> list[Record]:
+    """Read the records of a plan, in its order, without computing any.
+
+    Raises:
+        NoReferenceError: If a run of the plan is not there.
+        ValueError: If ``evidence`` or a setting is unknown.
+    """
+    if evidence not in EVIDENCE:
+        raise ValueError(f"unknown evidence {evidence!r}, expected one of {', '.join(EVIDENCE)}")
+    plan = chapter.plan(profile, knobs)
+    minutes = sum(run.predicted_seconds for run in plan) / worker_count() / 60
+    if evidence == "recompute":
+        store = Store(profile)
+        digest = chapter.code_digest
+        found = [store.read(run, conditions_of(run, digest)) for run in plan]
+        records = [record for record in found if record is not None]
+        if len(records) < len(plan):
+            raise NoReferenceError(
+                f"chapter {chapter.number}: {len(plan) - len(records)} of {len(plan)} runs of "
+                f"profile {profile!r} are not computed yet (about {minutes:.1f} min)"
+            )
+        return records
+    reference = read_reference(profile, chapter.number)
+    pairs = [reference.find(run) for run in plan] if reference else [None]
+    known = [pair for pair in pairs if pair is not None]
+    if len(known) < len(pairs):
+        raise NoReferenceError(
+            f"chapter {chapter.number}: no reference results for these settings of profile "
+            f'{profile!r}; set evidence = "recompute" (about {minutes:.1f} min)'
+        )
+    return [record for record, _ in known]
+
+
+def describe_evidence(profile: str, number: str, reference: Reference) -> str:
+    """Name a committed record set: where it stands, how it was made, and what is to be recomputed.
+
+    Args:
+        profile: Of the set.
+        number: Two-digit chapter.
+        reference: The set.
+    """
+    about = reference.record_set
+    words = [f"results/{profile}/{number}", about.note or "canonical"]
+    if about.canonical:
+        words.append(f"commit {about.commit[:7]}")
+        arms = {record["arm"] for record in reference.records}
+        if newer := sum(about.version(arm) < arm_version(number, arm) for arm in arms):
+            words.append(f"{newer} of {len(arms)} arms have a newer version: recompute")
+    return ", ".join(words)
+
+
+def chapter_judgements(
+    chapter: Chapter, records: Sequence[Record], profile: str
+) -> list[Judgement]:
+    """Judge every claim of a chapter's ledger on the records of a profile."""
+    ledger = load_ledger(CLAIMS / f"{chapter.number}.yaml")
+    return [judge(claim.at(profile), records, chapter.estimands) for claim in ledger]
+
+
+def evidence_judgements(chapter: Chapter, reference: Reference, profile: str) -> list[Judgement]:
+    """Judge committed records; a rule that has changed since their publication gives no verdict."""
+    judged = chapter_judgements(chapter, reference.records, profile)
+    return mark_changed_criteria(judged, reference.record_set.criteria)
+
+
+def _log(done: int, total: int, seconds_left: float) -> None:
+    step = max(1, total // 10)
+    if done % step == 0 or done == total:
+        minutes = max(0.0, seconds_left) / worker_count() / 60
+        print(f"runs {done}/{total}, about {minutes:.1f} min left", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Context:
+    """What a chapter notebook works with; made by `start`.
+
+    Attributes:
+        chapter: The chapter's experiments.
+        profile: Name of the profile.
+        evidence: ``"reference"`` or ``"recompute"``.
+        knobs: Settings that differ from the profile.
+        records: The records, after `run`.
+    """
+
+    chapter: Chapter
+    profile: str
+    evidence: str
+    knobs: Mapping[str, Any]
+    records: list[Record] = field(default_factory=list)
+    _judged: dict[str, Judgement] = field(default_factory=dict)
+
+    def run(self) -> list[Record]:
+        """Compute what is missing (*recompute*) or read the reference; return the records."""
+        if self.evidence == "recompute":
+            plan = self.chapter.plan(self.profile, self.knobs)
+            digest = self.chapter.code_digest
+            progress = _log if shows_progress() else None
+            run_sweep(plan, self.chapter.runs_module, Store(self.profile), digest, progress)
+        self.records = collect_records(self.chapter, self.profile, self.evidence, self.knobs)
+        if self.judges:
+            judged = chapter_judgements(self.chapter, self.records, self.profile)
+            if self.evidence == "reference":
+                reference = read_reference(self.profile, self.chapter.number)
+                criteria = reference.record_set.criteria if reference else {}
+                judged = mark_changed_criteria(judged, criteria)
+            self._judged = {each.id: each for each in judged}
+        return self.records
+
+    @property
+    def judges(self) -> bool:
+        """Whether this profile decides claims; *quick* does not."""
+        return self.profile != "quick"
+
+    def say(self, template: str) -> None:
+        """Print a result sentence whose numbers come from the estimates of the claims.
+
+        ``{lin.2.gaussian_diagonal:.3f}`` is the mean of an estimand, ``….low`` and ``….high`` its
+        interval, ``{lin.2.verdict}`` the verdict. Estimands of a rule *beside* are found as well.
+
+        Raises:
+            KeyError: If a name is unknown.
+        """
+        print(_ESTIMATE.sub(self._insert, template) if self.judges else "not judged (quick)")
+
+    def _insert(self, found: re.Match[str]) -> str:
+        claim, name, part, spec = found.groups()
+        judgement = self._judged[claim]
+        if name == "verdict":
+            return judgement.verdict
+        if name == "beside":
+            return str((judgement.beside or {})[part])
+        estimates = [*judgement.estimates, *(judgement.beside or {}).get("estimates", ())]
+        for estimate in estimates:
+            if estimate.estimand == name:
+                return format(getattr(estimate, part or "mean"), spec or "")
+        raise KeyError(f"claim {claim} has no estimand {name!r}")
+
+    def verdicts(self) -> None:
+        """Print the verdict of every claim of the chapter; rules *beside* stand below theirs."""
+        judged = list(self._judged.values())
+        print(verdict_blocks(judged) if self.judges else "not judged (quick)")
+
+    def verdicts_at_full(self) -> None:
+        """Print, one line an estimand, what the committed full profile says of each claim."""
+        reference = read_reference("full", self.chapter.number)
+        if reference is None:
+            print("full profile: no reference yet")
+            return
+        for each in evidence_judgements(self.chapter, reference, "full"):
+            print(f"{each.id} at full: {each.verdict}")
+            for e in each.estimates:
+                shown = fmt_interval(e.mean, e.low, e.high, 3)
+                print(f"    {e.estimand.replace('_', ' ')} {shown}, n = {e.n}")
+
+    def full_records(self) -> list[Record]:
+        """Return the records of the committed full profile; none if there is no reference."""
+        reference = read_reference("full", self.chapter.number)
+        return reference.records if reference else []
+
+    def full_table(self, rows: Mapping[str, Mapping[str, Estimand]], digits: int = 3) -> None:
+        """Print a table as `table` does, from the committed full profile."""
+        records = self.full_records()
+        if not records:
+            print("full profile: no reference yet")
+            return
+        replace(self, records=records).table(rows, digits)
+
+    def values(self, estimand: Estimand) -> list[float]:
+        """Values of an estimand, one a seed; seeds that did not run its arms have none.
+
+        Raises:
+            KeyError: If no seed has one.
+        """
+        by_seed: dict[int, list[Record]] = {}
+        for record in self.records:
+            by_seed.setdefault(record["seed"], []).append(record)
+        found, absent = [], KeyError("no records")
+        for seed in sorted(by_seed):
+            try:
+                found.append(estimand(by_seed[seed]))
+            except KeyError as error:
+                absent = error
+        if not found:
+            raise absent
+        return found
+
+    def table(self, rows: Mapping[str, Mapping[str, Estimand]], digits: int = 3) -> None:
+        """Print means with 95 % intervals over seeds; of truth values, how many are true.
+
+        Args:
+            rows: Row name to column name to a function from all records of one seed to a number.
+            digits: Decimals.
+        """
+        shown = []
+        for name, cells in rows.items():
+            row: dict[str, Any] = {"": name}
+            for column, estimand in cells.items():
+                values = self.values(estimand)
+                if all(isinstance(value, bool) for value in values):
+                    row[column] = f"{sum(values):.0f} of {len(values)}"
+                    continue
+                if len(values) < 2:  # one seed, as in quick, has no interval
+                    row[column] = fmt_number(values[0], digits)
+                    continue
+                mean, low, high, *_ = t_interval(values, 0.95)
+                row[column] = fmt_interval(mean, low, high, digits)
+            shown.append(row | {"n": len(values)})
+        print(text_table(shown, list(shown[0])))
+
+    def rows(self, rows: Sequence[Sequence[Any]], columns: Sequence[str], digits: int) -> None:
+        """Print rows of plain values under the given heads; floats get ``digits`` decimals."""
+        shown = [
+            {
+                head: f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+                for head, value in zip(columns, row, strict=True)
+            }
+            for row in rows
+        ]
+        print(text_table(shown, columns))
+
+    def stream(self, purpose: str) -> torch.Generator:
+        """Return the random generator of a named purpose; the same for every run of the book."""
+        return stream(int(self.chapter.number), purpose)
+
+    def check(
+        self,
+        line: str,
+        reason: str,
+        violation: float,
+        tolerance: float = 1e-9,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        """Assert one line of a proof and print it.
+
+        Args:
+            line: The statement.
+            reason: Why it holds.
+            violation: How far the numbers break it: at most zero, up to ``tolerance``.
+            tolerance: Rounding allowed.
+            quiet: Assert without printing, where the same lines stand above.
+
+        Raises:
+            AssertionError: If the line does not hold.
+        """
+        # written so that a NaN fails too
+        if not violation <= tolerance:
+            raise AssertionError(f"{line} fails by {violation:.2g} ({reason})")
+        if not quiet:
+            print(f"✔ {line}   [{reason}]")
+
+    def breaks(self, what: str, proof: Callable[[], None]) -> None:
+        """Run a proof whose hypothesis is broken and print the line that fails.
+
+        Raises:
+            AssertionError: If every line holds all the same.
+        """
+        try:
+            proof()
+        except AssertionError as error:
+            print(f"✘ {what}: {str(error).split(' fails by')[0]} fails, as it must")
+            return
+        raise AssertionError(f"{what}: no line of the proof noticed")
+
+    def show(self, figure: Figure, alt: str) -> None:
+        """Display a figure as PNG at twice the size, with its text alternative in the metadata.
+
+        The plain text beside the picture is what nbval compares.
+        """
+        from IPython.display import display
+
+        picture = png_bytes(figure, alt)
+        width, height = figure.get_size_inches() * figure.dpi
+        bundle = {
+            "image/png": base64.b64encode(picture).decode("ascii"),
+            "text/plain": f"Figure: {alt}",
+        }
+        shown = {"alt": alt, "width": round(width), "height": round(height)}
+        display(bundle, metadata={"image/png": shown}, raw=True)
+
+    def finish(self) -> None:
+        """Print where the numbers came from and what comes next."""
+        digests = {record["data"][:12] for record in self.records}
+        source = "results" if self.evidence == "reference" else "runs"
+        built = [n for n in TITLES if load_chapter(n) is not None and n > self.chapter.number]
+        following = f"{built[0]}_{TITLES[built[0]]}" if built else "08_scoreboard"
+        print(f"{len(self.records)} runs from {source}/{self.profile}/{self.chapter.number}")
+        print(f"data {', '.join(sorted(digests))}")
+        print(f"next: {following}")
+
+
+def png_bytes(figure: Figure, alt: str) -> bytes:
+    """Draw a figure as PNG, two pixels for each one shown, so that it is sharp on every screen.
+
+    The same figure gives the same bytes: neither date nor software is stored, only the text
+    alternative, which travels with the file as its description. A palette of 256 colours makes
+    the files a third as large; they are seven plain colours and the shades of their edges.
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=2 * figure.dpi)
+    picture = Image.open(drawn).convert("RGB")
+    palette = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    description = PngInfo()
+    description.add_itxt("Description", alt)
+    small = io.BytesIO()
+    palette.save(small, format="PNG", optimize=True, pnginfo=description)
+    return small.getvalue()
+
+
+def start(
+    chapter: str,
+    *,
+    profile: str = "standard",
+    evidence: str = "reference",
+    knobs: Mapping[str, Any] | None = None,
+) -> Context:
+    """Validate the settings, set style and threads, and show what the chapter will use.
+
+    A knob at its default leaves the choice to the profile.
+
+    Args:
+        chapter: Number of the chapter.
+        profile: ``"quick"``, ``"standard"``, ``"full"`` or ``"paper"``.
+        evidence: ``"reference"`` or ``"recompute"``.
+        knobs: Settings of the chapter's Config.
+
+    Returns:
+        The context.
+
+    Raises:
+        ValueError: If a setting is unknown.
+        NoReferenceError: If *reference* is asked and there is none for these settings.
+    """
+    number = chapter_number(chapter)
+    found = load_chapter(number)
+    if found is None:
+        raise ValueError(f"chapter {number} is not built yet")
+    _say_if_not_canonical()
+    torch.set_num_threads(1)
+    # torch's own forward-mode derivative loads scripted functions, and warns of them.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    context = Context(found, profile, evidence, dict(knobs or {}))
+    plan = found.plan(profile, knobs)
+    seconds = sum(run.predicted_seconds for run in plan)
+    if evidence == "reference":
+        collect_records(found, profile, evidence, knobs)
+        reference = read_reference(profile, number)
+        source = describe_evidence(profile, number, reference) if reference else ""
+    elif evidence == "recompute":
+        source = f"runs/{profile}/{number}, at most {seconds:.0f} core-seconds"
+    else:
+        raise ValueError(f"unknown evidence {evidence!r}, expected one of {', '.join(EVIDENCE)}")
+    known = versions()
+    rows = [
+        {"setting": "profile", "value": profile},
+        {"setting": "evidence", "value": f"{evidence}: {source}"},
+        {"setting": "runs", "value": str(len(plan))},
+        {"setting": "seeds", "value": _span([run.seed for run in plan])},
+        {"setting": "device", "value": "cpu, one thread a process"},
+        {"setting": "versions", "value": ", ".join(f"{k} {known[k]}" for k in _SHOWN_VERSIONS)},
+    ]
+    print(text_table(rows, ["setting", "value"]))
+    return context
+
+
+@cache
+def _say_if_not_canonical() -> None:
+    """Say it once a kernel, on standard error, which is no output that anything compares."""
+    if NOT_CANONICAL:
+        print(NOT_CANONICAL, file=sys.stderr)
+
+
+def _span(seeds: Sequence[int]) -> str:
+    return f"{min(seeds)} to {max(seeds)}"

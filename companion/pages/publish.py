@@ -1,0 +1,386 @@
+"""Promote finished runs to evidence, chapter by chapter or arm group by arm group.
+
+A record set is written whole into a folder beside and swapped in at once, so that a kill leaves
+the old set or the new one. Judging is `companion.pages.judge`'s; notebooks are executed by
+``python -m companion judge --render``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import statistics
+import subprocess
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from companion.evidence.claims import verdicts_json
+from companion.evidence.store import (
+    Record,
+    RecordSet,
+    Reference,
+    Run,
+    Store,
+    read_reference,
+    reference_folder,
+    write_atomic,
+    write_reference,
+)
+from companion.experiments.chapters import Chapter, load_chapter
+from companion.experiments.conditions import conditions_of
+from companion.experiments.defaults import arm_version
+from companion.pages.canaries import CanaryState
+from companion.pages.compare import is_canonical_fingerprint
+from companion.pages.judge import judge
+from companion.pages.notebook import evidence_judgements
+from companion.pages.verdicts import criteria
+from companion.paths import CLAIMS, COMPANION, LIBRARY, ROOT
+
+__all__ = [
+    "PublishRefusedError",
+    "machine_slowdown",
+    "publish",
+    "recover",
+    "replace_folder",
+    "tuned_edges",
+]
+
+PLAN_SLACK = 1.3
+MIN_COMMON_RUNS = 20
+IN_PROGRESS = "evidence in progress"
+NOT_CANONICAL = "not made in canonical mode: bytes are not compared"
+MOST_NAMED = 8
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+
+Pair = tuple[Record, Record]  # a record and its provenance
+
+
+CheckCanaries = Callable[[Sequence[str], Collection[str] | None], Sequence[CanaryState]]
+
+
+class PublishRefusedError(RuntimeError):
+    """Runs may not become evidence, with the reason."""
+
+
+def _check_canaries(chapters: Sequence[str], arms: Collection[str] | None) -> Sequence[CanaryState]:
+    from companion.experiments.canary import check_canaries
+
+    return check_canaries(chapters, arms)
+
+
+def publish(
+    number: str,
+    profile: str = "standard",
+    arms: Sequence[str] = (),
+    check: CheckCanaries = _check_canaries,
+) -> None:
+    """Promote the runs of a profile to evidence and judge them.
+
+    Args:
+        number: Two-digit chapter.
+        profile: Whose plan to promote.
+        arms: Beginnings of arm names; only their records are replaced. All by default.
+        check: Compares the canaries of arms with the committed ones.
+
+    Raises:
+        PublishRefusedError: If the ledger is not committed, a tuned value lies on the edge of its
+            grid, runs are missing or damaged, a canary has moved, or the core-seconds, in those of
+            the evidence's machine, exceed the plan by more than 30 %.
+    """
+    chapter = load_chapter(number)
+    if chapter is None:
+        raise PublishRefusedError(f"chapter {number} is not built yet")
+    _refuse_open_ledger(number)
+    if edges := tuned_edges(COMPANION / "experiments" / f"ch{number}" / "tuned.yaml"):
+        raise PublishRefusedError(f"tuned to the edge of the grid: {', '.join(edges)}; widen it")
+    plan = chapter.plan(profile)
+    chosen = [run for run in plan if not arms or run.arm.startswith(tuple(arms))]
+    if not chosen:
+        raise PublishRefusedError(f"no arm of {profile} begins with {', '.join(arms)}")
+    pairs = _finished(chapter, profile, chosen)
+    _refuse_moved_canaries(number, chosen, check)
+    recover(number, profile)
+    previous = read_reference(profile, number)
+    _refuse_slow_plan(previous, chosen, [row for _, row in pairs])
+
+    promoted = {run.arm for run in chosen}
+    kept = _kept(previous, promoted) if arms else []
+    continued = previous.record_set if previous is not None and arms else None
+    described = _describe(number, profile, plan, pairs, kept, continued)
+
+    staging = _staging(number, profile)
+    write_reference(profile, number, kept + pairs, described, root=staging)
+    written = read_reference(profile, number, staging)
+    if written is None:
+        raise PublishRefusedError(f"{staging} was removed meanwhile")
+    staged = reference_folder(profile, number, staging)
+    verdicts = verdicts_json(evidence_judgements(chapter, written, profile))
+    write_atomic(staged / "verdicts.json", verdicts)
+    _carry_over(reference_folder(profile, number), staged)
+    replace_folder(staged, reference_folder(profile, number))
+    shutil.rmtree(staging)
+    judge([number], [profile])
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _refuse_open_ledger(number: str) -> None:
+    ledger = CLAIMS / f"{number}.yaml"
+    if not _git("ls-files", str(ledger)) or _git("status", "--porcelain", str(ledger)):
+        raise PublishRefusedError(f"commit {ledger.name} first: criteria come before results")
+
+
+def _finished(chapter: Chapter, profile: str, runs: Sequence[Run]) -> list[Pair]:
+    """Read finished runs with their provenance; refuse if some are missing or damaged."""
+    store, digest = Store(profile), chapter.code_digest
+    pairs, missing = [], []
+    for run in runs:
+        conditions = conditions_of(run, digest)
+        record = store.read(run, conditions)
+        if record is None:
+            missing.append(run)
+        else:
+            pairs.append((record, store.provenance(run, conditions)))
+    if missing:
+        raise PublishRefusedError(
+            f"chapter {chapter.number}: {len(missing)} of {len(runs)} runs are not computed or "
+            f"damaged, of {_named([run.arm for run in missing])}; run `make reproduce` first"
+        )
+    return pairs
+
+
+def _named(names: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    more = f" and {len(unique) - MOST_NAMED} more" if len(unique) > MOST_NAMED else ""
+    return ", ".join(unique[:MOST_NAMED]) + more
+
+
+def _refuse_moved_canaries(number: str, runs: Sequence[Run], check: CheckCanaries) -> None:
+    """Refuse arms whose canary is not equal: their records would not be what the code computes."""
+    arms = list(dict.fromkeys(run.arm for run in runs if run.deterministic))
+    states = {each.arm: each.state for each in check([number], arms)} if arms else {}
+    # what is asked for, and constants that canaries replace
+    faults = [
+        f"{arm} ({states.get(arm, 'missing')})"
+        for arm in dict.fromkeys([*arms, *states])
+        if states.get(arm, "missing") != "equal"
+    ]
+    if faults:
+        raise PublishRefusedError(
+            f"chapter {number}: the canaries of {_named(faults)} are not equal: a bug, or bump the "
+            "version of these arms, record their canaries and run `make reproduce`"
+        )
+
+
+def _refuse_slow_plan(
+    previous: Reference | None, runs: Sequence[Run], provenance: Sequence[Record]
+) -> None:
+    before = {} if previous is None else _core_seconds(previous)
+    # what was published before was accepted, wherever and in whatever mode it was made
+    predicted = sum(
+        max(run.predicted_seconds, before.get((run.arm, run.seed), 0.0)) for run in runs
+    )
+    slowdown = machine_slowdown(previous, runs, provenance)
+    measured = sum(row["core_seconds"] for row in provenance) / slowdown
+    if measured > PLAN_SLACK * predicted:
+        raise PublishRefusedError(
+            f"measured {measured:.0f} core-seconds, the plan says {predicted:.0f}: mend the plan"
+        )
+
+
+def _core_seconds(reference: Reference) -> dict[tuple[str, int], float]:
+    """Core-seconds of every record, by arm and seed."""
+    rows = zip(reference.records, reference.provenance, strict=True)
+    return {(record["arm"], record["seed"]): float(row["core_seconds"]) for record, row in rows}
+
+
+def machine_slowdown(
+    reference: Reference | None, plan: Sequence[Run], provenance: Sequence[Record]
+) -> float:
+    """How much slower than the evidence's machine, or mode, this one was; at least 1.
+
+    The plan counts seconds of the machine that made the evidence. What runs of both took in all is
+    compared, so that canonical mode, which slows some arms and not others, is counted too. With
+    fewer than 20 common runs the median ratio to the plan is all that is known of this machine.
+
+    Args:
+        reference: The committed records.
+        plan: Runs, of which ``provenance`` says how long they took here.
+        provenance: One a run.
+    """
+    before = {} if reference is None else _core_seconds(reference)
+    ours = [float(row["core_seconds"]) for row in provenance]
+    both = [
+        (seconds, before[run.arm, run.seed])
+        for run, seconds in zip(plan, ours, strict=True)
+        if (run.arm, run.seed) in before
+    ]
+    if len(both) < MIN_COMMON_RUNS:
+        ratios = [s / run.predicted_seconds for run, s in zip(plan, ours, strict=True)]
+        return max(1.0, statistics.median(ratios))
+    return max(1.0, sum(here for here, _ in both) / sum(there for _, there in both))
+
+
+def _kept(previous: Reference | None, promoted: Collection[str]) -> list[Pair]:
+    """The pairs of a record set that stay when other arms are replaced."""
+    if previous is None:
+        return []
+    pairs = zip(previous.records, previous.provenance, strict=True)
+    return [pair for pair in pairs if pair[0]["arm"] not in promoted]
+
+
+def _describe(
+    number: str,
+    profile: str,
+    plan: Sequence[Run],
+    pairs: Sequence[Pair],
+    kept: Sequence[Pair],
+    previous: RecordSet | None,
+) -> RecordSet:
+    """What ``set.json`` says of the new record set.
+
+    Args:
+        number: Two-digit chapter.
+        profile: Of the set.
+        plan: All runs of the profile.
+        pairs: The promoted records.
+        kept: Records that stay from the previous set.
+        previous: That set, if only some arms are promoted.
+    """
+    commit = _git("rev-parse", "HEAD")
+    if _git("status", "--porcelain", str(LIBRARY), str(COMPANION)):
+        commit += "-dirty"  # said, not hidden: nobody can check this code out
+    promoted = {record["arm"] for record, _ in pairs}
+    waiting = _waiting(number, plan, promoted, kept, previous)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    started = min(str(row.get("started") or now) for _, row in pairs)
+    rules = criteria(number, profile)
+    if previous is not None and previous.canonical:  # the same campaign, continued
+        started = min(started, previous.started or started)
+        rules |= previous.criteria
+    versions = {arm: arm_version(number, arm) for arm in promoted}
+    versions |= {record["arm"]: record["version"] for record, _ in kept}
+    canonical = all(
+        is_canonical_fingerprint(row["fingerprint"]) for _, row in pairs if row["deterministic"]
+    )
+    note = "" if canonical else NOT_CANONICAL
+    timed_on = previous.timed_on if previous else ""
+    if any(not row["deterministic"] for _, row in pairs):
+        timed_on = commit
+    return RecordSet(
+        canonical=canonical,
+        note=IN_PROGRESS if waiting else note,
+        versions={arm: version for arm, version in sorted(versions.items()) if version != 1},
+        commit=commit,
+        ledger=_ledger_blob(number, started),
+        started=started,
+        timed_on=timed_on,
+        criteria=rules,
+        waiting=waiting,
+    )
+
+
+def _waiting(
+    number: str,
+    plan: Sequence[Run],
+    promoted: Collection[str],
+    kept: Sequence[Pair],
+    previous: RecordSet | None,
+) -> list[str]:
+    """The arms of a plan whose records are still absent, of an older version, or not canonical."""
+    there = {record["arm"] for record, _ in kept}
+    # a timing is never canonical; it stays good until its arm's version moves
+    timings = {run.arm for run in plan if not run.deterministic}
+
+    def is_current(arm: str) -> bool:
+        if previous is None or arm not in there:
+            return False
+        if arm not in timings and (not previous.canonical or arm in previous.waiting):
+            return False
+        return previous.version(arm) == arm_version(number, arm)
+
+    return sorted({run.arm for run in plan if run.arm not in promoted and not is_current(run.arm)})
+
+
+def _ledger_blob(number: str, started: str) -> str:
+    """Blob of the ledger that was committed when the runs started."""
+    path = (CLAIMS / f"{number}.yaml").relative_to(ROOT)
+    commit = _git("rev-list", "-1", f"--before={started}", "HEAD")
+    entry = _git("ls-tree", commit, "--", str(path)) if commit else ""
+    if not entry:
+        raise PublishRefusedError(
+            f"{path} was not committed when the runs started ({started}): "
+            "criteria come before results"
+        )
+    return entry.split()[2]  # mode, kind, name of the blob, path
+
+
+def tuned_edges(path: Path) -> list[str]:
+    """Name the tuned values that are the least or the greatest of their grid.
+
+    Args:
+        path: YAML of ``{arm: {setting: {value: v, grid: [...]}}}``; none if the file is absent.
+    """
+    tuned = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return [
+        f"{arm}.{name} = {entry['value']}"
+        for arm, settings in tuned.items()
+        for name, entry in settings.items()
+        if entry["value"] in (min(entry["grid"]), max(entry["grid"]))
+    ]
+
+
+def _carry_over(folder: Path, staged: Path) -> None:
+    """Copy what publishing does not write, such as the curves of tuning, into the new folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_file() and not (staged / path.name).exists():
+            shutil.copy2(path, staged / path.name)
+
+
+def _staging(number: str, profile: str) -> Path:
+    """Folder beside the results in which a set is made; a name of its own for each set."""
+    return reference_folder(profile, number).parents[1] / f".publishing-{profile}-{number}"
+
+
+def recover(number: str, profile: str) -> None:
+    """Remove what a killed publication left; put the old set back if it stands aside."""
+    staging, folder = _staging(number, profile), reference_folder(profile, number)
+    aside = _aside(reference_folder(profile, number, staging))
+    if aside.is_dir() and not folder.exists():
+        aside.rename(folder)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _aside(staged: Path) -> Path:
+    return staged.with_name(f"{staged.name}.old")
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put a finished folder in the place of another one, which is then at ``new`` or beside it.
+
+    Linux exchanges two folders in one step. Elsewhere the old one steps aside first; if the process
+    is killed in that moment, the next `publish` of the set puts it back.
+    """
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new.rename(target)
+    elif not _exchange(new, target):
+        target.rename(_aside(new))
+        new.rename(target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no main library
+        return False
+    names = (os.fsencode(one), os.fsencode(other))
+    return bool(rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0)

@@ -1,0 +1,387 @@
+"""Run chapters as papermill notebooks, report, and compare with the committed evidence."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from companion.evidence.canonical import canonical_environment
+from companion.evidence.claims import Judgement
+from companion.evidence.store import Record, Run, Store, read_reference, write_atomic
+from companion.evidence.tables import fmt_interval, markdown_table, verdict_table
+from companion.experiments.chapters import TITLES, Chapter, load_chapter, notebook_path
+from companion.experiments.conditions import conditions_of
+from companion.experiments.sweep import missing_runs, worker_count
+from companion.pages.compare import (
+    Comparison,
+    compare_claims,
+    compare_records,
+    first_line,
+    timing_estimands,
+)
+from companion.pages.notebook import chapter_judgements, evidence_judgements
+from companion.paths import RUNS
+from trainaug.data.arrays import DataUnavailableError
+
+__all__ = ["ChapterReport", "notebook_parameters", "reproduce"]
+
+BOOK = ("00", *TITLES, "08")
+_NO_DATA = DataUnavailableError.__name__
+# as the registry words it: "cannot get NAME (…", or "NAME is not in the cache (…"
+_DATA_NAME = re.compile(r"(?:cannot get )?(\w+) (?:\(|is not in the cache)")
+
+
+@dataclass
+class ChapterReport:
+    """What happened to one notebook.
+
+    Attributes:
+        number: Two digits.
+        failure: Why it failed, if it did.
+        unavailable: Name of the data that this machine cannot get, if that is why.
+        seconds: Of the whole.
+        predicted: Core-seconds of the plan.
+        measured: Core-seconds that the runs took.
+        judgements: Claims judged on own records.
+        evidence: The same claims judged on the committed records, where the two are compared.
+        comparison: What the comparison has found.
+        remark: Why nothing was compared.
+    """
+
+    number: str
+    failure: str = ""
+    unavailable: str = ""
+    seconds: float = 0.0
+    predicted: float = 0.0
+    measured: float = 0.0
+    judgements: list[Judgement] = field(default_factory=list)
+    evidence: list[Judgement] = field(default_factory=list)
+    comparison: Comparison | None = None
+    remark: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the command must end with an error because of this notebook."""
+        return bool(self.failure) or (self.comparison is not None and self.comparison.failed)
+
+
+def notebook_parameters(path: Path) -> dict[str, Any]:
+    """Names and default values that a notebook's parameters cell declares."""
+    import papermill
+
+    return {
+        name: yaml.safe_load(entry["default"])
+        for name, entry in papermill.inspect_notebook(str(path)).items()
+    }
+
+
+def _check_parameters(numbers: Sequence[str], parameters: Mapping[str, Any]) -> None:
+    """Refuse, before anything starts, a parameter that no chosen notebook declares."""
+    declared = {name for number in numbers for name in _declared(number)}
+    for name in parameters:
+        if name not in declared:
+            raise ValueError(
+                f"unknown parameter {name!r}, the notebooks declare {sorted(declared)}"
+            )
+
+
+def reproduce(
+    profile: str,
+    chapters: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    root: Path = RUNS,
+) -> int:
+    """Recompute chapters, execute their notebooks, write a report.
+
+    A chapter that fails does not stop the others.
+
+    Args:
+        profile: Name of the profile.
+        chapters: Two-digit numbers; all that are built, with the first and the last notebook, by
+            default.
+        parameters: Knobs of the notebooks.
+        root: Where runs, executed notebooks and the report go.
+
+    Returns:
+        Exit code: 0 if every chapter ran and agrees with the reference, 1 if not.
+
+    Raises:
+        ValueError: If a profile, a chapter or a parameter is unknown.
+    """
+    parameters = dict(parameters or {})
+    built = {number: load_chapter(number) for number in TITLES}
+    numbers = [n for n in BOOK if (n in chapters if chapters else built.get(n) or n not in TITLES)]
+    if absent := [n for n in chapters if n in TITLES and built[n] is None]:
+        raise ValueError(f"chapter {', '.join(absent)} is not built yet")
+    _check_parameters(numbers, parameters)
+    plans = {n: c.plan(profile, _knobs(n, parameters)) for n in numbers if (c := built.get(n))}
+    console = Console()
+    for number, plan in plans.items():
+        seconds = sum(run.predicted_seconds for run in plan)
+        console.print(
+            f"chapter {number}: {len(plan)} runs, {seconds:.0f} core-seconds predicted, "
+            f"{seconds / worker_count() / 60:.1f} min on {worker_count()} workers"
+        )
+    reports = []
+    for number in numbers:
+        report = ChapterReport(number)
+        reports.append(report)
+        started = time.monotonic()
+        chapter, plan = built.get(number), plans.get(number, [])
+        store, digest = Store(profile, root), chapter.code_digest if chapter else ""
+        try:
+            _execute(number, profile, parameters, console, store, plan, digest)
+            if chapter is not None:
+                pairs = _finished(store, plan, digest)
+                report.predicted = sum(run.predicted_seconds for run in plan)
+                report.measured = sum(row["core_seconds"] for _, row in pairs)
+                if profile != "quick":
+                    _judge_and_compare(report, chapter, profile, pairs)
+        except DataUnavailableError as error:
+            report.unavailable = _data_name(str(error))
+        except Exception as error:
+            report.failure = str(error) or type(error).__name__
+        report.seconds = time.monotonic() - started
+    text = _report_text(profile, reports)
+    write_atomic(root / profile / "report.md", text)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {os.path.relpath(root / profile / 'report.md')}")
+    return int(any(report.failed for report in reports))
+
+
+def _declared(number: str) -> set[str]:
+    """The knobs of a notebook; profile and evidence are the runner's own."""
+    return set(notebook_parameters(notebook_path(number))) - {"profile", "evidence"}
+
+
+def _knobs(number: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    declared = _declared(number)
+    return {name: value for name, value in parameters.items() if name in declared}
+
+
+def _execute(
+    number: str,
+    profile: str,
+    parameters: Mapping[str, Any],
+    console: Console,
+    store: Store,
+    plan: Sequence[Run],
+    digest: str,
+) -> None:
+    """Execute one notebook with papermill in a child process and show the progress of its sweep."""
+    source = notebook_path(number)
+    root = store.folder.parent
+    target = store.folder / "notebooks" / source.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"profile": profile, "evidence": "recompute", **parameters}
+    declared = notebook_parameters(source)
+    settings = {name: value for name, value in settings.items() if name in declared}
+    with tempfile.TemporaryDirectory() as folder:
+        file, log = Path(folder) / "parameters.yaml", Path(folder) / "log.txt"
+        file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        command = [sys.executable, "-m", "papermill", str(source), str(target), "-k", "python3"]
+        command += ["-f", str(file), "--no-progress-bar", "--cwd", str(source.parent)]
+        with log.open("w") as stream:
+            switches = {"TRAINAUG_RUNS": str(root), "TRAINAUG_PROGRESS": "off"}
+            environment = canonical_environment() | switches
+            child = subprocess.Popen(
+                command, stdout=stream, stderr=subprocess.STDOUT, env=environment
+            )
+            try:
+                _watch(child, number, console, len(plan), lambda: missing_runs(plan, store, digest))
+            except BaseException:
+                _end(child)
+                raise
+        if child.returncode != 0:
+            reason = _last_error(log.read_text(encoding="utf-8", errors="replace"))
+            reasons = _failures(store, plan, digest) or [reason]
+            if all(each.startswith(_NO_DATA) for each in reasons):
+                raise DataUnavailableError(reasons[0])
+            raise RuntimeError(reason)
+
+
+def _failures(store: Store, plan: Sequence[Run], digest: str) -> list[str]:
+    """Why runs of a plan failed, as the sweep has written it beside them."""
+    paths = [store.run_folder(run, conditions_of(run, digest)) / "failure.json" for run in plan]
+    return [
+        json.loads(path.read_text(encoding="utf-8"))["reason"] for path in paths if path.is_file()
+    ]
+
+
+def _data_name(reason: str) -> str:
+    """Name of the data set in the message of a `DataUnavailableError`, else its first line."""
+    named = _DATA_NAME.search(reason)
+    return named[1] if named else reason.removeprefix(f"{_NO_DATA}: ").splitlines()[0]
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Interrupt papermill, which ends its kernel; kill it if it does not obey."""
+    child.send_signal(signal.SIGINT)
+    try:
+        child.wait(10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _watch(
+    child: subprocess.Popen[bytes],
+    number: str,
+    console: Console,
+    total: int,
+    missing: Callable[[], Sequence[Run]],
+) -> None:
+    started, said = time.monotonic(), -1
+    at_start = len(missing())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(f"chapter {number}", total=total or None, state="")
+        while child.poll() is None:
+            time.sleep(0.25 if time.monotonic() - started < 5 else 1.0)
+            left = len(missing())
+            done = total - left
+            new = at_start - left
+            each = (time.monotonic() - started) / new if new else 0.0
+            state = f"runs {done}/{total}" + (f", {each * left / 60:.1f} min left" if new else "")
+            bar.update(task, completed=done, state=state if total else "")
+            step = max(1, total // 10)
+            if not console.is_terminal and total and done // step > said:
+                said = done // step
+                console.print(f"chapter {number}: {state}", highlight=False)
+
+
+def _last_error(log: str) -> str:
+    lines = [line for line in log.splitlines() if line.strip()]
+    for line in reversed(lines):
+        name = line.split(":")[0]
+        if name.replace(".", "").isidentifier() and name.endswith(
+            ("Error", "Exception", "Interrupt")
+        ):
+            return line.strip()
+    return lines[-1] if lines else "papermill failed without a message"
+
+
+def _finished(store: Store, plan: Sequence[Run], digest: str) -> list[tuple[Record, Record]]:
+    """Records of a plan, each with its provenance; the notebook has just computed or read them."""
+    pairs = []
+    for run in plan:
+        conditions = conditions_of(run, digest)
+        record = store.read(run, conditions)
+        if record is None:
+            raise RuntimeError(f"{run.arm}, seed {run.seed}: the record was lost meanwhile")
+        pairs.append((record, store.provenance(run, conditions)))
+    return pairs
+
+
+def _judge_and_compare(
+    report: ChapterReport,
+    chapter: Chapter,
+    profile: str,
+    pairs: Sequence[tuple[Record, Record]],
+) -> None:
+    report.judgements = chapter_judgements(chapter, [record for record, _ in pairs], profile)
+    reference = read_reference(profile, chapter.number)
+    if reference is None:
+        report.remark = "no evidence yet: `make publish` makes it"
+        return
+    about = reference.record_set
+    evidence = list(zip(reference.records, reference.provenance, strict=True))
+    arms = {record["arm"] for record in reference.records}
+    early = set(about.waiting) if about.canonical else arms
+    report.evidence = evidence_judgements(chapter, reference, profile)
+    report.comparison = compare_records(chapter.number, pairs, evidence, early)
+    if report.comparison.elsewhere:
+        timings = timing_estimands(chapter.estimands, evidence)
+        compare_claims(report.comparison, report.judgements, report.evidence, timings)
+
+
+def _report_text(profile: str, reports: Sequence[ChapterReport]) -> str:
+    comparisons = [report.comparison for report in reports if report.comparison is not None]
+    unavailable = {report.number: report.unavailable for report in reports if report.unavailable}
+    failed = [report.number for report in reports if report.failure]
+    rows = [
+        {
+            "notebook": report.number,
+            "state": _state(report),
+            "seconds": math.ceil(report.seconds),
+            "core-seconds": f"{report.measured:.0f} of {report.predicted:.0f} predicted"
+            if report.predicted
+            else "–",
+            "evidence": report.comparison.state if report.comparison else report.remark or "–",
+        }
+        for report in reports
+    ]
+    columns = ["notebook", "state", "seconds", "core-seconds", "evidence"]
+    parts = [
+        first_line(comparisons, unavailable, failed),
+        f"# Reproduction, profile {profile}",
+        markdown_table(rows, columns),
+    ]
+    judged = [judgement for report in reports for judgement in report.judgements]
+    if judged:
+        parts.append(verdict_table(judged, "markdown"))
+    elif profile == "quick":
+        parts.append("Claims are not judged in the quick profile.")
+    if both := [row for report in reports for row in _both(report)]:
+        parts.append("Where own results and evidence are not the same:")
+        parts.append(markdown_table(both, ["claim", "estimand", "here", "evidence"]))
+    parts += [f"Chapter {r.number} failed: {r.failure}" for r in reports if r.failure]
+    for comparison in comparisons:
+        name = f"Chapter {comparison.chapter}"
+        parts += [f"{name}: {line}: other bytes" for line in comparison.differing]
+        parts += [f"{name}: {line}" for line in (*comparison.turned, *comparison.moved)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _state(report: ChapterReport) -> str:
+    if report.failure:
+        return "FAILED"
+    return f"no data: {report.unavailable}" if report.unavailable else "ran"
+
+
+def _both(report: ChapterReport) -> list[dict[str, str]]:
+    """Own estimates beside the evidence's, where a reader could take one for the other."""
+    comparison = report.comparison
+    if comparison is None or not (
+        comparison.absent or comparison.differing or comparison.moved or comparison.turned
+    ):
+        return []
+    theirs = _estimates(report.evidence)
+    return [
+        {
+            "claim": claim,
+            "estimand": estimand.replace("_", " "),
+            "here": here,
+            "evidence": theirs.get((claim, estimand), "–"),
+        }
+        for (claim, estimand), here in _estimates(report.judgements).items()
+        if here != theirs.get((claim, estimand))
+    ]
+
+
+def _estimates(judgements: Sequence[Judgement]) -> dict[tuple[str, str], str]:
+    return {
+        (judgement.id, estimate.estimand): (
+            f"{fmt_interval(estimate.mean, estimate.low, estimate.high, 4)}, {estimate.verdict}"
+        )
+        for judgement in judgements
+        for estimate in judgement.estimates
+    }

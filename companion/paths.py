@@ -1,0 +1,35 @@
+"""The one place that knows the directories of the book.
+
+``TRAINAUG_RUNS`` and ``TRAINAUG_DATA`` move the raw runs and the data cache elsewhere, say to a
+larger disk or to a folder of a test.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from trainaug.data.paths import DATA_CACHE
+
+__all__ = [
+    "BENCHMARKS",
+    "CLAIMS",
+    "COMPANION",
+    "DATA_CACHE",
+    "LIBRARY",
+    "NOTEBOOKS",
+    "PROFILES",
+    "RESULTS",
+    "ROOT",
+    "RUNS",
+]
+
+COMPANION = Path(__file__).resolve().parent
+ROOT = COMPANION.parent
+LIBRARY = ROOT / "trainaug"
+NOTEBOOKS = ROOT / "notebooks"
+PROFILES = NOTEBOOKS / "profiles"
+CLAIMS = ROOT / "claims"
+RESULTS = ROOT / "results"
+BENCHMARKS = ROOT / "benchmarks"
+RUNS = Path(os.environ.get("TRAINAUG_RUNS", ROOT / "runs")).resolve()
