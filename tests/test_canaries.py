@@ -128,6 +128,7 @@ def test_the_digest_sees_more_than_the_chapter(tmp_path):
         "companion/experiments/ch05/tuned.yaml": "a: 1\n",
         "companion/experiments/versions.yaml": "{}\n",
         "companion/experiments/sweep.py": "y = 1\n",
+        "companion/experiments/worker.py": "w = 1\n",
         "companion/evidence/store.py": "DIGITS = 12\n",
         "companion/evidence/tables.py": "z = 1\n",
     }

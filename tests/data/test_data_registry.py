@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from companion.paths import ROOT
 from trainaug.data import paths, registry
 from trainaug.data.arrays import CorruptDataError, DataUnavailableError, hash_arrays
 
@@ -64,7 +65,7 @@ def test_mirror_files_are_the_ones_torchvision_lists() -> None:
 
 
 def test_readme_names_every_data_set() -> None:
-    readme = (paths.REGISTRY.parent / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in readme for name in ALL_NAMES)
 
 
