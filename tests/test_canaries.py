@@ -128,6 +128,7 @@ def test_the_digest_sees_more_than_the_chapter(tmp_path):
         "experiments/ch05/tuned.yaml": "a: 1\n",
         "experiments/versions.yaml": "{}\n",
         "experiments/sweep.py": "y = 1\n",
+        "experiments/worker.py": "w = 1\n",
         "evidence/store.py": "DIGITS = 12\n",
         "evidence/tables.py": "z = 1\n",
     }
