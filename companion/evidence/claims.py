@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from companion.evidence.formulas import Formula, Function
 from companion.evidence.ledger import MIN_SEEDS, Claim, Criterion, Region, criterion_hash
 from companion.evidence.statistics import seeds_needed, t_interval
 
@@ -37,7 +38,6 @@ __all__ = [
 ]
 
 Record = Mapping[str, Any]
-Estimand = Callable[[Sequence[Record]], float]
 Verdict = Literal["reproduced", "contradicted", "inconclusive", "not tested"]
 
 MIN_PLATEAU_PERCENT = 90
@@ -133,19 +133,19 @@ def decide(low: float, high: float, reproduced: Region, contradicted: Region) ->
     return "contradicted" if contradicted.contains_interval(low, high) else "inconclusive"
 
 
-def judge(claim: Claim, records: Sequence[Record], estimands: Mapping[str, Estimand]) -> Judgement:
+def judge(claim: Claim, records: Sequence[Record], functions: Mapping[str, Function]) -> Judgement:
     """Judge one claim.
 
     Args:
         claim: The entry of the ledger.
         records: All runs of the chapter. Statistical claims refuse the pilot seeds 0-99.
-        estimands: Every function that the ledger names; an unknown name raises a ValueError.
+        functions: Functions of the chapter that formulas may call; an unknown one raises a ValueError.
     """
     judgement = Judgement(
         **claim.model_dump(include={"id", "tier", "kind", "statement", "confidence"}),
         published=claim.source.published,
         read=claim.source.read,
-        criterion_hash=criterion_hash(claim),
+        criterion_hash=criterion_hash(claim, functions),
     )
     if claim.not_tested or not claim.all_of:
         return replace(judgement, reason=claim.not_tested or "")
@@ -159,15 +159,15 @@ def judge(claim: Claim, records: Sequence[Record], estimands: Mapping[str, Estim
         raise ValueError(f"claim {claim.id}: seed {min(by_seed)} is a pilot seed (0-99)")
     blocked = _why_blocked(claim, [each for group in by_seed.values() for each in group])
 
-    def measure(name: str, kind: str, needed: int) -> tuple[dict[int, float], str]:
+    def measure(
+        name: str, formula: Formula, kind: str, needed: int
+    ) -> tuple[dict[int, float], str]:
         """Finite values by seed, and why they are not all that the rule needs."""
-        if name not in estimands:
-            raise ValueError(f"claim {claim.id}: {name!r} is not one of {sorted(estimands)}")
         values: dict[int, float] = {}
         absent = undefined = ""
         for seed in sorted(by_seed)[: None if kind == "exact" else needed]:
             try:
-                value = float(estimands[name](by_seed[seed]))
+                value = formula.evaluate(by_seed[seed], functions)
             except KeyError as error:
                 absent = absent or f" (seed {seed} has no {error})"
                 continue
@@ -222,12 +222,14 @@ def _why_blocked(claim: Claim, records: Sequence[Record]) -> str:
 
 
 def _judge_one(
-    rule: Criterion, claim: Claim, measure: Callable[[str, str, int], tuple[dict[int, float], str]]
+    rule: Criterion,
+    claim: Claim,
+    measure: Callable[[str, Formula, str, int], tuple[dict[int, float], str]],
 ) -> Estimate:
     """Judge one criterion; with too few values it shows its interval but gets no verdict."""
     name = rule.estimand
-    values, problem = measure(name, rule.kind, max(claim.seeds, MIN_SEEDS[rule.kind]))
-    shown = rule.model_dump(exclude={"estimand", "unit"}, exclude_none=True)
+    values, problem = measure(name, rule.formula, rule.kind, max(claim.seeds, MIN_SEEDS[rule.kind]))
+    shown = rule.model_dump(exclude={"estimand", "number", "of", "unit"}, exclude_none=True)
     estimate = Estimate(
         name, rule.unit, shown, "inconclusive", problem, n=len(values), values=values
     )
@@ -237,12 +239,14 @@ def _judge_one(
             mean = math.fsum(x) / len(x)
             estimate = replace(estimate, mean=mean, low=min(x), high=max(x))
         certified = {seed: abs(value) for seed, value in values.items()}
-        if rule.violation is not None:
-            certified, undefined = measure(rule.violation, "exact", 0)  # 0: where there is one
+        if rule.certificate is not None:
+            certified, undefined = measure(
+                name, rule.certificate, "exact", 0
+            )  # 0: where there is one
             problem = problem or undefined
         for seed, value in certified.items():
             if value > rule.tolerance:
-                reason = f"{rule.violation or name}: seed {seed}: {value:.6g} > {rule.tolerance:g}"
+                reason = f"{name}: seed {seed}: {value:.6g} > {rule.tolerance:g}"
                 return replace(estimate, verdict="contradicted", reason=reason)
         for seed, value in values.items():
             if abs(value) > rule.tolerance:

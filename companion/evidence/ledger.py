@@ -7,12 +7,15 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from companion.evidence.formulas import Formula, Function, source_hash
 
 __all__ = [
     "MIN_SEEDS",
@@ -84,14 +87,16 @@ class _Entry(BaseModel):
 
 
 class Criterion(_Entry):
-    """One estimand and one of three rules.
+    """One number, as a `Formula`, and one of three rules.
 
-    Statistical: two regions. Exact: a ``tolerance``, and ``violation`` may name an estimand that
-    certifies a violation (without it the estimand certifies itself). Timing: a ``target`` ratio
-    for the log-ratio, passed up to 5 % more.
+    Statistical: two regions. Exact: a ``tolerance``, and ``violation`` may be a formula that certifies
+    a violation (without it the number certifies itself). Timing: a ``target`` ratio for the log-ratio,
+    passed up to 5 % more.
     """
 
     estimand: str
+    number: str
+    of: str = ""
     unit: str
     reproduced: str | None = None
     contradicted: str | None = None
@@ -101,16 +106,27 @@ class Criterion(_Entry):
 
     @model_validator(mode="after")
     def _has_one_rule(self) -> Criterion:
-        given = self.model_fields_set - {"estimand", "unit", "violation"}
+        given = self.model_fields_set - {"estimand", "number", "of", "unit", "violation"}
         if given not in ({"reproduced", "contradicted"}, {"tolerance"}, {"target"}):
             rules = "reproduced and contradicted, or tolerance, or target"
             raise ValueError(f"{self.estimand}: give {rules}; got {sorted(given)}")
         if self.violation is not None and self.kind != "exact":
             raise ValueError(f"{self.estimand}: violation belongs to tolerance")
+        _ = self.formula, self.certificate  # refuses what is no formula
         for one, other in itertools.permutations(self.regions, 2):
             if all(any(c <= a and b <= d for c, d in other.pieces) for a, b in one.pieces):
                 raise ValueError(f"{self.estimand}: '{one}' lies inside '{other}'")
         return self
+
+    @property
+    def formula(self) -> Formula:
+        """The number."""
+        return Formula(self.number, self.of)
+
+    @property
+    def certificate(self) -> Formula | None:
+        """What certifies a violation of an exact rule, if it is another number."""
+        return Formula(self.violation, self.of) if self.violation is not None else None
 
     @property
     def kind(self) -> Kind:
@@ -226,8 +242,20 @@ def load_ledger(path: Path | str) -> list[Claim]:
     return list(claims.values())
 
 
-def criterion_hash(claim: Claim) -> str:
-    """sha256 of what decides: kind, all_of, beside, arms, seeds, confidence; never of wording."""
+def criterion_hash(claim: Claim, functions: Mapping[str, Function]) -> str:
+    """Hash what decides: formulas, rules, seeds and confidence, never the wording.
+
+    Args:
+        claim: The claim.
+        functions: Functions of the chapter; the source of those that a formula calls counts.
+
+    Returns:
+        Hexadecimal sha256.
+    """
     deciding = {"kind", "all_of", "beside", "arms", "seeds", "confidence"}
     plain = claim.model_dump(mode="json", include=deciding, exclude_none=True)
+    criteria = [*(claim.all_of or ()), *(claim.beside.all_of if claim.beside else ())]
+    formulas = [f for each in criteria for f in (each.formula, each.certificate) if f is not None]
+    called = sorted({name for formula in formulas for name in formula.functions})
+    plain["functions"] = {name: source_hash(functions[name]) for name in called}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -50,7 +50,11 @@ MIN_SEEDS = 5
 MIN_BLOCKS = 20  # of interleaved timings
 NARROW = 0.9  # a word that fewer resamples of the seeds would get is marked
 _RESAMPLES = 2000
-_STRENGTH: tuple[Word, ...] = ("opposite", "no effect", "no gain")  # refuting words, strongest first
+_STRENGTH: tuple[Word, ...] = (
+    "opposite",
+    "no effect",
+    "no gain",
+)  # refuting words, strongest first
 
 Pair = tuple[float, float]
 
@@ -190,7 +194,7 @@ def rule_values(
     worth: float,
     kind: Kind = "effect",
     *,
-    level: Level = Level(),  # noqa: B008 - frozen
+    level: Level = Level(),
     reason: str = "",
 ) -> Ruling:
     """Judge the values of one setting.
@@ -458,7 +462,7 @@ def _words_of(
     return np.select(conditions, words, "open")
 
 
-def power_of_sign(effect: ArrayLike, n: int, level: Level = Level()) -> NDArray[np.float64]:  # noqa: B008
+def power_of_sign(effect: ArrayLike, n: int, level: Level = Level()) -> NDArray[np.float64]:
     """Probability that the sign of an effect is found.
 
     Args:
@@ -486,7 +490,9 @@ def seeds_for_power(effect: float, power: float = 0.8) -> int | None:
             return None
     while above - below > 1:
         middle = (below + above) // 2
-        below, above = (below, middle) if power_of_sign(effect, middle) >= power else (middle, above)
+        below, above = (
+            (below, middle) if power_of_sign(effect, middle) >= power else (middle, above)
+        )
     return above
 
 

@@ -1,13 +1,13 @@
 """Find a chapter's experiments and resolve its configuration.
 
 A chapter is a folder ``chNN`` with ``config.py`` (``Config``: defaults are the *standard* profile),
-``runs.py`` (``plan(config)`` and ``execute(run)``), ``estimands.py`` (``ESTIMANDS``) and
-``figures.py``. Profiles are the differences that ``notebooks/profiles/<profile>.yaml`` lists.
+``runs.py`` (``plan(config)`` and ``execute(run)``), ``numbers.py`` (functions that
+the formulas of its ledger call) and ``figures.py``. Profiles are the differences that ``notebooks/profiles/<profile>.yaml`` lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from companion.evidence.digest import code_digest
+from companion.evidence.formulas import Function
 from companion.evidence.store import Run
 from companion.experiments.defaults import completed
 from companion.paths import NOTEBOOKS, PROFILES
@@ -28,6 +29,7 @@ __all__ = [
     "TITLES",
     "Chapter",
     "chapter_number",
+    "functions_of",
     "load_chapter",
     "notebook_path",
     "resolve_config",
@@ -45,8 +47,6 @@ TITLES = {
     "07": "together",
 }
 
-Estimand = Callable[[Sequence[Mapping[str, Any]]], float]
-
 
 @dataclass(frozen=True)
 class Chapter:
@@ -57,7 +57,7 @@ class Chapter:
         config_class: Pydantic model of its settings.
         plan_runs: Lists the runs of a configuration.
         execute: Computes one run; returns ``metrics``, ``curves`` and ``counters``.
-        estimands: Named functions from all records of one seed to a number.
+        functions: What the formulas of the ledger may call, by name.
         runs_module: Dotted name of the module with ``execute``, for processes that compute runs.
     """
 
@@ -65,7 +65,7 @@ class Chapter:
     config_class: type[BaseModel]
     plan_runs: Callable[[Any], list[Run]]
     execute: Callable[[Run], dict[str, Any]]
-    estimands: Mapping[str, Estimand]
+    functions: Mapping[str, Function]
     runs_module: str
 
     @property
@@ -90,18 +90,27 @@ def chapter_number(name: str) -> str:
     return number
 
 
+def functions_of(number: str) -> dict[str, Function]:
+    """Functions that the formulas of a chapter's ledger may call: what its ``numbers.py`` exports."""
+    name = f"companion.experiments.ch{number}.numbers"
+    if find_spec(name.rpartition(".")[0]) is None or find_spec(name) is None:
+        return {}
+    module = import_module(name)
+    return {each: getattr(module, each) for each in module.__all__}
+
+
 def load_chapter(number: str) -> Chapter | None:
     """Import a chapter's experiments; ``None`` if the chapter is not built yet."""
     package = f"companion.experiments.ch{number}"
     if find_spec(package) is None:
         return None
-    runs, estimands = import_module(f"{package}.runs"), import_module(f"{package}.estimands")
+    runs = import_module(f"{package}.runs")
     return Chapter(
         number,
         import_module(f"{package}.config").Config,
         runs.plan,
         runs.execute,
-        estimands.ESTIMANDS,
+        functions_of(number),
         runs.__name__,
     )
 

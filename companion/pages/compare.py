@@ -8,10 +8,11 @@ intervals have no number in common. Seconds are never compared, in whatever clai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from companion.evidence.claims import Estimate, Judgement
+from companion.evidence.ledger import Claim
 from companion.evidence.store import Record, canonical_json, record_identity
 
 __all__ = [
@@ -20,10 +21,9 @@ __all__ = [
     "compare_records",
     "first_line",
     "is_canonical_fingerprint",
-    "timing_estimands",
+    "timing_numbers",
 ]
 
-Estimand = Callable[[Sequence[Mapping[str, object]]], float]
 OPPOSITES = {"reproduced", "contradicted"}
 MOST_NAMED = 5  # records that the first line names; the report names all
 
@@ -118,42 +118,23 @@ def compare_records(
     return comparison
 
 
-def timing_estimands(
-    estimands: Mapping[str, Estimand], pairs: Sequence[tuple[Record, Record]]
-) -> set[str]:
-    """Names of the estimands that read a record which is not deterministic.
+def timing_numbers(ledger: Sequence[Claim], pairs: Sequence[tuple[Record, Record]]) -> set[str]:
+    """Names of the numbers that read a record which is not deterministic.
 
-    Each is evaluated with and without those records: seconds are recognised by what an estimand
-    reads, so that a ratio of seconds in a statistical claim is one too.
+    Seconds are recognised by what a formula reads, so that a ratio of seconds in a statistical claim
+    is one too.
 
     Args:
-        estimands: Functions from all records of one seed to a number.
+        ledger: Claims of a chapter.
         pairs: Records, each with its provenance.
     """
-    groups: dict[int, list[tuple[Record, bool]]] = {}
-    for record, row in pairs:
-        groups.setdefault(record["seed"], []).append((record, bool(row["deterministic"])))
-    # A seed without timing records cannot tell one kind from the other.
-    mixed = [g for _, g in sorted(groups.items()) if not all(fixed for _, fixed in g)]
-    return {name for name, estimand in estimands.items() if _reads_timing(estimand, mixed)}
-
-
-def _reads_timing(estimand: Estimand, groups: Sequence[Sequence[tuple[Record, bool]]]) -> bool:
-    for group in groups:
-        whole = _evaluate(estimand, [record for record, _ in group])
-        if whole is None:
-            continue
-        rest = _evaluate(estimand, [record for record, fixed in group if fixed])
-        return rest is None or repr(rest) != repr(whole)  # `repr`, so that NaN equals itself
-    return False
-
-
-def _evaluate(estimand: Estimand, records: Sequence[Record]) -> float | None:
-    try:
-        return float(estimand(records))
-    except (LookupError, ArithmeticError, ValueError):
-        # KeyError is what an absent arm raises; a mean or a logarithm of nothing raises the others
-        return None
+    timed = {record["arm"] for record, row in pairs if not row["deterministic"]}
+    criteria = [
+        each
+        for claim in ledger
+        for each in (*(claim.all_of or ()), *(claim.beside.all_of if claim.beside else ()))
+    ]
+    return {each.estimand for each in criteria if timed & set(each.formula.arms)}
 
 
 def compare_claims(

@@ -129,7 +129,7 @@ def chapter_judgements(
 ) -> list[Judgement]:
     """Judge every claim of a chapter's ledger on the records of a profile."""
     ledger = load_ledger(CLAIMS / f"{chapter.number}.yaml")
-    return [judge(claim.at(profile), records, chapter.estimands) for claim in ledger]
+    return [judge(claim.at(profile), records, chapter.functions) for claim in ledger]
 
 
 def evidence_judgements(chapter: Chapter, reference: Reference, profile: str) -> list[Judgement]:

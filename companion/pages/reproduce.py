@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from companion.evidence.canonical import canonical_environment
 from companion.evidence.claims import Judgement
+from companion.evidence.ledger import load_ledger
 from companion.evidence.store import Record, Run, Store, read_reference, write_atomic
 from companion.evidence.tables import fmt_interval, markdown_table, verdict_table
 from companion.experiments.chapters import TITLES, Chapter, load_chapter, notebook_path
@@ -32,10 +33,10 @@ from companion.pages.compare import (
     compare_claims,
     compare_records,
     first_line,
-    timing_estimands,
+    timing_numbers,
 )
 from companion.pages.notebook import chapter_judgements, evidence_judgements
-from companion.paths import RUNS
+from companion.paths import CLAIMS, RUNS
 from trainaug.data.arrays import DataUnavailableError
 
 __all__ = ["ChapterReport", "notebook_parameters", "reproduce"]
@@ -309,7 +310,8 @@ def _judge_and_compare(
     report.evidence = evidence_judgements(chapter, reference, profile)
     report.comparison = compare_records(chapter.number, pairs, evidence, early)
     if report.comparison.elsewhere:
-        timings = timing_estimands(chapter.estimands, evidence)
+        ledger = load_ledger(CLAIMS / f"{chapter.number}.yaml")
+        timings = timing_numbers(ledger, evidence)
         compare_claims(report.comparison, report.judgements, report.evidence, timings)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from companion.evidence.claims import Judgement
 from companion.evidence.ledger import criterion_hash, load_ledger
 from companion.evidence.store import reference_folder
-from companion.experiments.chapters import TITLES
+from companion.experiments.chapters import TITLES, functions_of
 from companion.paths import CLAIMS
 
 __all__ = [
@@ -52,7 +52,8 @@ def read_verdicts(number: str, profile: str) -> list[Judgement]:
 def criteria(number: str, profile: str) -> dict[str, str]:
     """Hash of every deciding rule of a chapter's ledger as it stands today, by claim."""
     ledger = load_ledger(CLAIMS / f"{number}.yaml")
-    return {claim.id: criterion_hash(claim.at(profile)) for claim in ledger}
+    functions = functions_of(number)
+    return {claim.id: criterion_hash(claim.at(profile), functions) for claim in ledger}
 
 
 def mark_changed_criteria(
