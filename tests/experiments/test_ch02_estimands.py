@@ -1,38 +1,41 @@
-"""Chapter 2 without training: estimands on records made by hand, and the claims."""
+"""Chapter 2 without training: the numbers of its claims and tables on records made by hand."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
+from scipy.stats import spearmanr
 
+from companion.evidence.formulas import Formula
 from companion.evidence.ledger import load_ledger
 from companion.evidence.store import Record
 from companion.experiments import chapters
-from companion.experiments import records as shared
 from companion.experiments.ch02 import estimands as e
+from companion.experiments.ch02 import numbers
+from companion.experiments.ch02.arms import GRIDS
 from companion.experiments.ch02.features import cell_name
 from companion.paths import CLAIMS
 
+LEDGER = load_ledger(CLAIMS / "02.yaml")
+FORMULAS = {
+    part.estimand: part.formula
+    for claim in LEDGER
+    for part in (*claim.all_of, *(claim.beside.all_of if claim.beside else ()))
+}
 LOG2 = math.log(2)
 # arm: logs to base 2, over SG-B, of GC and SVRG half-way, of GC fresh, old and without new views,
 # and of SG-B's change along the run
 ALONG: dict[str, tuple[float, ...]] = {
     "digits_mlp_0": (-2, 1, -3, -1, 0, -0.5),
-    "digits_mlp_50": (-3, 2, -4, -2, 0, -1),
     "digits_mlp_90": (-6, 3, -6.5, -5, 0, -2),
-    "digits_mlp_noise": (-0.5, 4, -1, 0.5, 0, 1),
-    "digits_mlp_drop": (-1.5, 5, -2, -4, 0, 1.5),
     "fashion_mlp_0": (-1, -1, -5, 2, 0, -3),
-    "fashion_mlp_50": (-2.5, -2, 3, 1, 0, 2),
     "fashion_mlp_90": (-4, -3, -6, -5, 0, 4),
-    "fashion_mlp_noise": (0.25, 0, 1, 2, 0, -4),
-    "fashion_mlp_drop": (0.75, 6, -5, 7, 0, -5),
     "fashion_mlp_augment": (0.1, 7, 0.2, 0.3, -1, 5),
-    "fashion_mlp_90_augment": (0.4, 8, 0.5, 0.6, -2, 6),
     "fashion_cnn_0": (-0.6, 9, -0.7, -0.8, 0, 0.9),
-    "fashion_cnn_noise": (-0.9, -4, -6, -6.5, 0, 7),
     "fashion_cnn_drop": (1.1, -5, 1.2, 1.3, 0, 2.9),
     "fashion_cnn_augment": (1.4, -6, 1.5, 1.6, -3, 8),
 }
@@ -40,26 +43,28 @@ VARIANTS = {"means": 0, "svd": 1, "full": -0.25, "plain": 2, "frozen": 3, "exact
 SPENT = {  # examples to the target and extras of them, in units of 2^10
     "0": {"uniform": (16, 0), "snooze": (8, 0), "random": (12, 0), "reweighted": (24, 0)}
     | {"stratified": (20, 3)},
-    "50": {"uniform": (10, 0), "snooze": (15, 0), "random": (5, 0), "reweighted": (4, 0)}
-    | {"stratified": (40, 10)},
     "90": {"uniform": (6, 0), "snooze": (3, 0), "random": (9, 0), "reweighted": (2, 0)}
     | {"stratified": (5, 1)},
-    "noise": {"uniform": (7, 0), "snooze": (14, 0), "random": (28, 0)},
 }
 SECONDS = {"snooze": 2, "random": 1.5, "reweighted": 3}  # for 300 updates, over uniform ones
 TIMES = {"mlp": (0.25, -1, 1, 0.5, 3), "resnet8": (4.0, -2, -0.5, 0, 2)}  # logs to base 2
 
-# estimand: its value by hand, and the arms that it reads
+# number of the ledger: its value by hand, and the arms that it reads
 VALUES: dict[str, tuple[float, tuple[str, ...]]] = {
     "mean_error": (1e-16, ("enumeration",)),
     "variance_error": (2e-15, ("enumeration",)),
     "optimum_error": (3e-14, ("enumeration",)),
     "rate_slope": (-1.5, ("features_rates",)),
     "equal_loss_slope": (2.0, ("features_rates",)),
-    "features_copies_gc_over_sg": (-3, ("features_copies",)),
     "features_copies_gc_over_svrg": (-1.5, ("features_copies",)),
+    "digits_mlp_copies_effect": (-4 * LOG2, ("digits_mlp_90", "digits_mlp_0")),
+    "fashion_mlp_copies_effect": (-3 * LOG2, ("fashion_mlp_90", "fashion_mlp_0")),
+    "fashion_cnn_0_change": (0.9 * LOG2, ("fashion_cnn_0",)),
+    "digits_mlp_0_change": (-0.5 * LOG2, ("digits_mlp_0",)),
+    "fashion_cnn_drop_effect": (2 * LOG2, ("fashion_cnn_drop", "fashion_cnn_0")),
+    "fashion_cnn_augment_still_gc_over_sg": (-3 * LOG2, ("fashion_cnn_augment",)),
 }
-_grid = (-2 * 54 + 1.5 + e.FLOOR + 3) / 54
+_grid = (-2 * 54 + 1.5 + numbers.FLOOR + 3) / 54
 VALUES |= {
     name: (value, ("features_grid",))
     for name, value in {
@@ -69,47 +74,84 @@ VALUES |= {
         "features_gc_over_sg2": _grid + LOG2,
         "features_gc_worst": 0.5,
         "svrg_few_features": 2 * math.log(0.1),
-        "svrg_many_features": 2 * math.log(10),
         "svrg_slope": 2,
         "svrg_worst": 2 * math.log(10) - 0.3 + 0.1,  # of the rate 0.1, not of all
         "norm_convergence": 1,
         "norm_plugin_convergence": 59 / 60,  # two of nine groups exchanged
     }.items()
 }
-for _arm, (_gc, _svrg, _fresh, _old, _still, _change) in ALONG.items():
-    _logs = {"gc_over_sg": _gc, "gc_over_sg2": _gc + 1, "fresh_gc_over_sg": _fresh}
-    _logs |= {"old_gc_over_sg": _old, "svrg_over_sg": _svrg, "gc_over_svrg": _gc - _svrg}
-    _logs |= {"change": _change} | ({"still_gc_over_sg": _still} if _still else {})
-    VALUES |= {f"{_arm}_{name}": (value * LOG2, (_arm,)) for name, value in _logs.items()}
-for _data, _copies, _drop in (
-    ("digits_mlp", -4, 2),
-    ("fashion_mlp", -3, -2),
-    ("fashion_cnn", None, 2),
-):
-    if _copies is not None:
-        VALUES[f"{_data}_copies_effect"] = _copies * LOG2, (f"{_data}_90", f"{_data}_0")
-    VALUES[f"{_data}_drop_effect"] = _drop * LOG2, (f"{_data}_drop", f"{_data}_0")
-    for _name, _value in VARIANTS.items():
-        if _name != "means":
-            VALUES[f"{_data}_means_over_{_name}"] = -_value * LOG2, (f"{_data}_variants",)
+for _data in ("digits_mlp", "fashion_mlp"):
+    for _copies in ("0", "90"):
+        _arm = f"{_data}_{_copies}"
+        VALUES[f"{_arm}_gc_over_sg2"] = (ALONG[_arm][0] + 1) * LOG2, (_arm,)
+for _arm in ("fashion_mlp_augment", "fashion_cnn_augment"):
+    VALUES[f"{_arm}_gc_over_sg"] = ALONG[_arm][0] * LOG2, (_arm,)
+for _data in ("digits_mlp", "fashion_mlp", "fashion_cnn"):
+    VALUES[f"{_data}_means_over_full"] = -VARIANTS["full"] * LOG2, (f"{_data}_variants",)
+for _problem, _of in SPENT.items():
+    for _name, _other in (("snooze", "uniform"), ("stratified", "uniform"), ("snooze", "random")):
+        _label = f"speed_{_problem}_{_name}{'_over_random' * (_other == 'random')}"
+        _arms = {f"speed_{_problem}_{_name}", f"speed_{_problem}_{_other}"}
+        _arms -= {f"speed_{_problem}_random"}  # a part of the snooze's record
+        VALUES[_label] = math.log(_of[_name][0] / _of[_other][0]), tuple(sorted(_arms))
+for _model, (*_, _few, _many) in TIMES.items():
+    VALUES[f"{_model}_pass_32"] = _few * LOG2, (f"timing_{_model}",)
+    VALUES[f"{_model}_pass_128"] = _many * LOG2, (f"timing_{_model}",)
+
+Number = Callable[[Sequence[Record]], float]
+# what tables and figures show besides: the estimand, its value by hand, and the arms that it reads
+SHOWN: dict[str, tuple[Number, float, tuple[str, ...]]] = {
+    f"{_arm}, {_age}": (e.variance_ratio(_arm, f"{_age}/gc", f"{_age}/sg"), _value * LOG2, (_arm,))
+    for _arm, (_, _, _fresh, _old, *_) in ALONG.items()
+    for _age, _value in (("fresh", _fresh), ("old", _old))
+}
+for _arm, (_gc, _svrg, *_, _change) in ALONG.items():
+    for _label, _estimand, _value in (
+        ("svrg", e.variance_ratio(_arm, "mid/svrg", "mid/sg"), _svrg),
+        ("gc over svrg", e.variance_ratio(_arm, "mid/gc", "mid/svrg"), _gc - _svrg),
+        ("change", e.change(_arm), _change),
+    ):
+        SHOWN[f"{_arm}, {_label}"] = _estimand, _value * LOG2, (_arm,)
+for _name, _value in VARIANTS.items():
+    _estimand = e.variance_ratio("digits_mlp_variants", "variant/means", f"variant/{_name}")
+    SHOWN[f"means over {_name}"] = _estimand, -_value * LOG2, ("digits_mlp_variants",)
 for _problem, _of in SPENT.items():
     for _name, (_all, _extra) in _of.items():
         _sampler = "snooze" if _name == "random" else _name
-        _pair = tuple(f"speed_{_problem}_{name}" for name in (_sampler, "uniform"))
+        _arms = (f"speed_{_problem}_{_sampler}", f"speed_{_problem}_uniform")
         if _name == "uniform":
             continue
-        VALUES[f"speed_{_problem}_{_name}"] = math.log(_all / _of["uniform"][0]), _pair
+        _label, (_uniform, _) = f"{_problem}, {_name}", _of["uniform"]
+        _estimand = e.cost_ratio(_problem, _name, "uniform")
+        SHOWN[f"{_label}, examples"] = _estimand, math.log(_all / _uniform), _arms
+        _estimand = e.drawn_ratio(_problem, _name, "uniform")
+        SHOWN[f"{_label}, drawn"] = _estimand, math.log((_all - _extra) / _uniform), _arms
         # an example clustered costs as much as five drawn uniformly
         _each = _all * SECONDS[_name] if _name in SECONDS else _all - _extra + 5 * _extra
-        _ratio = math.log(_each / _of["uniform"][0])
-        VALUES[f"seconds_{_problem}_{_name}"] = _ratio, (*_pair, "timing_samplers")
-    _own = math.log(_of["snooze"][0] / _of["random"][0])
-    VALUES[f"speed_{_problem}_snooze_over_random"] = _own, (f"speed_{_problem}_snooze",)
+        _timed = math.log(_each / _uniform), (*_arms, "timing_samplers")
+        SHOWN[f"{_label}, seconds"] = e.seconds_ratio(_problem, _name), *_timed
 for _model, (_, *_values) in TIMES.items():
-    for _key, _value in zip(
-        ("assign_32", "assign_128", "pass_32", "pass_128"), _values, strict=True
-    ):
-        VALUES[f"{_model}_{_key}"] = _value * LOG2, (f"timing_{_model}",)
+    _kinds = (("assign", 32), ("assign", 128), ("pass", 32), ("pass", 128))
+    for (_what, _count), _value in zip(_kinds, _values, strict=True):
+        _estimand = e.overhead(_model, _what, _count)
+        _timed = _value * LOG2, (f"timing_{_model}",)
+        SHOWN[f"{_model}, {_what}, {_count}"] = _estimand, *_timed
+SHOWN |= {
+    "drop effect": (e.drop_effect("fashion_cnn"), *VALUES["fashion_cnn_drop_effect"]),
+    "rate slope": (e.rate_slope, *VALUES["rate_slope"]),
+    "equal loss slope": (e.equal_loss_slope, *VALUES["equal_loss_slope"]),
+    "rank correlation": (e.rank_correlation("norm"), -1, ("features_grid",)),
+    "gc of a cell": (
+        e.cell("features_copies", "2/0.01/2000/0.9", "gc", "sg"),
+        -3,
+        ("features_copies",),
+    ),
+}
+FUNCTIONS = chapters.functions_of("02")
+CASES = SHOWN | {
+    name: (partial(formula.evaluate, functions=FUNCTIONS), *VALUES[name])
+    for name, formula in FORMULAS.items()
+}
 
 
 def powers(mean: float, n: int) -> list[float]:
@@ -127,17 +169,17 @@ def along(arm: str) -> dict[str, list[float]]:
     for name, value in (("gc", gc), ("svrg", svrg)):
         ratios = powers(value, 8)
         curves[f"mid/{name}"] = [a * b for a, b in zip(curves["mid/sg"], ratios, strict=True)]
-    for name, value, n in (("fresh", fresh, 9), ("old", old, 7), ("still", still, 5)):
+    for name, value, count in (("fresh", fresh, 9), ("old", old, 7), ("still", still, 5)):
         if name != "still" or value:
-            curves |= {f"{name}/sg": [4.0] * n, f"{name}/gc": powers(value + 2, n)}
+            curves |= {f"{name}/sg": [4.0] * count, f"{name}/gc": powers(value + 2, count)}
     return curves
 
 
 def grid() -> dict[str, float]:
     found: dict[str, float] = {}
-    for i, tau in enumerate(e.TAUS):
+    for i, tau in enumerate(numbers.TAUS):
         teacher_effect = 1.0 if i < 6 else -0.5
-        for j, lr in enumerate(e.RATES):
+        for j, lr in enumerate(numbers.RATES):
             for h, sign in ((20, 1), (2000, -1)):
                 sg = j - 1 + sign * teacher_effect
                 cell = {"sg": sg, "gc": sg - 1 - j, "half": 10.0 * i**2, "norm": 9 / (i + 1)}
@@ -171,7 +213,7 @@ def rates() -> tuple[dict[str, float], dict[str, list[float]]]:
 
 
 def hand_made() -> list[Record]:
-    """All records of one seed that estimands read."""
+    """All records of one seed that the numbers read."""
     found: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
         arm: ({"test/accuracy": 0.5}, along(arm)) for arm in ALONG
     }
@@ -210,55 +252,98 @@ def hand_made() -> list[Record]:
     ]
 
 
-# --- estimands ------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
-def test_every_estimand_is_computed_by_hand():
-    assert set(VALUES) == set(e.ESTIMANDS)
+def test_every_number_of_the_ledger_is_computed_by_hand():
+    assert set(VALUES) == set(FORMULAS)
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_estimand_equals_the_value_by_hand(name):
-    value, needed = VALUES[name]
+@pytest.mark.parametrize("name", CASES)
+def test_number_equals_the_value_by_hand(name):
+    number, value, needed = CASES[name]
     alone = [record for record in hand_made() if record["arm"] in needed]
     assert len(alone) == len(needed)
     for records in (hand_made(), hand_made()[::-1], alone):  # it reads no other arm
-        assert e.ESTIMANDS[name](records) == pytest.approx(value, rel=1e-9, abs=1e-18)
+        assert number(records) == pytest.approx(value, rel=1e-9, abs=1e-18)
     for arm in needed:
         with pytest.raises(KeyError, match=f"no record of {arm}'"):
-            e.ESTIMANDS[name]([record for record in alone if record["arm"] != arm])
+            number([record for record in alone if record["arm"] != arm])
 
 
-def test_kinds_of_estimands_by_hand():
+def test_functions_of_curves_by_hand():
     curves = {"a": [5.0, 0.0, 1e-9, 1.0, 3.0], "b": [5.0, 2.0, 1.0, 1.0, 1.5], "c": [1.0] * 3}
-    records: list[Record] = [{"arm": "x", "curves": curves}]
-    assert list(e.late([1, 2, 3, 4, 5])) == [2, 3, 4, 5]
-    assert list(e.late([1, 2, 3])) == [1, 2, 3]
-    assert pytest.approx(math.log(0.001)) == e.FLOOR
-    # no variance and next to none count as a thousandth; the factor is the second's
-    assert e.variance_ratio("x", "a", "b")(records) == pytest.approx((2 * e.FLOOR + LOG2) / 4)
-    assert e.variance_ratio("x", "a", "b", 0.5)(records) == pytest.approx(
-        (2 * e.FLOOR + 3 * LOG2) / 4
+    run = {"arm": "x", "curves": curves}
+    assert pytest.approx(math.log(0.001)) == numbers.FLOOR
+    # of five values the first is left out; no variance and next to none count as a thousandth; the
+    # factor is the second's
+    ratios = (
+        pytest.approx((2 * numbers.FLOOR + LOG2) / 4),
+        pytest.approx((2 * numbers.FLOOR + 3 * LOG2) / 4),
+    )
+    assert numbers.late_log_ratio(run, "a", "b") == ratios[0]
+    assert numbers.late_log_ratio(run, "a", "b", 0.5) == ratios[1]
+    assert numbers.late_log_ratio({"curves": {"c": [4.0, 2, 2], "d": [1.0] * 3}}, "c", "d") == (
+        pytest.approx(4 / 3 * LOG2)  # of three, none
     )
     with pytest.raises(ValueError, match="shorter"):
-        e.variance_ratio("x", "a", "c")(records)
-    assert e.change("x", "b")(records) == pytest.approx(math.log(3.5 / 3 / 2))  # of five, one
+        numbers.late_log_ratio(run, "a", "c")
+    assert numbers.second_half(run, "b") == pytest.approx(3.5 / 3)
+    assert numbers.second_quarter(run, "b") == 2
+    with pytest.raises(KeyError, match="d"):
+        numbers.second_half(run, "d")
+    assert numbers._slope([(0, 0), (1, 1), (2, 5)]) == pytest.approx(2.5)
+
+
+def test_ratio_of_a_cell_has_a_least_value():
     cells: list[Record] = [{"arm": "y", "metrics": {"c/gc": -60.0, "c/sg": 1.0, "c/svrg": 3.0}}]
     assert e.cell("y", "c", "svrg", "sg")(cells) == 2
-    assert e.cell("y", "c", "svrg", "sg", LOG2)(cells) == 2 + LOG2
-    assert e.cell("y", "c", "gc", "sg", 1.0)(cells) == e.FLOOR + 1
-    assert e._slope([(0, 0), (1, 1), (2, 5)]) == pytest.approx(2.5)
+    assert e.cell("y", "c", "gc", "sg")(cells) == numbers.FLOOR
 
 
-def test_convergence_compares_the_sizes_of_correlations(monkeypatch):
-    for name, values in (("TAUS", (1, 2, 3, 4)), ("RATES", (0.1,)), ("TEACHERS", (20,))):
-        monkeypatch.setattr(e, name, values)
-    columns = {"half": (1, 2, 3, 4), "sg": (8, 5, 3, 4), "norm": (4, 3, 2, 1)}
-    columns |= {"norm_plugin": (2, 1, 4, 3), "gc": (0,) * 4, "svrg": (0,) * 4}
-    metrics = {f"{t}/0.1/20/{name}": of[t - 1] for name, of in columns.items() for t in e.TAUS}
-    records = [{"arm": "features_grid", "metrics": metrics}]
-    assert e.convergence("norm")(records) == pytest.approx(1 - 0.8)
-    assert e.convergence("norm_plugin")(records) == pytest.approx(0.6 - 0.8)
+def test_cells_have_the_names_that_runs_record():
+    for settings, *_ in GRIDS.values():
+        for tau in settings["taus"]:
+            for lr in settings["lrs"]:
+                assert numbers._cell(tau, lr, 2000) == cell_name(tau, lr, 2000)
+    assert GRIDS["features_rates"][0]["teachers"] == [numbers.SWEPT_TEACHER]
+
+
+@pytest.mark.parametrize(
+    ("formula", "name"),
+    [
+        ("teacher_spread(features_grid)", "sg"),
+        ("worst_gc_over_sg(features_grid)", "gc"),
+        ("svrg_over_sg(features_grid, 10)", "svrg"),
+        ('rank_correlation(features_grid, "norm")', "half"),
+    ],
+)
+def test_a_grid_without_one_of_its_cells_has_no_number(formula, name):
+    (grid,) = (record for record in hand_made() if record["arm"] == "features_grid")
+    del grid["metrics"][f"1.5/0.01/20/{name}"]
+    with pytest.raises(KeyError, match=f"1.5/0.01/20/{name}"):
+        Formula(formula).evaluate([grid], FUNCTIONS)
+
+
+def test_rank_correlation_is_spearmans(monkeypatch):
+    for name, values in (("TAUS", range(1, 7)), ("RATES", (0.1,)), ("TEACHERS", (20,))):
+        monkeypatch.setattr(numbers, name, values)
+    columns = {
+        "half": (1, 2, 3, 4, 5, 6),
+        "sg": (8, 5, 3, 4, -2, 0),
+        "norm": (6, 5, 4, 3, 2, 1),
+        "norm_plugin": (2.0, 2.0, 4, 3.5, 4, 4),
+        "same": (7, 7, 7, 7, 7, 7),
+    }
+    metrics = {
+        f"{t}/0.1/20/{name}": of[t - 1] for name, of in columns.items() for t in numbers.TAUS
+    }
+    grid = {"arm": "features_grid", "metrics": metrics}
+    assert numbers.rank_correlation(grid, "norm") == -1
+    for name in ("sg", "norm_plugin"):
+        expected = spearmanr(columns[name], columns["half"]).statistic
+        assert numbers.rank_correlation(grid, name) == pytest.approx(expected, rel=1e-14)
+    assert math.isnan(numbers.rank_correlation(grid, "same"))
 
 
 def test_seconds_of_a_clustering_are_not_negative():
@@ -274,19 +359,10 @@ def test_seconds_of_a_clustering_are_not_negative():
 # --- claims ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("claim", load_ledger(CLAIMS / "02.yaml"), ids=lambda claim: claim.id)
-def test_claims_name_the_arms_that_their_estimands_read(claim, monkeypatch):
+@pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
+def test_claims_name_the_arms_that_their_numbers_read(claim):
     parts = [*claim.all_of, *(claim.beside.all_of if claim.beside else ())]
-    read, find = set(), shared.find
-
-    def noting(records: Any, arm: str) -> Any:
-        read.add(arm)
-        return find(records, arm)
-
-    for module in (shared, e):
-        monkeypatch.setattr(module, "find", noting)
-    for part in parts:
-        e.ESTIMANDS[part.estimand](hand_made())
+    read = {arm for part in parts for arm in part.formula.arms}
     assert read == set(claim.arms)
     profile = "standard" if claim.tier == "headline" else "full"
     assert read <= {run.arm for run in chapters.load_chapter("02").plan(profile)}

@@ -1,4 +1,4 @@
-"""Chapter 3 without training: estimands on records made by hand, claims and figures."""
+"""Chapter 3 without training: claims, tables and figures on records made by hand."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from companion.evidence.ledger import load_ledger
+from companion.evidence.ledger import Claim, Criterion, load_ledger
 from companion.evidence.store import Record
-from companion.experiments import chapters, records
+from companion.experiments import chapters
 from companion.experiments.ch03 import arms, figures
 from companion.experiments.ch03 import estimands as e
 from companion.paths import CLAIMS
 
 DATA = ("breast_cancer", "digits", "fashion")
-PROBLEMS = ("0", "noise", "rotated", "large", "resnet8")
-RIVALS = ("selfpaced", "screener", "selective", "pruned")
-VARIANTS = ("ahead", "unshuffled", "base0", "base60")
 AUC = {"r": [0.6, 0.8], "class": [0.5, 0.6, 0.7], "loss": [0.9]}
 
 
@@ -58,133 +55,105 @@ def ratio(arm: str, one: str, other: str, of: str | None = None) -> float:
     return math.log(number(arm, one)) - math.log(number(of or arm, other))
 
 
-# estimand: its value by hand, and the arms that it reads
+IMAGES, TRANSLATION = "images_0_assist", "translation_assist"
+# number of a claim: its value by hand, and the arms that it reads
 VALUES: dict[str, tuple[float, set[str]]] = {
     "bound_ratio": (max(number("theorem", f"{c}/ratio") for c in (0, 1, 10, 100)), {"theorem"}),
     "bias_error": (number("theorem", "bias_error"), {"theorem"}),
+    "slope_10": (number("theorem", "10/slope"), {"theorem"}),
+    "theorem_gap_10": (ratio("theorem", "10/gap", "0/gap"), {"theorem"}),
+    "theorem_gap_100": (ratio("theorem", "100/gap", "0/gap"), {"theorem"}),
     "overhead_async": (ratio("timing", "seconds/async", "seconds/uniform"), {"timing"}),
     "overhead_sync": (ratio("timing", "seconds/assist", "seconds/uniform"), {"timing"}),
-    "waiting": (100 * number("timing", "waiting"), {"timing"}),
     "waiting_share": (math.log(1 + number("timing", "waiting")), {"timing"}),
-    "0_auc_gain": (0.7 - 0.6, {"images_0_assist"}),
+    "0_auc_r": (0.7, {IMAGES}),
+    "0_auc_gain": (0.7 - 0.6, {IMAGES}),
+    "0_assistant_share": (100 * number(IMAGES, "assistant_share"), {IMAGES}),
     "noise_wrong_excess": (
         100 * (number("images_noise_assist", "wrong") - number("images_noise_uniform", "wrong")),
         {"images_noise_assist", "images_noise_uniform"},
     ),
-    "seconds_assist_over_uniform": (
-        ratio("images_0_assist", "examples", "examples", "images_0_uniform")
-        + ratio("timing", "seconds/assist", "seconds/uniform"),
-        {"images_0_assist", "images_0_uniform", "timing"},
+    "translation_uniform_bleu": (
+        number("translation_uniform", "test/bleu"),
+        {"translation_uniform"},
     ),
-    "seconds_assist_over_random": (
-        ratio("images_0_assist", "examples", "random/examples")
-        + ratio("timing", "seconds/assist", "seconds/uniform"),  # of the control as of uniform
-        {"images_0_assist", "timing"},
+    "translation_assist_over_random_loss": (
+        number(TRANSLATION, "val/loss") - number(TRANSLATION, "random/val/loss"),
+        {TRANSLATION},
     ),
-    "translation_overhead": (
-        ratio("translation_timing", "seconds/assist", "seconds/uniform"),
-        {"translation_timing"},
-    ),
-    "translation_kept": (100 * number("translation_assist", "kept"), {"translation_assist"}),
-    "translation_confidence": (
-        number("translation_assist", "confidence"),
-        {"translation_assist"},
-    ),
-    "translation_guess": (number("translation_assist", "guess/mean"), {"translation_assist"}),
-    "translation_auc": (0.65, {"translation_assist"}),
 }
-for _variant in ("ahead", "unshuffled"):
-    VALUES[f"{_variant}_over_assist"] = (
-        ratio(f"images_0_{_variant}", "examples", "examples", "images_0_assist"),
-        {"images_0_assist", f"images_0_{_variant}"},
+for _sampler, _metric in (("assist", "loss"), ("assist70", "loss"), ("assist70", "bleu")):
+    _one, _name = f"translation_{_sampler}", "val/loss" if _metric == "loss" else "test/bleu"
+    VALUES[f"{_one}_{_metric}"] = (
+        number(_one, _name) - number("translation_uniform", _name),
+        {_one, "translation_uniform"},
     )
-for _c in (0, 1, 10, 100):
-    VALUES[f"slope_{_c}"] = number("theorem", f"{_c}/slope"), {"theorem"}
-    VALUES[f"theorem_gap_{_c}"] = ratio("theorem", f"{_c}/gap", "0/gap"), {"theorem"}
 for _data in DATA:
     _arm = f"svm_{_data}"
-    _found = {"loss_only_over_liblinear": ratio(_arm, "loss_only/products", "liblinear/products")}
-    _found["moved_norm"] = ratio(_arm, "decay_skipped/found_norm", "decay_skipped/predicted_norm")
-    for _rule in ("loss_only", "authors", "decay_skipped", "sphere", "constant", "random"):
-        _found[f"{_rule}_norm"] = number(_arm, f"{_rule}/norm")
-    for _rule in (
-        *("loss_only", "authors", "decay_skipped", "sphere", "constant", "random"),
-        *("decaying_1", "decaying_100"),
-    ):
-        _found[f"{_rule}_gap"] = ratio(_arm, f"{_rule}/gap", "sgd/gap")
-        _found[f"{_rule}_kept"] = 100 * number(_arm, f"{_rule}/kept")
+    _found = {
+        f"{_rule}_gap": ratio(_arm, f"{_rule}/gap", "sgd/gap")
+        for _rule in ("loss_only", "authors", "constant")
+    }
+    _found["loss_only_kept"] = 100 * number(_arm, "loss_only/kept")
     for _one in ("loss_only", "with_replacement"):
-        for _other, _what in (
-            *(("loss_stale", "products"), ("loss_stale", "updates")),
-            *(("gradient_stale", "products"), ("gradient_stale", "updates")),
-            *(("loss_exact", "products"), ("gradient_exact", "products")),
-        ):
-            _found[f"{_one}_over_{_other}_{_what}"] = ratio(
-                _arm, f"{_one}/{_what}", f"{_other}/{_what}"
+        for _other in ("loss_stale", "gradient_stale"):
+            _found[f"{_one}_over_{_other}_products"] = ratio(
+                _arm, f"{_one}/products", f"{_other}/products"
             )
     VALUES |= {f"{_data}_{_name}": (_value, {_arm}) for _name, _value in _found.items()}
-for _problem in PROBLEMS:
+for _problem in ("0", "large", "resnet8", "noise"):
     _assist, _uniform = f"images_{_problem}_assist", f"images_{_problem}_uniform"
-    for _guesser, _values in AUC.items():
-        VALUES[f"{_problem}_auc_{_guesser}"] = sum(_values) / len(_values), {_assist}
-    for _name in ("kept", "positives", "assistant_share"):
-        VALUES[f"{_problem}_{_name}"] = 100 * number(_assist, _name), {_assist}
-    _pairs = [("assist", "uniform"), ("assist", "random"), ("random", "uniform")]
-    if _problem == "0":
-        _pairs += [(_sampler, "uniform") for _sampler in (*RIVALS, *VARIANTS)]
-    for _one, _other in _pairs:
-        _arms, _prefixes = [], []
-        for _sampler in (_one, _other):
-            _arms.append(_assist if _sampler == "random" else f"images_{_problem}_{_sampler}")
-            _prefixes.append("random/" if _sampler == "random" else "")
+    VALUES[f"{_problem}_assist_over_uniform"] = (
+        ratio(_assist, "examples", "examples", _uniform),
+        {_assist, _uniform},
+    )
+    if _problem != "noise":
+        VALUES[f"{_problem}_assist_over_random"] = (
+            ratio(_assist, "examples", "random/examples"),
+            {_assist},
+        )
+for _one, _what, _end in (
+    *((_rival, "examples", "") for _rival in ("selfpaced", "screener", "selective", "pruned")),
+    *((_sampler, "work", "_work") for _sampler in ("assist", "selective")),
+):
+    VALUES[f"0_{_one}_over_uniform{_end}"] = (
+        ratio(f"images_0_{_one}", _what, _what, "images_0_uniform"),
+        {f"images_0_{_one}", "images_0_uniform"},
+    )
 
-        def _both(name: str, arms: Any = _arms, prefixes: Any = _prefixes) -> tuple[float, float]:
-            one, other = (number(a, p + name) for a, p in zip(arms, prefixes, strict=True))
-            return one, other
+# --- claims ---------------------------------------------------------------------------------------
 
-        _base = f"{_problem}_{_one}_over_{_other}"
-        for _end, _name in (("", "examples"), ("_work", "work")):
-            _a, _b = _both(_name)
-            VALUES[_base + _end] = math.log(_a) - math.log(_b), set(_arms)
-        for _end, _name in (
-            ("_accuracy", "test/accuracy"),
-            ("_norms", "test/accuracy_norms"),
-            ("_calibration", "test/calibration_error"),
-        ):
-            _a, _b = _both(_name)
-            VALUES[_base + _end] = 100 * (_a - _b), set(_arms)
-for _short, _name in (("loss", "val/loss"), ("bleu", "test/bleu"), ("chrf", "test/chrf")):
-    _u, _a = "translation_uniform", "translation_assist"
-    _of = number(_u, _name)
-    VALUES |= {
-        f"translation_uniform_{_short}": (_of, {_u}),
-        f"translation_assist_{_short}": (number(_a, _name) - _of, {_u, _a}),
-        f"translation_assist70_{_short}": (number(f"{_a}70", _name) - _of, {_u, f"{_a}70"}),
-        f"translation_random_{_short}": (number(_a, f"random/{_name}") - _of, {_u, _a}),
-        f"translation_assist_over_random_{_short}": (
-            number(_a, _name) - number(_a, f"random/{_name}"),
-            {_a},
-        ),
-    }
-
-# --- estimands ------------------------------------------------------------------------------------
+CLAIMED = load_ledger(CLAIMS / "03.yaml")
 
 
-def test_every_estimand_is_computed_by_hand():
-    assert set(VALUES) == set(e.ESTIMANDS)
-    assert all(math.isfinite(estimand(hand_made())) for estimand in e.ESTIMANDS.values())
+def criteria(claim: Claim) -> list[Criterion]:
+    return [*(claim.all_of or ()), *(claim.beside.all_of if claim.beside else ())]
+
+
+FORMULAS = {each.estimand: each.formula for claim in CLAIMED for each in criteria(claim)}
+
+
+def test_every_number_is_computed_by_hand():
+    assert set(VALUES) == set(FORMULAS)
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_estimand_equals_the_value_by_hand(name):
+def test_number_equals_the_value_by_hand(name):
     value, needed = VALUES[name]
-    alone = [record for record in hand_made() if record["arm"] in needed]
-    assert len(alone) == len(needed)
-    for given in (hand_made(), hand_made()[::-1], alone):  # it reads no other arm
-        assert e.ESTIMANDS[name](given) == pytest.approx(value, rel=1e-9, abs=1e-12)
-    for arm in needed:
-        with pytest.raises(KeyError, match=f"no record of {arm}'"):
-            e.ESTIMANDS[name]([record for record in alone if record["arm"] != arm])
+    assert set(FORMULAS[name].arms) == needed
+    found = FORMULAS[name].evaluate(hand_made(), chapters.functions_of("03"))
+    assert found == pytest.approx(value, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("claim", CLAIMED, ids=lambda claim: claim.id)
+def test_a_claim_lists_the_arms_that_its_numbers_read(claim):
+    read = {arm for each in criteria(claim) for arm in each.formula.arms}
+    assert read == set(claim.arms)
+    profile = "standard" if claim.tier == "headline" else "full"
+    assert read <= {run.arm for run in chapters.load_chapter("03").plan(profile)}
+
+
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_kinds_of_estimands_by_hand():
@@ -213,23 +182,20 @@ def test_kinds_of_estimands_by_hand():
     ]
     with pytest.raises(KeyError, match="work"):
         e.cost_ratio("0", "assist", "uniform", "work")(few)
+    with pytest.raises(KeyError, match="no record of images_0_pruned"):
+        e.reached("0", "pruned")(few)
 
 
-@pytest.mark.parametrize("claim", load_ledger(CLAIMS / "03.yaml"), ids=lambda claim: claim.id)
-def test_claims_name_the_arms_that_their_estimands_read(claim, monkeypatch):
-    read, find = set(), records.find
-
-    def noting(given: Any, arm: str) -> Any:
-        read.add(arm)
-        return find(given, arm)
-
-    for module in (records, e):
-        monkeypatch.setattr(module, "find", noting)
-    for part in [*claim.all_of, *(claim.beside.all_of if claim.beside else ())]:
-        e.ESTIMANDS[part.estimand](hand_made())
-    assert read == set(claim.arms)
-    profile = "standard" if claim.tier == "headline" else "full"
-    assert read <= {run.arm for run in chapters.load_chapter("03").plan(profile)}
+def test_gains_of_translation_by_hand():
+    curves: Any = {"auc": [0.5, 0.9]}
+    few: list[Record] = [
+        {"arm": "translation_assist", "metrics": {"b": 3.0, "random/b": 1.0}, "curves": curves},
+        {"arm": "translation_assist70", "metrics": {"b": 2.5}},
+        {"arm": "translation_uniform", "metrics": {"b": 2.0}},
+    ]
+    gains = [e.translation_gain(of, "b")(few) for of in ("assist", "random", "assist70")]
+    assert gains == [1.0, -1.0, 0.5]
+    assert e.translation_auc(few) == pytest.approx(0.7)
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Chapter 3: small timings, one with a real worker, and what runs record for the estimands."""
+"""Chapter 3: small timings, one with a real worker, and what runs record for claims and tables."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 import torch
 
+from companion.evidence.ledger import load_ledger
 from companion.evidence.store import Run, canonical_json
+from companion.experiments import chapters
 from companion.experiments.ch03 import arms, images, problems, runs, timing, translation
+from companion.experiments.ch03 import estimands as e
 from companion.experiments.ch03.arms import IMAGES
 from companion.experiments.ch03.corpora import make_corpus
-from companion.experiments.ch03.estimands import ESTIMANDS
 from companion.experiments.ch03.images import Trained
 from companion.experiments.ch03.problems import pictures
 from companion.experiments.ch03.translation import TRANSLATION, fit_translation
-from companion.experiments.records import find
+from companion.experiments.records import Estimand, find
+from companion.paths import CLAIMS
 from trainaug.data.parallel_text import ParallelText
 from trainaug.methods.autoassist import AsyncBatches, ImageAssistant
 from trainaug.training.randomness import stream
@@ -213,14 +216,44 @@ class Asked(dict[str, Any]):
         return self.value
 
 
+def tabled() -> list[Estimand]:
+    """What the notebook's tables show beside the claims, of the arms that are run below."""
+    found = [
+        *(e.metric("images_0_assist", name) for name in ("kept", "positives", "assistant_share")),
+        *(e.metric("theorem", f"{c}/slope") for c in (0, 1, 10, 100)),
+        *(e.metric("svm_digits", f"{rule}/norm") for rule in ("authors", "sphere")),
+        e.seconds_ratio("assist", "random"),
+        e.metric("timing", "waiting"),
+        e.log_ratio("translation_timing", "seconds/assist", "seconds/uniform"),
+    ]
+    for one, other in (
+        *((f"{rule}/gap", "sgd/gap") for rule in ("loss_only", "random", "authors", "sphere")),
+        *(("loss_only/products", f"gradient_{kind}/products") for kind in ("stale", "exact")),
+        ("with_replacement/updates", "gradient_stale/updates"),
+        ("loss_only/products", "liblinear/products"),
+    ):
+        found.append(e.log_ratio("svm_digits", one, other))
+    for other in ("uniform", "random"):
+        found += [e.cost_ratio("0", "assist", other, what) for what in ("examples", "work")]
+        found += [
+            e.accuracy_gain("0", "assist", other, f"test/{name}")
+            for name in ("accuracy", "accuracy_norms", "calibration_error")
+        ]
+        found.append(e.reached("0", other))
+    return found
+
+
 def names_read(arm: str) -> set[str]:
-    """Metrics of an arm that estimands read."""
+    """Metrics of an arm that claims and tables read."""
     names = [*arms.SVM_SETS, "theorem", "timing", "translation_timing", *arms.TRANSLATION_ARMS]
     given = [
         {"arm": name, "metrics": Asked(1.0), "curves": Asked([1.0])}
         for name in [*names, *arms.HEADLINE, *arms.EXTENDED, *arms.LARGE]
     ]
-    for estimand in ESTIMANDS.values():
+    for claim in load_ledger(CLAIMS / "03.yaml"):
+        for part in [*(claim.all_of or ()), *(claim.beside.all_of if claim.beside else ())]:
+            part.formula.evaluate(given, chapters.functions_of("03"))
+    for estimand in tabled():
         estimand(given)
     return set(find(given, arm)["metrics"])
 

@@ -1,4 +1,4 @@
-"""Chapter 6: each arm on small problems, and the estimands on records made by hand."""
+"""Chapter 6: each arm on small problems, and the claims' numbers on records made by hand."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ import pytest
 
 from companion.evidence.ledger import load_ledger
 from companion.evidence.store import Record, Run, canonical_json
-from companion.experiments.ch06 import arms, bias, pictures
+from companion.experiments.ch06 import arms, bias, numbers, pictures
 from companion.experiments.ch06 import estimands as e
 from companion.experiments.ch06 import runs as r
-from companion.experiments.ch06.bias_estimands import BIAS_ESTIMANDS
 from companion.experiments.ch06.config import DATA, Config
 from companion.experiments.ch06.problems import PAIRS, attacks_on, load_problems
+from companion.experiments.chapters import functions_of
 from companion.paths import CLAIMS
 from trainaug.methods.linear_robustness import NORMS, dual
+
+FORMULAS = {
+    part.estimand: part.formula
+    for claim in load_ledger(CLAIMS / "06.yaml")
+    for part in (*(claim.all_of or ()), *(claim.beside.all_of if claim.beside else ()))
+}
+FORMULAS["certified_excess"] = next(
+    part.certificate for part in load_ledger(CLAIMS / "06.yaml")[0].all_of
+)
 
 SIZES = (3, 10, 25, 50)
 TINY = Config(
@@ -136,7 +145,7 @@ def test_results_are_finite_and_short(results, run):
 @pytest.mark.parametrize("data", DATA)
 def test_exact_solutions_are_what_they_should_be(results, data):
     metrics = result_of(results, arms.EXACT[data])["metrics"]
-    names = e.problem_names(metrics)
+    names = numbers.problem_names(metrics)
     pairs = [f"{a}/{b}" for a, b in PAIRS.get(data, ())]
     assert sorted(names) == sorted(pairs or [f"n={n}" for n in SIZES])
     attacks = attacks_on(data)
@@ -168,7 +177,7 @@ def test_exact_solutions_are_what_they_should_be(results, data):
 @pytest.mark.parametrize("data", DATA)
 def test_proved_bounds_enclose_what_both_solvers_say(results, data):
     metrics = result_of(results, arms.EXACT[data])["metrics"]
-    for name in e.problem_names(metrics):
+    for name in numbers.problem_names(metrics):
         for attack in attacks_on(data):
             at = f"{name}/{attack}"
             lower, upper = metrics[f"{at}/proved_lower"], metrics[f"{at}/proved_upper"]
@@ -194,7 +203,7 @@ def test_bounds_enclose_the_radius_at_every_recorded_step(results, arm):
     assert steps[-1] == run_of(arm).config["steps"]
     names = [name.removesuffix("/upper") for name in result["metrics"] if name.endswith("/upper")]
     rates = [f"n={n}" for n in r.RATE_SIZES]
-    expected = rates if row.rule == "constant" else e.problem_names(metrics)
+    expected = rates if row.rule == "constant" else numbers.problem_names(metrics)
     assert sorted(names) == sorted(expected)
     for name in names:
         eps = metrics[f"{name}/{own}/eps_star"]
@@ -359,29 +368,34 @@ def test_unknown_arm_and_data_raise():
         r.execute(Run("06", "gaussian_sign", config, 0, "", 1.0))
 
 
-def test_estimands_of_a_tiny_plan_are_finite(results, mlp):
+def value(name: str, records: list[Record]) -> float:
+    """A number of the ledger."""
+    return FORMULAS[name].evaluate(records, functions_of("06"))
+
+
+def test_numbers_of_a_tiny_plan_are_finite(results, mlp):
     records = [{**run.head, **results[run.key]} for run in PLAN]
     # the MLP stands in for the CNN
     records += [{**run.head, **mlp} for run in WHOLE_PLAN if run.arm in PICTURES]
-    for name, estimand in e.ESTIMANDS.items():
+    for name in FORMULAS:
         if name.startswith("note_") or name == "adversarial_against_coordinate":
             # 10 000 steps are not reached: nothing to read
             with pytest.raises(KeyError, match="radius@10000"):
-                estimand(records)
+                value(name, records)
         elif name.startswith("path_"):
             # ten proximal steps: not every path has converged
-            assert not math.isinf(estimand(records)), name
+            assert not math.isinf(value(name, records)), name
         else:
-            assert math.isfinite(estimand(records)), name
-    assert e.duality_gap(records) < 1e-5
-    assert e.solver_difference(records) < 1e-5
-    assert e.enclosure_width(records) < 1e-5
-    assert e.excess_radius(records) < 1e-6
-    assert e.train_error(records) == e.flips_elsewhere(records) == 0
-    assert e.ESTIMANDS["convolution_excess"](records) == 0
+            assert math.isfinite(value(name, records)), name
+    assert value("duality_gap", records) < 1e-5
+    assert value("solver_difference", records) < 1e-5
+    assert value("enclosure_width", records) < 1e-5
+    assert value("excess_radius", records) < 1e-6
+    assert value("train_error", records) == value("flips_elsewhere", records) == 0
+    assert value("convolution_excess", records) == 0
 
 
-# --- estimands on records made by hand ------------------------------------------------------------
+# --- numbers of the claims on records made by hand ------------------------------------------------
 
 OWN = {"coordinate": "linf", "gradient": "l2", "sign": "l1"}
 PROBLEMS = {"gaussian": ("n=10", "n=100"), "digits": ("3/8",), "fashion_mnist": ("1/9",)}
@@ -428,11 +442,14 @@ def hand_made() -> list[Record]:
             curves = {"step": [10.0, float(STEPS[data])]}
             arm = arms.descent_arm(optimiser, data)
             records.append({**head, "arm": arm, "metrics": metrics, "curves": curves})
-    # the ablation's run must be left aside wherever the main comparison is meant
+    # the ablation's runs must be left aside wherever the main comparison is meant
     digits = next(x for x in records if x["arm"] == "digits_coordinate")
-    metrics = dict.fromkeys(digits["metrics"], 0.001)
-    ablation = {**digits, "arm": "digits_coordinate_step050", "metrics": metrics}
-    return [ablation, *records]
+    ablation = [
+        {**digits, "arm": arm, "metrics": dict.fromkeys(digits["metrics"], 0.001)}
+        for arm, row in arms.DESCENTS.items()
+        if row.step_size != 1
+    ]
+    return [*ablation, *records]
 
 
 def changed(arm: str, **values: float) -> list[Record]:
@@ -445,12 +462,10 @@ def changed(arm: str, **values: float) -> list[Record]:
     return records
 
 
-NAMES = [name for name in e.ESTIMANDS if name not in BIAS_ESTIMANDS]
 BY_HAND = {
     "gaussian_diagonal": 0.9,
     "gaussian_advantage": math.log(0.9 / 0.5),
     "real_advantage": math.log(0.9 / 0.5),
-    "real_diagonal": 0.9,
     "note_diagonal": 0.8,
     "note_real_diagonal": 0.8,  # Fashion-MNIST ends at 10 000 steps with 0.9
     "note_advantage": math.log(0.8 / 0.5),
@@ -466,13 +481,13 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_estimand_equals_the_value_by_hand(name):
-    assert e.ESTIMANDS[name](hand_made()) == pytest.approx(BY_HAND[name], abs=1e-12)
-    assert e.ESTIMANDS[name](hand_made()[::-1]) == pytest.approx(BY_HAND[name], abs=1e-12)
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_number_equals_the_value_by_hand(name):
+    for records in (hand_made(), hand_made()[::-1]):
+        assert value(name, records) == pytest.approx(BY_HAND[name], abs=1e-12)
 
 
-# name of the estimand, changed record, changed metrics, value by hand
+# name of the number, changed record, changed metrics, value by hand
 CHANGES = [
     ("gaussian_diagonal", "gaussian_sign", {"n=10/l1/radius@40000": 2.8}, 0.7),
     # n = 100 is not decided, the note's own rule has it
@@ -488,7 +503,6 @@ CHANGES = [
     ("real_advantage", "gaussian_sign", {"n=10/l2/radius@40000": 1.9}, math.log(1.8)),
     # a model that separates nothing has a negative radius
     ("gaussian_advantage", "gaussian_sign", {"n=10/l1/radius@40000": -1.0}, -math.log(100)),
-    ("real_diagonal", "digits_gradient", {"3/8/l2/radius@40000": 0.4}, 0.2),
     ("note_real_diagonal", "fashion_gradient", {"1/9/l2/radius@10000": 0.4}, 0.2),
     ("note_real_diagonal", "digits_gradient", {"3/8/l2/radius@10000": -0.4}, -0.2),
     ("duality_gap", "digits_max_margin", {"3/8/l2/gap": 3e-4}, 3e-4),
@@ -517,66 +531,82 @@ CHANGES = [
     CHANGES,
     ids=[f"{name}-{arm}-{next(iter(values))}" for name, arm, values, _ in CHANGES],
 )
-def test_estimand_follows_a_changed_record(name, arm, values, by_hand):
-    assert e.ESTIMANDS[name](changed(arm, **values)) == pytest.approx(by_hand, abs=1e-12)
+def test_a_number_follows_a_changed_record(name, arm, values, by_hand):
+    assert value(name, changed(arm, **values)) == pytest.approx(by_hand, abs=1e-12)
 
 
-def test_every_estimand_has_a_value_that_moves():
-    assert {name for name, *_ in CHANGES} == set(NAMES) == set(BY_HAND)
-    moved = {name for name, *_, by_hand in CHANGES if by_hand != BY_HAND[name]}
-    assert moved == set(NAMES)
+def test_every_number_is_computed_by_hand_and_moves():
+    of_claims = {"lin.1", "lin.2", "lin.6"}
+    wanted = {
+        part.estimand
+        for claim in load_ledger(CLAIMS / "06.yaml")
+        if claim.id in of_claims
+        for part in (*claim.all_of, *(claim.beside.all_of if claim.beside else ()))
+    }
+    assert set(BY_HAND) == wanted | {"certified_excess"}
+    assert {name for name, *_, by_hand in CHANGES if by_hand != BY_HAND[name]} == set(BY_HAND)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_missing_exact_solutions_raise(name):
-    with pytest.raises(KeyError, match="max_margin"):
-        e.ESTIMANDS[name]([x for x in hand_made() if x["arm"] not in arms.EXACT.values()])
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith(("diagonal", "advantage"))])
-@pytest.mark.parametrize("optimiser", arms.OPTIMISERS)
-def test_a_missing_optimiser_raises(name, optimiser):
-    missing = {arm for arm, row in arms.DESCENTS.items() if row.optimiser == optimiser}
-    with pytest.raises(KeyError, match=f"no record of [a-z]+_{optimiser}'"):
-        e.ESTIMANDS[name]([x for x in hand_made() if x["arm"] not in missing])
+def test_the_certificate_is_the_same_in_every_criterion():
+    parts = load_ledger(CLAIMS / "06.yaml")[0].all_of
+    assert {part.violation for part in parts if part.violation} == {
+        FORMULAS["certified_excess"].text
+    }
+    assert FORMULAS["certified_excess"].text == FORMULAS["excess_radius"].text.replace(
+        "eps_star", "upper"
+    )
 
 
 def test_only_the_ablation_does_not_stand_in_for_the_main_run():
     kept = [x for x in hand_made() if x["arm"] != "digits_coordinate"]
     assert "digits_coordinate_step050" in {x["arm"] for x in kept}
     with pytest.raises(KeyError, match="no record of digits_coordinate'"):
-        e.real_advantage(kept)
+        value("real_advantage", kept)
 
 
 def test_excess_counts_the_ablation_and_not_the_constant_schedule():
     """Every model on the log loss is compared, whatever its step size."""
+    counted = {arm for arm, row in arms.DESCENTS.items() if row.rule != "constant"}
+    assert set(FORMULAS["excess_radius"].arms) == counted | set(arms.EXACT.values())
     wide = changed("digits_coordinate_step050", **{"3/8/l2/radius@40000": 2.2})
-    assert e.excess_radius(wide) == pytest.approx(0.1)
-    records = hand_made()
-    sign = next(x for x in records if x["arm"] == "gaussian_sign")
-    far = dict.fromkeys(sign["metrics"], 9.0)
-    records.append({**sign, "arm": "gaussian_sign_constant", "metrics": far})
-    assert e.excess_radius(records) == 0.0
+    assert value("excess_radius", wide) == pytest.approx(0.1)
 
 
-def test_notebook_estimands_by_hand():
+def test_no_problem_that_is_small_enough_counts_as_missing():
+    exact, *runs = (
+        next(x for x in hand_made() if x["arm"] == arm)
+        for arm in ("gaussian_max_margin", *(f"gaussian_{name}" for name in OWN))
+    )
+    with pytest.raises(KeyError, match="at most 9 examples"):
+        numbers.smallest_diagonal("end", exact, *runs, 9)
+
+
+def test_constants_are_those_of_the_runs():
+    assert {name: dual(kind) for name, kind in arms.OPTIMISERS.items()} == numbers.OWN_ATTACKS
+    assert numbers.FRACTIONS == r.FRACTIONS
+    assert numbers.RATE_SIZES == r.RATE_SIZES
+    assert numbers.DEPTHS == bias.DEPTHS
+    assert set(numbers.SMALL) <= set(bias.STRENGTHS)
+    assert tuple(f for f in bias.FRACTIONS if 0 < f < 1) == numbers.BELOW
+    assert (numbers.BANDS, numbers.EPS) == (pictures.BANDS, pictures.EPS)
+    multiples = f"{r.FRACTIONS[-1]}, {r.JUST_ABOVE},"
+    assert FORMULAS["flips_elsewhere"].text.startswith(f"flips_elsewhere({multiples}")
+    assert FORMULAS["robust_error_above"].text.startswith(f"share_unharmed({r.JUST_ABOVE},")
+    for name in ("note_diagonal", "note_advantage", "adversarial_against_coordinate"):
+        assert f"({r.NOTE_STEPS}," in FORMULAS[name].text
+
+
+def test_numbers_of_the_notebook_by_hand():
     records = hand_made()
     assert e.ratio("sign", "l1", "gaussian", "n=10")(records) == pytest.approx(0.9)
     assert e.ratio("sign", "l2", "gaussian", "n=10")(records) == pytest.approx(0.5)
-    assert e.advantage("l2", "digits", "3/8")(records) == pytest.approx(0.4)
+    assert e.matrices(records, "digits")["3/8"]["gradient", "l2"] == pytest.approx(0.9)
+    assert e.ratio("sign", "l1", "gaussian", "n=10", at=10_000)(records) == pytest.approx(0.8)
+    assert e.note_diagonal(records) == value("note_diagonal", records)
+    assert e.note_real_diagonal(records) == value("note_real_diagonal", records)
     assert e.exact("gaussian", "n=10/l2/eps_star")(records) == 2.0
-    assert e.exact("gaussian", "*/eps_star")(records) == 4.0
     rows = e.enclosures(records, [("digits", "3/8"), ("fashion_mnist", "1/9")])
     assert len(rows) == 5 + 4
     assert rows[1] == ("digits 3/8", "l2", 1.98, 2.04, 2.0, 1.99)
     assert rows[-1][:2] == ("fashion_mnist 1/9", "fourier_linf")
-    assert e.problem_names(e.exact_metrics(records, "gaussian")) == ["n=10", "n=100"]
-
-
-def test_every_estimand_of_the_ledger_exists():
-    wanted = set()
-    for claim in load_ledger(CLAIMS / "06.yaml"):
-        for rule in (*(claim.all_of or ()), *(claim.beside.all_of if claim.beside else ())):
-            wanted |= {rule.estimand} | ({rule.violation} if rule.violation else set())
-    assert len(wanted) >= 10
-    assert wanted <= set(e.ESTIMANDS)
+    assert numbers.problem_names(e.exact_metrics(records, "gaussian")) == ["n=10", "n=100"]

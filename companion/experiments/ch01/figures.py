@@ -11,7 +11,8 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from companion.evidence.plots import PALETTE, band, figure, spread
-from companion.experiments.ch01.estimands import CATEGORIES, DIRECTIONS, recall
+from companion.experiments.ch01.estimands import CATEGORIES, recall
+from companion.experiments.ch01.numbers import DIRECTIONS
 from companion.experiments.records import Record, by_seed, find
 
 __all__ = [

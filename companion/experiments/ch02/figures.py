@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike
 
 from companion.evidence.plots import PALETTE, band, figure, spread
 from companion.experiments.ch02.arms import GRIDS
-from companion.experiments.ch02.estimands import at_loss as at
 from companion.experiments.ch02.estimands import (
     cell,
     cost_ratio,
@@ -26,6 +25,7 @@ from companion.experiments.ch02.estimands import (
     variance_ratio,
 )
 from companion.experiments.ch02.features import cell_name
+from companion.experiments.ch02.numbers import at_loss as at
 from companion.experiments.records import Estimand, Record, by_seed, curves_of, find, values_of
 
 __all__ = [

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from companion.evidence.plots import PALETTE, band, figure, spread
 from companion.experiments.ch03.arms import IMAGES, TARGETS
-from companion.experiments.ch03.estimands import ESTIMANDS
+from companion.experiments.ch03.estimands import cost_ratio
 from companion.experiments.ch03.images import PROBE_EVERY
 from companion.experiments.ch03.linear import THRESHOLDS
-from companion.experiments.records import Estimand, Record, by_seed, curves_of, find, values_of
+from companion.experiments.records import Record, by_seed, curves_of, find, values_of
 
 __all__ = [
     "accuracy_curves",
@@ -122,31 +122,27 @@ def accuracy_curves(records: Sequence[Record]) -> Figure:
 def savings(records: Sequence[Record]) -> Figure:
     """Examples, and work in forward passes, until the target accuracy, over those of uniform."""
     drawn, axes = figure(2, height=4.0)
-    places: list[tuple[str, Estimand, Estimand, str]] = []
-    for sampler, label in RIVALS.items():
-        name = f"0_{sampler}_over_uniform"
-        places.append((label, ESTIMANDS[name], ESTIMANDS[f"{name}_work"], PALETTE[0]))
+    rows = [("0", sampler, label, PALETTE[0]) for sampler, label in RIVALS.items()]
     for problem in ("noise", "rotated", "large", "resnet8"):
         for sampler in ("assist", "random"):
-            name = f"{problem}_{sampler}_over_uniform"
             label = f"{PROBLEMS[problem]}: {RIVALS[sampler]}"
-            places.append((label, ESTIMANDS[name], ESTIMANDS[f"{name}_work"], PALETTE[1]))
+            rows.append((problem, sampler, label, PALETTE[1]))
     counts: dict[int, int] = {}
-    for place, (_, examples, work, colour) in enumerate(places):
-        for axis, estimand in zip(axes, (examples, work), strict=True):
-            if values := values_of(records, estimand):
+    for place, (problem, sampler, _, colour) in enumerate(rows):
+        for axis, what in zip(axes, ("examples", "work"), strict=True):
+            if values := values_of(records, cost_ratio(problem, sampler, "uniform", what)):
                 counts[place] = len(values)
                 ratios = [math.exp(value) for value in values]
                 spread(axis, -place, ratios, colour=colour, horizontal=True, points=False)
     for axis, title in zip(axes, ("examples trained on", "work"), strict=True):
         axis.axvline(1, color="k", lw=1)
         axis.axvline(0.8, color="k", lw=1, ls=":")
-        axis.set_yticks([-place for place in range(len(places))], [""] * len(places))
-        axis.set_ylim(0.6 - len(places), 0.6)
+        axis.set_yticks([-place for place in range(len(rows))], [""] * len(rows))
+        axis.set_ylim(0.6 - len(rows), 0.6)
         axis.set_title(f"{title} to the target", fontsize=10)
         axis.set_xlabel("ratio to uniform draws")
-    labels = [f"{label}, n = {counts.get(p, 0)}" for p, (label, *_) in enumerate(places)]
-    axes[0].set_yticks([-p for p in range(len(places))], labels, fontsize=8)
+    labels = [f"{label}, n = {counts.get(p, 0)}" for p, (_, _, label, _) in enumerate(rows)]
+    axes[0].set_yticks([-p for p in range(len(rows))], labels, fontsize=8)
     return drawn
 
 

@@ -10,14 +10,9 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from companion.evidence.plots import PALETTE, band, figure, matrix, spread
-from companion.experiments.ch04.estimands import (
-    DATA,
-    POSITIONS,
-    SCORES,
-    cost_ratio,
-    seconds_ratio,
-    share,
-)
+from companion.experiments.ch04.arms import PROBLEMS, SCORES
+from companion.experiments.ch04.estimands import cost_ratio, seconds_ratio, share
+from companion.experiments.ch04.numbers import POSITIONS
 from companion.experiments.records import Record, by_seed, curves_of, find, values_of
 
 __all__ = [
@@ -128,7 +123,7 @@ def scored_by(records: Sequence[Record], steps: Sequence[int]) -> Figure:
 def cost_ratios(records: Sequence[Record]) -> Figure:
     """Cost to the target over that of random reshuffling, on three axes, both data sets."""
     drawn, axes = figure(2, height=3.4)
-    for axis, data in zip(axes, DATA, strict=True):
+    for axis, data in zip(axes, PROBLEMS, strict=True):
         for number, score in enumerate(SCORES):
             arm, base = f"{data}_{score}", f"{data}_random"
             estimands = [
@@ -153,7 +148,7 @@ def cost_ratios(records: Sequence[Record]) -> Figure:
 def learning_curves(records: Sequence[Record]) -> Figure:
     """Validation accuracy against steps and against forward-equivalents, median and range."""
     drawn, axes = figure(2, 2, height=2.7)
-    for row, data in enumerate(DATA):
+    for row, data in enumerate(PROBLEMS):
         for order, colour in COLOURS.items():
             arm = f"{data}_{order}"
             accuracy = 100 * curves_of(records, arm, "accuracy")
@@ -179,7 +174,7 @@ def step_lengths(curves: Mapping[str, Mapping[float, float]]) -> Figure:
         curves: Arm to step length to mean score, minus the log of the steps.
     """
     drawn, axes = figure(2, height=3.0)
-    for axis, data in zip(axes, DATA, strict=True):
+    for axis, data in zip(axes, PROBLEMS, strict=True):
         for order, colour in COLOURS.items():
             arm = f"{data}_random" if order == "random" else f"{data}_{order}_tuned"
             steps = [math.exp(-score) for score in curves[arm].values()]

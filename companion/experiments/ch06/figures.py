@@ -85,7 +85,7 @@ def optimiser_attack_matrix(
     r"""Mean over seeds of $\rho/\varepsilon^*$ for each optimiser under each attack."""
     drawn, axes = figure(len(problems), height=2.6)
     for number, (axis, (data, problem)) in enumerate(zip(axes, problems, strict=True)):
-        found = [dict(matrices(seed, data))[problem] for seed in by_seed(records)]
+        found = [matrices(seed, data)[problem] for seed in by_seed(records)]
         values = [
             [float(np.mean([m[name, attack] for m in found])) for attack in ATTACKS]
             for name in OPTIMISERS
