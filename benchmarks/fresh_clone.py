@@ -1,11 +1,16 @@
 """Time what a newcomer does: clone into a new folder, then the two commands of the README.
 
-Writes ``results/bench/fresh_clone.json``, from which the README takes its figures. Takes about
-half an hour and some 10 GB of disk; run it on an idle machine with everything committed.
+    python benchmarks/fresh_clone.py [--folder FOLDER] [STEP ...]
+
+Writes ``results/bench/fresh_clone.json``, from which the README takes its figures, after each step;
+the others keep what was measured before. Steps are ``setup data reproduce again test sizes``, all by
+default, in this order: about an hour and some 10 GB of disk, on an idle machine with everything
+committed. With a folder the clone stays there and later steps use it again.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -18,60 +23,81 @@ from pathlib import Path
 from companion.evidence.store import write_atomic
 from companion.paths import RESULTS, ROOT
 
+STEPS = {  # name: (what the README says, command)
+    "setup": ("set-up, once", ("make", "setup")),
+    "data": ("data, once", ("make", "data")),
+    "reproduce": ("`make reproduce`", ("make", "reproduce")),
+    "again": ("`make reproduce` again, nothing missing", ("make", "reproduce")),
+    "test": ("`make test`", ("make", "test")),
+    "sizes": ("environment and data on disk", ()),
+}
+TARGET = RESULTS / "bench" / "fresh_clone.json"
 
-def timed(*command: str, folder: Path) -> float:
+
+def timed(command: tuple[str, ...], folder: Path) -> float:
     """Run a command, echo what it prints, return its wall seconds; stop if it fails."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINAUG_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("TRAINAUG_") and name != "PYTHONPATH"
+    }
     started = time.perf_counter()
     subprocess.run(command, cwd=folder, env=environment, check=True)
     return time.perf_counter() - started
 
 
-def megabytes(folder: Path) -> float:
-    """Size of the files below a folder."""
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return sum(path.stat().st_size for path in files) / 1e6
+def gigabytes(*folders: Path) -> float:
+    """Size of the files below folders."""
+    files = (path for folder in folders for path in folder.rglob("*"))
+    return sum(f.stat().st_size for f in files if f.is_file() and not f.is_symlink()) / 1e9
 
 
-def download_size(clone: Path, folder: Path) -> float:
-    """Megabytes of the packages that the lock brings."""
-    pip = [str(clone / ".venv" / "bin" / "python"), "-m", "pip", "--quiet"]
-    subprocess.run(
-        [*pip, "download", "-r", "requirements.lock", "-d", str(folder)], cwd=clone, check=True
-    )
-    return megabytes(folder)
+def shown(seconds: float) -> str:
+    """Seconds or minutes."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min"
+def measure(name: str, clone: Path) -> str:
+    """One step in the clone."""
+    _, command = STEPS[name]
+    if command:
+        return shown(timed(command, clone))
+    return f"{gigabytes(clone / '.venv', clone / 'data' / 'cache'):.1f} GB"
+
+
+def write(measured: dict[str, str]) -> None:
+    """Store what was measured, in the order of the steps."""
+    rows = [
+        {"name": name, "step": STEPS[name][0], "measured": measured[name]}
+        for name in STEPS
+        if name in measured
+    ]
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, no GPU"
+    write_atomic(TARGET, json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+
+
+def known() -> dict[str, str]:
+    """What was measured before."""
+    if not TARGET.is_file():
+        return {}
+    rows = json.loads(TARGET.read_text(encoding="utf-8"))["rows"]
+    return {row["name"]: row["measured"] for row in rows}
 
 
 def main() -> None:
     """Clone, run, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], default=[])
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        clone = Path(name) / "trainaug"
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        setup = timed("make", "setup", folder=clone)
-        data = timed("make", "data", folder=clone)
-        reproduce = timed("make", "reproduce", folder=clone)
-        test = timed("make", "test", folder=clone)
-        again = timed("make", "reproduce", folder=clone)
-        environment = megabytes(clone / ".venv") / 1000
-        cache = megabytes(clone / "data" / "cache")
-        packages = download_size(clone, Path(name) / "wheels") / 1000
-    rows = [
-        {"step": "set-up, once", "measured": minutes(setup)},
-        {"step": "data, once (Fashion-MNIST)", "measured": f"{data:.0f} s"},
-        {"step": "`make reproduce` after that", "measured": minutes(reproduce)},
-        {"step": "`make reproduce` again, nothing missing", "measured": minutes(again)},
-        {"step": "`make test` after that", "measured": minutes(test)},
-        {"step": "packages downloaded", "measured": f"{packages:.1f} GB, CUDA libraries included"},
-        {"step": "disk: environment and data", "measured": f"{environment + cache / 1000:.1f} GB"},
-    ]
-    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, no GPU"
-    text = json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n"
-    write_atomic(RESULTS / "bench" / "fresh_clone.json", text)
-    print(text)
+        clone = (options.folder or Path(name)) / "trainaug"
+        if not clone.is_dir():
+            subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        measured = known()
+        for step in options.steps or STEPS:
+            measured[step] = measure(step, clone)
+            write(measured)
 
 
 if __name__ == "__main__":

@@ -102,17 +102,24 @@ def verify(
 @app.command()
 def judge(
     chapters: Chapters = None,
-    profile: Annotated[str, typer.Option(help="standard or full; both by default.")] = "",
     render: Annotated[bool, typer.Option(help="Execute the notebooks that changed, too.")] = False,
 ) -> None:
     """Apply the ledgers to the committed records: verdicts and README, in seconds."""
     from companion.experiments.chapters import TITLES
-    from companion.pages import judge as judging
+    from companion.pages.judge import judge as run
 
-    if profile and profile not in judging.PROFILES:
-        raise ValueError(f"profile must be one of {', '.join(judging.PROFILES)}, got {profile!r}")
-    profiles = (profile,) if profile else judging.PROFILES
-    judging.judge(_numbers(chapters) or tuple(TITLES), profiles, render=render, say=_say)
+    run(_numbers(chapters) or tuple(TITLES), render=render, say=_say)
+
+
+@app.command()
+def pose(chapters: Chapters = None) -> None:
+    """Accept the committed ledger for records that exist: claims say that they came after."""
+    from companion.experiments.chapters import TITLES, load_chapter
+    from companion.pages.judge import pose as run
+
+    for number in _numbers(chapters) or [n for n in TITLES if load_chapter(n)]:
+        changed = run(number)
+        print(f"chapter {number}: {', '.join(changed) or 'no rule is new to its records'}")
 
 
 @app.command()
@@ -141,23 +148,17 @@ def _say(line: str) -> None:
 @app.command()
 def claims(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-    profile: Profile = "standard",
 ) -> None:
     """Show every claim with its committed verdict."""
-    from companion.evidence.tables import verdict_table
+    from companion.evidence.tables import verdict_json_row, verdict_table
     from companion.pages.verdicts import committed_judgements
 
-    judged = committed_judgements(profile)
-    if not as_json:
+    judged = committed_judgements()
+    if as_json:
+        rows = [verdict_json_row(each) for each in judged]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
         print(verdict_table(judged))
-        return
-    fields = ("id", "tier", "verdict", "reason", "estimates", "beside")
-    rows = []
-    for judgement in judged:
-        plain = judgement.to_json()
-        n = max((estimate["n"] for estimate in plain["estimates"]), default=0)
-        rows.append({name: plain[name] for name in fields} | {"n": n, "profile": profile})
-    print(json.dumps(rows, indent=1, ensure_ascii=False))
 
 
 @app.command()

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 
-from companion.evidence.claims import Estimate, Judgement
-from companion.evidence.store import read_reference
-from companion.experiments.chapters import load_chapter
-from companion.pages.compare import (
-    Comparison,
-    compare_claims,
-    compare_records,
-    first_line,
-    timing_estimands,
-)
+from companion.evidence.claims import Effect, Judgement
+from companion.pages.compare import Comparison, compare_claims, compare_records, first_line
 
 
 def pair(arm="plain", seed=1000, value=1.0, fingerprint="aa", deterministic=True, **settings):
@@ -32,16 +23,18 @@ def pair(arm="plain", seed=1000, value=1.0, fingerprint="aa", deterministic=True
     return record, {"fingerprint": fingerprint, "deterministic": deterministic}
 
 
-def judgement(*estimates, kind="statistical", claim="csa.1"):
-    words = {estimate.verdict for estimate in estimates}
-    word = "contradicted" if "contradicted" in words else "reproduced"
-    head = Judgement(claim, "headline", kind, "s", "p", "text", 0.95, "hash")
-    return replace(head, verdict=word, reason="", estimates=estimates)
+def judgement(*effects, claim="csa.1"):
+    plain = dict.fromkeys(
+        ("tier", "origin", "scope", "control", "statement", "note", "published", "read", "where"),
+        "",
+    )
+    rest = {"front": False, "posed": "", "criterion": "", "kind": "effect", "worth": "1 points"}
+    return Judgement(id=claim, **plain, **rest, effects=effects)
 
 
-def estimate(verdict, low, high, name="gain"):
-    middle = (low + high) / 2
-    return Estimate(name, "points", {}, verdict, "", 8, {}, mean=middle, low=low, high=high)
+def effect(word, low, high, name="gain", kind="effect"):
+    middle, head = (low + high) / 2, ("", name, "a - b", kind, 1.0, "points", 0.0, 1)
+    return Effect(*head, word, "", "", 8, {}, middle, 1.0, (low, high), (low, high))
 
 
 def test_equal_records_of_an_equal_fingerprint_are_counted():
@@ -80,76 +73,43 @@ def test_another_setting_or_version_is_not_in_the_evidence():
     assert (found.absent, found.failed) == (2, False)
 
 
-def seconds_of(records):
-    by_arm = {record["arm"]: record for record in records}
-    return by_arm["timing"]["metrics"]["test/accuracy"]
-
-
-def accuracy_of(records):
-    by_arm = {record["arm"]: record for record in records}
-    return by_arm["plain"]["metrics"]["test/accuracy"]
-
-
-def test_an_estimand_that_reads_a_timing_record_is_a_timing():
-    pairs = [pair(seed=1000), pair(seed=1001), pair("timing", 1001, deterministic=False)]
-    estimands = {
-        "seconds": seconds_of,
-        "accuracy": accuracy_of,
-        "both": lambda records: seconds_of(records) / accuracy_of(records),
-        "undefined": lambda records: float(records["none"]) if not records else 1 / 0,
-    }
-    assert timing_estimands(estimands, pairs) == {"seconds", "both"}
-
-
-def test_the_seconds_of_a_statistical_claim_of_the_book_are_recognised():
-    reference = read_reference("standard", "04")
-    pairs = list(zip(reference.records, reference.provenance, strict=True))
-    timings = timing_estimands(load_chapter("04").estimands, pairs)
-    assert timings
-    assert all("second" in name or "cost" in name or "time" in name for name in timings)
-
-
-def compared(ours, theirs, timings=()):
+def compared(ours, theirs):
     comparison = Comparison("05", elsewhere=1)
-    compare_claims(comparison, [ours], [theirs], timings)
+    compare_claims(comparison, [ours], [theirs])
     return comparison
 
 
-def test_a_verdict_may_turn_at_the_edge_and_not_where_the_intervals_are_apart():
-    ours = judgement(estimate("reproduced", 0.1, 2.0))
-    edge = compared(ours, judgement(estimate("contradicted", -1.0, 0.2)))
+def test_a_word_may_turn_at_the_edge_and_not_where_the_intervals_are_apart():
+    ours = judgement(effect("holds", 0.1, 2.0))
+    edge = compared(ours, judgement(effect("opposite", -1.0, 0.2)))
     assert not edge.failed
-    assert "csa.1: contradicted in the evidence, reproduced here" in edge.moved
-    apart = compared(ours, judgement(estimate("contradicted", -1.0, 0.05)))
+    assert edge.moved == ["csa.1, gain: opposite in the evidence, holds here"]
+    apart = compared(ours, judgement(effect("opposite", -1.0, 0.05)))
     assert apart.failed
-    assert apart.turned[0].startswith("csa.1")
+    assert apart.turned[0].startswith("csa.1, gain: opposite in the evidence, holds here: gain 1")
 
 
 def test_disjoint_intervals_with_the_same_word_or_a_weaker_one_are_no_error():
-    ours = judgement(estimate("reproduced", 1.0, 2.0))
-    assert compared(ours, judgement(estimate("reproduced", 5.0, 6.0))).agreeing == 1
-    weaker = compared(ours, judgement(estimate("inconclusive", -6.0, -5.0)))
+    ours = judgement(effect("holds", 1.0, 2.0))
+    assert compared(ours, judgement(effect("holds", 5.0, 6.0))).agreeing == 1
+    weaker = compared(ours, judgement(effect("open", -6.0, -5.0)))
     assert (weaker.agreeing, weaker.failed, len(weaker.moved)) == (0, False, 1)
 
 
-def test_only_the_estimand_that_turned_counts():
-    ours = judgement(estimate("reproduced", 0.1, 2.0), estimate("reproduced", 5.0, 6.0, "other"))
-    theirs = judgement(
-        estimate("contradicted", -1.0, 0.2), estimate("reproduced", 1.0, 2.0, "other")
-    )
+def test_only_the_setting_that_turned_counts():
+    ours = judgement(effect("holds", 0.1, 2.0), effect("holds", 5.0, 6.0, "other"))
+    theirs = judgement(effect("opposite", -1.0, 0.2), effect("holds", 1.0, 2.0, "other"))
     assert not compared(ours, theirs).failed
 
 
 def test_an_exact_claim_that_turns_is_an_error_whatever_its_extremes():
-    ours = judgement(estimate("contradicted", 0.0, 1.0), kind="exact")
-    assert compared(ours, judgement(estimate("reproduced", 0.0, 1e-9), kind="exact")).failed
+    ours = judgement(effect("opposite", 0.0, 1.0, kind="exact"))
+    assert compared(ours, judgement(effect("holds", 0.0, 1e-9, kind="exact"))).failed
 
 
-@pytest.mark.parametrize(("kind", "timings"), [("timing", ()), ("statistical", ("gain",))])
-def test_a_turned_timing_is_neither_an_error_nor_counted(kind, timings):
-    ours = judgement(estimate("contradicted", 1.0, 2.0), kind=kind)
-    theirs = judgement(estimate("reproduced", -2.0, -1.0), kind=kind)
-    found = compared(ours, theirs, timings)
+def test_a_turned_timing_is_neither_an_error_nor_counted():
+    ours = judgement(effect("opposite", 1.0, 2.0, kind="timing"))
+    found = compared(ours, judgement(effect("holds", -2.0, -1.0, kind="timing")))
     assert (found.claims, found.moved, found.failed) == (0, [], False)
 
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 
 import pytest
 
 from companion.evidence import store
 from companion.evidence.claims import verdicts_json
-from companion.evidence.store import read_reference, reference_folder, write_reference
+from companion.evidence.store import read_reference, reference_folder, write_record_set
 from companion.experiments.chapters import TITLES, load_chapter, notebook_path
 from companion.pages import judge as module
-from companion.pages.judge import ADVICE, judge, notebook_faults, outdated_verdicts, verdicts_text
-from companion.pages.verdicts import committed_judgements, read_verdicts, verdicts_path
+from companion.pages import verdicts
+from companion.pages.judge import (
+    ADVICE,
+    evidence_judgements,
+    judge,
+    notebook_faults,
+    outdated_verdicts,
+    pose,
+)
+from companion.pages.verdicts import committed_judgements, criteria, read_verdicts, verdicts_path
 from companion.paths import RESULTS
 
 BUILT = [number for number in TITLES if load_chapter(number)]
@@ -25,9 +34,11 @@ def copied(tmp_path, monkeypatch):
     """A copy of the results that the code takes for the committed one."""
     root = tmp_path / "results"
     shutil.copytree(RESULTS, root)
-    for function in (store.reference_folder, store.read_reference, store.write_reference):
+    functions = ("reference_folder", "read_reference", "write_reference", "write_record_set")
+    for function in (getattr(store, name) for name in functions):
         defaults = [root if value == RESULTS else value for value in function.__defaults__]
         monkeypatch.setattr(function, "__defaults__", tuple(defaults))
+    monkeypatch.setattr(verdicts, "RESULTS", root)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     shutil.copy(RESULTS.parent / "README.md", tmp_path)
     return root
@@ -38,23 +49,22 @@ def test_committed_verdicts_are_what_the_judge_says(number):
     assert not outdated_verdicts([number]), ADVICE
 
 
-@pytest.mark.parametrize("number", [*BUILT, "08"])
+@pytest.mark.parametrize("number", ["00", *BUILT, "08"])
 def test_committed_notebooks_show_the_committed_verdicts(number):
     assert not notebook_faults(number), ADVICE
 
 
-@pytest.mark.parametrize("profile", ["standard", "full"])
-def test_verdicts_are_read_as_they_were_written(profile):
-    for number in BUILT:
-        text = verdicts_path(number, profile).read_text(encoding="utf-8")
-        assert verdicts_json(read_verdicts(number, profile)) == text
+@pytest.mark.parametrize("number", BUILT)
+def test_verdicts_are_read_as_they_were_written(number):
+    text = verdicts_path(number).read_text(encoding="utf-8")
+    assert verdicts_json(read_verdicts(number)) == text
 
 
 def test_a_hand_edited_verdict_is_noticed_and_mended(copied):
-    path = verdicts_path("05", "standard")
+    path = verdicts_path("05")
     before = path.read_text(encoding="utf-8")
     rows = json.loads(before)
-    rows[0]["verdict"] = "reproduced" if rows[0]["verdict"] != "reproduced" else "contradicted"
+    rows[0]["word"] = "holds" if rows[0]["word"] != "holds" else "opposite"
     path.write_text(json.dumps(rows), encoding="utf-8")
     assert outdated_verdicts(["05"]) == {path: before}
     said: list[str] = []
@@ -65,45 +75,109 @@ def test_a_hand_edited_verdict_is_noticed_and_mended(copied):
 
 
 def test_a_damaged_verdict_file_is_named_with_the_command(copied):
-    path = verdicts_path("05", "standard")
+    path = verdicts_path("05")
     for text in ("[{", '[{"id": "csa.1"}]', '{"id": 3}'):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match=r"verdicts\.json.*python -m companion judge 05"):
-            read_verdicts("05", "standard")
+        with pytest.raises(ValueError, match=r"05\.json.*make judge CHAPTERS=05"):
+            read_verdicts("05")
     assert path in outdated_verdicts(["05"])
 
 
-def test_a_rule_that_changed_since_the_publication_gives_no_verdict(copied):
-    reference = read_reference("standard", "05")
-    claims = {judgement.id: judgement for judgement in read_verdicts("05", "standard")}
-    changed, kept = [name for name, j in claims.items() if j.verdict == "contradicted"][:2]
-    criteria = {changed: "0" * 64, kept: claims[kept].criterion_hash}
-    about = replace(reference.record_set, criteria=criteria)
-    write_reference(
-        "standard", "05", zip(reference.records, reference.provenance, strict=True), about
-    )
-    judged = {row["id"]: row for row in json.loads(verdicts_text("05"))}
-    assert judged[changed]["verdict"] == "inconclusive"
-    assert judged[changed]["reason"] == "criterion changed"
-    assert judged[kept]["verdict"] == "contradicted"
+def test_a_word_comes_from_full_where_full_has_its_arms_and_else_from_standard():
+    judged = [each for number in BUILT for each in evidence_judgements(number)]
+    answered = [each for each in judged if each.has_values]
+    assert {each.records for each in answered} <= {"full", "standard"}
+    for each in answered:
+        full = read_reference(
+            "full",
+            each.id and next(n for n in BUILT if any(j.id == each.id for j in read_verdicts(n))),
+        )
+        assert each.early == (each.records == "full" and not full.record_set.canonical)
+        assert not each.standard_word or each.early
+
+
+def stamped(number, profile, rules):
+    about = replace(read_reference(profile, number).record_set, criteria=rules)
+    write_record_set(profile, number, about)
+
+
+def test_a_rule_that_changed_since_the_publication_gives_no_word(copied):
+    known = {each.id: each for each in evidence_judgements("05") if each.word != "open"}
+    changed, kept = list(known)[:2]
+    for profile in ("full", "standard"):
+        stamped("05", profile, criteria("05") | {changed: "0" * 64})
+    judged = {each.id: each for each in evidence_judgements("05")}
+    assert (judged[changed].word, judged[changed].reason) == ("open", "criterion changed")
+    assert judged[kept].word == known[kept].word
 
 
 def test_listings_show_a_ledger_that_has_moved_on(copied):
-    path = verdicts_path("05", "standard")
+    path = verdicts_path("05")
     rows = json.loads(path.read_text(encoding="utf-8"))
-    rows[0]["criterion_hash"] = "0" * 64
+    rows[0]["criterion"] = "0" * 64
     path.write_text(json.dumps(rows), encoding="utf-8")
     listed = {judgement.id: judgement for judgement in committed_judgements()}
     assert listed[rows[0]["id"]].reason == "criterion changed"
 
 
+@pytest.fixture
+def own_ledger(copied, tmp_path, monkeypatch):
+    """A ledger in a repository of its own, that may be changed and committed."""
+    folder = tmp_path / "claims"
+    folder.mkdir()
+    shutil.copy(RESULTS.parent / "claims" / "05.yaml", folder)
+    for part in (module, verdicts):
+        monkeypatch.setattr(part, "CLAIMS", folder)
+
+    def git(*words):
+        name = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *name, *words], check=True, capture_output=True)
+
+    git("init", "-q")
+    git("add", "claims")
+    git("commit", "-qm", "ledger")
+    return folder / "05.yaml", lambda: git("commit", "-qam", "changed")
+
+
+def test_swapped_operands_show_as_a_changed_criterion_until_they_are_posed(own_ledger):
+    path, commit = own_ledger
+    assert pose("05") == []
+    before = {each.id: each for each in evidence_judgements("05")}
+    text = path.read_text(encoding="utf-8")
+    swapped = text.replace(
+        "digits_10_csa4 - 100 * digits_10_erm", "digits_10_erm - 100 * digits_10_csa4"
+    )
+    assert swapped != text
+    path.write_text(swapped, encoding="utf-8")
+    moved = [j.id for j in evidence_judgements("05") if j.reason == "criterion changed"]
+    assert moved
+    with pytest.raises(ValueError, match=r"commit 05\.yaml first"):
+        pose("05")
+    commit()
+    assert set(moved) <= set(pose("05"))
+    after = {each.id: each for each in evidence_judgements("05")}
+    assert not [j for j in after.values() if j.reason == "criterion changed"]
+    assert after[moved[0]].effects[0].mean == pytest.approx(-before[moved[0]].effects[0].mean)
+
+
+def test_a_rule_that_is_new_to_its_records_must_say_so(own_ledger):
+    path, commit = own_ledger
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("posed: after the data", "posed: before the data"), "utf-8")
+    commit()
+    assert pose("05") == []  # when a rule was posed is no part of it
+    stamped("05", "standard", {})
+    with pytest.raises(ValueError, match="say `posed: after the data`"):
+        pose("05")
+
+
 def test_a_notebook_that_shows_another_word_is_named(tmp_path, monkeypatch):
     text = notebook_path("05").read_text(encoding="utf-8")
-    claim = next(j for j in read_verdicts("05", "standard") if j.verdict == "contradicted")
-    shown = f"{claim.id}  {claim.tier}  CONTRADICTED"
+    claim = next(j for j in read_verdicts("05") if j.word == "open")
+    shown = f"{claim.id}  OPEN"
     assert shown in text
     copy = tmp_path / notebook_path("05").name
-    copy.write_text(text.replace(shown, shown.replace("CONTRADICTED", "REPRODUCED")), "utf-8")
+    copy.write_text(text.replace(shown, f"{claim.id}  HOLDS"), "utf-8")
     monkeypatch.setattr(module, "notebook_path", lambda number: copy)
     assert claim.id in notebook_faults("05")
 
@@ -113,15 +187,17 @@ def test_render_executes_only_the_notebooks_that_show_something_else(copied, mon
     monkeypatch.setattr(module, "execute_notebook", lambda path: executed.append(path.name[:2]))
     monkeypatch.setattr(module, "write_key_figure", lambda number: None)
     monkeypatch.setattr(module, "notebook_faults", lambda n: ["csa.1"] if n == "05" else [])
-    judge(BUILT, ["standard"])
+    judge(BUILT)
     assert executed == []
-    judge(BUILT, ["standard"], render=True)
+    judge(BUILT, render=True)
     assert executed == ["05"]
 
 
 def test_a_chapter_without_records_has_no_verdicts(copied):
-    shutil.rmtree(reference_folder("full", "05"))
+    for profile in ("full", "standard"):
+        shutil.rmtree(reference_folder(profile, "05"))
     with pytest.raises(LookupError, match="05"):
-        verdicts_text("05", "full")
-    assert read_verdicts("05", "full") == []
+        evidence_judgements("05")
+    verdicts_path("05").unlink()
+    assert read_verdicts("05") == []
     assert not outdated_verdicts(["05"])

@@ -94,21 +94,28 @@ def test_recompute_never_reads_the_reference(monkeypatch, tmp_path, capsys):
     records = context.run()
     assert {record["seed"] for record in records} == {1000}
     context.verdicts()
-    context.say("{lin.2.gaussian_diagonal:.3f}")
-    assert capsys.readouterr().out.count("not judged (quick)") == 2
+    assert "Your own runs" not in capsys.readouterr().out  # quick decides nothing
     assert len(list(tmp_path.glob("quick/06/*/result.json"))) == len(records)
 
 
-def test_say_fills_in_estimates(reference, capsys):
-    capsys.readouterr()
-    reference.say("{lin.2.verdict}: {lin.2.gaussian_diagonal:.2f} from {lin.2.real_advantage.n}")
-    judged = reference._judged["lin.2"]
-    expected = f"{judged.verdict}: {judged.estimates[0].mean:.2f} from 10\n"
-    assert capsys.readouterr().out == expected
-    with pytest.raises(KeyError, match="no estimand 'nothing'"):
-        reference.say("{lin.2.nothing}")
+def test_an_effect_is_found_by_claim_and_setting(reference):
+    judged = reference.judgements["lin.2"]
+    assert reference.effect("lin.2") == judged.effects[0]
+    last = judged.effects[-1]
+    assert reference.effect("lin.2", last.name) == last
+    with pytest.raises(KeyError, match="no setting 'nothing'"):
+        reference.effect("lin.2", "nothing")
     with pytest.raises(KeyError):
-        reference.say("{lin.99.verdict}")
+        reference.effect("lin.99")
+
+
+def test_own_runs_are_shown_beside_the_verdicts_without_a_word(reference, capsys):
+    capsys.readouterr()
+    own = replace(reference, evidence="recompute")
+    own.verdicts()
+    shown = capsys.readouterr().out
+    assert "Your own runs, profile standard:" in shown
+    assert "HOLDS" not in shown.split("Your own runs")[1]
 
 
 def test_table_shows_mean_interval_and_n(reference, capsys):
@@ -159,14 +166,13 @@ def test_rows_print_plain_values(reference, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split() == ["a", "0.123"]
 
 
-def test_verdicts_name_claim_rule_beside_and_reason(reference, capsys):
+def test_verdicts_name_claim_word_and_records(reference, capsys):
     capsys.readouterr()
     reference.verdicts()
     shown = capsys.readouterr().out
-    for claim in ("lin.1", "lin.2", "lin.6"):
-        assert re.search(rf"^{re.escape(claim)}\s+headline", shown, re.M)
-    assert "beside, the note's rule" in shown
-    assert "lin.8  extended  CONTRADICTED" in shown
+    for claim, judged in reference.judgements.items():
+        assert f"{claim}  {judged.word.upper()}" in shown
+    assert "records: full" in shown
     assert max(map(len, shown.splitlines())) <= 110
 
 

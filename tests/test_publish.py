@@ -110,7 +110,7 @@ def test_published_runs_are_the_evidence_and_say_where_they_come_from(copied, tm
     ledger = subprocess.run(["git", "rev-parse", blob], capture_output=True, text=True, check=True)
     assert about.ledger == ledger.stdout.strip()
     assert set(about.criteria) == {c.id for c in load_ledger(CLAIMS / f"{NUMBER}.yaml")}
-    assert not judging.outdated_verdicts([NUMBER], ["standard"])
+    assert not judging.outdated_verdicts([NUMBER])
 
 
 def test_what_publishing_does_not_write_stays(copied, tmp_path):

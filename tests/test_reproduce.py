@@ -103,7 +103,7 @@ def test_a_changed_knob_shows_own_result_beside_the_evidence(reference, tmp_path
     code, report = reproduced(reference, tmp_path, monkeypatch, change)
     assert code == 0
     assert "records are not in the evidence" in report.splitlines()[0]
-    assert "| claim | estimand | here | evidence |" in report
+    assert "| claim | setting | here | evidence |" in report
 
 
 def test_data_that_is_not_available_is_its_own_outcome(reference, tmp_path, monkeypatch):

@@ -1,112 +1,240 @@
-"""Judge the claims of the ledger on records: verdicts by rule.
+"""Judge the claims of the ledger on records: words by rule.
 
-A record is the plain mapping of one run (``arm``, ``seed``, ``metrics`` ...); an estimand is a
-function from all records of one seed to one float. The rules are those of design §4. Where that
-page leaves a choice:
+A record is the plain mapping of one run (``arm``, ``seed``, ``metrics``, ``curves``). The rule is
+`companion.evidence.rule`; here values are gathered, and what stands in the way of a word is said:
 
-- *statistical* and *timing* use exactly the first ``seeds`` seeds (5 and 20 at least; a block of
-  timing is a seed), at *full* the first ``seeds_at_full``, so that runs cannot be added until the
-  verdict changes.
-- Too few runs, a KeyError in an estimand and a value that is not finite make that estimand
-  *inconclusive*, with the reason. A claim without any record is *not tested*, and so is one whose
-  ``arms`` are not all there and none of whose estimands has a value: another profile runs it.
-- *exact* is |value| <= tolerance on every seed there is. A certified violation contradicts even
-  where other seeds are missing.
-- ``arms`` limits the records that a claim sees, and the plateau rule with it, to those arms.
+- The first ``count`` seeds from the ledger's start decide, so that runs cannot be added until the
+  word changes. *exact* takes every seed there is; a violation refutes even where others miss.
+- Too few seeds, a missing arm or metric, a value that is not finite: *open*, with the reason.
+- An arm of which more than a tenth of the runs did not meet their plateau rule decides nothing.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from companion.evidence.formulas import Formula, Function
-from companion.evidence.ledger import MIN_SEEDS, Claim, Criterion, Region, criterion_hash
-from companion.evidence.statistics import seeds_needed, t_interval
+from companion.evidence.ledger import Claim, Part, Setting, criterion_hash
+from companion.evidence.rule import (
+    MIN_BLOCKS,
+    NARROW,
+    Level,
+    Pair,
+    Ruling,
+    combine_and,
+    combine_or,
+    combine_settings,
+    detectable_effect,
+    fifths,
+    power_of_sign,
+    rule_exact,
+    rule_truth,
+    rule_values,
+    seeds_for_power,
+    stability,
+)
 
-__all__ = [
-    "Estimate",
-    "Judgement",
-    "decide",
-    "expected_false_reproduced",
-    "judge",
-    "round_numbers",
-    "verdicts_json",
-]
+__all__ = ["Aside", "Effect", "Judgement", "Record", "judge", "round_numbers", "verdicts_json"]
 
 Record = Mapping[str, Any]
-Verdict = Literal["reproduced", "contradicted", "inconclusive", "not tested"]
 
 MIN_PLATEAU_PERCENT = 90
-TIMING_SLACK = 1.05
-_MISSING_ARM = "no records of arm"
+SKEWED, FEW = 1.5, 24  # such skewness with fewer seeds is said
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """One criterion judged; for *exact*, ``low`` and ``high`` are the extremes over seeds."""
+class Effect:
+    """One setting judged.
 
-    estimand: str
+    Attributes:
+        part: Name of the part it belongs to; empty in a claim of one.
+        name: The setting.
+        formula: The number, as the ledger has it.
+        kind: Kind of the claim or part.
+        worth: Smallest effect worth having, in the unit of the values; ``None`` without one.
+        unit: ``percent`` or ``factor`` for logarithms of ratios, else the unit of the values.
+        shift: Threshold of a *bound*: values are distances from it on the side of the claim.
+        side: 1, or -1 where the claim is to lie below the threshold.
+        word: Word of the setting.
+        addition: What narrows it.
+        reason: Why it is open or refuted, where that can be said.
+        n: Seeds, blocks or cases.
+        values: By seed.
+        mean: Of the values.
+        sd: Their standard deviation; of the fifths of a timing.
+        sign: Interval of 99 %, for the sign.
+        size: Interval of 95 %, for the size; the extremes of an *exact* claim.
+        stability: Share of resamples with the same word.
+        skew: Skewness, where it is large and the seeds are few.
+        seeds_needed: Seeds for 80 % power at an effect of ``worth``, of an open setting.
+        detectable: Smallest effect that 80 % power would find.
+        power: Power for the published effect.
+    """
+
+    part: str
+    name: str
+    formula: str
+    kind: str
+    worth: float | None
     unit: str
-    rule: dict[str, Any]
-    verdict: Verdict
+    shift: float
+    side: int
+    word: str
+    addition: str
     reason: str
     n: int
     values: dict[int, float]
     mean: float | None = None
-    low: float | None = None
-    high: float | None = None
     sd: float | None = None
-    under_powered: bool = False
+    sign: Pair | None = None
+    size: Pair | None = None
+    stability: float | None = None
+    skew: float | None = None
     seeds_needed: int | None = None
+    detectable: float | None = None
+    power: float | None = None
+
+    @property
+    def words(self) -> str:
+        """Word and addition as one phrase."""
+        return f"{self.word}, {self.addition}" if self.addition else self.word
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether values are logarithms of ratios."""
+        return self.unit in ("percent", "factor")
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether other seeds of the same kind would often give another word."""
+        return self.stability is not None and self.stability < NARROW
+
+
+@dataclass(frozen=True)
+class Aside:
+    """An effect beside a claim: judged and shown, never deciding."""
+
+    label: str
+    word: str
+    addition: str
+    reason: str
+    effects: tuple[Effect, ...]
+
+    @property
+    def words(self) -> str:
+        """Word and addition as one phrase."""
+        return f"{self.word}, {self.addition}" if self.addition else self.word
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One claim judged; ``beside`` holds label, verdict, reason and estimates of that rule."""
+    """One claim judged.
+
+    Attributes:
+        id: Such as ``csa.1``.
+        tier: ``headline`` or ``extended``.
+        origin: Who said it: ``authors``, ``logs`` or ``ours``.
+        scope: ``same``, ``scaled`` or ``proxy``.
+        control: ``positive`` or ``negative`` for controls, else empty.
+        statement: The claim.
+        note: What a reader should know beside it.
+        published: What was published.
+        read: What of the work could be read.
+        where: Where in the work.
+        front: Whether it stands on the front page.
+        posed: Before or after the data.
+        criterion: Hash of the rule.
+        kind: Common kind of its parts, or ``parts``.
+        worth: Common smallest effect in words, or empty.
+        word: The word.
+        addition: What narrows it.
+        reason: Why it is open, where that can be said.
+        effects: The settings that decide.
+        beside: What is shown beside.
+        records: Name of the record set that was judged: ``full`` or ``standard``.
+        early: Whether that set was made before canonical mode.
+        standard_word: Word of the canonical standard records at the seeds they have, where the word
+            itself is from others; empty without such records.
+        standard_seeds: How many seeds those are.
+    """
 
     id: str
     tier: str
-    kind: str
+    origin: str
+    scope: str
+    control: str
     statement: str
+    note: str
     published: str
     read: str
-    confidence: float
-    criterion_hash: str
-    verdict: Verdict = "not tested"
+    where: str
+    front: bool
+    posed: str
+    criterion: str
+    kind: str
+    worth: str
+    word: str = "open"
+    addition: str = ""
     reason: str = "no records"
-    estimates: tuple[Estimate, ...] = ()
-    beside: dict[str, Any] | None = None
-    under_powered: bool = field(init=False)
-    seeds_needed: int | None = field(init=False)
+    effects: tuple[Effect, ...] = ()
+    beside: tuple[Aside, ...] = ()
+    records: str = ""
+    early: bool = False
+    standard_word: str = ""
+    standard_seeds: int = 0
 
-    def __post_init__(self) -> None:
-        needed = max((each.seeds_needed or 0 for each in self.estimates), default=0)
-        object.__setattr__(self, "under_powered", any(e.under_powered for e in self.estimates))
-        object.__setattr__(self, "seeds_needed", needed or None)
+    @property
+    def words(self) -> str:
+        """Word and addition as one phrase."""
+        return f"{self.word}, {self.addition}" if self.addition else self.word
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts for or against the works."""
+        return self.origin != "ours" and self.scope != "proxy" and not self.control
+
+    @property
+    def stability(self) -> float | None:
+        """Least share of resamples with the same word, over the deciding settings."""
+        return min((e.stability for e in self.effects if e.stability is not None), default=None)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the word of a deciding setting would often be another with other seeds."""
+        return any(effect.is_narrow for effect in self.effects)
+
+    @property
+    def has_values(self) -> bool:
+        """Whether any deciding setting has a value."""
+        return any(effect.n for effect in self.effects)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for ``verdicts.json``, rounded by :func:`round_numbers`."""
+        """Plain data for ``verdicts``, rounded by :func:`round_numbers`."""
         plain: dict[str, Any] = round_numbers(asdict(self))
         return plain
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Judgement:
         """Read back what `to_json` has made; a missing or unknown field raises a TypeError."""
-        fields = {k: v for k, v in plain.items() if k not in ("under_powered", "seeds_needed")}
-        beside = fields.pop("beside")
-        if beside is not None:
-            beside = {**beside, "estimates": tuple(map(_read_estimate, beside["estimates"]))}
-        estimates = tuple(map(_read_estimate, fields.pop("estimates")))
-        return cls(**fields, estimates=estimates, beside=beside)
+        names = {each.name for each in fields(cls)}
+        if missing := sorted(names - plain.keys()):
+            raise TypeError(f"missing field {missing[0]!r}")
+        beside = tuple(
+            Aside(**{**aside, "effects": tuple(map(_read_effect, aside["effects"]))})
+            for aside in plain["beside"]
+        )
+        effects = tuple(map(_read_effect, plain["effects"]))
+        return cls(**{**plain, "effects": effects, "beside": beside})
 
 
-def _read_estimate(plain: Mapping[str, Any]) -> Estimate:
+def _read_effect(plain: Mapping[str, Any]) -> Effect:
     values = {int(seed): value for seed, value in plain["values"].items()}
-    return Estimate(**{**plain, "values": values})
+    pairs = {name: tuple(plain[name]) if plain[name] else None for name in ("sign", "size")}
+    return Effect(**{**plain, "values": values, **pairs})
 
 
 def round_numbers(value: Any) -> Any:
@@ -121,155 +249,240 @@ def round_numbers(value: Any) -> Any:
 
 
 def verdicts_json(judgements: Sequence[Judgement]) -> str:
-    """Text of ``verdicts.json``: equal bytes for equal judgements."""
+    """Text of a file of verdicts: equal bytes for equal judgements."""
     plain = [each.to_json() for each in judgements]
     return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def decide(low: float, high: float, reproduced: Region, contradicted: Region) -> Verdict:
-    """The statistical rule for one interval; *reproduced* comes first."""
-    if reproduced.contains_interval(low, high):
-        return "reproduced"
-    return "contradicted" if contradicted.contains_interval(low, high) else "inconclusive"
+@dataclass
+class _Records:
+    """The records that a claim may read, by seed, with what they can be asked."""
 
+    claim: Claim
+    by_seed: dict[int, list[Record]]
+    functions: Mapping[str, Function]
+    all_there_are: bool
+    blocked: dict[str, str] = field(default_factory=dict)
 
-def judge(claim: Claim, records: Sequence[Record], functions: Mapping[str, Function]) -> Judgement:
-    """Judge one claim.
-
-    Args:
-        claim: The entry of the ledger.
-        records: All runs of the chapter. Statistical claims refuse the pilot seeds 0-99.
-        functions: Functions of the chapter that formulas may call; an unknown one raises a ValueError.
-    """
-    judgement = Judgement(
-        **claim.model_dump(include={"id", "tier", "kind", "statement", "confidence"}),
-        published=claim.source.published,
-        read=claim.source.read,
-        criterion_hash=criterion_hash(claim, functions),
-    )
-    if claim.not_tested or not claim.all_of:
-        return replace(judgement, reason=claim.not_tested or "")
-    by_seed: dict[int, list[Record]] = {}
-    for record in records:
-        if claim.arms is None or record["arm"] in claim.arms:
-            by_seed.setdefault(record["seed"], []).append(record)
-    if not by_seed:
-        return judgement
-    if claim.kind == "statistical" and min(by_seed) < 100:
-        raise ValueError(f"claim {claim.id}: seed {min(by_seed)} is a pilot seed (0-99)")
-    blocked = _why_blocked(claim, [each for group in by_seed.values() for each in group])
-
-    def measure(
-        name: str, formula: Formula, kind: str, needed: int
+    def values(
+        self, formula: Formula, part: Part, seeds: int | None = None
     ) -> tuple[dict[int, float], str]:
         """Finite values by seed, and why they are not all that the rule needs."""
+        count = seeds or self.claim.seeds.count
+        needed = 1 if part.kind == "exact" or self.all_there_are else count
         values: dict[int, float] = {}
         absent = undefined = ""
-        for seed in sorted(by_seed)[: None if kind == "exact" else needed]:
+        there = sorted(self.by_seed)
+        if part.kind != "exact":
+            there = [seed for seed in there if seed >= self.claim.seeds.start][:count]
+        for seed in there:
             try:
-                value = formula.evaluate(by_seed[seed], functions)
+                value = formula.evaluate(self.by_seed[seed], self.functions)
             except KeyError as error:
-                absent = absent or f" (seed {seed} has no {error})"
+                absent = absent or str(error.args[0])
                 continue
             if math.isfinite(value):
                 values[seed] = value
             else:
-                undefined = undefined or f"{name}: seed {seed} gives {value}"
+                undefined = undefined or f"seed {seed} gives {value}"
+        if blocked := next((self.blocked[arm] for arm in formula.arms if arm in self.blocked), ""):
+            return values, blocked
         if not undefined and len(values) < needed:
-            undefined = f"{name}: {len(values)} of {needed} seeds or blocks{absent}"
+            what = "blocks" if part.kind == "timing" else "seeds"
+            undefined = f"{len(values)} of {needed} {what}" + (f": {absent}" if absent else "")
         return values, undefined
 
-    def apply(criteria: Sequence[Criterion]) -> dict[str, Any]:
-        estimates = [_judge_one(each, claim, measure) for each in criteria]
-        if blocked:
-            estimates = [replace(e, verdict="inconclusive", reason=blocked) for e in estimates]
-        found = {each.verdict for each in estimates}
-        verdict = "contradicted" if "contradicted" in found else "inconclusive"
-        verdict = "reproduced" if found == {"reproduced"} else verdict
-        reasons = dict.fromkeys(e.reason for e in estimates if e.verdict == verdict and e.reason)
-        return {"verdict": verdict, "reason": "; ".join(reasons), "estimates": tuple(estimates)}
 
-    found = apply(claim.all_of)
-    if blocked.startswith(_MISSING_ARM) and not any(each.n for each in found["estimates"]):
-        return replace(judgement, reason=blocked)  # this profile leaves the claim's runs out
-    if claim.beside:
-        beside = {"label": claim.beside.label, **apply(claim.beside.all_of)}
-        judgement = replace(judgement, beside=beside)
-    return replace(judgement, **found)
+def judge(
+    claim: Claim,
+    records: Sequence[Record],
+    functions: Mapping[str, Function],
+    *,
+    known_arms: Collection[str] | None = None,
+    all_there_are: bool = False,
+) -> Judgement:
+    """Judge one claim.
 
+    Args:
+        claim: The entry of the ledger.
+        records: All runs of the chapter.
+        functions: Functions of the chapter that formulas may call.
+        known_arms: Arms of the chapter, to refuse a formula that names another; not asked without.
+        all_there_are: Whether fewer seeds than the ledger's count may decide: for comparing record
+            sets, never for the word of a claim.
 
-def expected_false_reproduced(judgements: Sequence[Judgement]) -> float:
-    """Number of false *reproduced* to expect from chance, at most.
-
-    Where the truth sits on the edge of its region, an interval of confidence c falls inside with
-    probability (1 - c) / 2. The sum of that over the statistical and timing claims judged is what
-    to expect if every truth sat there. Exact claims add nothing.
+    Raises:
+        ValueError: If a formula names an unknown arm or function, an arm has two records for a
+            seed, or the values of a statistical claim are all equal.
     """
-    drawn = [each for each in judgements if each.kind != "exact" and each.verdict != "not tested"]
-    return math.fsum((1 - each.confidence) / 2 for each in drawn)
+    judgement = Judgement(
+        id=claim.id,
+        tier=claim.tier,
+        origin=claim.origin,
+        scope=claim.scope,
+        control=claim.control or "",
+        statement=claim.statement,
+        note=claim.note,
+        published=claim.published.value,
+        read=claim.published.read,
+        where=claim.published.where,
+        front=claim.front,
+        posed=claim.posed,
+        criterion=criterion_hash(claim, functions),
+        kind=_common([str(part.kind) for part in claim.parts]) or "parts",
+        worth=_common([part.worth or "" for part in claim.parts]),
+    )
+    arms = {arm for formula in claim.all_formulas() for arm in formula.arms}
+    if known_arms is not None and (unknown := sorted(arms - set(known_arms))):
+        raise ValueError(f"claim {claim.id}: unknown arm {unknown[0]!r}")
+    by_seed: dict[int, list[Record]] = {}
+    for record in records:
+        if record["arm"] in arms:
+            by_seed.setdefault(record["seed"], []).append(record)
+    blocked = _unfinished_arms([each for group in by_seed.values() for each in group])
+    source = _Records(claim, by_seed, functions, all_there_are, blocked)
+    asides = tuple(
+        Aside(each.label, ruling.word, ruling.addition, ruling.reason, effects)
+        for each in claim.beside
+        for ruling, effects in [_judge_part(each, source, Level())]
+    )
+    judgement = replace(judgement, beside=asides)
+    if not claim.parts:
+        return replace(judgement, reason=claim.unanswered or "")
+    try:
+        ruling, effects = _judge_parts(claim, source)
+    except ValueError as error:
+        raise ValueError(f"claim {claim.id}: {error}") from error
+    judgement = replace(judgement, effects=effects, word=ruling.word, addition=ruling.addition)
+    judgement = replace(judgement, reason=ruling.reason)
+    if claim.unanswered is not None:
+        return replace(judgement, word="open", addition="", reason=claim.unanswered)
+    return judgement
 
 
-def _why_blocked(claim: Claim, records: Sequence[Record]) -> str:
-    arms = sorted({each["arm"] for each in records})
-    if missing := sorted(set(claim.arms or ()) - set(arms)):
-        return f"{_MISSING_ARM} {missing[0]!r}"
+def _common(values: Sequence[str]) -> str:
+    return values[0] if len(set(values)) == 1 else ""
+
+
+def _judge_parts(claim: Claim, source: _Records) -> tuple[Ruling, tuple[Effect, ...]]:
+    found = [_judge_part(part, source, Level()) for part in claim.parts]
+    effects = tuple(effect for _, each in found for effect in each)
+    words = [ruling for ruling, _ in found]
+    if len(words) == 1:
+        return words[0], effects
+    corrected = [_judge_part(p, source, Level().among(len(words)))[0] for p in claim.parts]
+    return (combine_or if claim.any_of else combine_and)(words, corrected), effects
+
+
+def _judge_part(part: Part, source: _Records, level: Level) -> tuple[Ruling, tuple[Effect, ...]]:
+    rulings, effects = [], []
+    for setting, formula in zip(part.settings, part.formulas, strict=True):
+        raw, problem = source.values(formula, part, setting.seeds)
+        values = {seed: _towards_claim(value, part) for seed, value in raw.items()}
+        try:
+            ruling = _rule(part, list(values.values()), problem, source, level)
+        except ValueError as error:
+            raise ValueError(f"{setting.name}: {error}") from error
+        rulings.append(ruling)
+        effects.append(_effect(part, setting, formula, ruling, values, source.claim))
+    worth = part.amount.value if part.amount is not None else 0.0
+    return combine_settings(rulings, worth), tuple(effects)
+
+
+def _towards_claim(value: float, part: Part) -> float:
+    """A value in the direction of the claim, measured from the threshold of a *bound*."""
+    if part.above is not None:
+        return value - part.above
+    return part.below - value if part.below is not None else value
+
+
+def _rule(
+    part: Part, values: Sequence[float], problem: str, source: _Records, level: Level
+) -> Ruling:
+    assert part.kind is not None
+    if part.kind == "truth":
+        return rule_truth(values, part.chance, reason=problem)
+    if part.kind == "exact":
+        assert part.tolerance is not None
+        certified: list[float] = []
+        if part.certifying is not None:
+            certified = list(source.values(part.certifying, part)[0].values()) or [0.0]
+        return rule_exact(values, part.tolerance, certified, reason=problem)
+    worth = part.amount.value if part.amount is not None else 0.0
+    return rule_values(values, worth, part.kind, level=level, reason=problem)
+
+
+def _effect(
+    part: Part,
+    setting: Setting,
+    formula: Formula,
+    ruling: Ruling,
+    values: dict[int, float],
+    claim: Claim,
+) -> Effect:
+    amount = part.amount
+    effect = Effect(
+        part=part.name,
+        name=setting.name,
+        formula=formula.text + (f" of {formula.of}" if formula.of else ""),
+        kind=str(part.kind),
+        worth=amount.value if amount is not None else None,
+        unit=part.shown_unit,
+        shift=part.above if part.above is not None else part.below or 0.0,
+        side=-1 if part.below is not None else 1,
+        word=ruling.word,
+        addition=ruling.addition,
+        reason=ruling.reason,
+        n=ruling.n,
+        values=values,
+        mean=ruling.mean,
+        sd=ruling.sd,
+        sign=ruling.sign,
+        size=ruling.size,
+    )
+    if part.kind in ("truth", "exact") or ruling.sd is None or not ruling.sd > 0:
+        return effect
+    counted = list(values.values())
+    if part.kind == "timing":
+        if len(counted) < MIN_BLOCKS:
+            return effect
+        counted = fifths(counted)
+    worth = amount.value if amount is not None else 0.0
+    if len(counted) >= 3:
+        effect = replace(effect, skew=_large_skew(counted))
+    if len(counted) >= 5:
+        assert part.kind is not None
+        effect = replace(
+            effect,
+            stability=stability(counted, worth, part.kind) if ruling.word != "open" else None,
+            detectable=detectable_effect(ruling.sd, len(counted)),
+        )
+    if ruling.word == "open" and worth > 0:
+        effect = replace(effect, seeds_needed=seeds_for_power(worth / ruling.sd))
+    if claim.published.effect is not None and part.kind == "effect":
+        published = type(amount).parse(claim.published.effect) if amount is not None else None
+        if published is not None:
+            power = float(power_of_sign(published.value / ruling.sd, len(counted)))
+            effect = replace(effect, power=power)
+    return effect
+
+
+def _large_skew(values: Sequence[float]) -> float | None:
+    """Skewness, if it is large and there are few values."""
+    mean = math.fsum(values) / len(values)
+    second = math.fsum((v - mean) ** 2 for v in values) / len(values)
+    if second == 0 or len(values) >= FEW:
+        return None
+    skew = math.fsum((v - mean) ** 3 for v in values) / len(values) / second**1.5
+    return skew if abs(skew) > SKEWED else None
+
+
+def _unfinished_arms(records: Sequence[Record]) -> dict[str, str]:
+    """Arms of which too many runs did not meet their plateau rule, with a sentence that says so."""
     counted = [e for e in records if "plateau" in e and not e.get("demonstration", False)]
-    for arm in arms:
+    said = {}
+    for arm in sorted({each["arm"] for each in counted}):
         met = [bool(each["plateau"]) for each in counted if each["arm"] == arm]
         if 100 * sum(met) < MIN_PLATEAU_PERCENT * len(met):
-            return f"arm {arm!r}: {sum(met)} of {len(met)} runs met their plateau rule (< 90 %)"
-    return ""
-
-
-def _judge_one(
-    rule: Criterion,
-    claim: Claim,
-    measure: Callable[[str, Formula, str, int], tuple[dict[int, float], str]],
-) -> Estimate:
-    """Judge one criterion; with too few values it shows its interval but gets no verdict."""
-    name = rule.estimand
-    values, problem = measure(name, rule.formula, rule.kind, max(claim.seeds, MIN_SEEDS[rule.kind]))
-    shown = rule.model_dump(exclude={"estimand", "number", "of", "unit"}, exclude_none=True)
-    estimate = Estimate(
-        name, rule.unit, shown, "inconclusive", problem, n=len(values), values=values
-    )
-    if rule.tolerance is not None:
-        if values:
-            x = list(values.values())
-            mean = math.fsum(x) / len(x)
-            estimate = replace(estimate, mean=mean, low=min(x), high=max(x))
-        certified = {seed: abs(value) for seed, value in values.items()}
-        if rule.certificate is not None:
-            certified, undefined = measure(
-                name, rule.certificate, "exact", 0
-            )  # 0: where there is one
-            problem = problem or undefined
-        for seed, value in certified.items():
-            if value > rule.tolerance:
-                reason = f"{name}: seed {seed}: {value:.6g} > {rule.tolerance:g}"
-                return replace(estimate, verdict="contradicted", reason=reason)
-        for seed, value in values.items():
-            if abs(value) > rule.tolerance:
-                problem = problem or f"{name}: seed {seed} gives {value:.6g}, not certified"
-        verdict: Verdict = "inconclusive" if problem else "reproduced"
-        return replace(estimate, verdict=verdict, reason=problem)
-    if len(values) < 2:
-        return estimate
-    interval = t_interval(list(values.values()), claim.confidence)
-    estimate = replace(estimate, **interval._asdict())
-    regions, effect = rule.regions, rule.smallest_effect
-    if rule.target is not None:
-        limit = math.log(rule.target * TIMING_SLACK)
-        regions = [Region("<=", (limit,)), Region(">", (limit,))]
-    if effect is not None and (interval.high - interval.low) / 2 > effect:
-        needed = seeds_needed(interval.sd, effect, claim.confidence)
-        estimate = replace(estimate, under_powered=True, seeds_needed=needed)
-    if problem:
-        return estimate
-    verdict = decide(interval.low, interval.high, *regions)
-    if verdict == "reproduced":
-        reason = f"{name}: all {interval.n} values are equal" if interval.sd == 0 else ""
-    else:
-        where = f"inside '{regions[1]}'" if verdict == "contradicted" else "inside neither region"
-        reason = f"{name}: [{interval.low:.6g}, {interval.high:.6g}] is {where}"
-    return replace(estimate, verdict=verdict, reason=reason)
+            said[arm] = f"arm {arm}: {sum(met)} of {len(met)} runs met their plateau rule (< 90 %)"
+    return said

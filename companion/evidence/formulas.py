@@ -1,8 +1,8 @@
 """The numbers that claims are about: arithmetic on arms, written in the ledger.
 
-``log(digits_poa / digits_random)`` of ``steps_to_target`` is evaluated on the records of one seed. An
-arm's name stands for the metric that ``of`` gives, ``arm["test/loss"]`` for another metric of it,
-``arm.curve["loss"]`` for a curve and ``arm.curve["loss"][-1]`` for one entry. A function of the
+``log(digits_poa / digits_random)`` of ``steps_to_target`` is evaluated on the records of one seed.
+An arm's name stands for the metric that ``of`` gives, ``arm["test/loss"]`` for another metric of
+it, ``arm.curve["loss"]`` for a curve and ``arm.curve["loss"][-1]`` for one entry. A function of the
 chapter takes arms whole: ``last_lead(orders_cnn_bn)``.
 """
 
@@ -26,7 +26,7 @@ __all__ = ["Formula", "Function", "source_hash"]
 Record = Mapping[str, Any]
 Function = Callable[..., float]
 
-# Logarithms go through `math`: NumPy's choose a kernel by the processor, and the last digit differs.
+# Logarithms go through `math`: NumPy's choose a kernel by the processor, with other last digits.
 _BUILT_IN: dict[str, Callable[..., Any]] = {
     "log": math.log,
     "log2": math.log2,

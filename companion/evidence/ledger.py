@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,207 +16,291 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from companion.evidence.formulas import Formula, Function, source_hash
+from companion.evidence.rule import MIN_BLOCKS, MIN_SEEDS, Kind
 
 __all__ = [
-    "MIN_SEEDS",
+    "AFTER",
+    "JUDGE_VERSION",
     "Beside",
     "Claim",
-    "Criterion",
-    "Kind",
-    "Power",
-    "Region",
-    "Source",
+    "Part",
+    "Published",
+    "Seeds",
+    "Setting",
+    "Worth",
     "criterion_hash",
     "load_ledger",
 ]
 
-Kind = Literal["exact", "statistical", "timing"]
-MIN_SEEDS = {"exact": 1, "statistical": 5, "timing": 20}
+# Counts among what decides: a rule of another version is another criterion.
+JUDGE_VERSION = 2
+AFTER = "after the data"
+WITH_WORTH: frozenset[Kind] = frozenset({"effect", "none", "not_less", "timing"})
 # libyaml reads the ledgers ten times faster; it is not in every build of PyYAML
 _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
-_REGION = re.compile(rf"\s*(?:(>=|<=|>|<){_NUMBER}|(in|outside)\s*\({_NUMBER},{_NUMBER}\)\s*)")
+LONGEST_SHOWN = 80  # characters of a wrong value in a message
+_NUMBER = r"(\d+\.?\d*|\.\d+)"
+_AMOUNT = re.compile(rf"(?:factor {_NUMBER}|{_NUMBER} (\S.*))")
 
 
 @dataclass(frozen=True)
-class Region:
-    """``> a``, ``>= a``, ``< a``, ``<= a``, ``in (a, b)`` without ends, or its rest ``outside``.
+class Worth:
+    """An amount in the unit of a claim: the smallest effect worth having, or a published effect.
+
+    Shares and factors are of ratios, whose values are logarithms: ``20 percent`` fewer is
+    ``-log(0.8)``, ``factor 2`` is ``log(2)``.
+
+    Args:
+        value: The number, in the unit of the values.
+        unit: ``percent`` or ``factor`` for logarithms of ratios, else the unit as it is shown.
+        text: As the ledger has it.
 
     Example:
-        >>> Region.parse("in (-1, 1)").contains_interval(-0.5, 0.9)
-        True
+        >>> round(Worth.parse("20 percent").value, 3)
+        0.223
     """
 
-    op: str
-    bounds: tuple[float, ...]
+    value: float
+    unit: str
+    text: str
 
     @classmethod
-    def parse(cls, text: str) -> Region:
-        """Read one of the six forms; anything else raises a ValueError that shows the text."""
-        if not (found := _REGION.fullmatch(text)):
-            forms = "'> a', '>= a', '< a', '<= a', 'in (a, b)', 'outside (a, b)'"
-            raise ValueError(f"not a region: {text!r}; write one of {forms}")
-        op, *numbers = [group for group in found.groups() if group is not None]
-        bounds = tuple(map(float, numbers))
-        if not all(map(math.isfinite, bounds)) or list(bounds) != sorted(set(bounds)):
-            raise ValueError(f"the ends of a region must be finite and increasing: {text!r}")
-        return cls(op, bounds)
+    def parse(cls, text: str) -> Worth:
+        """Read ``1.0 points``, ``20 percent`` or ``factor 2``.
 
-    def __str__(self) -> str:
-        ends = ", ".join(map(repr, self.bounds))
-        return f"{self.op} ({ends})" if len(self.bounds) == 2 else f"{self.op} {ends}"
+        Raises:
+            ValueError: If it is neither, or not positive.
+        """
+        found = _AMOUNT.fullmatch(text.strip())
+        if found is None:
+            raise ValueError(f"write '1.0 points', '20 percent' or 'factor 2', got {text!r}")
+        factor, amount, unit = found.groups()
+        if factor is not None:
+            value, unit = math.log(float(factor)) if float(factor) > 0 else 0.0, "factor"
+        elif unit == "percent":
+            share = float(amount) / 100
+            value = -math.log(1 - share) if share < 1 else math.inf
+        else:
+            value = float(amount)
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"the smallest effect worth having must be positive, got {text!r}")
+        return cls(value, unit, text.strip())
 
     @property
-    def pieces(self) -> list[tuple[float, float]]:
-        """The region as one or two intervals; ends may be infinite."""
-        a, b = self.bounds[0], self.bounds[-1]
-        below, above = (-math.inf, a), (b, math.inf)
-        return {"<": [below], ">": [above], "i": [(a, b)], "o": [below, above]}[self.op[0]]
-
-    def contains_interval(self, low: float, high: float) -> bool:
-        """Whether all of ``[low, high]`` lies in the region."""
-        if not low <= high:
-            raise ValueError(f"expected low <= high, got {low} and {high}")
-        if self.op in (">=", "<=", "outside"):
-            return any(a <= low and high <= b for a, b in self.pieces)
-        return any(a < low and high < b for a, b in self.pieces)
+    def is_ratio(self) -> bool:
+        """Whether values are logarithms of ratios."""
+        return self.unit in ("percent", "factor")
 
 
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Criterion(_Entry):
-    """One number, as a `Formula`, and one of three rules.
+class Published(_Entry):
+    """What was published, where, and what of the work could be read.
 
-    Statistical: two regions. Exact: a ``tolerance``, and ``violation`` may be a formula that certifies
-    a violation (without it the number certifies itself). Timing: a ``target`` ratio for the log-ratio,
-    passed up to 5 % more.
+    ``effect`` is the published size in the unit of ``worth``, where there is one.
     """
 
-    estimand: str
+    value: str
+    where: str
+    work: str
+    read: Literal["text", "abstract", "code", "logs", "secondary", "recalled"]
+    effect: str | None = None
+
+
+class Seeds(_Entry):
+    """The seeds that decide: the first ``count`` from ``start`` on."""
+
+    start: int = Field(default=1000, alias="from", ge=100)  # below are pilots
+    count: int = Field(default=12, ge=1)
+
+
+class Setting(_Entry):
+    """One number of a claim, positive where it supports the claim.
+
+    ``seeds`` is how many decide it, where that is not the claim's count.
+    """
+
+    name: str
     number: str
     of: str = ""
-    unit: str
-    reproduced: str | None = None
-    contradicted: str | None = None
+    seeds: int | None = Field(default=None, ge=MIN_SEEDS)
+
+
+class _Rule(_Entry):
+    """The fields that one effect has, whether it is a whole claim or a part of one."""
+
+    kind: Kind | None = None
+    worth: str | None = None
+    unit: str | None = None
+    of: str = ""
+    settings: tuple[Setting, ...] = ()
+    above: float | None = None
+    below: float | None = None
     tolerance: float | None = Field(default=None, ge=0)
-    violation: str | None = None
-    target: float | None = Field(default=None, gt=0)
+    certificate: str | None = None
+    chance: float = Field(default=0.5, gt=0, lt=1)
+
+
+class Part(_Rule):
+    """One effect: a kind, its settings in one unit, and what its kind needs.
+
+    ``effect``, ``none``, ``not_less`` and ``timing`` have a ``worth``. ``bound`` has ``above`` or
+    ``below``, ``exact`` a ``tolerance`` and may have a ``certificate``, a formula for violations
+    that are proved; they and ``truth`` have a ``unit``.
+    """
+
+    name: str = ""
 
     @model_validator(mode="after")
-    def _has_one_rule(self) -> Criterion:
-        given = self.model_fields_set - {"estimand", "number", "of", "unit", "violation"}
-        if given not in ({"reproduced", "contradicted"}, {"tolerance"}, {"target"}):
-            rules = "reproduced and contradicted, or tolerance, or target"
-            raise ValueError(f"{self.estimand}: give {rules}; got {sorted(given)}")
-        if self.violation is not None and self.kind != "exact":
-            raise ValueError(f"{self.estimand}: violation belongs to tolerance")
-        _ = self.formula, self.certificate  # refuses what is no formula
-        for one, other in itertools.permutations(self.regions, 2):
-            if all(any(c <= a and b <= d for c, d in other.pieces) for a, b in one.pieces):
-                raise ValueError(f"{self.estimand}: '{one}' lies inside '{other}'")
+    def _has_what_its_kind_needs(self) -> Part:
+        if self.kind is None:
+            raise ValueError("give a kind")
+        if not self.settings:
+            raise ValueError("give settings, each with a name and a number")
+        names = [setting.name for setting in self.settings]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two settings have one name: {names}")
+        needed = {
+            "bound": (self.above is None) != (self.below is None),
+            "exact": self.tolerance is not None,
+        }
+        if not needed.get(self.kind, True):
+            raise ValueError(f"{self.kind}: give {self._missing()}")
+        if self.kind in WITH_WORTH:
+            if self.worth is None:
+                raise ValueError(f"{self.kind}: give worth, the smallest effect worth having")
+            if self.unit is not None:
+                raise ValueError(f"{self.kind}: worth has the unit; remove unit")
+            Worth.parse(self.worth)
+        else:
+            if self.worth is not None:
+                raise ValueError(f"{self.kind} has no worth: remove it")
+            if self.unit is None:
+                raise ValueError(f"{self.kind}: give the unit of the number")
+        of_kind = {"above": "bound", "below": "bound", "tolerance": "exact", "certificate": "exact"}
+        for name, kind in of_kind.items():
+            if getattr(self, name) is not None and kind != self.kind:
+                raise ValueError(f"{self.kind} has no {name}: that belongs to {kind}")
+        _ = self.formulas, self.certifying  # refuses what is no formula
         return self
 
-    @property
-    def formula(self) -> Formula:
-        """The number."""
-        return Formula(self.number, self.of)
+    def _missing(self) -> str:
+        return "one of above and below" if self.kind == "bound" else "tolerance"
 
     @property
-    def certificate(self) -> Formula | None:
-        """What certifies a violation of an exact rule, if it is another number."""
-        return Formula(self.violation, self.of) if self.violation is not None else None
+    def amount(self) -> Worth | None:
+        """The smallest effect worth having, of the kinds that have one."""
+        return Worth.parse(self.worth) if self.worth is not None else None
 
     @property
-    def kind(self) -> Kind:
-        """The kind of rule."""
-        if self.tolerance is not None:
-            return "exact"
-        return "statistical" if self.target is None else "timing"
+    def shown_unit(self) -> str:
+        """Unit of the number as readers see it."""
+        amount = self.amount
+        return amount.unit if amount is not None else str(self.unit)
 
     @property
-    def regions(self) -> list[Region]:
-        """The regions *reproduced* and *contradicted* of a statistical rule."""
-        return [Region.parse(text) for text in (self.reproduced, self.contradicted) if text]
+    def formulas(self) -> list[Formula]:
+        """The number of each setting."""
+        return [Formula(setting.number, setting.of or self.of) for setting in self.settings]
 
     @property
-    def smallest_effect(self) -> float | None:
-        """Least distance between bounds of the two regions, or half an ``in`` if that is less.
-
-        ``None`` for ``> 0`` beside ``<= 0``: equal bounds state no smallest effect.
-        """
-        pairs = itertools.combinations((region.bounds for region in self.regions), 2)
-        distances = {abs(a - b) for one, other in pairs for a in one for b in other}
-        distances |= {(r.bounds[1] - r.bounds[0]) / 2 for r in self.regions if r.op == "in"}
-        return min(distances - {0.0}, default=None)
+    def certifying(self) -> Formula | None:
+        """What certifies a violation of an exact rule, if that is another number."""
+        return Formula(self.certificate, self.of) if self.certificate is not None else None
 
 
-class Source(_Entry):
-    """Where the claim was made, the number published, and what of the work could be read."""
-
-    work: str
-    where: str
-    published: str
-    read: Literal["text", "abstract", "code", "logs", "secondary", "recalled"]
-
-
-class Power(_Entry):
-    """Sd of the pilot, and predicted power for one of the two verdicts with n seeds."""
-
-    pilot_sd: float = Field(ge=0)
-    n: int = Field(ge=2)
-    power: float = Field(ge=0, le=1)
-
-
-class Beside(_Entry):
-    """A second rule, judged and shown beside the verdict, never deciding it."""
+class Beside(Part):
+    """An effect that is judged and shown beside the word, and never decides it."""
 
     label: str
-    all_of: tuple[Criterion, ...]
 
 
-class Claim(_Entry):
-    """One entry of the ledger; ``seeds_at_full`` are those that the full profile decides with."""
+class Claim(_Rule):
+    """One entry of the ledger: one effect, or several parts of which all or any must hold.
+
+    ``unanswered`` says why today's records cannot answer, and what would; the word then is *open*.
+    ``front`` puts the claim on the front page.
+    """
 
     id: str = Field(pattern=r"^[a-z]+\.\d+$")
     tier: Literal["headline", "extended"]
+    origin: Literal["authors", "logs", "ours"]
+    scope: Literal["same", "scaled", "proxy"]
     statement: str
-    source: Source
-    kind: Kind
-    all_of: tuple[Criterion, ...] | None = None
-    beside: Beside | None = None
-    arms: tuple[str, ...] | None = None
-    seeds: int = Field(default=10, ge=1)
-    seeds_at_full: int | None = Field(default=None, ge=1)
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    power: Power | None = None
-    not_tested: str | None = None
+    published: Published
+    posed: Literal["before the data", "after the data"] = "before the data"
+    control: Literal["positive", "negative"] | None = None
+    seeds: Seeds = Seeds()
+    all_of: tuple[Part, ...] = ()
+    any_of: tuple[Part, ...] = ()
+    beside: tuple[Beside, ...] = ()
+    note: str = ""
+    front: bool = False
+    unanswered: str | None = None
 
     @model_validator(mode="after")
     def _can_be_decided(self) -> Claim:
-        if bool(self.all_of) == bool(self.not_tested):
-            raise ValueError("give either all_of or not_tested with the reason")
-        if self.beside and not self.beside.all_of:
-            raise ValueError(f"beside {self.beside.label!r} has an empty all_of")
-        for each in self.all_of or ():
-            if each.kind != self.kind:
-                raise ValueError(f"{each.estimand}: {each.kind} rule in a {self.kind} claim")
-        if self.kind == "statistical" and self.all_of:
-            if self.seeds < MIN_SEEDS["statistical"]:
-                raise ValueError(f"a statistical claim needs at least 5 seeds, got {self.seeds}")
-            if self.seeds_at_full is not None and self.seeds_at_full < self.seeds:
-                raise ValueError(f"seeds_at_full is below seeds: {self.seeds_at_full}")
-            power = self.power.power if self.power else None
-            if self.tier == "headline" and (power is None or power < 0.8):
-                raise ValueError(f"a headline claim states a power of at least 0.8, got {power}")
+        given = [bool(self.settings), bool(self.all_of), bool(self.any_of)]
+        if sum(given) > 1 or (not any(given) and self.unanswered is None):
+            raise ValueError("give settings, or all_of, or any_of, or unanswered with the reason")
+        for parts in (self.all_of, self.any_of):
+            if len(parts) == 1:
+                raise ValueError("a single part is no list: put its fields into the claim")
+            if parts and not all(part.name for part in parts):
+                raise ValueError("each part of several has a name")
+        if self.settings:
+            _ = self.parts
+        elif self.kind or self.worth or self.of:
+            raise ValueError("kind, worth and of belong to the parts")
+        statistical = [part.kind for part in self.parts if part.kind != "exact"]
+        least = MIN_BLOCKS if "timing" in statistical else MIN_SEEDS
+        if statistical and self.seeds.count < least:
+            raise ValueError(f"this claim needs at least {least} seeds, got {self.seeds.count}")
+        if self.published.effect is not None:
+            self._check_published(Worth.parse(self.published.effect))
         return self
 
-    def at(self, profile: str) -> Claim:
-        """The claim as a profile decides it: with ``seeds_at_full`` seeds at *full*."""
-        if profile != "full" or self.seeds_at_full is None:
-            return self
-        return self.model_copy(update={"seeds": self.seeds_at_full})
+    def _check_published(self, effect: Worth) -> None:
+        for part in self.parts:
+            if (amount := part.amount) is None:
+                continue
+            if effect.is_ratio != amount.is_ratio or (
+                not effect.is_ratio and effect.unit != amount.unit
+            ):
+                raise ValueError(f"published effect in {effect.unit}, worth in {amount.unit}")
+            limit = effect.value / 2 * 1.0001
+            if part.kind == "effect" and self.scope != "proxy" and amount.value > limit:
+                raise ValueError(
+                    f"worth {amount.text} is more than half of the published {effect.text}"
+                )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The effects that decide: one, or those of ``all_of`` or ``any_of``."""
+        if not self.settings:
+            return self.all_of or self.any_of
+        fields = {name: getattr(self, name) for name in _Rule.model_fields}
+        return (Part(**fields),)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts for or against the works: theirs, and not on another kind of data."""
+        return self.origin != "ours" and self.scope != "proxy" and self.control is None
+
+    def all_formulas(self) -> Iterator[Formula]:
+        """Every formula, those beside among them."""
+        for part in (*self.parts, *self.beside):
+            yield from part.formulas
+            if part.certifying is not None:
+                yield part.certifying
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms that decide the claim, derived from its formulas."""
+        names = (arm for part in self.parts for formula in part.formulas for arm in formula.arms)
+        return list(dict.fromkeys(names))
 
 
 def load_ledger(path: Path | str) -> list[Claim]:
@@ -234,7 +318,10 @@ def load_ledger(path: Path | str) -> list[Claim]:
             claim = Claim.model_validate(entry)
         except ValidationError as error:
             faults = [(".".join(map(str, e["loc"])), e["msg"], e["input"]) for e in error.errors()]
-            shown = "; ".join(f"{where}: {what}, got {value!r}" for where, what, value in faults)
+            shown = "; ".join(
+                f"{where}: {what}, got {textwrap.shorten(repr(value), LONGEST_SHOWN)}"
+                for where, what, value in faults
+            )
             raise ValueError(f"{path}: claim {name}: {shown}") from error
         if claim.id in claims:
             raise ValueError(f"{path}: claim {name} occurs twice")
@@ -243,7 +330,7 @@ def load_ledger(path: Path | str) -> list[Claim]:
 
 
 def criterion_hash(claim: Claim, functions: Mapping[str, Function]) -> str:
-    """Hash what decides: formulas, rules, seeds and confidence, never the wording.
+    """Hash what decides: kinds, formulas, margins, seeds and the judge's version; no wording.
 
     Args:
         claim: The claim.
@@ -251,11 +338,27 @@ def criterion_hash(claim: Claim, functions: Mapping[str, Function]) -> str:
 
     Returns:
         Hexadecimal sha256.
+
+    Raises:
+        ValueError: If a formula calls a function that the chapter has not.
     """
-    deciding = {"kind", "all_of", "beside", "arms", "seeds", "confidence"}
-    plain = claim.model_dump(mode="json", include=deciding, exclude_none=True)
-    criteria = [*(claim.all_of or ()), *(claim.beside.all_of if claim.beside else ())]
-    formulas = [f for each in criteria for f in (each.formula, each.certificate) if f is not None]
-    called = sorted({name for formula in formulas for name in formula.functions})
-    plain["functions"] = {name: source_hash(functions[name]) for name in called}
+    rules = [
+        part.model_dump(
+            mode="json",
+            exclude_none=True,
+            exclude={"name": True, "label": True, "settings": {"__all__": {"name"}}},
+        )
+        for part in (*claim.parts, *claim.beside)
+    ]
+    called = sorted({name for formula in claim.all_formulas() for name in formula.functions})
+    if unknown := [name for name in called if name not in functions]:
+        raise ValueError(f"claim {claim.id}: unknown function {unknown[0]!r}")
+    plain = {
+        "judge": JUDGE_VERSION,
+        "deciding": rules[: len(claim.parts)],
+        "beside": rules[len(claim.parts) :],
+        "any": bool(claim.any_of),
+        "seeds": [claim.seeds.start, claim.seeds.count],
+        "functions": {name: source_hash(functions[name]) for name in called},
+    }
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

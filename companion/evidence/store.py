@@ -44,6 +44,7 @@ __all__ = [
     "reference_folder",
     "rounded",
     "write_atomic",
+    "write_record_set",
     "write_reference",
 ]
 
@@ -558,10 +559,17 @@ def write_reference(
         keyed[key] = record, provenance | {"key": key, "checksum": checksum(record)}
     sorted_rows = [keyed[key] for key in sorted(keyed)]
     folder = reference_folder(profile, chapter, root)
-    about = json.dumps(asdict(record_set), indent=1, sort_keys=True, ensure_ascii=False)
     write_atomic(folder / "records.jsonl", _text([record for record, _ in sorted_rows]))
     write_atomic(folder / "provenance.jsonl", _text([row for _, row in sorted_rows]))
-    write_atomic(folder / "set.json", about + "\n")
+    write_record_set(profile, chapter, record_set, root)
+
+
+def write_record_set(
+    profile: str, chapter: str, record_set: RecordSet, root: Path = RESULTS
+) -> None:
+    """Write what is said of a set, and leave its records."""
+    about = json.dumps(asdict(record_set), indent=1, sort_keys=True, ensure_ascii=False)
+    write_atomic(reference_folder(profile, chapter, root) / "set.json", about + "\n")
 
 
 def _text(rows: Sequence[Record]) -> str:

@@ -8,21 +8,26 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from companion.evidence.claims import Estimate, Judgement
+from companion.evidence.claims import Aside, Effect, Judgement
 
 __all__ = [
     "fmt_interval",
     "fmt_number",
     "markdown_table",
+    "own_numbers",
+    "phrase",
+    "shown_effect",
+    "shown_number",
     "text_table",
     "verdict_blocks",
+    "verdict_json_row",
+    "verdict_rows",
     "verdict_table",
 ]
 
 Rows = Sequence[Mapping[str, Any]]
-LONGEST_LINE = 110  # of a verdict block; a longer rule gets a line of its own
 
 
 def fmt_number(value: float | None, digits: int) -> str:
@@ -60,102 +65,223 @@ def markdown_table(rows: Rows, columns: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, rule, *body])
 
 
-def verdict_table(
-    judgements: Sequence[Judgement], style: Literal["text", "markdown"] = "text", width: int = 48
-) -> str:
-    """The verdicts, one line an estimand; statement and published value are cut to ``width``."""
-    rows: list[dict[str, Any]] = []
-    for each in judgements:
-        first = {
-            "claim": each.id,
-            "tier": each.tier,
-            "statement": textwrap.shorten(each.statement, width, placeholder=" …"),
-            "published": textwrap.shorten(each.published, width, placeholder=" …"),
-            "verdict": each.verdict + _mark(each),
-        }
-        for number, estimate in enumerate(each.estimates or [None]):
-            shown = first if number == 0 else dict.fromkeys(first, "")
-            measured: dict[str, Any] = {"estimand": "–", "ours": "–", "n": None}
-            if estimate is not None:
-                measured = {
-                    "estimand": estimate.estimand.replace("_", " "),
-                    "ours": _ours(estimate),
-                    "n": estimate.n,
-                }
-            rows.append({**shown, **measured})
-    columns = ["claim", "tier", "statement", "published", "estimand", "ours", "n", "verdict"]
-    if style not in ("text", "markdown"):
-        raise ValueError(f"style must be 'text' or 'markdown', got {style!r}")
-    return (text_table if style == "text" else markdown_table)(rows, columns)
+def phrase(each: Judgement | Aside | Effect, worth: str = "") -> str:
+    """A word with its addition and the number that belongs to it.
+
+    Args:
+        each: What was judged.
+        worth: Smallest effect worth having in words, such as ``1.0 points``.
+    """
+    if not worth:
+        return each.words
+    if each.word in ("no effect", "no gain"):
+        return f"{each.word} of {worth}"
+    if each.addition == "small":
+        return f"{each.word}, small: less than {worth}"
+    return f"{each.word}, at least {worth}" if each.addition else each.word
+
+
+def shown_number(effect: Effect, value: float, digits: int) -> str:
+    """A value as readers see it: percent saved, a factor, or a number; never a logarithm."""
+    if effect.unit == "percent":
+        return fmt_number(100 * (1 - math.exp(-value)), max(0, digits - 2))
+    if effect.unit == "factor":
+        return fmt_number(math.exp(value), digits)
+    return fmt_number(effect.shift + effect.side * value, digits)
+
+
+def shown_effect(effect: Effect, *, both: bool = False) -> str:
+    """Mean with its interval of 95 %, and of 99 % if ``both``, in the unit of readers.
+
+    Shares of a ratio are what is saved: ``20 % [12, 27]``; negative shares cost more.
+    """
+    if effect.mean is None:
+        return "–"
+    if effect.kind == "exact":
+        low, high = effect.size or (effect.mean, effect.mean)
+        return f"at most {max(abs(low), abs(high)):.1e}"
+    if effect.kind == "truth":
+        return f"{effect.mean * effect.n:.0f} of {effect.n}"
+    if effect.size is None:
+        return f"{shown_number(effect, effect.mean, 2)} {_unit(effect)}"
+    digits = _digits(effect)
+
+    def interval(pair: tuple[float, float]) -> str:
+        ends = [shown_number(effect, end, digits) for end in pair]
+        return f"[{', '.join(ends if effect.side > 0 else reversed(ends))}]"
+
+    text = f"{shown_number(effect, effect.mean, digits)} {_unit(effect)} {interval(effect.size)}"
+    if both and effect.sign is not None:
+        text += f", 99 % {interval(effect.sign)}"
+    return text
+
+
+def _unit(effect: Effect) -> str:
+    return {"percent": "%", "factor": "times"}.get(effect.unit, effect.unit)
+
+
+def _digits(effect: Effect) -> int:
+    """Decimals that show two figures of the half-width; ``percent`` counts them from shares."""
+    low, high = effect.size or (0.0, 0.0)
+    half = (high - low) / 2
+    return min(max(0, 1 - math.floor(math.log10(half))), 12) if half > 0 else 3
 
 
 def verdict_blocks(judgements: Sequence[Judgement], width: int = 96) -> str:
-    """The verdicts as one indented block a claim, no line longer than ``width`` by much.
-
-    A rule shown beside stands below the deciding one.
-    """
+    """The verdicts as one indented block a claim, no line longer than ``width`` by much."""
     return "\n\n".join(_block(each, width) for each in judgements)
 
 
 def _block(each: Judgement, width: int) -> str:
-    lines = [f"{each.id}  {each.tier}  {each.verdict.upper()}{_mark(each)}"]
+    who = {"authors": "the authors", "logs": "their code or logs", "ours": "our question"}
+    marks = [each.tier, who[each.origin], each.scope]
+    marks += [f"{each.control} control"] if each.control else []
+    lines = [f"{each.id}  {phrase(each, each.worth).upper()}", f"  {', '.join(marks)}"]
     lines += textwrap.wrap(each.statement, width, initial_indent="  ", subsequent_indent="  ")
     lines.append(f"  published: {each.published} (read: {each.read})")
-    rows = [*_estimate_rows(each.estimates)]
-    if each.beside:
-        rows.append({"": f"beside, {each.beside['label']}: {each.beside['verdict'].upper()}"})
-        rows += _estimate_rows(each.beside["estimates"])
-    name = max((len(row["estimand"]) for row in rows if "estimand" in row), default=0)
-    ours = max((len(row["ours"]) for row in rows if "estimand" in row), default=0)
-    for row in rows:
-        if "estimand" in row:
-            shown = f"    {row['estimand']:<{name}}  {row['ours']:<{ours}}  n={row['n']}"
-            if len(shown) + len(row["rule"]) + 2 > LONGEST_LINE:
-                lines += [shown, f"        {row['rule']}"]
-            else:
-                lines.append(f"{shown}  {row['rule']}".rstrip())
-        else:
-            lines += textwrap.wrap(row[""], width, initial_indent="  ", subsequent_indent="    ")
-    if each.verdict not in ("reproduced", "contradicted") and each.reason:
-        lines.append(f"  because: {each.reason}")
+    lines += _effect_lines(each.effects, width)
+    for aside in each.beside:
+        lines.append(f"  beside, {aside.label}: {aside.words}")
+        lines += _effect_lines(aside.effects, width)
+    said = [f"because: {each.reason}"] if each.reason else []
+    if not each.counts and not each.control and each.scope == "proxy":
+        said.append("out of scope here: other data than the claim is about")
+    if each.records:
+        said.append(_made(each))
+    said += [each.note] if each.note else []
+    for line in said:
+        lines += textwrap.wrap(line, width, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
-def _estimate_rows(estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
+def _made(each: Judgement) -> str:
+    """Where the records come from, and whether the canonical ones say the same."""
+    text = f"records: {each.records}"
+    if each.early:
+        text += ", made before canonical mode"
+    if each.standard_word:
+        same = "the same word" if each.standard_word == each.word else f"“{each.standard_word}”"
+        text += f"; canonical standard records at {each.standard_seeds} seeds: {same}"
+    if each.posed == "after the data":
+        text += "; rule posed after the data"
+    return text
+
+
+def _effect_lines(effects: Sequence[Effect], width: int) -> list[str]:
+    lines = []
+    for effect in effects:
+        name = f"{effect.part}: {effect.name}" if effect.part else effect.name
+        lines += textwrap.wrap(name, width, initial_indent="    ", subsequent_indent="    ")
+        facts = [shown_effect(effect, both=True), f"n = {effect.n}", effect.words]
+        if effect.is_narrow and effect.stability is not None:
+            facts.append(f"narrow: {100 * effect.stability:.0f} % of resamples say so")
+        if effect.seeds_needed is not None:
+            facts.append(f"{effect.seeds_needed} seeds would find the smallest effect")
+        if effect.skew is not None:
+            facts.append(f"skewed ({effect.skew:.1f})")
+        lines += textwrap.wrap(
+            "; ".join(facts), width, initial_indent="      ", subsequent_indent="      "
+        )
+    return lines
+
+
+def own_numbers(judgements: Sequence[Judgement]) -> str:
+    """The numbers of claims without their words, for runs that are not the evidence."""
+    rows = [
+        {
+            "claim": each.id,
+            "setting": f"{effect.part}: {effect.name}" if effect.part else effect.name,
+            "found": shown_effect(effect),
+            "n": effect.n,
+        }
+        for each in judgements
+        for effect in each.effects
+        if effect.n
+    ]
+    return text_table(rows, ["claim", "setting", "found", "n"]) if rows else "no claim's runs"
+
+
+def verdict_json_row(each: Judgement) -> dict[str, Any]:
+    """What a script needs of a claim.
+
+    ``worth`` is a number in the unit of ``mean`` and ``sd``, so a logarithm for ratios; ``shown``
+    is what readers see. A claim of several parts has them on its settings.
+    """
+    worths = {effect.worth for effect in each.effects}
+    units = {effect.unit for effect in each.effects}
+    return {
+        "id": each.id,
+        "tier": each.tier,
+        "origin": each.origin,
+        "scope": each.scope,
+        "control": each.control,
+        "kind": each.kind,
+        "worth": worths.pop() if len(worths) == 1 else None,
+        "unit": _value_unit(units.pop()) if len(units) == 1 else None,
+        "shown": each.worth or None,
+        "word": each.word,
+        "addition": each.addition,
+        "reason": each.reason,
+        "records": each.records,
+        "early": each.early,
+        "posed": each.posed,
+        "settings": [
+            {
+                "part": effect.part,
+                "name": effect.name,
+                "kind": effect.kind,
+                "worth": effect.worth,
+                "unit": _value_unit(effect.unit),
+                "shown": shown_effect(effect),
+                "n": effect.n,
+                "mean": effect.mean,
+                "sd": effect.sd,
+                "sign": list(effect.sign) if effect.sign else None,
+                "size": list(effect.size) if effect.size else None,
+                "word": effect.word,
+                "addition": effect.addition,
+            }
+            for effect in each.effects
+        ],
+    }
+
+
+def _value_unit(unit: str) -> str:
+    """Unit of the values themselves."""
+    return "log ratio" if unit in ("percent", "factor") else unit
+
+
+def verdict_rows(judgements: Sequence[Judgement]) -> list[dict[str, str]]:
+    """One row a claim for tables: claim, statement, found, word."""
     return [
         {
-            "estimand": estimate.estimand.replace("_", " "),
-            "ours": _ours(estimate),
-            "n": estimate.n,
-            "rule": " | ".join(
-                f"{name} {estimate.rule[name]}"
-                for name in ("reproduced", "contradicted")
-                if name in estimate.rule
-            ),
+            "claim": each.id,
+            "who": each.origin,
+            "scale": each.scope,
+            "statement": each.statement,
+            "found": "; ".join(_found(effect, each) for effect in each.effects) or "–",
+            "word": phrase(each, each.worth) + (" (narrow)" if each.is_narrow else ""),
         }
-        for estimate in estimates
+        for each in judgements
     ]
 
 
-def _mark(judgement: Judgement) -> str:
-    if judgement.reason == "criterion changed":
-        return " (criterion changed)"
-    if not judgement.under_powered:
-        return ""
-    if judgement.verdict == "inconclusive":
-        return f" (under-powered: {judgement.seeds_needed} seeds would decide)"
-    return f" (under-powered for a null: {judgement.seeds_needed} seeds)"
+def _found(effect: Effect, judgement: Judgement) -> str:
+    name = f"{effect.name}: " if len(judgement.effects) > 1 else ""
+    return name + shown_effect(effect)
 
 
-def _ours(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return "–"
-    low, high, rule = estimate.low, estimate.high, estimate.rule
-    if "tolerance" in rule:
-        return f"{max(abs(low), abs(high)):.1e}, tolerance {rule['tolerance']:g}"
-    half = (high - low) / 2
-    digits = min(max(0, 1 - math.floor(math.log10(half))), 12) if half > 0 else 3
-    return f"{fmt_interval(estimate.mean, low, high, digits)} {estimate.unit}"
+def verdict_table(judgements: Sequence[Judgement], width: int = 60) -> str:
+    """The verdicts as plain text, one line a claim; statements are cut to ``width``."""
+    rows = [
+        {
+            **row,
+            "statement": textwrap.shorten(row["statement"], width, placeholder=" …"),
+            "found": textwrap.shorten(row["found"], width, placeholder=" …"),
+        }
+        for row in verdict_rows(judgements)
+    ]
+    return text_table(rows, ["claim", "who", "scale", "statement", "found", "word"])
 
 
 def _cell(value: Any) -> str:

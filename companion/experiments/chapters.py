@@ -1,8 +1,9 @@
 """Find a chapter's experiments and resolve its configuration.
 
 A chapter is a folder ``chNN`` with ``config.py`` (``Config``: defaults are the *standard* profile),
-``runs.py`` (``plan(config)`` and ``execute(run)``), ``numbers.py`` (functions that
-the formulas of its ledger call) and ``figures.py``. Profiles are the differences that ``notebooks/profiles/<profile>.yaml`` lists.
+``runs.py`` (``plan(config)`` and ``execute(run)``), ``figures.py`` and, where its ledger calls
+functions, ``numbers.py``. Profiles are the differences that ``notebooks/profiles/<profile>.yaml``
+lists.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def chapter_number(name: str) -> str:
 
 
 def functions_of(number: str) -> dict[str, Function]:
-    """Functions that the formulas of a chapter's ledger may call: what its ``numbers.py`` exports."""
+    """Functions that a chapter's formulas may call: what its ``numbers.py`` exports."""
     name = f"companion.experiments.ch{number}.numbers"
     if find_spec(name.rpartition(".")[0]) is None or find_spec(name) is None:
         return {}

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from companion.evidence.claims import Estimate, Judgement
-from companion.evidence.ledger import Claim
+from companion.evidence.claims import Effect, Judgement
 from companion.evidence.store import Record, canonical_json, record_identity
+from companion.evidence.tables import shown_effect
 
 __all__ = [
     "Comparison",
@@ -21,10 +21,9 @@ __all__ = [
     "compare_records",
     "first_line",
     "is_canonical_fingerprint",
-    "timing_numbers",
 ]
 
-OPPOSITES = {"reproduced", "contradicted"}
+OPPOSITES = {"holds", "opposite"}
 MOST_NAMED = 5  # records that the first line names; the report names all
 
 
@@ -118,95 +117,59 @@ def compare_records(
     return comparison
 
 
-def timing_numbers(ledger: Sequence[Claim], pairs: Sequence[tuple[Record, Record]]) -> set[str]:
-    """Names of the numbers that read a record which is not deterministic.
-
-    Seconds are recognised by what a formula reads, so that a ratio of seconds in a statistical claim
-    is one too.
-
-    Args:
-        ledger: Claims of a chapter.
-        pairs: Records, each with its provenance.
-    """
-    timed = {record["arm"] for record, row in pairs if not row["deterministic"]}
-    criteria = [
-        each
-        for claim in ledger
-        for each in (*(claim.all_of or ()), *(claim.beside.all_of if claim.beside else ()))
-    ]
-    return {each.estimand for each in criteria if timed & set(each.formula.arms)}
-
-
 def compare_claims(
-    comparison: Comparison,
-    ours: Sequence[Judgement],
-    evidence: Sequence[Judgement],
-    timings: Collection[str],
+    comparison: Comparison, ours: Sequence[Judgement], evidence: Sequence[Judgement]
 ) -> None:
-    """Compare the verdicts, and the intervals of those that turned, into ``comparison``.
+    """Compare the words of settings, and the intervals of those that turned, into ``comparison``.
+
+    Timings are left out: seconds are never compared.
 
     Args:
         comparison: Filled in.
         ours: Judgements of own records.
-        evidence: Judgements of the committed records.
-        timings: Estimands that read seconds, which are left out.
+        evidence: Judgements of the committed records, at the same seeds.
     """
     theirs = {judgement.id: judgement for judgement in evidence}
     for judgement in ours:
         other = theirs.get(judgement.id)
-        pairs = _common_estimates(judgement, other, timings) if other else []
+        pairs = _common_effects(judgement, other) if other else []
         if not pairs:
             continue
-        here = _word([estimate for estimate, _ in pairs])
-        there = _word([estimate for _, estimate in pairs])
         comparison.claims += 1
-        if here == there:
+        moved = [pair for pair in pairs if pair[0].word != pair[1].word]
+        if not moved:
             comparison.agreeing += 1
             continue
-        line = f"{judgement.id}: {there} in the evidence, {here} here"
-        turned = [pair for pair in pairs if {each.verdict for each in pair} == OPPOSITES]
-        apart = [
-            f"{mine.estimand} {_interval(mine)} against {_interval(reference)}"
-            for mine, reference in turned
-            if judgement.kind == "exact" or _are_disjoint(mine, reference)
+        said = [
+            f"{mine.name}: {known.word} in the evidence, {mine.word} here" for mine, known in moved
         ]
-        if {here, there} == OPPOSITES and apart:
-            comparison.turned.append(f"{line}: {'; '.join(apart)}")
+        turned = [
+            f"{mine.name} {shown_effect(mine)} against {shown_effect(known)}"
+            for mine, known in moved
+            if {mine.word, known.word} == OPPOSITES and _are_disjoint(mine, known)
+        ]
+        line = f"{judgement.id}, {'; '.join(said)}"
+        if turned:
+            comparison.turned.append(f"{line}: {'; '.join(turned)}")
         else:
             comparison.moved.append(line)
 
 
-def _common_estimates(
-    judgement: Judgement, other: Judgement, timings: Collection[str]
-) -> list[tuple[Estimate, Estimate]]:
-    if "timing" in (judgement.kind, other.kind):
-        return []
-    known = {estimate.estimand: estimate for estimate in other.estimates}
+def _common_effects(judgement: Judgement, other: Judgement) -> list[tuple[Effect, Effect]]:
+    known = {(effect.part, effect.name): effect for effect in other.effects}
+    pairs = [(effect, known.get((effect.part, effect.name))) for effect in judgement.effects]
     return [
-        (estimate, known[estimate.estimand])
-        for estimate in judgement.estimates
-        if estimate.estimand in known and estimate.estimand not in timings
+        (mine, theirs)
+        for mine, theirs in pairs
+        if theirs is not None and mine.kind != "timing" and mine.n and theirs.n
     ]
 
 
-def _word(estimates: Sequence[Estimate]) -> str:
-    """The verdict of a claim from some of its estimates, by the rule of the judge."""
-    words = {estimate.verdict for estimate in estimates}
-    if "contradicted" in words:
-        return "contradicted"
-    return "reproduced" if words == {"reproduced"} else "inconclusive"
-
-
-def _are_disjoint(one: Estimate, other: Estimate) -> bool:
-    if one.low is None or one.high is None or other.low is None or other.high is None:
-        return False
-    return one.high < other.low or other.high < one.low
-
-
-def _interval(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return "(no interval)"
-    return f"[{estimate.low:.6g}, {estimate.high:.6g}]"
+def _are_disjoint(mine: Effect, theirs: Effect) -> bool:
+    """Whether the two intervals of 95 % have no number in common; of *exact*, always."""
+    if mine.kind == "exact" or mine.size is None or theirs.size is None:
+        return True
+    return max(mine.size[0], theirs.size[0]) > min(mine.size[1], theirs.size[1])
 
 
 def first_line(

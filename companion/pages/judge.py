@@ -1,73 +1,141 @@
 """Apply the ledgers to the committed records: verdicts, README and, if asked, the notebooks.
 
-Nothing is recomputed, so a new claim or a moved margin shows its verdict in seconds. `publish`
+Nothing is recomputed, so a new claim or a moved margin shows its word in seconds. `publish`
 promotes runs to records; everything that follows from records follows here.
+
+A claim has one word. It comes from the records of *full* where they hold its arms, else from those
+of *standard*. Beside a word from records that were made before canonical mode stands the word that
+the canonical records of *standard* give, at the seeds that they have.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from companion.evidence.claims import verdicts_json
-from companion.evidence.store import read_reference, reference_folder, write_atomic
+from companion.evidence.claims import Judgement, verdicts_json
+from companion.evidence.claims import judge as judge_claim
+from companion.evidence.ledger import AFTER, Claim, load_ledger
+from companion.evidence.store import (
+    Reference,
+    read_reference,
+    reference_folder,
+    write_atomic,
+    write_record_set,
+)
 from companion.evidence.tables import verdict_blocks
-from companion.experiments.chapters import TITLES, load_chapter, notebook_path
-from companion.pages.notebook import describe_evidence, evidence_judgements
-from companion.pages.verdicts import read_verdicts, verdicts_path
-from companion.pages.views import KEY_FIGURES, execute_notebook, render_readme, write_key_figure
-from companion.paths import ROOT
+from companion.experiments.chapters import TITLES, Chapter, load_chapter, notebook_path
+from companion.pages.notebook import describe_evidence
+from companion.pages.scoreboard import whole_text
+from companion.pages.verdicts import (
+    criteria,
+    known_arms,
+    mark_changed_criteria,
+    read_verdicts,
+    verdicts_path,
+)
+from companion.pages.views import (
+    KEY_FIGURES,
+    execute_notebook,
+    front_figure_path,
+    front_figure_png,
+    render_readme,
+    write_key_figure,
+)
+from companion.paths import CLAIMS, ROOT
 
 __all__ = [
     "ADVICE",
     "PROFILES",
+    "evidence_judgements",
     "judge",
     "notebook_faults",
     "outdated_verdicts",
+    "pose",
     "verdicts_text",
 ]
 
-PROFILES = ("standard", "full")
-SCOREBOARD = "08"
-ADVICE = "run `make judge`, and `python -m companion judge --render` for the notebooks"
+PROFILES = ("full", "standard")  # in the order in which their records decide
+OVERVIEWS = ("00", "08")  # notebooks that show every chapter
+ADVICE = "run `make judge`, and `make judge-render` for the notebooks"
 
 
-def verdicts_text(number: str, profile: str = "standard") -> str:
-    """Text of ``verdicts.json`` as it follows from ledger and committed records.
+def evidence_judgements(number: str) -> list[Judgement]:
+    """Judge a chapter's claims on its committed records.
 
-    A claim whose rule is another one than its records were published with is *inconclusive*, with
-    the reason *criterion changed*.
+    A claim whose rule is another one than its records were published with, or the rules were posed
+    for (`pose`), is *open* with the reason *criterion changed*.
 
     Raises:
         LookupError: If the chapter has no record set.
     """
-    chapter, reference = load_chapter(number), read_reference(profile, number)
-    if chapter is None or reference is None:
-        raise LookupError(f"chapter {number} has no {profile} records")
-    return verdicts_json(evidence_judgements(chapter, reference, profile))
+    chapter = load_chapter(number)
+    references = {profile: read_reference(profile, number) for profile in PROFILES}
+    known = {profile: each for profile, each in references.items() if each is not None}
+    if chapter is None or not known:
+        raise LookupError(f"chapter {number} has no records")
+    arms = known_arms(chapter)
+    ledger = load_ledger(CLAIMS / f"{number}.yaml")
+    return [_judge_on_evidence(claim, chapter, known, arms) for claim in ledger]
 
 
-def _sets(numbers: Sequence[str], profiles: Sequence[str]) -> list[tuple[str, str]]:
+def _judge_on_evidence(
+    claim: Claim, chapter: Chapter, references: dict[str, Reference], arms: set[str]
+) -> Judgement:
+    def judged(profile: str, *, all_there_are: bool = False) -> Judgement:
+        return judge_claim(
+            claim,
+            references[profile].records,
+            chapter.functions,
+            known_arms=arms,
+            all_there_are=all_there_are,
+        )
+
+    found, source = None, ""
+    for profile in references:
+        candidate = judged(profile)
+        if found is None or (candidate.has_values and not found.has_values):
+            found, source = candidate, profile
+    assert found is not None
+    about = references[source].record_set
+    found = replace(found, records=source, early=not about.canonical)
+    [found] = mark_changed_criteria([found], about.criteria)
+    if found.early and found.has_values and "standard" in references and source != "standard":
+        other = judged("standard", all_there_are=True)
+        if other.has_values and references["standard"].record_set.canonical:
+            seeds = min(effect.n for effect in other.effects)
+            found = replace(found, standard_word=other.word, standard_seeds=seeds)
+    return found
+
+
+def verdicts_text(number: str) -> str:
+    """Text of a chapter's file of verdicts as it follows from ledger and committed records.
+
+    Raises:
+        LookupError: If the chapter has no record set.
+    """
+    return verdicts_json(evidence_judgements(number))
+
+
+def _judged_chapters(numbers: Sequence[str]) -> list[str]:
     return [
-        (number, profile)
+        number
         for number in numbers
-        for profile in profiles
-        if (reference_folder(profile, number) / "records.jsonl").is_file()
+        if any((reference_folder(p, number) / "records.jsonl").is_file() for p in PROFILES)
     ]
 
 
-def outdated_verdicts(
-    numbers: Sequence[str] = tuple(TITLES), profiles: Sequence[str] = PROFILES
-) -> dict[Path, str]:
+def outdated_verdicts(numbers: Sequence[str] = tuple(TITLES)) -> dict[Path, str]:
     """The verdict files that differ from what the judge says, each with the text it should have."""
-    texts = {verdicts_path(n, p): verdicts_text(n, p) for n, p in _sets(numbers, profiles)}
+    texts = {verdicts_path(number): verdicts_text(number) for number in _judged_chapters(numbers)}
     return {path: text for path, text in texts.items() if _text(path) != text}
 
 
 def judge(
     numbers: Sequence[str] = tuple(TITLES),
-    profiles: Sequence[str] = PROFILES,
     *,
     render: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -76,30 +144,65 @@ def judge(
 
     Args:
         numbers: Two-digit chapters.
-        profiles: Record sets to judge.
         render: Whether to execute notebooks and draw key figures as well.
         say: Called with one line for each file written.
     """
-    for path, text in outdated_verdicts(numbers, profiles).items():
+    for path, text in outdated_verdicts(numbers).items():
         for line in _moved_words(_text(path), text):
-            say(f"{path.parent.parent.name}/{path.parent.name}: {line}")
+            say(f"chapter {path.stem}: {line}")
         write_atomic(path, text)
-        say(f"wrote {path.relative_to(path.parents[3])}")
+        say(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name}")
+    write_atomic(front_figure_path(), front_figure_png())
     readme = ROOT / "README.md"
     before = readme.read_text(encoding="utf-8")
     if (after := render_readme(before)) != before:
         write_atomic(readme, after)
         say(f"wrote {readme.name}")
-    outdated = [n for n in (*numbers, SCOREBOARD) if notebook_faults(n)]
+    outdated = [n for n in (*numbers, *OVERVIEWS) if notebook_faults(n)]
     for number in outdated:
         path = notebook_path(number)
         if not render:
-            say(f"{path.name} shows older results: `python -m companion judge --render {number}`")
+            say(f"{path.name} shows older results: `make judge-render CHAPTERS={number}`")
             continue
         say(f"executing {path.name}")
         if number in KEY_FIGURES:
             write_key_figure(number)
         execute_notebook(path)
+
+
+def pose(number: str) -> list[str]:
+    """Accept the committed ledger of a chapter for records that exist already.
+
+    Args:
+        number: Two-digit chapter.
+
+    Returns:
+        Ids of the claims whose rule is new to a record set.
+
+    Raises:
+        ValueError: If the ledger is not committed, or a claim whose rule changed does not say that
+            it was posed after the data.
+    """
+    path = CLAIMS / f"{number}.yaml"
+    changes = ["git", "-C", str(ROOT), "status", "--porcelain", "--", str(path)]
+    if subprocess.run(changes, capture_output=True, text=True, check=True).stdout.strip():
+        raise ValueError(f"commit {path.name} first: rules come before verdicts")
+    ledger = {claim.id: claim for claim in load_ledger(path)}
+    rules = criteria(number)
+    changed: dict[str, None] = {}
+    for profile in PROFILES:
+        reference = read_reference(profile, number)
+        if reference is None or dict(reference.record_set.criteria) == rules:
+            continue
+        new = [name for name in rules if reference.record_set.criteria.get(name) != rules[name]]
+        if silent := [name for name in new if ledger[name].posed != AFTER]:
+            raise ValueError(
+                f"chapter {number}: the rule of {', '.join(silent)} is newer than its {profile} "
+                f"records; say `posed: {AFTER}`, or publish fresh records"
+            )
+        changed |= dict.fromkeys(new)
+        write_record_set(profile, number, replace(reference.record_set, criteria=rules))
+    return list(changed)
 
 
 def _text(path: Path) -> str:
@@ -109,10 +212,10 @@ def _text(path: Path) -> str:
 def _moved_words(before: str, after: str) -> list[str]:
     """The claims whose word is another one, in words; a damaged old file says nothing."""
     try:
-        old = {row["id"]: row["verdict"] for row in json.loads(before or "[]")}
+        old = {row["id"]: row["word"] for row in json.loads(before or "[]")}
     except (ValueError, TypeError, KeyError):
         old = {}
-    new = {row["id"]: row["verdict"] for row in json.loads(after)}
+    new = {row["id"]: row["word"] for row in json.loads(after)}
     return [
         f"{claim}: {old.get(claim, 'not judged before')}, now {word}"
         for claim, word in new.items()
@@ -120,45 +223,41 @@ def _moved_words(before: str, after: str) -> list[str]:
     ]
 
 
-def _shown_text(path: Path) -> tuple[str, str]:
-    """All code of a notebook, and all that its cells have printed."""
+def _shown_text(path: Path) -> str:
+    """All that the cells of a notebook have printed or shown as plain text."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    outputs = [output for cell in code for output in cell["outputs"]]
-    printed = ["".join(output["text"]) for output in outputs if output.get("name") == "stdout"]
-    return "\n".join("".join(cell["source"]) for cell in code), "\n".join(printed)
+    shown = []
+    for output in (output for cell in cells for output in cell.get("outputs", ())):
+        if output.get("name") == "stdout":
+            shown.append("".join(output["text"]))
+        shown.append("".join(output.get("data", {}).get("text/plain", ())))
+    return "\n".join(shown)
 
 
 def notebook_faults(number: str) -> list[str]:
     """What a committed notebook shows otherwise than the committed verdicts and record sets.
 
     Args:
-        number: Two digits; ``"08"`` is the scoreboard, which shows every chapter.
+        number: Two digits; the scoreboard and the first notebook show every chapter.
 
     Returns:
-        Ids of claims whose block differs, and chapters whose record set is another one.
+        Ids of claims whose block differs, and chapters whose record set or table is another one.
     """
-    if number == SCOREBOARD:
-        numbers = [each for each, _ in _sets(tuple(TITLES), ("standard",))]
-    else:
-        numbers = [each for each, _ in _sets((number,), ("standard",))]
-    if not numbers:
+    shown = _shown_text(notebook_path(number))
+    if number not in TITLES:
+        return [
+            f"claims of chapter {each}"
+            for each in _judged_chapters(tuple(TITLES))
+            if whole_text(each, read_verdicts(each)) not in shown
+        ]
+    if not _judged_chapters((number,)):
         return []
-    source, printed = _shown_text(notebook_path(number))
-    shows_full = ".verdicts_at_full()" in source
+    reference = read_reference("standard", number)
     faults = []
-    for each in numbers:
-        reference = read_reference("standard", each)
-        if reference is None or describe_evidence("standard", each, reference) not in printed:
-            faults.append(f"evidence of chapter {each}")
-        faults += [
-            judgement.id
-            for judgement in read_verdicts(each, "standard")
-            if verdict_blocks([judgement]) not in printed
-        ]
-        faults += [
-            f"{judgement.id} at full"
-            for judgement in (read_verdicts(each, "full") if shows_full else ())
-            if f"{judgement.id} at full: {judgement.verdict}\n" not in printed
-        ]
-    return faults
+    if reference is None or describe_evidence("standard", number, reference) not in shown:
+        faults.append(f"evidence of chapter {number}")
+    return faults + [
+        judgement.id
+        for judgement in read_verdicts(number)
+        if verdict_blocks([judgement]) not in shown
+    ]

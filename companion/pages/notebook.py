@@ -16,12 +16,11 @@ NOT_CANONICAL = canonical.enter()
 
 import base64
 import io
-import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -30,41 +29,43 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from companion.evidence.canonical import versions
-from companion.evidence.claims import Judgement, judge
-from companion.evidence.ledger import load_ledger
+from companion.evidence.claims import Effect, Judgement
 from companion.evidence.statistics import t_interval
 from companion.evidence.store import Record, Reference, Store, read_reference
-from companion.evidence.tables import fmt_interval, fmt_number, text_table, verdict_blocks
-from companion.experiments.chapters import (
-    TITLES,
-    Chapter,
-    Estimand,
-    chapter_number,
-    load_chapter,
+from companion.evidence.tables import (
+    fmt_interval,
+    fmt_number,
+    own_numbers,
+    text_table,
+    verdict_blocks,
 )
+from companion.experiments.chapters import TITLES, Chapter, chapter_number, load_chapter
 from companion.experiments.conditions import conditions_of
 from companion.experiments.defaults import arm_version
+from companion.experiments.records import Estimand
 from companion.experiments.sweep import run_sweep, worker_count
-from companion.pages.verdicts import mark_changed_criteria
-from companion.paths import CLAIMS
+from companion.pages.verdicts import (
+    criteria,
+    judge_records,
+    mark_changed_criteria,
+    read_verdicts,
+)
 from trainaug.data.progress import shows_progress
 from trainaug.training.randomness import stream
 
 __all__ = [
     "Context",
     "NoReferenceError",
-    "chapter_judgements",
     "collect_records",
     "describe_evidence",
-    "evidence_judgements",
     "png_bytes",
+    "show_figure",
     "start",
 ]
 
 EVIDENCE = ("reference", "recompute")
 # Those that the lock pins: the C library differs from machine to machine.
 _SHOWN_VERSIONS = ("python", "torch", "numpy", "scipy", "cvxpy", "clarabel")
-_ESTIMATE = re.compile(r"\{([a-z]+\.\d+)\.(\w+)(?:\.(\w+))?(?::([^}]*))?\}")
 
 
 class NoReferenceError(LookupError):
@@ -124,20 +125,6 @@ def describe_evidence(profile: str, number: str, reference: Reference) -> str:
     return ", ".join(words)
 
 
-def chapter_judgements(
-    chapter: Chapter, records: Sequence[Record], profile: str
-) -> list[Judgement]:
-    """Judge every claim of a chapter's ledger on the records of a profile."""
-    ledger = load_ledger(CLAIMS / f"{chapter.number}.yaml")
-    return [judge(claim.at(profile), records, chapter.functions) for claim in ledger]
-
-
-def evidence_judgements(chapter: Chapter, reference: Reference, profile: str) -> list[Judgement]:
-    """Judge committed records; a rule that has changed since their publication gives no verdict."""
-    judged = chapter_judgements(chapter, reference.records, profile)
-    return mark_changed_criteria(judged, reference.record_set.criteria)
-
-
 def _log(done: int, total: int, seconds_left: float) -> None:
     step = max(1, total // 10)
     if done % step == 0 or done == total:
@@ -162,7 +149,6 @@ class Context:
     evidence: str
     knobs: Mapping[str, Any]
     records: list[Record] = field(default_factory=list)
-    _judged: dict[str, Judgement] = field(default_factory=dict)
 
     def run(self) -> list[Record]:
         """Compute what is missing (*recompute*) or read the reference; return the records."""
@@ -172,60 +158,38 @@ class Context:
             progress = _log if shows_progress() else None
             run_sweep(plan, self.chapter.runs_module, Store(self.profile), digest, progress)
         self.records = collect_records(self.chapter, self.profile, self.evidence, self.knobs)
-        if self.judges:
-            judged = chapter_judgements(self.chapter, self.records, self.profile)
-            if self.evidence == "reference":
-                reference = read_reference(self.profile, self.chapter.number)
-                criteria = reference.record_set.criteria if reference else {}
-                judged = mark_changed_criteria(judged, criteria)
-            self._judged = {each.id: each for each in judged}
         return self.records
 
-    @property
-    def judges(self) -> bool:
-        """Whether this profile decides claims; *quick* does not."""
-        return self.profile != "quick"
+    @cached_property
+    def judgements(self) -> dict[str, Judgement]:
+        """The committed verdicts of the chapter, by claim."""
+        number = self.chapter.number
+        judged = mark_changed_criteria(read_verdicts(number), criteria(number))
+        return {each.id: each for each in judged}
 
-    def say(self, template: str) -> None:
-        """Print a result sentence whose numbers come from the estimates of the claims.
+    def effect(self, claim: str, setting: str = "") -> Effect:
+        """One judged number of a claim.
 
-        ``{lin.2.gaussian_diagonal:.3f}`` is the mean of an estimand, ``….low`` and ``….high`` its
-        interval, ``{lin.2.verdict}`` the verdict. Estimands of a rule *beside* are found as well.
+        Args:
+            claim: Such as ``ord.1``.
+            setting: Name of the setting; the first by default.
 
         Raises:
-            KeyError: If a name is unknown.
+            KeyError: If the claim or the setting is unknown.
         """
-        print(_ESTIMATE.sub(self._insert, template) if self.judges else "not judged (quick)")
-
-    def _insert(self, found: re.Match[str]) -> str:
-        claim, name, part, spec = found.groups()
-        judgement = self._judged[claim]
-        if name == "verdict":
-            return judgement.verdict
-        if name == "beside":
-            return str((judgement.beside or {})[part])
-        estimates = [*judgement.estimates, *(judgement.beside or {}).get("estimates", ())]
-        for estimate in estimates:
-            if estimate.estimand == name:
-                return format(getattr(estimate, part or "mean"), spec or "")
-        raise KeyError(f"claim {claim} has no estimand {name!r}")
+        judged = self.judgements[claim]
+        effects = [*judged.effects, *(e for aside in judged.beside for e in aside.effects)]
+        for effect in effects:
+            if not setting or effect.name == setting:
+                return effect
+        raise KeyError(f"claim {claim} has no setting {setting!r}")
 
     def verdicts(self) -> None:
-        """Print the verdict of every claim of the chapter; rules *beside* stand below theirs."""
-        judged = list(self._judged.values())
-        print(verdict_blocks(judged) if self.judges else "not judged (quick)")
-
-    def verdicts_at_full(self) -> None:
-        """Print, one line an estimand, what the committed full profile says of each claim."""
-        reference = read_reference("full", self.chapter.number)
-        if reference is None:
-            print("full profile: no reference yet")
-            return
-        for each in evidence_judgements(self.chapter, reference, "full"):
-            print(f"{each.id} at full: {each.verdict}")
-            for e in each.estimates:
-                shown = fmt_interval(e.mean, e.low, e.high, 3)
-                print(f"    {e.estimand.replace('_', ' ')} {shown}, n = {e.n}")
+        """Print the committed verdict of every claim of the chapter, with what it rests on."""
+        print(verdict_blocks(list(self.judgements.values())))
+        if self.evidence == "recompute" and self.profile != "quick":
+            print(f"\nYour own runs, profile {self.profile}:\n")
+            print(own_numbers(judge_records(self.chapter, self.records, all_there_are=True)))
 
     def full_records(self) -> list[Record]:
         """Return the records of the committed full profile; none if there is no reference."""
@@ -338,20 +302,8 @@ class Context:
         raise AssertionError(f"{what}: no line of the proof noticed")
 
     def show(self, figure: Figure, alt: str) -> None:
-        """Display a figure as PNG at twice the size, with its text alternative in the metadata.
-
-        The plain text beside the picture is what nbval compares.
-        """
-        from IPython.display import display
-
-        picture = png_bytes(figure, alt)
-        width, height = figure.get_size_inches() * figure.dpi
-        bundle = {
-            "image/png": base64.b64encode(picture).decode("ascii"),
-            "text/plain": f"Figure: {alt}",
-        }
-        shown = {"alt": alt, "width": round(width), "height": round(height)}
-        display(bundle, metadata={"image/png": shown}, raw=True)
+        """Display a figure; see `show_figure`."""
+        show_figure(figure, alt)
 
     def finish(self) -> None:
         """Print where the numbers came from and what comes next."""
@@ -362,6 +314,27 @@ class Context:
         print(f"{len(self.records)} runs from {source}/{self.profile}/{self.chapter.number}")
         print(f"data {', '.join(sorted(digests))}")
         print(f"next: {following}")
+
+
+def show_figure(figure: Figure, alt: str) -> None:
+    """Display a figure as PNG at twice the size, with its text alternative in the metadata.
+
+    The plain text beside the picture is what nbval compares.
+
+    Args:
+        figure: What to show.
+        alt: What can be seen in it, in words.
+    """
+    from IPython.display import display
+
+    picture = png_bytes(figure, alt)
+    width, height = figure.get_size_inches() * figure.dpi
+    bundle = {
+        "image/png": base64.b64encode(picture).decode("ascii"),
+        "text/plain": f"Figure: {alt}",
+    }
+    shown = {"alt": alt, "width": round(width), "height": round(height)}
+    display(bundle, metadata={"image/png": shown}, raw=True)
 
 
 def png_bytes(figure: Figure, alt: str) -> bytes:

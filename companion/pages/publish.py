@@ -18,7 +18,6 @@ from pathlib import Path
 
 import yaml
 
-from companion.evidence.claims import verdicts_json
 from companion.evidence.store import (
     Record,
     RecordSet,
@@ -27,7 +26,6 @@ from companion.evidence.store import (
     Store,
     read_reference,
     reference_folder,
-    write_atomic,
     write_reference,
 )
 from companion.experiments.chapters import Chapter, load_chapter
@@ -36,8 +34,7 @@ from companion.experiments.defaults import arm_version
 from companion.pages.canaries import CanaryState
 from companion.pages.compare import is_canonical_fingerprint
 from companion.pages.judge import judge
-from companion.pages.notebook import evidence_judgements
-from companion.pages.verdicts import criteria
+from companion.pages.verdicts import criteria, judge_records
 from companion.paths import CLAIMS, COMPANION, LIBRARY, ROOT
 
 __all__ = [
@@ -117,13 +114,13 @@ def publish(
     written = read_reference(profile, number, staging)
     if written is None:
         raise PublishRefusedError(f"{staging} was removed meanwhile")
+    # what cannot be judged stays out
+    judge_records(chapter, written.records, all_there_are=True)
     staged = reference_folder(profile, number, staging)
-    verdicts = verdicts_json(evidence_judgements(chapter, written, profile))
-    write_atomic(staged / "verdicts.json", verdicts)
     _carry_over(reference_folder(profile, number), staged)
     replace_folder(staged, reference_folder(profile, number))
     shutil.rmtree(staging)
-    judge([number], [profile])
+    judge([number])
 
 
 def _git(*arguments: str) -> str:
@@ -261,7 +258,7 @@ def _describe(
     waiting = _waiting(number, plan, promoted, kept, previous)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     started = min(str(row.get("started") or now) for _, row in pairs)
-    rules = criteria(number, profile)
+    rules = criteria(number)
     if previous is not None and previous.canonical:  # the same campaign, continued
         started = min(started, previous.started or started)
         rules |= previous.criteria

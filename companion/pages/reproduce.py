@@ -22,9 +22,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from companion.evidence.canonical import canonical_environment
 from companion.evidence.claims import Judgement
-from companion.evidence.ledger import load_ledger
 from companion.evidence.store import Record, Run, Store, read_reference, write_atomic
-from companion.evidence.tables import fmt_interval, markdown_table, verdict_table
+from companion.evidence.tables import markdown_table, shown_effect
 from companion.experiments.chapters import TITLES, Chapter, load_chapter, notebook_path
 from companion.experiments.conditions import conditions_of
 from companion.experiments.sweep import missing_runs, worker_count
@@ -33,10 +32,9 @@ from companion.pages.compare import (
     compare_claims,
     compare_records,
     first_line,
-    timing_numbers,
 )
-from companion.pages.notebook import chapter_judgements, evidence_judgements
-from companion.paths import CLAIMS, RUNS
+from companion.pages.verdicts import judge_records
+from companion.paths import RUNS
 from trainaug.data.arrays import DataUnavailableError
 
 __all__ = ["ChapterReport", "notebook_parameters", "reproduce"]
@@ -58,8 +56,8 @@ class ChapterReport:
         seconds: Of the whole.
         predicted: Core-seconds of the plan.
         measured: Core-seconds that the runs took.
-        judgements: Claims judged on own records.
-        evidence: The same claims judged on the committed records, where the two are compared.
+        judgements: The numbers of the claims on own records; no verdict.
+        evidence: The same on the committed records.
         comparison: What the comparison has found.
         remark: Why nothing was compared.
     """
@@ -298,7 +296,7 @@ def _judge_and_compare(
     profile: str,
     pairs: Sequence[tuple[Record, Record]],
 ) -> None:
-    report.judgements = chapter_judgements(chapter, [record for record, _ in pairs], profile)
+    report.judgements = judge_records(chapter, [record for record, _ in pairs], all_there_are=True)
     reference = read_reference(profile, chapter.number)
     if reference is None:
         report.remark = "no evidence yet: `make publish` makes it"
@@ -307,12 +305,10 @@ def _judge_and_compare(
     evidence = list(zip(reference.records, reference.provenance, strict=True))
     arms = {record["arm"] for record in reference.records}
     early = set(about.waiting) if about.canonical else arms
-    report.evidence = evidence_judgements(chapter, reference, profile)
+    report.evidence = judge_records(chapter, reference.records, all_there_are=True)
     report.comparison = compare_records(chapter.number, pairs, evidence, early)
     if report.comparison.elsewhere:
-        ledger = load_ledger(CLAIMS / f"{chapter.number}.yaml")
-        timings = timing_numbers(ledger, evidence)
-        compare_claims(report.comparison, report.judgements, report.evidence, timings)
+        compare_claims(report.comparison, report.judgements, report.evidence)
 
 
 def _report_text(profile: str, reports: Sequence[ChapterReport]) -> str:
@@ -337,14 +333,11 @@ def _report_text(profile: str, reports: Sequence[ChapterReport]) -> str:
         f"# Reproduction, profile {profile}",
         markdown_table(rows, columns),
     ]
-    judged = [judgement for report in reports for judgement in report.judgements]
-    if judged:
-        parts.append(verdict_table(judged, "markdown"))
-    elif profile == "quick":
+    if profile == "quick":
         parts.append("Claims are not judged in the quick profile.")
     if both := [row for report in reports for row in _both(report)]:
         parts.append("Where own results and evidence are not the same:")
-        parts.append(markdown_table(both, ["claim", "estimand", "here", "evidence"]))
+        parts.append(markdown_table(both, ["claim", "setting", "here", "evidence"]))
     parts += [f"Chapter {r.number} failed: {r.failure}" for r in reports if r.failure]
     for comparison in comparisons:
         name = f"Chapter {comparison.chapter}"
@@ -366,24 +359,25 @@ def _both(report: ChapterReport) -> list[dict[str, str]]:
         comparison.absent or comparison.differing or comparison.moved or comparison.turned
     ):
         return []
-    theirs = _estimates(report.evidence)
+    theirs = _numbers(report.evidence)
     return [
         {
             "claim": claim,
-            "estimand": estimand.replace("_", " "),
+            "setting": setting,
             "here": here,
-            "evidence": theirs.get((claim, estimand), "–"),
+            "evidence": theirs.get((claim, setting), "–"),
         }
-        for (claim, estimand), here in _estimates(report.judgements).items()
-        if here != theirs.get((claim, estimand))
+        for (claim, setting), here in _numbers(report.judgements).items()
+        if here != theirs.get((claim, setting))
     ]
 
 
-def _estimates(judgements: Sequence[Judgement]) -> dict[tuple[str, str], str]:
+def _numbers(judgements: Sequence[Judgement]) -> dict[tuple[str, str], str]:
     return {
-        (judgement.id, estimate.estimand): (
-            f"{fmt_interval(estimate.mean, estimate.low, estimate.high, 4)}, {estimate.verdict}"
+        (judgement.id, f"{effect.part} {effect.name}".strip()): (
+            f"{shown_effect(effect)}, n = {effect.n}"
         )
         for judgement in judgements
-        for estimate in judgement.estimates
+        for effect in judgement.effects
+        if effect.n
     }

@@ -11,33 +11,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from companion.evidence.claims import Judgement
+from companion.evidence.claims import Judgement, Record, judge
 from companion.evidence.ledger import criterion_hash, load_ledger
-from companion.evidence.store import reference_folder
-from companion.experiments.chapters import TITLES, functions_of
-from companion.paths import CLAIMS
+from companion.experiments.chapters import TITLES, Chapter, functions_of
+from companion.paths import CLAIMS, RESULTS
 
 __all__ = [
+    "CHANGED",
     "committed_judgements",
     "criteria",
+    "judge_records",
+    "known_arms",
     "mark_changed_criteria",
     "read_verdicts",
     "verdicts_path",
 ]
 
+CHANGED = "criterion changed"
 
-def verdicts_path(number: str, profile: str) -> Path:
+
+def verdicts_path(number: str) -> Path:
     """Where the committed verdicts of a chapter stand."""
-    return reference_folder(profile, number) / "verdicts.json"
+    return RESULTS / "verdicts" / f"{number}.json"
 
 
-def read_verdicts(number: str, profile: str) -> list[Judgement]:
-    """Read the committed verdicts of a chapter; none if it has no record set.
+def read_verdicts(number: str) -> list[Judgement]:
+    """Read the committed verdicts of a chapter; none if it has no records.
 
     Raises:
         ValueError: If the file is damaged, with its name and the command that makes it again.
     """
-    path = verdicts_path(number, profile)
+    path = verdicts_path(number)
     if not path.is_file():
         return []
     try:
@@ -45,37 +49,58 @@ def read_verdicts(number: str, profile: str) -> list[Judgement]:
         return [Judgement.from_json(row) for row in rows]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{path} is damaged, run `python -m companion judge {number}`: {error}"
+            f"{path} is damaged, run `make judge CHAPTERS={number}`: {error}"
         ) from error
 
 
-def criteria(number: str, profile: str) -> dict[str, str]:
+def criteria(number: str) -> dict[str, str]:
     """Hash of every deciding rule of a chapter's ledger as it stands today, by claim."""
     ledger = load_ledger(CLAIMS / f"{number}.yaml")
     functions = functions_of(number)
-    return {claim.id: criterion_hash(claim.at(profile), functions) for claim in ledger}
+    return {claim.id: criterion_hash(claim, functions) for claim in ledger}
 
 
 def mark_changed_criteria(
     judgements: Sequence[Judgement], hashes: Mapping[str, str]
 ) -> list[Judgement]:
-    """Take the verdict from claims whose rule has another hash than ``hashes`` says.
+    """Take the word from claims whose rule has another hash than ``hashes`` says.
 
-    A claim without an entry keeps its verdict: it is new, and nothing says that it has changed.
+    A claim without an entry keeps its word: it is new, and nothing says that it has changed.
     """
     return [
-        replace(judgement, verdict="inconclusive", reason="criterion changed")
-        if hashes.get(judgement.id, judgement.criterion_hash) != judgement.criterion_hash
+        replace(judgement, word="open", addition="", reason=CHANGED)
+        if hashes.get(judgement.id, judgement.criterion) != judgement.criterion
         else judgement
         for judgement in judgements
     ]
 
 
-def committed_judgements(profile: str = "standard") -> list[Judgement]:
+def committed_judgements() -> list[Judgement]:
     """The committed verdicts of all chapters; *criterion changed* where the ledger has moved on."""
     judged = []
     for number in TITLES:
-        if verdicts_path(number, profile).is_file():
-            rules = criteria(number, profile)
-            judged += mark_changed_criteria(read_verdicts(number, profile), rules)
+        if verdicts_path(number).is_file():
+            judged += mark_changed_criteria(read_verdicts(number), criteria(number))
     return judged
+
+
+def known_arms(chapter: Chapter) -> set[str]:
+    """Every arm that a profile of the chapter runs."""
+    return {run.arm for profile in ("standard", "full", "paper") for run in chapter.plan(profile)}
+
+
+def judge_records(
+    chapter: Chapter, records: Sequence[Record], *, all_there_are: bool = False
+) -> list[Judgement]:
+    """Judge every claim of a chapter's ledger on some records.
+
+    Args:
+        chapter: The chapter.
+        records: Its runs.
+        all_there_are: Whether fewer seeds than the ledger's may decide, for comparisons.
+    """
+    arms = known_arms(chapter)
+    return [
+        judge(claim, records, chapter.functions, known_arms=arms, all_there_are=all_there_are)
+        for claim in load_ledger(CLAIMS / f"{chapter.number}.yaml")
+    ]

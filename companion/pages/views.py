@@ -7,31 +7,36 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 from companion.evidence.canonical import canonical_environment
-from companion.evidence.claims import expected_false_reproduced
 from companion.evidence.store import read_reference, write_atomic
-from companion.evidence.tables import markdown_table, verdict_blocks, verdict_table
-from companion.experiments.chapters import TITLES, load_chapter, notebook_path
-from companion.pages.notebook import (
-    NoReferenceError,
-    chapter_judgements,
-    collect_records,
-    describe_evidence,
-    png_bytes,
+from companion.experiments.chapters import TITLES
+from companion.pages.notebook import png_bytes, show_figure
+from companion.pages.scoreboard import (
+    by_chapter,
+    chapter_html,
+    counted_words,
+    front_figure,
+    front_table,
+    whole_text,
 )
-from companion.pages.verdicts import committed_judgements, mark_changed_criteria
+from companion.pages.verdicts import committed_judgements
 from companion.paths import RESULTS
 
 __all__ = [
+    "FRONT_ALT",
     "KEY_FIGURES",
     "execute_notebook",
+    "front_figure_path",
+    "front_figure_png",
     "key_figure_path",
     "key_figure_png",
     "render_readme",
     "scoreboard",
+    "show_figure",
     "write_key_figure",
 ]
 
@@ -63,36 +68,34 @@ KEY_FIGURES = {  # chapter: name of the file, text alternative
     ),
     "06": ("certificate", "Bounds of the largest robust radius closing on the exact value"),
 }
+FRONT_ALT = (
+    "A row of marks for each of the six methods, one mark a claim, and beside it the effect of one "
+    "claim of each method with its interval, in units of the smallest effect worth having"
+)
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def scoreboard(profile: str, evidence: str) -> str:
-    """Text of the scoreboard: every claim with a ledger entry, one row for a missing chapter."""
-    parts, judged = [], []
-    for number, title in TITLES.items():
-        chapter = load_chapter(number)
-        if chapter is None:
-            parts.append(f"CHAPTER {number} {title}: not built")
-            continue
-        try:
-            records = collect_records(chapter, profile, evidence)
-        except NoReferenceError as error:
-            parts.append(str(error))
-            continue
-        if profile == "quick":
-            parts.append(f"CHAPTER {number} {title}: not judged (quick)")
-            continue
-        judgements = chapter_judgements(chapter, records, profile)
-        source = f"runs/{profile}/{number}"
-        reference = read_reference(profile, number) if evidence == "reference" else None
-        if reference is not None:
-            judgements = mark_changed_criteria(judgements, reference.record_set.criteria)
-            source = describe_evidence(profile, number, reference)
-        judged += judgements
-        parts.append(f"CHAPTER {number} {title} ({source})\n\n{verdict_blocks(judgements)}")
-    expected = expected_false_reproduced(judged)
-    parts.append(f"false 'reproduced' to expect from chance, at most: {expected:.3f}")
-    return "\n\n".join(parts)
+def scoreboard(chapters: Sequence[str] = tuple(TITLES)) -> None:
+    """Show the committed verdicts of chapters, a table for each group, rule and reason folded."""
+    from IPython.display import display
+
+    for number, claims in by_chapter(committed_judgements()).items():
+        if number in chapters:
+            shown = {
+                "text/html": f"<h3>Chapter {number}</h3>\n{chapter_html(claims)}",
+                "text/plain": whole_text(number, claims),
+            }
+            display(shown, raw=True)
+
+
+def front_figure_png() -> bytes:
+    """PNG of the front page's picture, from the committed verdicts."""
+    return png_bytes(front_figure(committed_judgements()), FRONT_ALT)
+
+
+def front_figure_path() -> Path:
+    """Where the front page's picture stands."""
+    return RESULTS / "figures" / "claims.png"
 
 
 def key_figure_path(number: str) -> Path:
@@ -155,46 +158,25 @@ def execute_notebook(path: Path) -> None:
     write_atomic(path, nbformat.writes(notebook) + "\n")
 
 
-def _scoreboard_block() -> str:
+def _verdicts_block() -> str:
     judged = committed_judgements()
-    beside = [
-        f"\n{each.id}, shown beside and not deciding: {each.beside['label']}: "
-        f"**{each.beside['verdict']}**"
-        + (f" ({each.beside['reason']})." if each.beside["reason"] else ".")
-        for each in judged
-        if each.beside
-    ]
-    notes: dict[str, list[str]] = {}
-    for number in TITLES:
-        reference = read_reference("standard", number)
-        if reference is not None and reference.record_set.note:
-            notes.setdefault(reference.record_set.note, []).append(number)
-    said = [f"\n{note.capitalize()}: chapters {', '.join(which)}." for note, which in notes.items()]
-    return "\n".join([verdict_table(judged, "markdown", width=100), *beside, *said])
-
-
-def _chapters_block() -> str:
-    rows = []
-    for number, title in TITLES.items():
-        chapter = load_chapter(number)
-        if chapter is None:
-            rows.append({"chapter": f"{number} {title}", "state": "not built", "standard run": "–"})
-            continue
-        name = notebook_path(number).name
-        minutes = sum(run.predicted_seconds for run in chapter.plan("standard")) / 120
-        state = {"chapter": f"[{number} {title}](notebooks/{name})", "state": "built"}
-        rows.append(state | {"standard run": f"about {minutes:.0f} min on two cores"})
-    return markdown_table(rows, ["chapter", "state", "standard run"])
+    early = sorted({each.id for each in judged if each.early})
+    said = f"{counted_words(judged)}."
+    if early:
+        said += (
+            f" {len(early)} of {len(judged)} words rest on records made before canonical mode, and"
+            " all rules were posed after these data; fresh seeds will answer them."
+        )
+    return f"{front_table(judged)}\n\n{said}"
 
 
 def _times_block() -> str:
     path = RESULTS / "bench" / "fresh_clone.json"
     if not path.is_file():
         return "Not measured yet: `python benchmarks/fresh_clone.py`."
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    return (
-        markdown_table(rows["rows"], ["step", "measured"]) + f"\n\nMeasured on {rows['machine']}."
-    )
+    found = json.loads(path.read_text(encoding="utf-8"))
+    steps = ", ".join(f"{row['step']} {row['measured']}" for row in found["rows"])
+    return f"Measured on {found['machine']}: {steps}."
 
 
 def render_readme(text: str) -> str:
@@ -203,7 +185,7 @@ def render_readme(text: str) -> str:
     Raises:
         ValueError: If a mark names no block.
     """
-    blocks = {"scoreboard": _scoreboard_block, "chapters": _chapters_block, "times": _times_block}
+    blocks = {"verdicts": _verdicts_block, "times": _times_block}
 
     def fill(found: re.Match[str]) -> str:
         if found[2] not in blocks:

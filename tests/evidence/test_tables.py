@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,71 +64,109 @@ def test_numbers_have_fixed_decimals_and_no_negative_zero():
     assert t.fmt_interval(None, None, None, 2) == "–"
 
 
-def judgements():
-    source = {"work": "w", "where": "t", "published": "+5.9 | COCO", "read": "text"}
-    base = {"tier": "extended", "source": source, "seeds": 5}
-    gain = {"unit": "points", "reproduced": "> 0", "contradicted": "< 1.0"}
-    both = [{"estimand": "x", **gain}, {"estimand": "y", **gain}]
-    gap = [{"estimand": "z", "unit": "relative", "tolerance": 1e-5}]
-    entries = [
-        {"id": "a.1", "statement": "word " * 30, "kind": "statistical", "all_of": both, **base},
-        {"id": "a.2", "statement": "exact", "kind": "exact", "all_of": gap, **base},
-        {"id": "a.3", "statement": "later", "kind": "timing", "not_tested": "later", **base},
-    ]
-    records = [
-        {"arm": "m", "seed": 1000 + k, "x": 5 + k % 2, "y": (-9) ** (k % 2), "z": -1e-9 * k}
-        for k in range(5)
-    ]
-    estimands = {name: lambda rs, name=name: rs[0][name] for name in "xyz"}
-    return [judge(Claim.model_validate(each), records, estimands) for each in entries]
+def judged(mean=3.0, sd=0.5, n=12, **changes):
+    """A judgement of values that are spread evenly about a mean."""
+    base = {
+        "id": "csa.1",
+        "tier": "headline",
+        "origin": "authors",
+        "scope": "scaled",
+        "statement": "word " * 30,
+        "published": {"value": "+5.9 | COCO", "where": "t", "work": "w", "read": "text"},
+        "kind": "effect",
+        "worth": "1.0 points",
+        "of": "x",
+        "settings": [{"name": "digits", "number": "a"}],
+        "seeds": {"from": 1000, "count": n},
+    } | changes
+    z = np.linspace(-1, 1, n)
+    values = mean + sd * z / z.std(ddof=1)
+    records = [{"arm": "a", "seed": 1000 + k, "metrics": {"x": v}} for k, v in enumerate(values)]
+    entry = {k: v for k, v in base.items() if v is not None}
+    return judge(Claim.model_validate(entry), records, {})
 
 
-def test_verdict_table_has_one_line_an_estimand():
-    lines = t.verdict_table(judgements(), width=20).split("\n")
-    assert lines[0].split() == [
-        "claim",
-        "tier",
-        "statement",
-        "published",
-        "estimand",
-        "ours",
-        "n",
-        "verdict",
-    ]
-    assert lines[2].split()[:2] == ["a.1", "extended"]
+@pytest.mark.parametrize(
+    ("mean", "sd", "words"),
+    [
+        (3.0, 0.5, "holds, at least 1.0 points"),
+        (0.5, 0.3, "holds, small: less than 1.0 points"),
+        (1.0, 0.75, "holds"),
+        (0.0, 0.5, "no effect of 1.0 points"),
+        (-1.2, 2.0, "no gain of 1.0 points"),
+        (-3.0, 0.5, "opposite, at least 1.0 points"),
+        (0.5, 2.0, "open"),
+    ],
+)
+def test_a_word_stands_with_its_number(mean, sd, words):
+    found = judged(mean, sd)
+    assert t.phrase(found, found.worth) == words
+
+
+def test_effects_are_shown_in_the_units_of_readers():
+    assert t.shown_effect(judged().effects[0]) == "3.00 points [2.68, 3.32]"
+    saved = judged(math.log(2), 0.1, worth="20 percent").effects[0]
+    assert t.shown_effect(saved) == "50.0 % [46.7, 53.1]"
+    dearer = judged(-math.log(2), 0.1, worth="20 percent").effects[0]
+    assert t.shown_effect(dearer).startswith("-100.0 % ")
+    times = judged(math.log(4), 0.1, worth="factor 2").effects[0]
+    assert t.shown_effect(times).startswith("4.000 times [3.7")
+    level = judged(3.0, kind="bound", worth=None, unit="points", below=5.0).effects[0]
+    assert t.shown_effect(level) == "3.00 points [2.68, 3.32]"
+    both = t.shown_effect(judged().effects[0], both=True)
+    assert both.startswith("3.00 points [2.68, 3.32], 99 % [2.")
+
+
+def test_no_logarithm_is_ever_shown():
+    for worth in ("20 percent", "factor 2"):
+        found = judged(0.7, 0.2, worth=worth)
+        texts = [t.verdict_blocks([found]), t.verdict_table([found]), t.own_numbers([found])]
+        assert not [text for text in texts if "log ratio" in text]
+
+
+def test_verdict_table_has_one_line_a_claim():
+    lines = t.verdict_table([judged(), judged(0.5, 2.0, id="csa.2")], width=20).split("\n")
+    assert lines[0].split() == ["claim", "who", "scale", "statement", "found", "word"]
+    assert lines[2].split()[:3] == ["csa.1", "authors", "scaled"]
     assert "word word word …" in lines[2]
-    assert "5.40 [4.72, 6.08] points" in lines[2]
-    assert "inconclusive (under-powered: " in lines[2]
-    assert lines[3].split() == ["y", "-3.0", "[-9.8,", "3.8]", "points", "5"]
-    assert "4.0e-09, tolerance 1e-05" in lines[4]
-    assert lines[5].endswith("not tested")
-    assert len(lines) == 6
+    assert lines[2].endswith("holds, at least 1.0 points")
+    assert lines[3].endswith("open")
+    assert len(lines) == 4
 
 
-def test_verdict_table_in_markdown_holds_the_same_cells():
-    lines = t.verdict_table(judgements(), "markdown").split("\n")
-    assert len(lines) == 6
-    assert lines[4] == (
-        "| a.2 | extended | exact | +5.9 \\| COCO | z | 4.0e-09, tolerance 1e-05 | 5 | reproduced |"
-    )
-    assert t.verdict_table(judgements(), "markdown") == "\n".join(lines)
-    with pytest.raises(ValueError, match="got 'html'"):
-        t.verdict_table([], "html")
+def test_verdict_blocks_say_who_what_and_on_which_grounds():
+    found = replace(
+        judged(0.5, 2.0, note="A note.", beside=[
+            {"label": "beside it", "kind": "none", "worth": "1.0 points", "of": "x",
+             "settings": [{"name": "again", "number": "a"}]},
+        ]),
+        records="full", early=True, standard_word="holds", standard_seeds=7,
+        posed="after the data",
+    )  # fmt: skip
+    block = t.verdict_blocks([found])
+    assert block.split("\n")[0] == "csa.1  OPEN"
+    for text in (
+        "headline, the authors, scaled",
+        "published: +5.9 | COCO (read: text)",
+        "digits",
+        "n = 12; open",
+        "seeds would find the smallest effect",
+        "beside, beside it: ",
+        "made before canonical mode",
+        "canonical standard records at 7 seeds: “holds”",
+        "rule posed after the data",
+        "A note.",
+    ):
+        assert text in " ".join(block.split()), text
+    assert not [line for line in block.split("\n") if line != line.rstrip()]
 
 
-def test_verdict_blocks_hold_rule_reason_and_every_estimand():
-    blocks = t.verdict_blocks(judgements()).split("\n\n")
-    assert [block.split("\n")[0].split("(")[0].strip() for block in blocks] == [
-        "a.1  extended  INCONCLUSIVE",
-        "a.2  extended  REPRODUCED",
-        "a.3  extended  NOT TESTED",
-    ]
-    first = blocks[0].split("\n")
-    assert first[1].startswith("  word word")
-    assert "published: +5.9 | COCO (read: text)" in blocks[0]
-    assert "x  5.40 [4.72, 6.08] points" in blocks[0]
-    assert "n=5  reproduced > 0 | contradicted < 1.0" in blocks[0]
-    assert "because: " in blocks[0]
-    assert "z  4.0e-09, tolerance 1e-05  n=5" in blocks[1]
-    assert "because: later" in blocks[2]
-    assert not [line for line in "\n".join(blocks).split("\n") if line != line.rstrip()]
+def test_a_script_gets_numbers_and_units():
+    row = t.verdict_json_row(judged(math.log(2), 0.1, worth="20 percent"))
+    assert row["unit"] == "log ratio"
+    assert row["worth"] == pytest.approx(-math.log(0.8))
+    assert row["shown"] == "20 percent"
+    [setting] = row["settings"]
+    assert setting["mean"] == pytest.approx(math.log(2))
+    assert setting["sign"][0] < setting["size"][0] < setting["mean"] < setting["size"][1]
+    assert (row["word"], setting["word"], setting["n"]) == ("holds", "holds", 12)

@@ -1,130 +1,77 @@
-"""How often the engine is wrong when the truth sits exactly on the edge of a region.
-
-There, *reproduced* (or *contradicted*) is a wrong verdict, and a 95 % interval owes at most 2.5 %
-a side. (A closed region owns its edge: for it the truth is put 1e-9 outside.) Rates come from
-40 000 draws through ``mean_and_sd``, ``t_half_width`` and ``decide``, which is what ``judge`` calls
-(asserted on the first 50 draws). The Monte Carlo standard error is 0.08 points at 2.5 %. Cells
-above 4 % are in KNOWN, each with its reason; a new one fails the test.
-"""
+"""How often the rule is wrong: the table of the docs, and what was promised of it."""
 
 from __future__ import annotations
 
-import functools
+import importlib.util
 
 import numpy as np
 import pytest
 
-from companion.evidence.claims import decide, judge
-from companion.evidence.ledger import Claim, Region
-from companion.evidence.statistics import mean_and_sd, t_half_width
+from companion.paths import BENCHMARKS
 
-DRAWS = 40_000
-EDGES = {  # region under test, its edge, the side of the edge on which it lies
-    "> 0": (0.0, "above"),
-    ">= 0": (0.0, "above"),
-    "< 0": (0.0, "below"),
-    "<= 0": (0.0, "below"),
-    "in (0, 20)": (0.0, "above"),
-    "in (-20, 0)": (0.0, "below"),
-    "outside (-20, 0)": (0.0, "above"),
-    "outside (0, 20)": (0.0, "below"),
-}
-SHAPES = {  # mean 0, sd 1 or less
-    "gaussian": lambda rng, size: rng.normal(size=size),
-    "binomial": lambda rng, size: (rng.binomial(500, 0.9, size) - 450) / 6.7,  # test accuracy
-    "skewed": lambda rng, size: rng.exponential(size=size) - 1,
-    "lognormal": lambda rng, size: rng.lognormal(0, 0.5, size) - np.exp(0.125),
-    "tied": lambda rng, size: np.round(rng.normal(size=size)),
-    "coarse": lambda rng, size: rng.choice([-1.0, 0.0, 1.0], p=[0.15, 0.7, 0.15], size=size),
-    "rare": lambda rng, size: rng.binomial(1, 0.1, size) - 0.1,  # one item in ten, 0 or 1
-}
-SKEW = "right skew: a draw without large values has both a low mean and a small sd"
-RARE = "P(all n are 0) = 0.9^n: a width of zero below the truth; judge() says all values are equal"
-KNOWN = {  # (shape, n, side): (rate, reason); the mirror image of each holds for left skew
-    ("skewed", 5, "below"): (0.115, SKEW),
-    ("skewed", 10, "below"): (0.093, SKEW),
-    ("lognormal", 5, "below"): (0.078, SKEW),
-    ("lognormal", 10, "below"): (0.074, SKEW),
-    ("rare", 5, "below"): (0.592, RARE),
-    ("rare", 10, "below"): (0.347, RARE),
+spec = importlib.util.spec_from_file_location("verdict_rates", BENCHMARKS / "verdict_rates.py")
+assert spec is not None
+assert spec.loader is not None
+rates = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(rates)
+DRAWS = 4000
+PROMISED = {  # truth, n: percent of holds / no effect / no gain / opposite / open
+    ("0", 6): (1, 22, 28, 0, 49),
+    ("0", 12): (1, 77, 11, 1, 11),
+    ("0", 24): (0, 99, 0, 1, 0),
+    ("w/2", 8): (7, 20, 3, 0, 70),
+    ("w/2", 24): (38, 53, 0, 0, 9),
+    ("w", 6): (20, 2, 2, 0, 78),
+    ("w", 12): (64, 2, 2, 0, 33),
+    ("w", 48): (100, 0, 0, 0, 0),
+    ("2w", 8): (95, 0, 0, 0, 5),
 }
 
 
-@functools.cache
-def draws(shape, n):
-    rng = np.random.default_rng([sorted(SHAPES).index(shape), n])
-    return SHAPES[shape](rng, (DRAWS, n))
+@pytest.mark.parametrize("law", rates.LAWS)
+def test_laws_have_mean_zero_and_standard_deviation_one(law):
+    x = rates.LAWS[law](np.random.default_rng(0), (400_000, 1))
+    assert abs(x.mean()) < 0.01
+    assert x.std() == pytest.approx(1, abs=0.02)
 
 
-@functools.cache
-def wrong_rate(shape, n, text):
-    """Share of draws whose interval lies in the region at whose edge the true mean is."""
-    outwards = {">=": -1e-9, "<=": 1e-9, "outside (-20, 0)": -1e-9, "outside (0, 20)": 1e-9}
-    mean, sd = mean_and_sd(draws(shape, n) + outwards.get(text, outwards.get(text[:2], 0.0)))
-    half = t_half_width(sd, n, 0.95)
-    yes, far = Region.parse(text), Region.parse("< -1000")
-    bounds = zip((mean - half).tolist(), (mean + half).tolist(), strict=True)
-    return sum(decide(low, high, yes, far) == "reproduced" for low, high in bounds) / DRAWS
+@pytest.mark.parametrize(("truth", "n"), PROMISED)
+def test_words_are_as_frequent_as_was_promised(truth, n):
+    table = {row["truth"]: row for row in rates.rates(rates.LAWS["normal"], DRAWS)}
+    found = [int(share) for share in table[truth][f"n = {n}"].split("/")]
+    assert found == pytest.approx(list(PROMISED[truth, n]), abs=3)
 
 
-CELLS = [(shape, n, text) for shape in SHAPES for n in (5, 10) for text in EDGES]
+@pytest.mark.parametrize("law", rates.LAWS)
+def test_a_false_sign_is_rare_whatever_the_law(law):
+    table = {row["truth"]: row for row in rates.rates(rates.LAWS[law], DRAWS)}
+    for cell in (table["0"][f"n = {n}"] for n in rates.SEEDS):
+        holds, _, _, opposite, _ = (int(share) for share in cell.split("/"))
+        assert holds <= 2
+        assert opposite <= 3
 
 
-@pytest.mark.parametrize(("shape", "n", "text"), CELLS)
-def test_wrong_verdicts_at_the_edge(shape, n, text):
-    rate = wrong_rate(shape, n, text)
-    cell = (shape, n, EDGES[text][1])
-    if cell in KNOWN:
-        expected, reason = KNOWN[cell]
-        assert rate == pytest.approx(expected, abs=0.006), reason  # 4 standard errors at 10 %
-        assert rate > 0.04, f"{cell} needs no exception any more"
-    elif shape == "gaussian":
-        assert rate <= 0.025 + 3 * 0.0008
-    else:
-        assert rate <= 0.04
+def test_half_of_the_seeds_hardly_ever_says_what_all_exclude():
+    for row in rates.prefix_contradictions(DRAWS):
+        assert float(row["opposite word, %"]) < 0.1
+        assert float(row["regions apart, %"]) < 0.1
 
 
-def test_gaussian_rates_use_up_what_they_are_owed():
-    # an interval that is too wide would pass the test above and decide nothing
-    for n in (5, 10):
-        assert wrong_rate("gaussian", n, "> 0") == pytest.approx(0.025, abs=0.0024)
+def test_the_regions_of_the_simulation_exclude_what_they_should():
+    z = np.linspace(-1, 1, 12)
+    z /= z.std(ddof=1)
+    samples = np.stack([3 + 0.3 * z, 0.3 * z, -3 + 0.3 * z, 0.5 + 0.1 * z, 0.5 + 2 * z])
+    low, high = rates.regions(samples, 1.0)
+    assert low.tolist() == [1.0, -1.0, -np.inf, 0.0, -np.inf]
+    assert high.tolist() == [np.inf, 1.0, -1.0, 1.0, np.inf]
 
 
-@pytest.mark.parametrize("n", [5, 10])
-@pytest.mark.parametrize("shape", ["gaussian", "skewed", "tied"])
-def test_contradicted_is_wrong_as_seldom_as_reproduced(shape, n):
-    mean, sd = mean_and_sd(draws(shape, n))
-    half = t_half_width(sd, n, 0.95)
-    far, no = Region.parse("> 1000"), Region.parse("< 0")
-    wrong = sum(
-        decide(low, high, far, no) == "contradicted"
-        for low, high in zip((mean - half).tolist(), (mean + half).tolist(), strict=True)
-    )
-    assert wrong / DRAWS == wrong_rate(shape, n, "< 0")
+def test_a_baseline_against_itself_seldom_has_a_sign():
+    for row in rates.a_against_a(DRAWS):
+        assert float(row["holds"]) < 1.5
+        assert float(row["opposite"]) < 1.5
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("n", [5, 10])
-@pytest.mark.parametrize("text", EDGES)
-def test_judge_takes_the_same_path(shape, n, text):
-    other = "in (-20, 20)" if text.startswith("outside") else "outside (-900, 900)"
-    rule = {"estimand": "x", "unit": "1", "reproduced": text, "contradicted": other}
-    source = {"work": "w", "where": "t", "published": "1", "read": "text"}
-    claim = Claim.model_validate(
-        {"id": "toy.1", "tier": "extended", "statement": "s", "source": source}
-        | {"kind": "statistical", "seeds": n, "all_of": [rule]}
-    )
-    yes, no = claim.all_of[0].regions
-    for row in draws(shape, n)[:50]:
-        records = [{"arm": "a", "seed": 1000 + k, "x": float(v)} for k, v in enumerate(row)]
-        found = judge(claim, records, {"x": lambda rs: rs[0]["x"]})
-        mean, sd = mean_and_sd(row)
-        half = t_half_width(sd, n, 0.95)
-        assert found.verdict == decide(mean - half, mean + half, yes, no)
-
-
-def test_timing_passes_wrongly_at_most_as_often():
-    # 20 blocks, Gaussian log-ratios, true ratio at the limit: the rule high <= limit
-    values = np.random.default_rng(7).normal(0, 0.1, size=(DRAWS, 20))
-    mean, sd = mean_and_sd(values)
-    assert (mean + t_half_width(sd, 20, 0.95) <= 0).mean() <= 0.025 + 3 * 0.0008
+def test_the_page_shows_the_tables():
+    page = rates.PAGE.read_text(encoding="utf-8")
+    assert rates.with_report(page, rates.report(20_000)) == page

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
@@ -21,12 +22,14 @@ from companion.experiments.ch02.features import cell_name
 from companion.paths import CLAIMS
 
 LEDGER = load_ledger(CLAIMS / "02.yaml")
+# claim, part or label, setting: its formula
 FORMULAS = {
-    part.estimand: part.formula
+    (claim.id, getattr(part, "label", "") or part.name, setting.name): formula
     for claim in LEDGER
-    for part in (*claim.all_of, *(claim.beside.all_of if claim.beside else ()))
+    for part in (*claim.parts, *claim.beside)
+    for setting, formula in zip(part.settings, part.formulas, strict=True)
 }
-LOG2 = math.log(2)
+LOG2, LOG10 = math.log(2), math.log(10)
 # arm: logs to base 2, over SG-B, of GC and SVRG half-way, of GC fresh, old and without new views,
 # and of SG-B's change along the run
 ALONG: dict[str, tuple[float, ...]] = {
@@ -49,54 +52,151 @@ SPENT = {  # examples to the target and extras of them, in units of 2^10
 SECONDS = {"snooze": 2, "random": 1.5, "reweighted": 3}  # for 300 updates, over uniform ones
 TIMES = {"mlp": (0.25, -1, 1, 0.5, 3), "resnet8": (4.0, -2, -0.5, 0, 2)}  # logs to base 2
 
-# number of the ledger: its value by hand, and the arms that it reads
-VALUES: dict[str, tuple[float, tuple[str, ...]]] = {
-    "mean_error": (1e-16, ("enumeration",)),
-    "variance_error": (2e-15, ("enumeration",)),
-    "optimum_error": (3e-14, ("enumeration",)),
-    "rate_slope": (-1.5, ("features_rates",)),
-    "equal_loss_slope": (2.0, ("features_rates",)),
-    "features_copies_gc_over_svrg": (-1.5, ("features_copies",)),
-    "digits_mlp_copies_effect": (-4 * LOG2, ("digits_mlp_90", "digits_mlp_0")),
-    "fashion_mlp_copies_effect": (-3 * LOG2, ("fashion_mlp_90", "fashion_mlp_0")),
-    "fashion_cnn_0_change": (0.9 * LOG2, ("fashion_cnn_0",)),
-    "digits_mlp_0_change": (-0.5 * LOG2, ("digits_mlp_0",)),
-    "fashion_cnn_drop_effect": (2 * LOG2, ("fashion_cnn_drop", "fashion_cnn_0")),
-    "fashion_cnn_augment_still_gc_over_sg": (-3 * LOG2, ("fashion_cnn_augment",)),
+DATA = {
+    "digits_mlp": "digits, MLP",
+    "fashion_mlp": "Fashion-MNIST, MLP",
+    "fashion_cnn": "Fashion-MNIST, conv net",
 }
-_grid = (-2 * 54 + 1.5 + numbers.FLOOR + 3) / 54
+# number of the ledger: its value by hand, and the arms that it reads; positive supports the claim
+VALUES: dict[tuple[str, str, str], tuple[float, tuple[str, ...]]] = {}
+_seven = "digits, seven gradients"
 VALUES |= {
-    name: (value, ("features_grid",))
-    for name, value in {
-        "teacher_share": 3 / 17,
-        "teacher_spread": 5 / 3,
-        "features_gc_over_sg": _grid,
-        "features_gc_over_sg2": _grid + LOG2,
-        "features_gc_worst": 0.5,
-        "svrg_few_features": 2 * math.log(0.1),
-        "svrg_slope": 2,
-        "svrg_worst": 2 * math.log(10) - 0.3 + 0.1,  # of the rate 0.1, not of all
-        "norm_convergence": 1,
-        "norm_plugin_convergence": 59 / 60,  # two of nine groups exchanged
-    }.items()
+    ("gc.1", "the mean of all draws is the full gradient", _seven): (1e-16, ("enumeration",)),
+    ("gc.1", "the variance of all draws is that of the formula", _seven): (2e-15, ("enumeration",)),
+    ("gc.2", "", _seven): (3e-14, ("enumeration",)),
 }
 for _data in ("digits_mlp", "fashion_mlp"):
-    for _copies in ("0", "90"):
-        _arm = f"{_data}_{_copies}"
-        VALUES[f"{_arm}_gc_over_sg2"] = (ALONG[_arm][0] + 1) * LOG2, (_arm,)
-for _arm in ("fashion_mlp_augment", "fashion_cnn_augment"):
-    VALUES[f"{_arm}_gc_over_sg"] = ALONG[_arm][0] * LOG2, (_arm,)
-for _data in ("digits_mlp", "fashion_mlp", "fashion_cnn"):
-    VALUES[f"{_data}_means_over_full"] = -VARIANTS["full"] * LOG2, (f"{_data}_variants",)
-for _problem, _of in SPENT.items():
-    for _name, _other in (("snooze", "uniform"), ("stratified", "uniform"), ("snooze", "random")):
-        _label = f"speed_{_problem}_{_name}{'_over_random' * (_other == 'random')}"
-        _arms = {f"speed_{_problem}_{_name}", f"speed_{_problem}_{_other}"}
-        _arms -= {f"speed_{_problem}_random"}  # a part of the snooze's record
-        VALUES[_label] = math.log(_of[_name][0] / _of[_other][0]), tuple(sorted(_arms))
-for _model, (*_, _few, _many) in TIMES.items():
-    VALUES[f"{_model}_pass_32"] = _few * LOG2, (f"timing_{_model}",)
-    VALUES[f"{_model}_pass_128"] = _many * LOG2, (f"timing_{_model}",)
+    _none, _many = f"{_data}_0", f"{_data}_90"
+    for _place, _arm in {
+        ("gc.3", ""): _none,
+        ("gc.4", "less variance than doubled batches, 90 percent copies"): _many,
+    }.items():
+        VALUES[*_place, DATA[_data]] = (-ALONG[_arm][0] - 1) * LOG2, (_arm,)
+    _label = "a larger gain over equal batches with 90 percent copies than without"
+    _gain = ALONG[_none][0] - ALONG[_many][0]
+    VALUES["gc.4", _label, DATA[_data]] = _gain * LOG2, (_none, _many)
+_label = "less variance than SVRG, random features, two an example, 90 percent copies"
+VALUES["gc.4", _label, "random features"] = 1.5, ("features_copies",)
+_conv, _digits = DATA["fashion_cnn"], DATA["digits_mlp"]
+_dropped = f"{_conv}, a tenth of the rate from half-way on"
+# of 64, 99, 1, 3 and 2 to the change times 1, 3, 2.5, 1.5: the last over the first
+for _arm, _setting in (
+    ("fashion_cnn_0", f"{_conv}, constant rate"),
+    ("fashion_cnn_drop", _dropped),
+):
+    _value = (ALONG[_arm][-1] - 6) * LOG2 + math.log(1.5)
+    VALUES["gc.5", "from the early level to the end", _setting] = _value, (_arm,)
+_fall = "a fall on easy data, from the second quarter to the second half (a question of ours)"
+for _label, _setting, _change, _arms in (
+    (
+        "from the quarter before the drop to the half after it",
+        _dropped,
+        2.9,
+        ("fashion_cnn_drop",),
+    ),
+    (
+        "second half with the drop against the same half without it",
+        _conv,
+        2,
+        ("fashion_cnn_drop", "fashion_cnn_0"),
+    ),
+    (
+        "from the second quarter to the second half, constant rate",
+        _conv,
+        0.9,
+        ("fashion_cnn_0",),
+    ),
+    (_fall, _digits, 0.5, ("digits_mlp_0",)),
+):
+    VALUES["gc.5", _label, _setting] = _change * LOG2, _arms
+for _label, _slope in (("", -1.5), ("the same at equal training loss", 2.0)):
+    _setting = "random features, a tenth of the rate"
+    VALUES["gc.6", _label, _setting] = -_slope * LOG10, ("features_rates",)
+_grid = (-2 * 54 + 1.5 + numbers.FLOOR + 3) / 54
+# Of the 18 cells of a rate nine pairs have one speed each; raw variance has two levels in a pair.
+for _setting, _lr in (
+    ("random features, rate 0.1", 0.1),
+    ("random features, rate 0.01", 0.01),
+    ("random features, rate 0.001", 0.001),
+):
+    _speed = [10.0 * i**2 for i in range(9) for _ in (20, 2000)]
+    _raw = [sign * (1.0 if i < 6 else -0.5) for i in range(9) for sign in (1, -1)]
+    _plugin = [float({7: 8, 8: 7}.get(i, i)) for i in range(9) for _ in (20, 2000)]
+    _of_raw, _of_plugin = (abs(spearmanr(v, _speed).statistic) for v in (_raw, _plugin))
+    VALUES["gc.7", "", _setting] = 1 - _of_raw, ("features_grid",)
+    _label = "the authors' plug-in statistic, ten draws"
+    VALUES["gc.7", _label, _setting] = _of_plugin - _of_raw, ("features_grid",)
+_label = "all 54 runs at once, three rates mixed"
+VALUES |= {
+    place: (value, ("features_grid",))
+    for place, value in {
+        ("gc.7", _label, "exact statistic"): 1,
+        ("gc.7", _label, "plug-in statistic, ten draws"): 59 / 60,  # two of nine groups exchanged
+        (
+            "gc.8",
+            "less variance than equal batches at 0.1 features an example",
+            "random features, mean of six runs",
+        ): 2 * LOG10,
+        (
+            "gc.8",
+            "less gain with more features",
+            "random features, ten times as many",
+        ): 2 * LOG10,
+        (
+            "gc.8",
+            "more variance than equal batches in one of the runs with rate 0.1",
+            "random features, worst of 18 runs",
+        ): 2 * LOG10 - 0.3 + 0.1,  # of the rate 0.1, not of all
+        ("gc.9", "", "random features, teachers of width 20 and 2000"): 5 / 3,
+        (
+            "gc.10",
+            "less variance than equal batches",
+            "random features, mean of 54 runs",
+        ): -_grid,
+        (
+            "gc.10",
+            "more variance than doubled batches",
+            "random features, mean of 54 runs",
+        ): _grid + LOG2,
+        (
+            "gc.10",
+            "in the worst run not worse than equal batches by a tenth",
+            "random features, worst of 54 runs",
+        ): -0.5,
+    }.items()
+}
+for _data, _setting in DATA.items():
+    VALUES["gc.11", "", _setting] = VARIANTS["full"] * LOG2, (f"{_data}_variants",)
+_shifted = "fresh shifts and flips at every draw"
+_still = "the same clusters, measured at once and without augmentation"
+for _label, _setting, _arm, _index in (
+    ("", f"{_conv}, {_shifted}", "fashion_cnn_augment", 0),
+    (_still, _conv, "fashion_cnn_augment", 4),
+    ("an MLP", f"Fashion-MNIST, MLP, {_shifted}", "fashion_mlp_augment", 0),
+):
+    VALUES["gc.12", _label, _setting] = -ALONG[_arm][_index] * LOG2, (_arm,)
+for _model, _name in (("mlp", "MLP"), ("resnet8", "ResNet-8")):
+    for _count, _value in zip((32, 128), TIMES[_model][-2:], strict=True):
+        _place = ("gc.13", "", f"{_name}, {_count} clusters")
+        VALUES[_place] = (1 - _value) * LOG2, (f"timing_{_model}",)
+for _problem, _setting in (
+    ("0", "Fashion-MNIST, no copies"),
+    ("90", "Fashion-MNIST, 90 percent copies"),
+):
+    _of = SPENT[_problem]
+    for _label, _name, _other in (
+        ("", "snooze", "uniform"),
+        ("against sleeping at random, with as many awake in every epoch", "snooze", "random"),
+        (
+            "batches from gradient clusters, with the passes of clustering counted",
+            "stratified",
+            "uniform",
+        ),
+    ):
+        _read = {f"speed_{_problem}_{_name}", f"speed_{_problem}_{_other}"}
+        _read -= {f"speed_{_problem}_random"}  # a part of the snooze's record
+        _value = math.log(_of[_other][0] / _of[_name][0])
+        VALUES["gc.14", _label, _setting] = _value, tuple(sorted(_read))
 
 Number = Callable[[Sequence[Record]], float]
 # what tables and figures show besides: the estimand, its value by hand, and the arms that it reads
@@ -137,9 +237,13 @@ for _model, (_, *_values) in TIMES.items():
         _timed = _value * LOG2, (f"timing_{_model}",)
         SHOWN[f"{_model}, {_what}, {_count}"] = _estimand, *_timed
 SHOWN |= {
-    "drop effect": (e.drop_effect("fashion_cnn"), *VALUES["fashion_cnn_drop_effect"]),
-    "rate slope": (e.rate_slope, *VALUES["rate_slope"]),
-    "equal loss slope": (e.equal_loss_slope, *VALUES["equal_loss_slope"]),
+    "drop effect": (
+        e.drop_effect("fashion_cnn"),
+        2 * LOG2,
+        ("fashion_cnn_drop", "fashion_cnn_0"),
+    ),
+    "rate slope": (e.rate_slope, -1.5, ("features_rates",)),
+    "equal loss slope": (e.equal_loss_slope, 2.0, ("features_rates",)),
     "rank correlation": (e.rank_correlation("norm"), -1, ("features_grid",)),
     "gc of a cell": (
         e.cell("features_copies", "2/0.01/2000/0.9", "gc", "sg"),
@@ -149,8 +253,11 @@ SHOWN |= {
 }
 FUNCTIONS = chapters.functions_of("02")
 CASES = SHOWN | {
-    name: (partial(formula.evaluate, functions=FUNCTIONS), *VALUES[name])
-    for name, formula in FORMULAS.items()
+    ", ".join(part for part in place if part): (
+        partial(formula.evaluate, functions=FUNCTIONS),
+        *VALUES[place],
+    )
+    for place, formula in FORMULAS.items()
 }
 
 
@@ -346,6 +453,23 @@ def test_rank_correlation_is_spearmans(monkeypatch):
     assert math.isnan(numbers.rank_correlation(grid, "same"))
 
 
+@pytest.mark.parametrize("lr", numbers.RATES)
+def test_rank_correlation_of_a_rate_leaves_out_the_others(lr):
+    generator = np.random.default_rng(5)
+    cells = [(t, rate, h) for t in numbers.TAUS for rate in numbers.RATES for h in numbers.TEACHERS]
+    columns = {name: generator.integers(0, 12, len(cells)) for name in ("norm", "half")}
+    metrics = {
+        f"{cell_name(*cell)}/{name}": float(of[i])
+        for name, of in columns.items()
+        for i, cell in enumerate(cells)
+    }
+    own = [rate == lr for _, rate, _ in cells]
+    expected = spearmanr(columns["norm"][own], columns["half"][own]).statistic
+    found = numbers.rank_correlation({"arm": "features_grid", "metrics": metrics}, "norm", lr)
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert found != pytest.approx(spearmanr(columns["norm"], columns["half"]).statistic)
+
+
 def test_seconds_of_a_clustering_are_not_negative():
     records = hand_made()
     for record in records:
@@ -360,9 +484,7 @@ def test_seconds_of_a_clustering_are_not_negative():
 
 
 @pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
-def test_claims_name_the_arms_that_their_numbers_read(claim):
-    parts = [*claim.all_of, *(claim.beside.all_of if claim.beside else ())]
-    read = {arm for part in parts for arm in part.formula.arms}
-    assert read == set(claim.arms)
+def test_claims_read_arms_of_their_profile(claim):
+    read = {arm for formula in claim.all_formulas() for arm in formula.arms}
     profile = "standard" if claim.tier == "headline" else "full"
     assert read <= {run.arm for run in chapters.load_chapter("02").plan(profile)}

@@ -22,7 +22,6 @@ __all__ = [
     "second_quarter",
     "svrg_over_sg",
     "svrg_slope",
-    "teacher_share",
     "teacher_spread",
     "worst_gc_over_sg",
     "worst_svrg_over_sg",
@@ -146,24 +145,23 @@ def svrg_slope(grid: Record) -> float:
     return _slope([(math.log(t), ratio) for (t, _, _), ratio in _over_sg(grid, "svrg").items()])
 
 
-def teacher_share(grid: Record) -> float:
-    """Share of the variance of log variance over the grid that the teacher's width explains."""
-    values = _values(grid, "sg")
-    centre = _mean(list(values.values()))
-    of_teachers = [_mean([v for (_, _, h), v in values.items() if h == t]) for t in TEACHERS]
-    between = _mean([(mean - centre) ** 2 for mean in of_teachers])
-    return between / _mean([(v - centre) ** 2 for v in values.values()])
-
-
 def teacher_spread(grid: Record) -> float:
     """Mean distance of log variance between the two teachers in the same cell."""
     values, (one, other) = _values(grid, "sg"), TEACHERS
     return _mean([abs(values[t, lr, one] - values[t, lr, other]) for t in TAUS for lr in RATES])
 
 
-def rank_correlation(grid: Record, name: str) -> float:
-    """Spearman's correlation over the grid of a variance with the steps to half of the loss."""
-    one, other = (_centred_ranks(list(_values(grid, of).values())) for of in (name, "half"))
+def rank_correlation(grid: Record, name: str, lr: float | None = None) -> float:
+    """Spearman's correlation over the grid of a variance with the steps to half of the loss.
+
+    Args:
+        grid: The record of the grid.
+        name: Which variance.
+        lr: The learning rate of the cells that count, if not all.
+    """
+    found = [_values(grid, of).items() for of in (name, "half")]
+    of_rate = [[v for (_, rate, _), v in cells if lr in (None, rate)] for cells in found]
+    one, other = map(_centred_ranks, of_rate)
     size = math.sqrt(sum(a * a for a in one) * sum(b * b for b in other))
     products = sum(a * b for a, b in zip(one, other, strict=True))
     return products / size if size else math.nan

@@ -13,8 +13,14 @@ CANDIDATES = (1, 2, 4, 8, 16)
 
 
 def last_lead(orders: Record) -> float:
-    """Log ratio of the last position's share of variance to the largest other one."""
-    shares = [orders["metrics"][f"share/accuracy/{p}"] for p in range(1, POSITIONS + 1)]
+    """Log ratio of the last position's share of variance to the largest other one.
+
+    Zero where all orders end with one accuracy: there is no variance, and no position leads.
+    """
+    metrics = orders["metrics"]
+    if metrics["val_accuracy/max"] == metrics["val_accuracy/min"]:
+        return 0.0
+    shares = [metrics[f"share/accuracy/{p}"] for p in range(1, POSITIONS + 1)]
     return math.log(shares[-1] / max(shares[:-1]))
 
 

@@ -151,15 +151,15 @@ def matrices(
     }
 
 
-def _decided(found: Mapping[str, Matrix], largest_n: float) -> list[Matrix]:
-    """Matrices of all pairs, and of the Gaussian problems ``n=...`` of at most so many examples."""
+def _decided(found: Mapping[str, Matrix], largest_n: float, smallest_n: float = 0) -> list[Matrix]:
+    """Matrices of all pairs, and of the Gaussian problems ``n=...`` of so many examples."""
     kept = [
         matrix
         for name, matrix in found.items()
-        if not name.startswith("n=") or int(name.removeprefix("n=")) <= largest_n
+        if not name.startswith("n=") or smallest_n <= int(name.removeprefix("n=")) <= largest_n
     ]
     if not kept:
-        raise KeyError(f"no problem of at most {largest_n} examples")
+        raise KeyError(f"no problem of at least {smallest_n} and at most {largest_n} examples")
     return kept
 
 
@@ -170,9 +170,10 @@ def smallest_diagonal(
     gradient: Record,
     sign: Record,
     largest_n: float = math.inf,
+    smallest_n: float = 0,
 ) -> float:
     """Smallest ratio of an optimiser under its own attack, over problems and optimisers."""
-    found = _decided(matrices(at, exact, coordinate, gradient, sign), largest_n)
+    found = _decided(matrices(at, exact, coordinate, gradient, sign), largest_n, smallest_n)
     return min(matrix[own] for matrix in found for own in OWN_ATTACKS.items())
 
 
@@ -183,9 +184,10 @@ def smallest_advantage(
     gradient: Record,
     sign: Record,
     largest_n: float = math.inf,
+    smallest_n: float = 0,
 ) -> float:
     """Smallest log-ratio of the predicted optimiser to the best other one, over problems."""
-    found = _decided(matrices(at, exact, coordinate, gradient, sign), largest_n)
+    found = _decided(matrices(at, exact, coordinate, gradient, sign), largest_n, smallest_n)
     return min(map(_advantage, found))
 
 

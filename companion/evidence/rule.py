@@ -1,0 +1,520 @@
+r"""From the values of a claim to its word.
+
+A value is one number per seed, signed so that positive supports the claim. Two Student t intervals
+decide: one of 99 % for the *sign* of the effect, one of 95 % for its *size* beside the smallest
+effect worth having, *worth*. The words are *holds*, *opposite*, *no effect*, *no gain*, *mixed* and
+*open*; a word stands for a region in which the true effect lies, and an addition narrows it.
+
+The error rates of this rule are simulated in ``docs/verdicts.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from companion.evidence.statistics import mean_and_sd
+
+__all__ = [
+    "KINDS",
+    "MIN_BLOCKS",
+    "MIN_SEEDS",
+    "Kind",
+    "Level",
+    "Ruling",
+    "Word",
+    "combine_and",
+    "combine_or",
+    "combine_settings",
+    "detectable_effect",
+    "fifths",
+    "power_of_sign",
+    "rule_exact",
+    "rule_truth",
+    "rule_values",
+    "seeds_for_power",
+    "stability",
+    "words_of",
+]
+
+Word = Literal["holds", "opposite", "no effect", "no gain", "mixed", "open"]
+Addition = Literal["", "small", "at least worth"]
+Kind = Literal["effect", "none", "not_less", "bound", "truth", "exact", "timing"]
+KINDS: tuple[Kind, ...] = ("effect", "none", "not_less", "bound", "truth", "exact", "timing")
+MIN_SEEDS = 5
+MIN_BLOCKS = 20  # of interleaved timings
+NARROW = 0.9  # a word that fewer resamples of the seeds would get is marked
+_RESAMPLES = 2000
+# words that refute, strongest first
+_STRENGTH: tuple[Word, ...] = ("opposite", "no effect", "no gain")
+
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Level:
+    """Confidence of the two intervals."""
+
+    sign: float = 0.99
+    size: float = 0.95
+
+    def among(self, count: int) -> Level:
+        """The level of each of ``count`` words so that all are right with this one."""
+        return Level(1 - (1 - self.sign) / count, 1 - (1 - self.size) / count)
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What one setting says.
+
+    Args:
+        word: The word.
+        addition: What narrows it, or nothing.
+        n: Seeds, blocks or cases.
+        means: Values that the intervals are made of: ``n``, or five of a timing.
+        mean: Their mean; ``None`` without values.
+        sd: Their sample standard deviation; ``None`` with fewer than two values.
+        sign: Interval that decides the sign.
+        size: Interval that decides the size.
+        reason: Why the word is *open*, in a sentence.
+    """
+
+    word: Word
+    addition: Addition = ""
+    n: int = 0
+    means: int = 0
+    mean: float | None = None
+    sd: float | None = None
+    sign: Pair | None = None
+    size: Pair | None = None
+    reason: str = ""
+
+    @property
+    def words(self) -> str:
+        """Word and addition as one phrase."""
+        return f"{self.word}, {self.addition}" if self.addition else self.word
+
+
+@cache
+def _quantile(confidence: float, freedom: int) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))
+
+
+def _interval(mean: float, sd: float, n: int, confidence: float) -> Pair:
+    half = _quantile(confidence, n - 1) * sd / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def _word_of_effect(sign: Pair, size: Pair, worth: float) -> tuple[Word, Addition]:
+    low, high = size
+    if sign[0] > 0:
+        return "holds", "small" if high < worth else "at least worth" if low >= worth else ""
+    if sign[1] < 0:
+        return "opposite", "small" if low > -worth else "at least worth" if high <= -worth else ""
+    if -worth < low and high < worth:
+        return "no effect", ""
+    return ("no gain" if high < worth else "open"), ""
+
+
+def _word_of_none(sign: Pair, size: Pair, worth: float) -> tuple[Word, Addition]:
+    low, high = size
+    if -worth < low and high < worth:
+        return "holds", ""
+    return ("opposite" if low >= worth or high <= -worth else "open"), ""
+
+
+def _word_of_not_less(sign: Pair, size: Pair, worth: float) -> tuple[Word, Addition]:
+    if size[0] > -worth:
+        return "holds", ""
+    return ("opposite" if size[1] <= -worth else "open"), ""
+
+
+def _word_of_bound(sign: Pair, size: Pair, worth: float) -> tuple[Word, Addition]:
+    if sign[0] > 0:
+        return "holds", ""
+    return ("opposite" if sign[1] < 0 else "open"), ""
+
+
+_WORDS: dict[str, Callable[[Pair, Pair, float], tuple[Word, Addition]]] = {
+    "effect": _word_of_effect,
+    "timing": _word_of_effect,
+    "none": _word_of_none,
+    "not_less": _word_of_not_less,
+    "bound": _word_of_bound,
+}
+
+
+def _regions(kind: Kind, ruling: Ruling, worth: float) -> list[Pair]:
+    """Where the true effect lies, as open intervals; the ends do not matter."""
+    everything = (-math.inf, math.inf)
+    if kind in ("effect", "timing"):
+        ends: dict[tuple[str, str], Pair] = {
+            ("holds", ""): (0, math.inf),
+            ("holds", "small"): (0, worth),
+            ("holds", "at least worth"): (worth, math.inf),
+            ("no effect", ""): (-worth, worth),
+            ("no gain", ""): (-math.inf, worth),
+            ("opposite", ""): (-math.inf, 0),
+            ("opposite", "small"): (-worth, 0),
+            ("opposite", "at least worth"): (-math.inf, -worth),
+        }
+        return [ends.get((ruling.word, ruling.addition), everything)]
+    inside = {
+        "none": [(-worth, worth)],
+        "not_less": [(-worth, math.inf)],
+        "bound": [(0.0, math.inf)],
+    }[kind]
+    outside = {
+        "none": [(-math.inf, -worth), (worth, math.inf)],
+        "not_less": [(-math.inf, -worth)],
+        "bound": [(-math.inf, 0.0)],
+    }[kind]
+    return {"holds": inside, "opposite": outside}.get(ruling.word, [everything])
+
+
+def _are_disjoint(ones: Sequence[Pair], others: Sequence[Pair]) -> bool:
+    return all(max(a, c) >= min(b, d) for a, b in ones for c, d in others)
+
+
+def fifths(blocks: Sequence[float]) -> list[float]:
+    """Means of the five consecutive fifths of a series of timings."""
+    return [float(np.mean(part)) for part in np.array_split(np.asarray(blocks, np.float64), 5)]
+
+
+def rule_values(
+    values: Sequence[float],
+    worth: float,
+    kind: Kind = "effect",
+    *,
+    level: Level = Level(),
+    reason: str = "",
+) -> Ruling:
+    """Judge the values of one setting.
+
+    Args:
+        values: One a seed; of a ``timing`` one a block, in the order of measurement.
+        worth: Smallest effect worth having, positive; not used by ``bound``.
+        kind: All but ``truth`` and ``exact``, which have functions of their own.
+        level: Confidence of the intervals.
+        reason: Why values are missing; the word then is *open*.
+
+    Returns:
+        Word and intervals; *open* with fewer than five seeds or twenty blocks, and where leaving
+        out one value gives a word that excludes this one.
+
+    Raises:
+        ValueError: If ``worth`` is not positive, or all values are equal.
+    """
+    if kind not in _WORDS:
+        raise ValueError(f"kind must be one of {', '.join(_WORDS)}, got {kind!r}")
+    if kind != "bound" and not (worth > 0 and math.isfinite(worth)):
+        raise ValueError(f"worth must be positive, got {worth}")
+    n = len(values)
+    least = MIN_BLOCKS if kind == "timing" else MIN_SEEDS
+    if not all(map(math.isfinite, values)):
+        bad = next(v for v in values if not math.isfinite(v))
+        return Ruling("open", n=n, reason=reason or f"a value is {bad}")
+    if n < 2:
+        return Ruling(
+            "open",
+            n=n,
+            mean=values[0] if values else None,
+            reason=reason or f"{n} of at least {least} values",
+        )
+    counted = fifths(values) if kind == "timing" and n >= least else list(values)
+    found = _ruled(counted, worth, kind, level, least=MIN_SEEDS)
+    found = replace(found, n=n)
+    if reason or n < least:
+        return replace(
+            found, word="open", addition="", reason=reason or f"{n} of at least {least} values"
+        )
+    region = _regions(kind, found, worth)
+    for leave in range(len(counted)):
+        rest = counted[:leave] + counted[leave + 1 :]
+        other = _ruled(rest, worth, kind, level, least=MIN_SEEDS)
+        if _are_disjoint(region, _regions(kind, other, worth)):
+            said = f"without value {leave + 1} of {len(counted)} the word is “{other.words}”"
+            return replace(found, word="open", addition="", reason=said)
+    return found
+
+
+def _ruled(values: list[float], worth: float, kind: Kind, level: Level, *, least: int) -> Ruling:
+    """The word of values alone, without leaving any out."""
+    mean, sd = (float(each) for each in mean_and_sd(values))
+    if sd == 0 and len(values) >= least:
+        raise ValueError(f"all {len(values)} values are {mean}: that is no statistical claim")
+    sign, size = (_interval(mean, sd, len(values), c) for c in (level.sign, level.size))
+    n = len(values)
+    common = Ruling("open", n=n, means=n, mean=mean, sd=sd, sign=sign, size=size)
+    if len(values) < least:
+        return common
+    word, addition = _WORDS[kind](sign, size, worth)
+    return replace(common, word=word, addition=addition)
+
+
+def rule_truth(values: Sequence[float], chance: float = 0.5, *, reason: str = "") -> Ruling:
+    """Judge truth values, one a seed, with a Clopper-Pearson interval of 99 %.
+
+    Args:
+        values: Ones and zeros.
+        chance: Share that a statement without content would get, in (0, 1).
+        reason: Why values are missing; the word then is *open*.
+
+    Raises:
+        ValueError: If a value is neither 0 nor 1, or ``chance`` lies outside (0, 1).
+    """
+    if not 0 < chance < 1:
+        raise ValueError(f"chance must be in (0, 1), got {chance}")
+    if wrong := [v for v in values if v not in (0, 1)]:
+        raise ValueError(f"a truth value is 0 or 1, got {wrong[0]}")
+    n, true = len(values), int(sum(values))
+    if n == 0:
+        return Ruling("open", reason=reason or f"0 of at least {MIN_SEEDS} values")
+    from scipy import stats
+
+    def interval(confidence: float) -> Pair:
+        tail = (1 - confidence) / 2
+        low = float(stats.beta.ppf(tail, true, n - true + 1)) if true else 0.0
+        high = float(stats.beta.isf(tail, true + 1, n - true)) if true < n else 1.0
+        return low, high
+
+    sign, size = interval(0.99), interval(0.95)
+    found = Ruling("open", n=n, mean=true / n, sign=sign, size=size, reason=reason)
+    if reason or n < MIN_SEEDS:
+        return replace(found, reason=reason or f"{n} of at least {MIN_SEEDS} values")
+    if sign[0] > chance:
+        return replace(found, word="holds")
+    return replace(found, word="opposite") if sign[1] < chance else found
+
+
+def rule_exact(
+    values: Sequence[float], tolerance: float, certified: Sequence[float] = (), *, reason: str = ""
+) -> Ruling:
+    """Judge cases that must agree within a tolerance.
+
+    Args:
+        values: Deviation of each case.
+        tolerance: The largest that counts as agreement.
+        certified: Deviations that are proved; one beyond the tolerance refutes the claim. Without
+            them the values certify themselves.
+        reason: Why cases are missing; a claim without violation then is *open*.
+    """
+    if not values:
+        return Ruling("open", reason=reason or "no case")
+    found = Ruling(
+        "open", n=len(values), mean=math.fsum(values) / len(values), size=(min(values), max(values))
+    )
+    if any(abs(v) > tolerance for v in (certified or values)):
+        worst = max((certified or values), key=abs)
+        return replace(found, word="opposite", reason=f"{worst:.6g} exceeds {tolerance:g}")
+    beyond = [v for v in values if not abs(v) <= tolerance]
+    if beyond:
+        said = f"{beyond[0]:.6g} exceeds {tolerance:g}, not certified"
+        return replace(found, reason=reason or said)
+    return replace(found, word="open" if reason else "holds", reason=reason)
+
+
+# --- several settings, several parts --------------------------------------------------------------
+
+
+def _shared_addition(rulings: Sequence[Ruling]) -> Addition:
+    additions = {each.addition for each in rulings}
+    return additions.pop() if len(additions) == 1 else ""
+
+
+def combine_settings(rulings: Sequence[Ruling], worth: float) -> Ruling:
+    """Judge several settings of one effect, in one unit.
+
+    Args:
+        rulings: One a setting.
+        worth: Their common smallest effect.
+
+    Returns:
+        The word of all of them; mean and intervals only where there is one setting.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not rulings:
+        raise ValueError("a claim needs a setting")
+    if len(rulings) == 1:
+        return rulings[0]
+    words = {each.word for each in rulings}
+    if len(words) == 1:
+        word = words.pop()
+        addition = _shared_addition(rulings)
+        return Ruling(word, addition, reason=_open_settings(rulings) if word == "open" else "")
+    if _is_mixed(rulings):
+        return Ruling("mixed")
+    sizes = [each.size for each in rulings]
+    if all(size is not None and -worth < size[0] and size[1] < worth for size in sizes):
+        return Ruling("no effect")
+    if words <= {"no effect", "no gain", "opposite"}:
+        return Ruling("no gain")
+    return Ruling("open", reason=_open_settings(rulings) or "the settings do not agree")
+
+
+def _open_settings(rulings: Sequence[Ruling]) -> str:
+    count = sum(each.word == "open" for each in rulings)
+    return f"{count} of {len(rulings)} settings are open" if count else ""
+
+
+def _is_mixed(rulings: Sequence[Ruling]) -> bool:
+    """Whether one setting holds and another does not, further apart than chance allows."""
+    confidence = 1 - 0.05 / (len(rulings) - 1)
+    holding = [each for each in rulings if each.word == "holds"]
+    refuting = [each for each in rulings if each.word in _STRENGTH]
+
+    def interval(ruling: Ruling) -> Pair | None:
+        if ruling.mean is None or ruling.sd is None:
+            return None
+        return _interval(ruling.mean, ruling.sd, ruling.means, confidence)
+
+    pairs = [(interval(one), interval(other)) for one in holding for other in refuting]
+    return any(a and b and max(a[0], b[0]) > min(a[1], b[1]) for a, b in pairs)
+
+
+def combine_and(words: Sequence[Ruling], corrected: Sequence[Ruling]) -> Ruling:
+    """Judge a claim that says several things at once.
+
+    Args:
+        words: The words of its parts.
+        corrected: The same at `Level.among` the number of parts: one of them can refute the claim.
+    """
+    if all(each.word == "holds" for each in words):
+        return Ruling("holds", _shared_addition(words))
+    for word in _STRENGTH:
+        if found := [each for each in corrected if each.word == word]:
+            return Ruling(word, _shared_addition(found))
+    if any(each.word == "mixed" for each in words):
+        return Ruling("mixed")
+    return Ruling("open", reason=_open_parts(words))
+
+
+def combine_or(words: Sequence[Ruling], corrected: Sequence[Ruling]) -> Ruling:
+    """Judge a claim that says one thing or another; arguments as in `combine_and`."""
+    if found := [each for each in corrected if each.word == "holds"]:
+        return Ruling("holds", _shared_addition(found))
+    refuting = {each.word for each in words}
+    if refuting <= set(_STRENGTH):
+        return Ruling(refuting.pop() if len(refuting) == 1 else "no gain", _shared_addition(words))
+    if any(each.word == "mixed" for each in words):
+        return Ruling("mixed")
+    return Ruling("open", reason=_open_parts(words))
+
+
+def _open_parts(words: Sequence[Ruling]) -> str:
+    count = sum(each.word == "open" for each in words)
+    return f"{count} of {len(words)} parts are open" if count else "no part refutes the claim alone"
+
+
+# --- beside the word ------------------------------------------------------------------------------
+
+
+def stability(values: Sequence[float], worth: float, kind: Kind = "effect") -> float:
+    """Share of resamples of the values that get the same word.
+
+    Additions are ignored; *no effect* and *holds, small* count as the same where both intervals
+    lie within the smallest effect.
+
+    Args:
+        values: At least two; of a ``timing`` its fifths.
+        worth: Smallest effect worth having.
+        kind: One of the kinds with intervals.
+    """
+    x = np.asarray(values, np.float64)
+    n = len(x)
+    drawn = x[np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))]
+    mean, sd = drawn.mean(axis=1), drawn.std(axis=1, ddof=1)
+    alone = words_of(x.mean()[None], x.std(ddof=1)[None], n, worth, kind, merge_small=True)
+    words = words_of(mean, sd, n, worth, kind, merge_small=True)
+    return float((words == alone).mean())
+
+
+def words_of(
+    mean: NDArray[np.float64],
+    sd: NDArray[np.float64],
+    n: int,
+    worth: float,
+    kind: Kind = "effect",
+    *,
+    merge_small: bool = False,
+) -> NDArray[np.str_]:
+    """Words of many samples at once, for resampling and simulation; no value is left out.
+
+    Args:
+        mean: Mean of each sample.
+        sd: Its standard deviation.
+        n: Its number of values.
+        worth: Smallest effect worth having.
+        kind: One of the kinds with intervals.
+        merge_small: Whether *holds, small* counts as *no effect* where both intervals lie within
+            the smallest effect.
+
+    Returns:
+        A word for each sample.
+    """
+    level = Level()
+    wide, narrow = (_quantile(c, n - 1) * sd / math.sqrt(n) for c in (level.sign, level.size))
+    lo, hi, low, high = mean - wide, mean + wide, mean - narrow, mean + narrow
+    within = (-worth < low) & (high < worth)
+    if kind == "none":
+        conditions, words = [within, (low >= worth) | (high <= -worth)], ["holds", "opposite"]
+    elif kind == "not_less":
+        conditions, words = [low > -worth, high <= -worth], ["holds", "opposite"]
+    elif kind == "bound":
+        conditions, words = [lo > 0, hi < 0], ["holds", "opposite"]
+    else:
+        small = within & (-worth < lo) & (hi < worth) & ~(hi < 0) & merge_small
+        conditions = [small, lo > 0, hi < 0, within, high < worth]
+        words = ["no effect", "holds", "opposite", "no effect", "no gain"]
+    return np.select(conditions, words, "open")
+
+
+def power_of_sign(effect: ArrayLike, n: int, level: Level = Level()) -> NDArray[np.float64]:
+    """Probability that the sign of an effect is found.
+
+    Args:
+        effect: True mean in standard deviations over seeds.
+        n: Number of seeds, at least 2.
+        level: Confidence of the intervals.
+    """
+    from scipy import stats
+
+    shift = np.asarray(effect, np.float64) * math.sqrt(n)
+    return np.asarray(stats.nct.sf(_quantile(level.sign, n - 1), n - 1, shift))
+
+
+def seeds_for_power(effect: float, power: float = 0.8) -> int | None:
+    """Seeds that find the sign of an effect with a probability; ``None`` beyond ten thousand.
+
+    Args:
+        effect: True mean in standard deviations over seeds, positive.
+        power: The probability, in (0, 1).
+    """
+    below, above = MIN_SEEDS - 1, MIN_SEEDS
+    while power_of_sign(effect, above) < power:
+        below, above = above, 2 * above
+        if above > 10_000:
+            return None
+    while above - below > 1:
+        middle = (below + above) // 2
+        enough = power_of_sign(effect, middle) >= power
+        below, above = (below, middle) if enough else (middle, above)
+    return above
+
+
+def detectable_effect(sd: float, n: int, power: float = 0.8) -> float:
+    """Smallest true effect whose sign ``n`` seeds find with a probability, in units of ``sd``."""
+    from scipy import optimize
+
+    root = optimize.brentq(lambda effect: float(power_of_sign(effect, n)) - power, 1e-6, 100.0)
+    return float(root) * sd

@@ -1,0 +1,268 @@
+"""Pictures and tables of all verdicts: the front page and the scoreboard."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from companion.evidence.claims import Effect, Judgement
+from companion.evidence.plots import PALETTE, set_style
+from companion.evidence.tables import (
+    markdown_table,
+    phrase,
+    shown_effect,
+    verdict_blocks,
+    verdict_table,
+)
+from companion.experiments.chapters import TITLES
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "by_chapter",
+    "chapter_html",
+    "chapter_text",
+    "counted_words",
+    "forest_figure",
+    "front_figure",
+    "front_table",
+    "groups",
+    "whole_text",
+]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the book as the front page names it.
+
+    Args:
+        chapter: Two digits.
+        name: Of the method.
+        work: The work with its authors.
+        key: The claim whose effect stands for the method.
+    """
+
+    chapter: str
+    name: str
+    work: str
+    key: str
+
+
+METHODS = (
+    Method("01", "Hard negatives (VSE++)", "Faghri et al.", "vse.1"),
+    Method("02", "Gradient clustering", "Faghri et al.", "gc.3"),
+    Method("03", "AutoAssist", "Zhang, Yu, Dhillon", "aa.6"),
+    Method("04", "Perfect Ordering Approximation", "Simionescu", "ord.12"),
+    Method("05", "Cascading Sum Augmentation", "Simionescu", "csa.1"),
+    Method("06", "Maximally robust linear models", "Faghri et al.", "lin.2"),
+)
+# word: colour, marker; shapes differ, so that colours are not needed
+LOOK = {
+    "holds": (PALETTE[2], "o"),
+    "opposite": (PALETTE[1], "v"),
+    "no gain": (PALETTE[4], "s"),
+    "no effect": (PALETTE[4], "_"),
+    "mixed": (PALETTE[3], "D"),
+    "open": ("#777777", "x"),
+}
+FARTHEST = 4.0  # smallest effects; what lies beyond is drawn at the edge
+
+
+def by_chapter(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
+    """Divide judgements by the chapters whose claims they are."""
+    prefixes = {"vse": "01", "gc": "02", "aa": "03", "ord": "04", "csa": "05", "lin": "06"}
+    found: dict[str, list[Judgement]] = {number: [] for number in TITLES}
+    for each in judgements:
+        found[prefixes[each.id.partition(".")[0]]].append(each)
+    return {number: claims for number, claims in found.items() if claims}
+
+
+def groups(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
+    """Divide claims into those of the authors, questions of ours, and controls."""
+    found: dict[str, list[Judgement]] = {
+        "What the authors say": [],
+        "Out of scope here": [],
+        "Our questions": [],
+        "Controls": [],
+    }
+    for each in judgements:
+        if each.control:
+            found["Controls"].append(each)
+        elif each.origin == "ours":
+            found["Our questions"].append(each)
+        else:
+            found["What the authors say" if each.counts else "Out of scope here"].append(each)
+    return {name: claims for name, claims in found.items() if claims}
+
+
+def counted_words(judgements: Sequence[Judgement]) -> str:
+    """How often each word was given to claims that count, in a sentence."""
+    counted = [each for each in judgements if each.counts]
+    counts = {word: sum(each.word == word for each in counted) for word in LOOK}
+    said = ", ".join(f"{word} {count}" for word, count in counts.items() if count)
+    return f"{len(counted)} claims of the authors: {said}"
+
+
+def front_figure(judgements: Sequence[Judgement]) -> Figure:
+    """Draw a dot for each claim, a row for each method, and one effect of each method.
+
+    Args:
+        judgements: Of all chapters.
+    """
+    set_style()
+    figure = Figure(figsize=(10.0, 3.9))
+    dots, effects = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    divided = by_chapter(judgements)
+    known = {each.id: each for each in judgements}
+    for row, method in enumerate(METHODS):
+        claims = [c for group in groups(divided.get(method.chapter, [])).values() for c in group]
+        for place, each in enumerate(claims):
+            colour, marker = LOOK[each.word]
+            size = 9 if each.counts else 5
+            dots.plot(place, row, marker, color=colour, markersize=size, markeredgewidth=1.8)
+        if method.key in known:
+            _draw_effect(effects, row, known[method.key])
+    names = [f"{method.name}\n{method.work}" for method in METHODS]
+    dots.set_yticks(range(len(METHODS)), names)
+    dots.set_xticks([])
+    dots.set_title("each claim: large, of the authors; small, other")
+    for axis in (dots, effects):
+        axis.set_ylim(len(METHODS) - 0.5, -0.5)
+        axis.grid(False)
+    effects.set_yticks(range(len(METHODS)), [method.key for method in METHODS])
+    effects.axvline(0, color="k", linewidth=1)
+    effects.axvspan(-1, 1, color="#000000", alpha=0.06, linewidth=0)
+    effects.set_xlim(-FARTHEST - 0.3, FARTHEST + 0.3)
+    effects.set_xlabel("effect / smallest effect worth having (grey: less)")
+    effects.set_title("one effect of each method, 95 %")
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", markersize=8, label=word)
+        for word, (colour, marker) in LOOK.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _draw_effect(axis: Axes, row: float, judgement: Judgement) -> None:
+    """Draw the settings of a claim in units of its smallest effect, beside each other."""
+    shown = [effect for effect in judgement.effects if effect.worth and effect.size]
+    for place, effect in enumerate(shown):
+        _draw_interval(axis, row + 0.5 * (place - (len(shown) - 1) / 2) / len(shown), effect)
+
+
+def _draw_interval(axis: Axes, y: float, effect: Effect) -> None:
+    assert effect.worth
+    assert effect.size is not None
+    assert effect.mean is not None
+    colour, marker = LOOK[effect.word]
+    low, middle, high = (
+        max(-FARTHEST, min(FARTHEST, v / effect.worth))
+        for v in (effect.size[0], effect.mean, effect.size[1])
+    )
+    axis.plot([low, high], [y, y], color=colour, linewidth=2)
+    beyond = abs(effect.mean / effect.worth) >= FARTHEST
+    arrow = ">" if effect.mean > 0 else "<"
+    axis.plot(middle, y, arrow if beyond else marker, color=colour, markersize=7)
+
+
+def forest_figure(judgements: Sequence[Judgement]) -> Figure | None:
+    """Draw every setting of some claims in units of its smallest effect; ``None`` without any.
+
+    Args:
+        judgements: Claims of a chapter.
+    """
+    rows = [
+        (each, effect)
+        for each in judgements
+        for effect in each.effects
+        if effect.worth and effect.size is not None and effect.mean is not None
+    ]
+    if not rows:
+        return None
+    set_style()
+    figure = Figure(figsize=(8.0, 0.8 + 0.24 * len(rows)))
+    axis = figure.subplots()
+    for y, (_, effect) in enumerate(rows):
+        _draw_interval(axis, y, effect)
+    names = [f"{each.id}  {_label(effect)}" for each, effect in rows]
+    axis.set_yticks(range(len(rows)), names, fontsize=8)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.axvline(0, color="k", linewidth=1)
+    axis.axvspan(-1, 1, color="#000000", alpha=0.06, linewidth=0)
+    axis.set_xlim(-FARTHEST - 0.3, FARTHEST + 0.3)
+    axis.set_xlabel("effect / smallest effect worth having; an arrow: beyond the edge")
+    return figure
+
+
+def _label(effect: Effect) -> str:
+    return f"{effect.part}: {effect.name}" if effect.part else effect.name
+
+
+def front_table(judgements: Sequence[Judgement]) -> str:
+    """Markdown table of the claims of the front page: said, found, does it hold, at what scale."""
+    rows = []
+    divided = by_chapter(judgements)
+    for method in METHODS:
+        for each in divided.get(method.chapter, []):
+            if not each.front:
+                continue
+            rows.append(
+                {
+                    "method": f"{method.name} ({method.work})",
+                    "what the authors say": f"{each.statement} *{each.published}*",
+                    "what we found": "; ".join(_found(e, each) for e in each.effects) or "–",
+                    "does it hold?": f"**{phrase(each, each.worth)}**",
+                    "at what scale": _scale(each),
+                }
+            )
+    columns = ("method", "what the authors say", "what we found", "does it hold?", "at what scale")
+    return markdown_table(rows, columns)
+
+
+def _found(effect: Effect, judgement: Judgement) -> str:
+    name = f"{_label(effect)}: " if len(judgement.effects) > 1 else ""
+    return name + shown_effect(effect)
+
+
+def _scale(each: Judgement) -> str:
+    words = {
+        "same": "as in the source",
+        "scaled": "smaller data, networks and budget",
+        "proxy": "another kind of data",
+    }
+    seeds = max((effect.n for effect in each.effects), default=0)
+    return f"{words[each.scope]}; {seeds} seeds"
+
+
+def chapter_text(judgements: Sequence[Judgement]) -> str:
+    """Plain text of a chapter's part of the scoreboard, a table for each group of claims."""
+    parts = [
+        f"{name}\n{'-' * len(name)}\n{verdict_table(claims)}"
+        for name, claims in groups(judgements).items()
+    ]
+    return "\n\n".join(parts)
+
+
+def whole_text(number: str, judgements: Sequence[Judgement]) -> str:
+    """Plain text of a chapter's part with its head, as notebooks show it."""
+    return f"Chapter {number}, {TITLES[number]}\n\n{chapter_text(judgements)}"
+
+
+def chapter_html(judgements: Sequence[Judgement]) -> str:
+    """The same as HTML, rule and reason of each claim folded below its line."""
+    parts = []
+    for name, claims in groups(judgements).items():
+        parts.append(f"<h4>{html.escape(name)}</h4>")
+        for each in claims:
+            word = html.escape(phrase(each, each.worth))
+            narrow = " (narrow)" if each.is_narrow else ""
+            head = f"<b>{each.id}</b> {html.escape(each.statement)} <b>{word}</b>{narrow}"
+            formulas = "\n".join(f"{_label(effect)} = {effect.formula}" for effect in each.effects)
+            body = html.escape(f"{verdict_blocks([each])}\n\n{formulas}")
+            parts.append(f"<details><summary>{head}</summary><pre>{body}</pre></details>")
+    return "\n".join(parts)
