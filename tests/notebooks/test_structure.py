@@ -118,7 +118,6 @@ def test_a_chapter_has_its_headings_and_figures(number: str) -> None:
     text = markdown(path)
     found = re.findall(r"^## (.+)$", text, re.M)
     assert found == HEADINGS.format(n=int(number)).split(",")
-    notebook = nbformat.read(path, as_version=4)
     code = cells(path, "code")
     figures = [o for c in code for o in c.outputs if o.output_type == "display_data"]
     assert figures
