@@ -2,10 +2,10 @@
 
     python benchmarks/fresh_clone.py [--folder FOLDER] [STEP ...]
 
-Writes ``results/bench/fresh_clone.json``, from which the README takes its figures, after each step;
-the others keep what was measured before. Steps are ``setup data reproduce again test sizes``, all by
-default, in this order: about an hour and some 10 GB of disk, on an idle machine with everything
-committed. With a folder the clone stays there and later steps use it again.
+Writes ``results/bench/fresh_clone.json``, from which the README takes its figures, after each
+step; the others keep what was measured before. Steps are ``setup data reproduce again test sizes``,
+all by default, in this order: about an hour and some 10 GB of disk, on an idle machine with
+everything committed. With a folder the clone stays there and later steps use it again.
 """
 
 from __future__ import annotations

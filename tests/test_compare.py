@@ -24,11 +24,9 @@ def pair(arm="plain", seed=1000, value=1.0, fingerprint="aa", deterministic=True
 
 
 def judgement(*effects, claim="csa.1"):
-    plain = dict.fromkeys(
-        ("tier", "origin", "scope", "control", "statement", "note", "published", "read", "where"),
-        "",
-    )
-    rest = {"front": False, "posed": "", "criterion": "", "kind": "effect", "worth": "1 points"}
+    names = "tier origin scope control statement note published published_effect read where"
+    plain = dict.fromkeys([*names.split(), "front", "posed", "criterion"], "")
+    rest = {"kind": "effect", "worth": "1 points"}
     return Judgement(id=claim, **plain, **rest, effects=effects)
 
 

@@ -40,6 +40,7 @@ def copied(tmp_path, monkeypatch):
         monkeypatch.setattr(function, "__defaults__", tuple(defaults))
     monkeypatch.setattr(verdicts, "RESULTS", root)
     monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "front_figure_path", lambda: root / "figures" / "claims.png")
     shutil.copy(RESULTS.parent / "README.md", tmp_path)
     return root
 

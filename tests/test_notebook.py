@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import replace
 import matplotlib
 import pytest
 import torch
+from scipy.stats import t
 
 from companion.evidence import canonical
 from companion.evidence.plots import figure
@@ -123,6 +125,23 @@ def test_table_shows_mean_interval_and_n(reference, capsys):
     reference.table({"row": {"seed": lambda records: float(records[0]["seed"])}}, digits=1)
     # mean of 1000 ... 1009 and t(9) sd / sqrt(10)
     assert "1004.5 [1002.3, 1006.7]" in capsys.readouterr().out
+
+
+def test_table_shows_log_ratios_as_percent_saved_or_as_factors(reference, capsys):
+    def halved_or_quartered(records):
+        return math.log(0.5) if records[0]["seed"] % 2 else math.log(0.25)
+
+    rows = {"row": {"cost": halved_or_quartered}}
+    half = t.ppf(0.975, 9) * math.log(2) * math.sqrt(10 / 36) / math.sqrt(10)
+    low, mean, high = (math.exp(math.log(0.125) / 2 + side * half) for side in (-1, 0, 1))
+    capsys.readouterr()
+    reference.table(rows, 1, shown="saved")
+    saved = f"{100 - 100 * mean:.1f} [{100 - 100 * high:.1f}, {100 - 100 * low:.1f}]"
+    assert saved in capsys.readouterr().out
+    reference.table(rows, 3, shown="times")
+    assert f"{mean:.3f} [{low:.3f}, {high:.3f}]" in capsys.readouterr().out
+    reference.table({"row": {"cost": lambda records: math.log(4059.4)}}, 3, shown="times")
+    assert "4059 [4059, 4059]" in capsys.readouterr().out
 
 
 def test_table_counts_truth_values(reference, capsys):

@@ -22,6 +22,7 @@ from companion.experiments.chapters import load_chapter
 from companion.experiments.conditions import conditions_of
 from companion.pages import judge as judging
 from companion.pages import publish as module
+from companion.pages import verdicts
 from companion.pages.publish import (
     PublishRefusedError,
     machine_slowdown,
@@ -50,10 +51,15 @@ def copied(tmp_path, monkeypatch):
     """A copy of the results that the code takes for the committed one, a clean ledger, no runs."""
     root = tmp_path / "results"
     shutil.copytree(RESULTS, root)
-    for function in (store.reference_folder, store.read_reference, store.write_reference):
+    functions = ("reference_folder", "read_reference", "write_reference", "write_record_set")
+    for function in (getattr(store, name) for name in functions):
         defaults = [root if value == RESULTS else value for value in function.__defaults__]
         monkeypatch.setattr(function, "__defaults__", tuple(defaults))
+    monkeypatch.setattr(verdicts, "RESULTS", root)
+    for part in (verdicts, judging):  # the ledger names arms that the shortened plan has not
+        monkeypatch.setattr(part, "known_arms", lambda chapter: None)
     monkeypatch.setattr(judging, "ROOT", tmp_path)
+    monkeypatch.setattr(judging, "front_figure_path", lambda: root / "figures" / "claims.png")
     shutil.copy(RESULTS.parent / "README.md", tmp_path)
     monkeypatch.setattr(module, "Store", lambda profile: Store(profile, tmp_path / "runs"))
     monkeypatch.setattr(module, "_refuse_open_ledger", lambda number: None)

@@ -86,7 +86,7 @@ def test_evidence_from_before_canonical_mode_is_no_error(reference, tmp_path, mo
     early = replace(reference, record_set=about)
 
     def change(record):
-        return record | {"metrics": dict.fromkeys(record["metrics"], -1.0)}
+        return record | {"metrics": {name: v - 1.0 for name, v in record["metrics"].items()}}
 
     code, report = reproduced(early, tmp_path, monkeypatch, change)
     assert code == 0

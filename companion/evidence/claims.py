@@ -24,12 +24,14 @@ from companion.evidence.rule import (
     NARROW,
     Level,
     Pair,
+    Pooled,
     Ruling,
     combine_and,
     combine_or,
     combine_settings,
     detectable_effect,
     fifths,
+    pool,
     power_of_sign,
     rule_exact,
     rule_truth,
@@ -70,7 +72,8 @@ class Effect:
         size: Interval of 95 %, for the size; the extremes of an *exact* claim.
         stability: Share of resamples with the same word.
         skew: Skewness, where it is large and the seeds are few.
-        seeds_needed: Seeds for 80 % power at an effect of ``worth``, of an open setting.
+        seeds_needed: Seeds for 80 % power at an effect of ``worth``, of an open setting that has
+            fewer.
         detectable: Smallest effect that 80 % power would find.
         power: Power for the published effect.
     """
@@ -145,7 +148,8 @@ class Judgement:
         published: What was published.
         read: What of the work could be read.
         where: Where in the work.
-        front: Whether it stands on the front page.
+        front: The claim in a few words, if it stands on the front page.
+        published_effect: The published size, where there is one number.
         posed: Before or after the data.
         criterion: Hash of the rule.
         kind: Common kind of its parts, or ``parts``.
@@ -155,11 +159,13 @@ class Judgement:
         reason: Why it is open, where that can be said.
         effects: The settings that decide.
         beside: What is shown beside.
+        pooled: What the settings of each part say together.
         records: Name of the record set that was judged: ``full`` or ``standard``.
         early: Whether that set was made before canonical mode.
         standard_word: Word of the canonical standard records at the seeds they have, where the word
             itself is from others; empty without such records.
-        standard_seeds: How many seeds those are.
+        standard_seeds: How many seeds those are, at least.
+        standard_settings: How many of the settings they have.
     """
 
     id: str
@@ -172,7 +178,8 @@ class Judgement:
     published: str
     read: str
     where: str
-    front: bool
+    front: str
+    published_effect: str
     posed: str
     criterion: str
     kind: str
@@ -182,10 +189,12 @@ class Judgement:
     reason: str = "no records"
     effects: tuple[Effect, ...] = ()
     beside: tuple[Aside, ...] = ()
+    pooled: tuple[Pooled, ...] = ()
     records: str = ""
     early: bool = False
     standard_word: str = ""
     standard_seeds: int = 0
+    standard_settings: int = 0
 
     @property
     def words(self) -> str:
@@ -228,13 +237,20 @@ class Judgement:
             for aside in plain["beside"]
         )
         effects = tuple(map(_read_effect, plain["effects"]))
-        return cls(**{**plain, "effects": effects, "beside": beside})
+        pooled = tuple(
+            Pooled(**_with_pairs(each, "interval", "prediction")) for each in plain["pooled"]
+        )
+        return cls(**{**plain, "effects": effects, "beside": beside, "pooled": pooled})
 
 
 def _read_effect(plain: Mapping[str, Any]) -> Effect:
     values = {int(seed): value for seed, value in plain["values"].items()}
-    pairs = {name: tuple(plain[name]) if plain[name] else None for name in ("sign", "size")}
-    return Effect(**{**plain, "values": values, **pairs})
+    return Effect(**{**_with_pairs(plain, "sign", "size"), "values": values})
+
+
+def _with_pairs(plain: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Lists of two ends as pairs again."""
+    return {**plain, **{name: tuple(plain[name]) if plain[name] else None for name in names}}
 
 
 def round_numbers(value: Any) -> Any:
@@ -308,8 +324,8 @@ def judge(
         records: All runs of the chapter.
         functions: Functions of the chapter that formulas may call.
         known_arms: Arms of the chapter, to refuse a formula that names another; not asked without.
-        all_there_are: Whether fewer seeds than the ledger's count may decide: for comparing record
-            sets, never for the word of a claim.
+        all_there_are: Whether fewer seeds than the ledger's count, and fewer settings, may decide:
+            for comparing record sets, never for the word of a claim.
 
     Raises:
         ValueError: If a formula names an unknown arm or function, an arm has two records for a
@@ -327,6 +343,7 @@ def judge(
         read=claim.published.read,
         where=claim.published.where,
         front=claim.front,
+        published_effect=claim.published.effect or "",
         posed=claim.posed,
         criterion=criterion_hash(claim, functions),
         kind=_common([str(part.kind) for part in claim.parts]) or "parts",
@@ -344,17 +361,17 @@ def judge(
     asides = tuple(
         Aside(each.label, ruling.word, ruling.addition, ruling.reason, effects)
         for each in claim.beside
-        for ruling, effects in [_judge_part(each, source, Level())]
+        for ruling, effects, _ in [_judge_part(each, source, Level())]
     )
     judgement = replace(judgement, beside=asides)
     if not claim.parts:
         return replace(judgement, reason=claim.unanswered or "")
     try:
-        ruling, effects = _judge_parts(claim, source)
+        ruling, effects, pooled = _judge_parts(claim, source)
     except ValueError as error:
         raise ValueError(f"claim {claim.id}: {error}") from error
     judgement = replace(judgement, effects=effects, word=ruling.word, addition=ruling.addition)
-    judgement = replace(judgement, reason=ruling.reason)
+    judgement = replace(judgement, reason=ruling.reason, pooled=pooled)
     if claim.unanswered is not None:
         return replace(judgement, word="open", addition="", reason=claim.unanswered)
     return judgement
@@ -364,20 +381,26 @@ def _common(values: Sequence[str]) -> str:
     return values[0] if len(set(values)) == 1 else ""
 
 
-def _judge_parts(claim: Claim, source: _Records) -> tuple[Ruling, tuple[Effect, ...]]:
+_Judged = tuple[Ruling, tuple[Effect, ...], tuple[Pooled, ...]]
+
+
+def _judge_parts(claim: Claim, source: _Records) -> _Judged:
     found = [_judge_part(part, source, Level()) for part in claim.parts]
-    effects = tuple(effect for _, each in found for effect in each)
-    words = [ruling for ruling, _ in found]
+    effects = tuple(effect for _, each, _ in found for effect in each)
+    pooled = tuple(each for _, _, several in found for each in several)
+    words = [ruling for ruling, _, _ in found]
     if len(words) == 1:
-        return words[0], effects
+        return words[0], effects, pooled
     corrected = [_judge_part(p, source, Level().among(len(words)))[0] for p in claim.parts]
-    return (combine_or if claim.any_of else combine_and)(words, corrected), effects
+    return (combine_or if claim.any_of else combine_and)(words, corrected), effects, pooled
 
 
-def _judge_part(part: Part, source: _Records, level: Level) -> tuple[Ruling, tuple[Effect, ...]]:
+def _judge_part(part: Part, source: _Records, level: Level) -> _Judged:
     rulings, effects = [], []
     for setting, formula in zip(part.settings, part.formulas, strict=True):
         raw, problem = source.values(formula, part, setting.seeds)
+        if source.all_there_are and not raw:
+            continue
         values = {seed: _towards_claim(value, part) for seed, value in raw.items()}
         try:
             ruling = _rule(part, list(values.values()), problem, source, level)
@@ -386,7 +409,11 @@ def _judge_part(part: Part, source: _Records, level: Level) -> tuple[Ruling, tup
         rulings.append(ruling)
         effects.append(_effect(part, setting, formula, ruling, values, source.claim))
     worth = part.amount.value if part.amount is not None else 0.0
-    return combine_settings(rulings, worth), tuple(effects)
+    if not rulings:
+        return Ruling("open", reason="no records"), (), ()
+    together = pool(rulings, part.name) if part.kind not in ("truth", "exact") else None
+    pooled = (together,) if together is not None else ()
+    return combine_settings(rulings, worth), tuple(effects), pooled
 
 
 def _towards_claim(value: float, part: Part) -> float:
@@ -458,7 +485,9 @@ def _effect(
             detectable=detectable_effect(ruling.sd, len(counted)),
         )
     if ruling.word == "open" and worth > 0:
-        effect = replace(effect, seeds_needed=seeds_for_power(worth / ruling.sd))
+        needed = seeds_for_power(worth / ruling.sd)
+        if needed is None or needed > len(counted):  # else such an effect was likely to be found
+            effect = replace(effect, seeds_needed=needed)
     if claim.published.effect is not None and part.kind == "effect":
         published = type(amount).parse(claim.published.effect) if amount is not None else None
         if published is not None:

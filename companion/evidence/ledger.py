@@ -221,7 +221,7 @@ class Claim(_Rule):
     """One entry of the ledger: one effect, or several parts of which all or any must hold.
 
     ``unanswered`` says why today's records cannot answer, and what would; the word then is *open*.
-    ``front`` puts the claim on the front page.
+    ``front`` says it in a few words for the front page; without it the claim is not there.
     """
 
     id: str = Field(pattern=r"^[a-z]+\.\d+$")
@@ -237,7 +237,7 @@ class Claim(_Rule):
     any_of: tuple[Part, ...] = ()
     beside: tuple[Beside, ...] = ()
     note: str = ""
-    front: bool = False
+    front: str = ""
     unanswered: str | None = None
 
     @model_validator(mode="after")

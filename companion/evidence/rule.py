@@ -23,10 +23,12 @@ from companion.evidence.statistics import mean_and_sd
 
 __all__ = [
     "KINDS",
+    "MANY_SETTINGS",
     "MIN_BLOCKS",
     "MIN_SEEDS",
     "Kind",
     "Level",
+    "Pooled",
     "Ruling",
     "Word",
     "combine_and",
@@ -34,6 +36,7 @@ __all__ = [
     "combine_settings",
     "detectable_effect",
     "fifths",
+    "pool",
     "power_of_sign",
     "rule_exact",
     "rule_truth",
@@ -49,6 +52,7 @@ Kind = Literal["effect", "none", "not_less", "bound", "truth", "exact", "timing"
 KINDS: tuple[Kind, ...] = ("effect", "none", "not_less", "bound", "truth", "exact", "timing")
 MIN_SEEDS = 5
 MIN_BLOCKS = 20  # of interleaved timings
+MANY_SETTINGS = 5  # from here on a random-effects mean is shown
 NARROW = 0.9  # a word that fewer resamples of the seeds would get is marked
 _RESAMPLES = 2000
 # words that refute, strongest first
@@ -414,6 +418,53 @@ def combine_or(words: Sequence[Ruling], corrected: Sequence[Ruling]) -> Ruling:
 def _open_parts(words: Sequence[Ruling]) -> str:
     count = sum(each.word == "open" for each in words)
     return f"{count} of {len(words)} parts are open" if count else "no part refutes the claim alone"
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What several settings of one effect say together; it decides nothing.
+
+    Args:
+        part: The part of the claim whose settings they are; empty in a claim of one.
+        settings: How many there are.
+        mean: Their plain mean, or from five settings on the mean of a random-effects model.
+        interval: 95 % interval of that mean; from five settings on.
+        prediction: 95 % interval for another setting of this kind; from five settings on.
+    """
+
+    part: str
+    settings: int
+    mean: float
+    interval: Pair | None = None
+    prediction: Pair | None = None
+
+
+def pool(rulings: Sequence[Ruling], part: str = "") -> Pooled | None:
+    r"""Pool settings; ``None`` for a single one or where one has no spread.
+
+    From five settings on by a random-effects model: the variance between settings by DerSimonian
+    and Laird (1986), the interval by Hartung and Knapp (2001), $t_{k-1}$ with the weighted residual
+    variance, and the prediction interval of Higgins, Thompson and Spiegelhalter (2009) with
+    $t_{k-2}$.
+    """
+    known = [(r.mean, r.sd, r.means) for r in rulings if r.mean is not None and r.sd]
+    k = len(known)
+    if k < 2 or k < len(rulings):
+        return None
+    y = np.array([mean for mean, _, _ in known])
+    if k < MANY_SETTINGS:
+        return Pooled(part, k, float(y.mean()))
+    v = np.array([sd**2 / n for _, sd, n in known])
+    fixed = 1 / v
+    spread = float((fixed * (y - (fixed * y).sum() / fixed.sum()) ** 2).sum())
+    scale = float(fixed.sum() - (fixed**2).sum() / fixed.sum())
+    between = max(0.0, (spread - (k - 1)) / scale)
+    weights = 1 / (v + between)
+    mean = float((weights * y).sum() / weights.sum())
+    variance = float((weights * (y - mean) ** 2).sum() / (k - 1) / weights.sum())
+    half = _quantile(0.95, k - 1) * math.sqrt(variance)
+    wide = _quantile(0.95, k - 2) * math.sqrt(variance + between)
+    return Pooled(part, k, mean, (mean - half, mean + half), (mean - wide, mean + wide))
 
 
 # --- beside the word ------------------------------------------------------------------------------

@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from companion.evidence.claims import Aside, Effect, Judgement
+from companion.evidence.rule import Pooled
 
 __all__ = [
     "fmt_interval",
     "fmt_number",
+    "judged_numbers",
     "markdown_table",
     "own_numbers",
     "phrase",
@@ -99,11 +102,13 @@ def shown_effect(effect: Effect, *, both: bool = False) -> str:
         return "–"
     if effect.kind == "exact":
         low, high = effect.size or (effect.mean, effect.mean)
-        return f"at most {max(abs(low), abs(high)):.1e}"
+        return f"at most {max(abs(low), abs(high)):.1e} {effect.unit}"
     if effect.kind == "truth":
         return f"{effect.mean * effect.n:.0f} of {effect.n}"
     if effect.size is None:
         return f"{shown_number(effect, effect.mean, 2)} {_unit(effect)}"
+    if effect.unit == "percent" and effect.mean < -math.log(2):
+        return _times_as_much(effect, both=both)
     digits = _digits(effect)
 
     def interval(pair: tuple[float, float]) -> str:
@@ -114,6 +119,18 @@ def shown_effect(effect: Effect, *, both: bool = False) -> str:
     if both and effect.sign is not None:
         text += f", 99 % {interval(effect.sign)}"
     return text
+
+
+def _times_as_much(effect: Effect, *, both: bool) -> str:
+    """A cost that more than doubles: shares above one hundred percent read badly."""
+    assert effect.mean is not None
+    assert effect.size is not None
+
+    def interval(pair: tuple[float, float]) -> str:
+        return f"[{math.exp(-pair[1]):.3g}, {math.exp(-pair[0]):.3g}]"
+
+    text = f"{math.exp(-effect.mean):.3g} times as much {interval(effect.size)}"
+    return f"{text}, 99 % {interval(effect.sign)}" if both and effect.sign is not None else text
 
 
 def _unit(effect: Effect) -> str:
@@ -140,6 +157,9 @@ def _block(each: Judgement, width: int) -> str:
     lines += textwrap.wrap(each.statement, width, initial_indent="  ", subsequent_indent="  ")
     lines.append(f"  published: {each.published} (read: {each.read})")
     lines += _effect_lines(each.effects, width)
+    for pooled in each.pooled:
+        text = f"over these settings: {_shown_pooled(pooled, each)}"
+        lines += textwrap.wrap(text, width, initial_indent="    ", subsequent_indent="      ")
     for aside in each.beside:
         lines.append(f"  beside, {aside.label}: {aside.words}")
         lines += _effect_lines(aside.effects, width)
@@ -154,6 +174,20 @@ def _block(each: Judgement, width: int) -> str:
     return "\n".join(lines)
 
 
+def _shown_pooled(pooled: Pooled, judgement: Judgement) -> str:
+    """Mean over settings and, from five on, its interval and that of another such setting."""
+    like = next(effect for effect in judgement.effects if effect.part == pooled.part)
+    size = pooled.interval or like.size
+    shown = shown_effect(replace(like, mean=pooled.mean, size=size))
+    if pooled.interval is None:
+        shown = shown.split(" [")[0]
+    head = f"{pooled.part}: " if pooled.part else ""
+    if pooled.prediction is None:
+        return f"{head}mean {shown}"
+    another = shown_effect(replace(like, mean=pooled.mean, size=pooled.prediction))
+    return f"{head}mean {shown}; another such setting [{another.split(' [')[1]}"
+
+
 def _made(each: Judgement) -> str:
     """Where the records come from, and whether the canonical ones say the same."""
     text = f"records: {each.records}"
@@ -161,7 +195,10 @@ def _made(each: Judgement) -> str:
         text += ", made before canonical mode"
     if each.standard_word:
         same = "the same word" if each.standard_word == each.word else f"“{each.standard_word}”"
-        text += f"; canonical standard records at {each.standard_seeds} seeds: {same}"
+        text += f"; canonical standard records, {each.standard_seeds} seeds"
+        if each.standard_settings < len(each.effects):
+            text += f", {each.standard_settings} of {len(each.effects)} settings"
+        text += f": {same}"
     if each.posed == "after the data":
         text += "; rule posed after the data"
     return text
@@ -183,6 +220,17 @@ def _effect_lines(effects: Sequence[Effect], width: int) -> list[str]:
             "; ".join(facts), width, initial_indent="      ", subsequent_indent="      "
         )
     return lines
+
+
+def judged_numbers(judgement: Judgement) -> str:
+    """Numbers that decide a claim, a line for each setting under the name of its part; no word."""
+    lines, part = [], None
+    for effect in judgement.effects:
+        if effect.part != part:
+            part = effect.part
+            lines.append(f"{judgement.id}, {part}" if part else judgement.id)
+        lines.append(f"  {effect.name}: {shown_effect(effect)}")
+    return "\n".join(lines)
 
 
 def own_numbers(judgements: Sequence[Judgement]) -> str:

@@ -107,7 +107,12 @@ def _judge_on_evidence(
         other = judged("standard", all_there_are=True)
         if other.has_values and references["standard"].record_set.canonical:
             seeds = min(effect.n for effect in other.effects)
-            found = replace(found, standard_word=other.word, standard_seeds=seeds)
+            found = replace(
+                found,
+                standard_word=other.word,
+                standard_seeds=seeds,
+                standard_settings=len(other.effects),
+            )
     return found
 
 
@@ -152,7 +157,10 @@ def judge(
             say(f"chapter {path.stem}: {line}")
         write_atomic(path, text)
         say(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name}")
-    write_atomic(front_figure_path(), front_figure_png())
+    picture, path = front_figure_png(), front_figure_path()
+    if not path.is_file() or path.read_bytes() != picture:
+        write_atomic(path, picture)
+        say(f"wrote {path.name}")
     readme = ROOT / "README.md"
     before = readme.read_text(encoding="utf-8")
     if (after := render_readme(before)) != before:

@@ -16,12 +16,13 @@ NOT_CANONICAL = canonical.enter()
 
 import base64
 import io
+import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -64,6 +65,7 @@ __all__ = [
 ]
 
 EVIDENCE = ("reference", "recompute")
+Shown = Literal["mean", "saved", "times"]
 # Those that the lock pins: the C library differs from machine to machine.
 _SHOWN_VERSIONS = ("python", "torch", "numpy", "scipy", "cvxpy", "clarabel")
 
@@ -196,13 +198,19 @@ class Context:
         reference = read_reference("full", self.chapter.number)
         return reference.records if reference else []
 
-    def full_table(self, rows: Mapping[str, Mapping[str, Estimand]], digits: int = 3) -> None:
+    def full_table(
+        self,
+        rows: Mapping[str, Mapping[str, Estimand]],
+        digits: int = 3,
+        *,
+        shown: Shown = "mean",
+    ) -> None:
         """Print a table as `table` does, from the committed full profile."""
         records = self.full_records()
         if not records:
             print("full profile: no reference yet")
             return
-        replace(self, records=records).table(rows, digits)
+        replace(self, records=records).table(rows, digits, shown=shown)
 
     def values(self, estimand: Estimand) -> list[float]:
         """Values of an estimand, one a seed; seeds that did not run its arms have none.
@@ -223,14 +231,22 @@ class Context:
             raise absent
         return found
 
-    def table(self, rows: Mapping[str, Mapping[str, Estimand]], digits: int = 3) -> None:
+    def table(
+        self,
+        rows: Mapping[str, Mapping[str, Estimand]],
+        digits: int = 3,
+        *,
+        shown: Shown = "mean",
+    ) -> None:
         """Print means with 95 % intervals over seeds; of truth values, how many are true.
 
         Args:
             rows: Row name to column name to a function from all records of one seed to a number.
-            digits: Decimals.
+            digits: Decimals; of ``times`` figures of the mean.
+            shown: The numbers as they are, or, if they are logarithms of ratios, what readers see:
+                percent ``saved``, below zero where more is spent, or how many ``times`` as much.
         """
-        shown = []
+        printed = []
         for name, cells in rows.items():
             row: dict[str, Any] = {"": name}
             for column, estimand in cells.items():
@@ -239,12 +255,11 @@ class Context:
                     row[column] = f"{sum(values):.0f} of {len(values)}"
                     continue
                 if len(values) < 2:  # one seed, as in quick, has no interval
-                    row[column] = fmt_number(values[0], digits)
+                    row[column] = _spelt(values, digits, shown)
                     continue
-                mean, low, high, *_ = t_interval(values, 0.95)
-                row[column] = fmt_interval(mean, low, high, digits)
-            shown.append(row | {"n": len(values)})
-        print(text_table(shown, list(shown[0])))
+                row[column] = _spelt(t_interval(values, 0.95)[:3], digits, shown)
+            printed.append(row | {"n": len(values)})
+        print(text_table(printed, list(printed[0])))
 
     def rows(self, rows: Sequence[Sequence[Any]], columns: Sequence[str], digits: int) -> None:
         """Print rows of plain values under the given heads; floats get ``digits`` decimals."""
@@ -314,6 +329,20 @@ class Context:
         print(f"{len(self.records)} runs from {source}/{self.profile}/{self.chapter.number}")
         print(f"data {', '.join(sorted(digests))}")
         print(f"next: {following}")
+
+
+def _spelt(numbers: Sequence[float], digits: int, shown: Shown) -> str:
+    """A mean, or a mean and the ends of its interval, as `Context.table` shows them."""
+    mean, *ends = numbers
+    if shown == "saved":  # the larger ratio saves less
+        mean, *ends = (100 * (1 - math.exp(value)) for value in (mean, *reversed(ends)))
+    elif shown == "times":
+        mean, *ends = map(math.exp, numbers)
+        digits = max(0, digits - 1 - math.floor(math.log10(mean)))
+    if not ends:
+        return fmt_number(mean, digits)
+    low, high = ends
+    return fmt_interval(mean, low, high, digits)
 
 
 def show_figure(figure: Figure, alt: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,6 +31,7 @@ __all__ = [
     "chapter_text",
     "counted_words",
     "forest_figure",
+    "found_in_short",
     "front_figure",
     "front_table",
     "groups",
@@ -61,15 +64,16 @@ METHODS = (
     Method("05", "Cascading Sum Augmentation", "Simionescu", "csa.1"),
     Method("06", "Maximally robust linear models", "Faghri et al.", "lin.2"),
 )
-# word: colour, marker; shapes differ, so that colours are not needed
-LOOK = {
-    "holds": (PALETTE[2], "o"),
-    "opposite": (PALETTE[1], "v"),
-    "no gain": (PALETTE[4], "s"),
-    "no effect": (PALETTE[4], "_"),
-    "mixed": (PALETTE[3], "D"),
-    "open": ("#777777", "x"),
+# word: colour, marker, filling; shapes differ, so that colours are not needed
+LOOK: dict[str, tuple[str, str, Literal["full", "none"]]] = {
+    "holds": (PALETTE[2], "o", "full"),
+    "opposite": (PALETTE[1], "v", "full"),
+    "no gain": (PALETTE[4], "s", "full"),
+    "no effect": (PALETTE[4], "s", "none"),
+    "mixed": (PALETTE[3], "D", "full"),
+    "open": ("#777777", "x", "full"),
 }
+LONGEST_PART = 26  # characters of a part's name beside an axis
 FARTHEST = 4.0  # smallest effects; what lies beyond is drawn at the edge
 
 
@@ -122,9 +126,17 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
     for row, method in enumerate(METHODS):
         claims = [c for group in groups(divided.get(method.chapter, [])).values() for c in group]
         for place, each in enumerate(claims):
-            colour, marker = LOOK[each.word]
+            colour, marker, filled = LOOK[each.word]
             size = 9 if each.counts else 5
-            dots.plot(place, row, marker, color=colour, markersize=size, markeredgewidth=1.8)
+            dots.plot(
+                place,
+                row,
+                marker,
+                color=colour,
+                fillstyle=filled,
+                markersize=size,
+                markeredgewidth=1.8,
+            )
         if method.key in known:
             _draw_effect(effects, row, known[method.key])
     names = [f"{method.name}\n{method.work}" for method in METHODS]
@@ -138,11 +150,21 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
     effects.axvline(0, color="k", linewidth=1)
     effects.axvspan(-1, 1, color="#000000", alpha=0.06, linewidth=0)
     effects.set_xlim(-FARTHEST - 0.3, FARTHEST + 0.3)
-    effects.set_xlabel("effect / smallest effect worth having (grey: less)")
+    effects.set_xlabel("effect / effect worth having (grey: less)")
     effects.set_title("one effect of each method, 95 %")
     handles = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", markersize=8, label=word)
-        for word, (colour, marker) in LOOK.items()
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            fillstyle=filled,
+            linestyle="",
+            markersize=8,
+            markeredgewidth=1.8,
+            label=word,
+        )
+        for word, (colour, marker, filled) in LOOK.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
@@ -159,7 +181,7 @@ def _draw_interval(axis: Axes, y: float, effect: Effect) -> None:
     assert effect.worth
     assert effect.size is not None
     assert effect.mean is not None
-    colour, marker = LOOK[effect.word]
+    colour, marker, filled = LOOK[effect.word]
     low, middle, high = (
         max(-FARTHEST, min(FARTHEST, v / effect.worth))
         for v in (effect.size[0], effect.mean, effect.size[1])
@@ -167,7 +189,7 @@ def _draw_interval(axis: Axes, y: float, effect: Effect) -> None:
     axis.plot([low, high], [y, y], color=colour, linewidth=2)
     beyond = abs(effect.mean / effect.worth) >= FARTHEST
     arrow = ">" if effect.mean > 0 else "<"
-    axis.plot(middle, y, arrow if beyond else marker, color=colour, markersize=7)
+    axis.plot(middle, y, arrow if beyond else marker, color=colour, fillstyle=filled, markersize=6)
 
 
 def forest_figure(judgements: Sequence[Judgement]) -> Figure | None:
@@ -185,58 +207,68 @@ def forest_figure(judgements: Sequence[Judgement]) -> Figure | None:
     if not rows:
         return None
     set_style()
-    figure = Figure(figsize=(8.0, 0.8 + 0.24 * len(rows)))
+    figure = Figure(figsize=(9.0, 0.8 + 0.21 * len(rows)))
     axis = figure.subplots()
     for y, (_, effect) in enumerate(rows):
         _draw_interval(axis, y, effect)
-    names = [f"{each.id}  {_label(effect)}" for each, effect in rows]
+    names = [f"{each.id}  {_label(effect, LONGEST_PART)}" for each, effect in rows]
     axis.set_yticks(range(len(rows)), names, fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.axvline(0, color="k", linewidth=1)
     axis.axvspan(-1, 1, color="#000000", alpha=0.06, linewidth=0)
     axis.set_xlim(-FARTHEST - 0.3, FARTHEST + 0.3)
-    axis.set_xlabel("effect / smallest effect worth having; an arrow: beyond the edge")
+    axis.set_xlabel("effect / effect worth having (grey: less)")
     return figure
 
 
-def _label(effect: Effect) -> str:
-    return f"{effect.part}: {effect.name}" if effect.part else effect.name
+def _label(effect: Effect, longest: int = 1000) -> str:
+    """Part and setting; a long name of a part is cut."""
+    part = textwrap.shorten(effect.part, longest, placeholder=" …")
+    return f"{part}: {effect.name}" if part else effect.name
 
 
 def front_table(judgements: Sequence[Judgement]) -> str:
-    """Markdown table of the claims of the front page: said, found, does it hold, at what scale."""
-    rows = []
+    """Markdown table of the front page: said, found, does it hold, at what scale."""
     divided = by_chapter(judgements)
-    for method in METHODS:
-        for each in divided.get(method.chapter, []):
-            if not each.front:
-                continue
-            rows.append(
-                {
-                    "method": f"{method.name} ({method.work})",
-                    "what the authors say": f"{each.statement} *{each.published}*",
-                    "what we found": "; ".join(_found(e, each) for e in each.effects) or "–",
-                    "does it hold?": f"**{phrase(each, each.worth)}**",
-                    "at what scale": _scale(each),
-                }
-            )
-    columns = ("method", "what the authors say", "what we found", "does it hold?", "at what scale")
-    return markdown_table(rows, columns)
+    rows = [
+        {
+            "what the authors say": f"**{method.name}**: {each.front} ({_published(each)})",
+            "what we found": found_in_short(each),
+            "does it hold?": f"**{phrase(each, each.worth)}**",
+            "at what scale": _scale(each),
+        }
+        for method in METHODS
+        for each in divided.get(method.chapter, [])
+        if each.front
+    ]
+    return markdown_table(rows, list(rows[0])) if rows else "No claim stands here yet."
 
 
-def _found(effect: Effect, judgement: Judgement) -> str:
-    name = f"{_label(effect)}: " if len(judgement.effects) > 1 else ""
-    return name + shown_effect(effect)
+def _published(each: Judgement) -> str:
+    return f"published: {each.published_effect}" if each.published_effect else "no number published"
+
+
+def found_in_short(judgement: Judgement) -> str:
+    """The effects of a claim in a line; of more than two settings the least and the greatest."""
+    parts: dict[str, list[Effect]] = {}
+    for effect in judgement.effects:
+        parts.setdefault(effect.part, []).append(effect)
+    several = len(parts) > 1
+    said = []
+    for effects in parts.values():
+        if len(effects) > 2 and all(effect.mean is not None for effect in effects):
+            least, greatest = (pick(effects, key=lambda e: e.mean or 0.0) for pick in (min, max))
+            ends = [shown_effect(each).split(" [")[0] for each in (least, greatest)]
+            said.append(f"{ends[0]} to {ends[1]} in {len(effects)} settings")
+        else:
+            alone = several and len(effects) == 1
+            said += [f"{shown_effect(e)} ({e.part if alone else e.name})" for e in effects]
+    return "; ".join(said) or "–"
 
 
 def _scale(each: Judgement) -> str:
-    words = {
-        "same": "as in the source",
-        "scaled": "smaller data, networks and budget",
-        "proxy": "another kind of data",
-    }
-    seeds = max((effect.n for effect in each.effects), default=0)
-    return f"{words[each.scope]}; {seeds} seeds"
+    words = {"same": "as in the source", "scaled": "scaled down", "proxy": "other data"}
+    return f"{words[each.scope]}, {max((effect.n for effect in each.effects), default=0)} seeds"
 
 
 def chapter_text(judgements: Sequence[Judgement]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from companion.evidence.canonical import canonical_environment
 from companion.evidence.store import read_reference, write_atomic
 from companion.experiments.chapters import TITLES
-from companion.pages.notebook import png_bytes, show_figure
+from companion.pages.notebook import png_bytes
 from companion.pages.scoreboard import (
     by_chapter,
     chapter_html,
@@ -36,7 +36,6 @@ __all__ = [
     "key_figure_png",
     "render_readme",
     "scoreboard",
-    "show_figure",
     "write_key_figure",
 ]
 

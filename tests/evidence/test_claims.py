@@ -145,6 +145,9 @@ def test_settings_are_one_effect():
     found = c.judge(claim, records, {})
     assert found.word == "mixed"
     assert [effect.word for effect in found.effects] == ["holds", "no effect"]
+    [pooled] = found.pooled
+    assert pooled.settings == 2
+    assert pooled.mean == pytest.approx((np.mean(HIGH) + np.mean(NONE)) / 2)
 
 
 def test_parts_all_and_any():
@@ -235,7 +238,7 @@ def test_large_skew_of_few_values_is_said():
 
 
 def test_json_goes_there_and_back_and_has_equal_bytes():
-    claim = make(beside=[part(label="again")], note="A note.", front=True)
+    claim = make(beside=[part(label="again")], note="A note.", front="In short.")
     found = c.judge(claim, pair(HIGH), {})
     text = c.verdicts_json([found])
     assert text == c.verdicts_json([c.judge(claim, pair(HIGH)[::-1], {})])

@@ -164,7 +164,7 @@ def digest(**changes):
         {"statement": "In other words."},
         {"note": "A note."},
         {"tier": "extended"},
-        {"front": True},
+        {"front": "In short."},
         {"posed": "after the data"},
         {"published": PUBLISHED | {"value": "+6"}},
         {"settings": [GAIN | {"name": "pictures of digits"}]},

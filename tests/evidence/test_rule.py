@@ -240,6 +240,39 @@ def test_exact(given, options, word):
     assert r.rule_exact(given, 1e-6, **options).word == word
 
 
+# --- several settings together ----------------------------------------------------------------
+
+
+def ruled(mean, sd, n=12):
+    return r.Ruling("open", n=n, means=n, mean=mean, sd=sd)
+
+
+def test_settings_of_equal_precision_have_the_interval_of_their_means():
+    means = [1.0, 2.5, -0.5, 3.0, 0.7, 1.9]
+    found = r.pool([ruled(m, 0.6) for m in means])
+    expected = stats.t.interval(0.95, 5, np.mean(means), stats.sem(means))
+    assert found.mean == pytest.approx(np.mean(means))
+    assert found.interval == pytest.approx(expected)
+    # between the settings: the variance of the means less that within; one more setting adds it
+    between = np.var(means, ddof=1) - 0.6**2 / 12
+    half = stats.t.ppf(0.975, 4) * math.sqrt(between + np.var(means, ddof=1) / 6)
+    assert found.prediction == pytest.approx((np.mean(means) - half, np.mean(means) + half))
+
+
+def test_precise_settings_weigh_more_where_nothing_lies_between_them():
+    found = r.pool([ruled(1.0, 0.1)] * 3 + [ruled(1.05, 10.0)] * 2)
+    assert found.mean == pytest.approx(1.0, abs=1e-3)
+
+
+def test_few_settings_have_a_plain_mean_and_one_has_none():
+    found = r.pool([ruled(1.0, 0.1), ruled(4.0, 2.0)], "a part")
+    assert (found.part, found.settings, found.mean) == ("a part", 2, 2.5)
+    assert found.interval is None
+    assert found.prediction is None
+    assert r.pool([ruled(1.0, 0.1)]) is None
+    assert r.pool([ruled(1.0, 0.1), r.Ruling("open")]) is None
+
+
 # --- beside the word ------------------------------------------------------------------------------
 
 

@@ -141,7 +141,7 @@ def test_verdict_blocks_say_who_what_and_on_which_grounds():
              "settings": [{"name": "again", "number": "a"}]},
         ]),
         records="full", early=True, standard_word="holds", standard_seeds=7,
-        posed="after the data",
+        standard_settings=1, posed="after the data",
     )  # fmt: skip
     block = t.verdict_blocks([found])
     assert block.split("\n")[0] == "csa.1  OPEN"
@@ -153,7 +153,7 @@ def test_verdict_blocks_say_who_what_and_on_which_grounds():
         "seeds would find the smallest effect",
         "beside, beside it: ",
         "made before canonical mode",
-        "canonical standard records at 7 seeds: “holds”",
+        "canonical standard records, 7 seeds: “holds”",
         "rule posed after the data",
         "A note.",
     ):

@@ -242,9 +242,11 @@ SHOWN |= {
         2 * LOG2,
         ("fashion_cnn_drop", "fashion_cnn_0"),
     ),
-    "rate slope": (e.rate_slope, -1.5, ("features_rates",)),
-    "equal loss slope": (e.equal_loss_slope, 2.0, ("features_rates",)),
+    "rate effect": (e.rate_effect, 1.5 * LOG10, ("features_rates",)),
+    "equal loss effect": (e.equal_loss_effect, -2 * LOG10, ("features_rates",)),
+    "rise": (e.rise("fashion_cnn_0"), (0.9 - 6) * LOG2 + math.log(1.5), ("fashion_cnn_0",)),
     "rank correlation": (e.rank_correlation("norm"), -1, ("features_grid",)),
+    "rank correlation of a rate": (e.rank_correlation("norm", 0.01), -1, ("features_grid",)),
     "gc of a cell": (
         e.cell("features_copies", "2/0.01/2000/0.9", "gc", "sg"),
         -3,

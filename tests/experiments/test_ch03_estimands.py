@@ -13,14 +13,13 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from companion.evidence.ledger import Claim, Criterion, load_ledger
+from companion.evidence.ledger import load_ledger
 from companion.evidence.store import Record
 from companion.experiments import chapters
 from companion.experiments.ch03 import arms, figures
 from companion.experiments.ch03 import estimands as e
 from companion.paths import CLAIMS
 
-DATA = ("breast_cancer", "digits", "fashion")
 AUC = {"r": [0.6, 0.8], "class": [0.5, 0.6, 0.7], "loss": [0.9]}
 
 
@@ -51,106 +50,84 @@ def hand_made() -> list[Record]:
     ]
 
 
-def ratio(arm: str, one: str, other: str, of: str | None = None) -> float:
-    return math.log(number(arm, one)) - math.log(number(of or arm, other))
-
-
-IMAGES, TRANSLATION = "images_0_assist", "translation_assist"
-# number of a claim: its value by hand, and the arms that it reads
-VALUES: dict[str, tuple[float, set[str]]] = {
-    "bound_ratio": (max(number("theorem", f"{c}/ratio") for c in (0, 1, 10, 100)), {"theorem"}),
-    "bias_error": (number("theorem", "bias_error"), {"theorem"}),
-    "slope_10": (number("theorem", "10/slope"), {"theorem"}),
-    "theorem_gap_10": (ratio("theorem", "10/gap", "0/gap"), {"theorem"}),
-    "theorem_gap_100": (ratio("theorem", "100/gap", "0/gap"), {"theorem"}),
-    "overhead_async": (ratio("timing", "seconds/async", "seconds/uniform"), {"timing"}),
-    "overhead_sync": (ratio("timing", "seconds/assist", "seconds/uniform"), {"timing"}),
-    "waiting_share": (math.log(1 + number("timing", "waiting")), {"timing"}),
-    "0_auc_r": (0.7, {IMAGES}),
-    "0_auc_gain": (0.7 - 0.6, {IMAGES}),
-    "0_assistant_share": (100 * number(IMAGES, "assistant_share"), {IMAGES}),
-    "noise_wrong_excess": (
-        100 * (number("images_noise_assist", "wrong") - number("images_noise_uniform", "wrong")),
-        {"images_noise_assist", "images_noise_uniform"},
-    ),
-    "translation_uniform_bleu": (
-        number("translation_uniform", "test/bleu"),
-        {"translation_uniform"},
-    ),
-    "translation_assist_over_random_loss": (
-        number(TRANSLATION, "val/loss") - number(TRANSLATION, "random/val/loss"),
-        {TRANSLATION},
-    ),
-}
-for _sampler, _metric in (("assist", "loss"), ("assist70", "loss"), ("assist70", "bleu")):
-    _one, _name = f"translation_{_sampler}", "val/loss" if _metric == "loss" else "test/bleu"
-    VALUES[f"{_one}_{_metric}"] = (
-        number(_one, _name) - number("translation_uniform", _name),
-        {_one, "translation_uniform"},
-    )
-for _data in DATA:
-    _arm = f"svm_{_data}"
-    _found = {
-        f"{_rule}_gap": ratio(_arm, f"{_rule}/gap", "sgd/gap")
-        for _rule in ("loss_only", "authors", "constant")
-    }
-    _found["loss_only_kept"] = 100 * number(_arm, "loss_only/kept")
-    for _one in ("loss_only", "with_replacement"):
-        for _other in ("loss_stale", "gradient_stale"):
-            _found[f"{_one}_over_{_other}_products"] = ratio(
-                _arm, f"{_one}/products", f"{_other}/products"
-            )
-    VALUES |= {f"{_data}_{_name}": (_value, {_arm}) for _name, _value in _found.items()}
-for _problem in ("0", "large", "resnet8", "noise"):
-    _assist, _uniform = f"images_{_problem}_assist", f"images_{_problem}_uniform"
-    VALUES[f"{_problem}_assist_over_uniform"] = (
-        ratio(_assist, "examples", "examples", _uniform),
-        {_assist, _uniform},
-    )
-    if _problem != "noise":
-        VALUES[f"{_problem}_assist_over_random"] = (
-            ratio(_assist, "examples", "random/examples"),
-            {_assist},
-        )
-for _one, _what, _end in (
-    *((_rival, "examples", "") for _rival in ("selfpaced", "screener", "selective", "pruned")),
-    *((_sampler, "work", "_work") for _sampler in ("assist", "selective")),
-):
-    VALUES[f"0_{_one}_over_uniform{_end}"] = (
-        ratio(f"images_0_{_one}", _what, _what, "images_0_uniform"),
-        {f"images_0_{_one}", "images_0_uniform"},
-    )
-
 # --- claims ---------------------------------------------------------------------------------------
 
-CLAIMED = load_ledger(CLAIMS / "03.yaml")
+CLAIMED = {claim.id: claim for claim in load_ledger(CLAIMS / "03.yaml")}
 
 
-def criteria(claim: Claim) -> list[Criterion]:
-    return [*(claim.all_of or ()), *(claim.beside.all_of if claim.beside else ())]
+def value(claim: str, part: int = 0, setting: int = 0, **given: dict[str, float]) -> float:
+    """A number of a claim, from records with the given metrics of some arms."""
+    formula = CLAIMED[claim].parts[part].formulas[setting]
+    records = [
+        record | {"metrics": record["metrics"] | given.get(record["arm"], {})}
+        for record in hand_made()
+        if record["arm"] in formula.arms
+    ]
+    return formula.evaluate(records, chapters.functions_of("03"))
 
 
-FORMULAS = {each.estimand: each.formula for claim in CLAIMED for each in criteria(claim)}
+@pytest.mark.parametrize(
+    ("claim", "problem", "side"),
+    [("aa.6", "0", 1), ("aa.9", "large", 1), ("aa.10", "resnet8", 1), ("aa.11", "noise", -1)],
+)
+def test_half_the_examples_support_a_saving(claim, problem, side):
+    given = {f"images_{problem}_assist": {"examples": 50.0}}
+    given[f"images_{problem}_uniform"] = {"examples": 100.0}
+    assert value(claim, **given) == pytest.approx(side * math.log(2))
 
 
-def test_every_number_is_computed_by_hand():
-    assert set(VALUES) == set(FORMULAS)
+@pytest.mark.parametrize("part", range(3))
+def test_a_rival_with_half_the_examples_saves(part):
+    [rival] = {"selective", "pruned", "screener"} & {
+        arm.removeprefix("images_0_") for arm in CLAIMED["aa.12"].parts[part].formulas[0].arms
+    }
+    given = {f"images_0_{rival}": {"examples": 50.0}, "images_0_uniform": {"examples": 100.0}}
+    assert value("aa.12", part, **given) == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_number_equals_the_value_by_hand(name):
-    value, needed = VALUES[name]
-    assert set(FORMULAS[name].arms) == needed
-    found = FORMULAS[name].evaluate(hand_made(), chapters.functions_of("03"))
-    assert found == pytest.approx(value, rel=1e-9, abs=1e-12)
+def test_steeper_curves_and_smaller_gaps_keep_the_rate():
+    assert value("aa.1", theorem={"10/slope": -1.1}) == pytest.approx(0.1)
+    assert value("aa.1", theorem={"10/slope": -0.7}) == pytest.approx(-0.3)
+    gaps = {"0/gap": 2.0, "10/gap": 1.0, "100/gap": 4.0}
+    assert value("aa.1", 1, 0, theorem=gaps) == pytest.approx(math.log(2))
+    assert value("aa.1", 1, 1, theorem=gaps) == pytest.approx(-math.log(2))
 
 
-@pytest.mark.parametrize("claim", CLAIMED, ids=lambda claim: claim.id)
-def test_a_claim_lists_the_arms_that_its_numbers_read(claim):
-    read = {arm for each in criteria(claim) for arm in each.formula.arms}
-    assert read == set(claim.arms)
-    profile = "standard" if claim.tier == "headline" else "full"
-    assert read <= {run.arm for run in chapters.load_chapter("03").plan(profile)}
+@pytest.mark.parametrize("setting", range(3))
+def test_a_moved_solution_has_a_larger_gap(setting):
+    gaps = {"sgd/gap": 1.0, "constant/gap": 8.0, "authors/gap": 4.0, "loss_only/gap": 1.5}
+    given = dict.fromkeys(arms.SVM_SETS, gaps)
+    assert value("aa.2", 0, setting, **given) == pytest.approx(math.log(8))
+    assert value("aa.3", 0, setting, **given) == pytest.approx(0.5)
+    assert value("aa.3", 1, setting, **given) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("setting", range(6))
+def test_shrinking_draws_as_importance_sampling_does_and_fewer_products_are_better(setting):
+    products = {"with_replacement/products": 1.0, "loss_only/products": 0.1}
+    products |= {"gradient_stale/products": 2.0, "loss_stale/products": 4.0}
+    given = dict.fromkeys(arms.SVM_SETS, products)
+    expected = [math.log(2), math.log(4)][setting % 2]
+    assert value("aa.4", 0, setting, **given) == pytest.approx(expected)
+
+
+def test_an_assistant_is_judged_against_a_coin_and_by_its_share_of_the_work():
+    assert value("aa.5") == pytest.approx(0.7 - 0.5)  # the mean of two probes
+    light = {"images_0_assist": {"assistant_share": 0.1}}
+    assert value("aa.5", 1, **light) == pytest.approx(math.log(10))
+
+
+def test_cheaper_updates_support_the_claims_on_time():
+    seconds = {"seconds/uniform": 1.0, "seconds/async": 1.05, "seconds/assist": 1.2}
+    given = {"timing": seconds | {"waiting": 0.1}}
+    assert value("aa.7", **given) == pytest.approx(math.log(1.1 / 1.05))
+    assert value("aa.7", 1, **given) == pytest.approx(math.log(1.05 / 1.1))
+    assert value("aa.13", **given) == pytest.approx(math.log(1.1 / 1.2))
+
+
+def test_more_wrong_labels_support_the_claim_that_they_are_preferred():
+    given = {"images_noise_assist": {"wrong": 0.3}, "images_noise_uniform": {"wrong": 0.2}}
+    assert value("aa.11", 1, **given) == pytest.approx(10)
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -203,6 +180,9 @@ def test_gains_of_translation_by_hand():
 
 TRANSLATED = [("translation_uniform", "", 0.0), ("translation_assist", "", 0.2)]
 TRANSLATED += [("translation_assist", "random/", 0.1), ("translation_assist70", "", 0.3)]
+
+
+UPS = (1.0, 1.1, 1.2)
 
 
 def of_seed(seed: int) -> list[Record]:
@@ -290,8 +270,9 @@ def test_figures_show_the_numbers_of_the_records():
     assert list(axes["translation_curves"][0].lines[3].get_xdata()) == [0.7, 1.4]
     means = [[float(of.lines[0].get_xdata()[0]) for of in axis.containers]
              for axis in axes["savings"]]  # fmt: skip
-    control = np.mean([up * up for up in (1, 1.1, 1.2)])
-    wanted = [0.55, control, *[0.55] * 4, *[0.55, control] * 4]
+    ratios = {"assist": [up / 2 for up in UPS], "random": [up * up for up in UPS]}
+    method, control = (float(np.mean(np.log(ratios[of]))) for of in ("assist", "random"))
+    wanted = [method, control, *[method] * 4, *[method, control] * 4]
     assert means == [pytest.approx(wanted)] * 2
     bars = [bar.get_height() for bar in axes["timeline"][2].patches]
     assert bars == pytest.approx([25, 200 / 3, 25 / 3])  # of 12 batches

@@ -220,8 +220,13 @@ def tabled() -> list[Estimand]:
     """What the notebook's tables show beside the claims, of the arms that are run below."""
     found = [
         *(e.metric("images_0_assist", name) for name in ("kept", "positives", "assistant_share")),
-        *(e.metric("theorem", f"{c}/slope") for c in (0, 1, 10, 100)),
+        *(
+            e.metric("theorem", f"{c}/{what}")
+            for c in (0, 1, 10, 100)
+            for what in ("slope", "kept")
+        ),
         *(e.metric("svm_digits", f"{rule}/norm") for rule in ("authors", "sphere")),
+        e.metric("svm_digits", "decay_skipped/distance"),
         e.seconds_ratio("assist", "random"),
         e.metric("timing", "waiting"),
         e.log_ratio("translation_timing", "seconds/assist", "seconds/uniform"),
@@ -251,8 +256,8 @@ def names_read(arm: str) -> set[str]:
         for name in [*names, *arms.HEADLINE, *arms.EXTENDED, *arms.LARGE]
     ]
     for claim in load_ledger(CLAIMS / "03.yaml"):
-        for part in [*(claim.all_of or ()), *(claim.beside.all_of if claim.beside else ())]:
-            part.formula.evaluate(given, chapters.functions_of("03"))
+        for formula in claim.all_formulas():
+            formula.evaluate(given, chapters.functions_of("03"))
     for estimand in tabled():
         estimand(given)
     return set(find(given, arm)["metrics"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from companion.evidence.formulas import Formula
 from companion.evidence.ledger import load_ledger
 from companion.evidence.store import Record
 from companion.experiments import chapters, trials
@@ -21,13 +22,8 @@ from companion.experiments.ch04 import estimands as e
 from companion.paths import CLAIMS
 
 SCORES, DATA = ("min_loss", "delta_abs", "delta_target"), ("digits", "fashion_mnist")
-LEDGER = load_ledger(CLAIMS / "04.yaml")
+LEDGER = {claim.id: claim for claim in load_ledger(CLAIMS / "04.yaml")}
 FUNCTIONS = chapters.functions_of("04")
-FORMULAS = {
-    part.estimand: part.formula
-    for claim in LEDGER
-    for part in (*claim.all_of, *(claim.beside.all_of if claim.beside else ()))
-}
 STUDIES = ("orders_cnn_bn", "orders_mlp_lr005", "orders_mlp_lr010", "orders_mlp_lr020")
 
 
@@ -77,54 +73,49 @@ SHARES = {  # of the accuracy, by position
     "orders_mlp_lr020": (0.1, 0, 0, 0, 0, 0.45),
 }
 LOG2 = math.log(2)
-# number of the ledger: its value by hand, and the arms that it reads
-VALUES: dict[str, tuple[float, tuple[str, ...]]] = {
-    "spread": (90 - 42, ("orders_cnn_bn",)),
-    "range_decay": (math.log(5 / 40), ("epochs_cnn_bn",)),
-    "persistence": (0.2, ("epochs_cnn_bn",)),
-    "repeat": (0.7, ("epochs_cnn_bn",)),
-    "last_share": (0.5, ("orders_cnn_bn",)),
-    "last_lead": (math.log(0.5 / 0.2), ("orders_cnn_bn",)),
-    "mlp_005_last_share": (0.1, ("orders_mlp_lr005",)),
-    "mlp_01_last_share": (0.25, ("orders_mlp_lr010",)),
-    "mlp_02_last_share": (0.45, ("orders_mlp_lr020",)),
-    "short_over_reshuffling": (5, ("paced_short_ascending", "paced_short_random")),
-    "short_over_random_list": (3, ("paced_short_ascending", "paced_short_random_list")),
-    "noisy_over_reshuffling": (-5, ("paced_noisy_ascending", "paced_noisy_random")),
-    "noisy_over_random_list": (1, ("paced_noisy_ascending", "paced_noisy_random_list")),
+SECONDS = {  # of each order over those of random reshuffling
+    "digits": {"min_loss": 2.0, "delta_abs": 4.0, "delta_target": 5.0},
+    "fashion_mnist": {"min_loss": 0.5, "delta_abs": 3.0, "delta_target": 6.0},
 }
-BY_DATA = {  # steps, forward-equivalents and tuned steps in log2, seconds as ratio, points
-    "digits_min_loss": (-1, 0, 0, 2.0, -1),
-    "digits_delta_abs": (-2, 2, 1, 4.0, 1),
-    "digits_delta_target": (2, 3, -3, 5.0, -6),
-    "fashion_mnist_min_loss": (0, 1, 2, 0.5, 1),
-    "fashion_mnist_delta_abs": (1, 2, -1, 3.0, -1),
-    "fashion_mnist_delta_target": (-2, -1, 0, 6.0, 0),
+RANKS = {  # by score in the order of SCORES
+    "orders_cnn_bn": (12.5, 40.0, 8.0),
+    "orders_mlp_lr020": (3.0, 5.0, 7.0),
 }
-for _arm, (_steps, _forwards, _tuned, _seconds, _points) in BY_DATA.items():
-    _data = "digits" if _arm.startswith("digits") else "fashion_mnist"
-    _pair = (_arm, f"{_data}_random")
-    VALUES |= {
-        f"{_arm}_steps": (_steps * LOG2, _pair),
-        f"{_arm}_tuned_steps": (_tuned * LOG2, (f"{_arm}_tuned", f"{_data}_random")),
-        f"{_arm}_accuracy": (_points, _pair),
-    }
-    if "delta_abs" not in _arm:  # no claim is about its time
-        VALUES[f"{_arm}_forwards"] = _forwards * LOG2, _pair
-        VALUES[f"{_arm}_seconds"] = math.log(_seconds), (f"timing_{_data}",)
-for _model, _steps in (("linear", 1), ("cnn", 2), ("cnn_bn", 3)):
-    _pair = (f"digits_{_model}_delta_target", f"digits_{_model}_random")
-    VALUES[f"{_model}_delta_target_steps"] = (_steps * LOG2, _pair)
-for _score, _slope, _ranks in (  # per doubling; conv net, MLP
-    # at log2 N = 0 to 4: 5 5 5 4 1; 5 4 3 3 1; 5 5 6 7 7
-    ("min_loss", -0.9, (12.5, 3)),
-    ("delta_abs", -0.9, (40, 5)),
-    ("delta_target", 0.6, (8, 7)),
-):
-    _counts = tuple(f"digits_{_score}{end}" for end in ("", "_2", "_4", "_16"))
-    VALUES[f"{_score}_slope"] = (_slope * LOG2, ("digits_random", *_counts))
-    VALUES[f"{_score}_rank"] = (_ranks[0], ("orders_cnn_bn",))
-    VALUES[f"{_score}_rank_mlp"] = (_ranks[1], ("orders_mlp_lr020",))
+# Of each claim by hand: a list for every part and then for all that is beside it, a number for
+# every setting; what is in doublings is a logarithm of a ratio.
+VALUES: dict[str, list[list[float]]] = {
+    "ord.1": [[90 - 42], [85 - 70]],
+    "ord.2": [[math.log(40 / 5)]],
+    "ord.3": [[0.2], [0.7]],
+    "ord.4": [[math.log(of) for of in (2.5, 4.5, 5 / 6, 1 / 6)], [0.5, 0.45, 0.25, 0.1]],
+    "ord.5": [[12.5, 40, 8], [3, 5, 7], [37.5, 10, 42]],
+    "ord.7": [
+        [-3 * LOG2, LOG2],
+        [-math.log(5), -math.log(6)],
+        [0, 10 * LOG2],
+        [0, -LOG2],
+        [-LOG2, LOG2],
+    ],
+    # steps at log2 N = 0 to 4: delta_target 5 5 6 7 7, delta_abs 5 4 3 3 1, min_loss 5 5 5 4 1
+    "ord.8": [[-0.7 * LOG2, 0.9 * LOG2], [1.3 * LOG2], [-0.6 * LOG2, 0.9 * LOG2, 0.9 * LOG2]],
+    "ord.9": [[-6, 0], [-86, -70], [-1, 1], [1, -1]],
+    "ord.10": [[-LOG2, -2 * LOG2, -2 * LOG2, -3 * LOG2], [LOG2, 0, -LOG2]],
+    "ord.11": [[5, 3], [-5, 1]],
+    "ord.12": [
+        [3 * LOG2, 0],
+        [-2 * LOG2, 2 * LOG2],
+        [0, -2 * LOG2],
+        [LOG2, 0],
+        [-LOG2, LOG2],
+        [2 * LOG2, -LOG2],
+    ],
+}
+
+
+def formulas(claim: str) -> list[list[Formula]]:
+    """The numbers of a claim, those beside after those that decide."""
+    found = LEDGER[claim]
+    return [part.formulas for part in (*found.parts, *found.beside)]
 
 
 def hand_made() -> list[Record]:
@@ -137,15 +128,15 @@ def hand_made() -> list[Record]:
         metrics = {f"share/accuracy/{p}": share for p, share in enumerate(shares, 1)}
         metrics |= {f"share/loss/{p}": 0.01 * p for p in range(1, 7)}
         metrics |= {"val_accuracy/min": 42.0, "val_accuracy/max": 90.0}
+        metrics |= {"test_accuracy/mean": 70.0, "best_on_val/test_accuracy": 85.0}
         found[arm] = metrics, {}
-    for place, arm in enumerate(("orders_cnn_bn", "orders_mlp_lr020")):
-        for score in SCORES:
-            rank = VALUES[f"{score}_rank{'_mlp' * place}"][0]
+    for arm, ranks in RANKS.items():
+        for score, rank in zip(SCORES, ranks, strict=True):
             found[arm][0].update({f"rank/{score}/loss": rank, f"rank/{score}/accuracy": 99.0})
     curves = {"range": [40.0, 20.0, 5.0], "persistence": [0.4, 0.0]}
     found["epochs_cnn_bn"] = {"repeat": 0.7}, curves
     for data in DATA:
-        seconds = {f"seconds/{s}": 0.25 * BY_DATA[f"{data}_{s}"][3] for s in SCORES}
+        seconds = {f"seconds/{score}": 0.25 * SECONDS[data][score] for score in SCORES}
         found[f"timing_{data}"] = seconds | {"seconds/random": 0.25, "steps/random": 9.0}, {}
     return [
         {"arm": arm, "seed": 1000, "metrics": metrics, "curves": curves}
@@ -153,49 +144,39 @@ def hand_made() -> list[Record]:
     ]
 
 
-def test_every_number_of_the_ledger_is_computed_by_hand():
-    assert set(VALUES) == set(FORMULAS)
-
-
-@pytest.mark.parametrize("name", VALUES)
-def test_number_equals_the_value_by_hand(name):
-    value, needed = VALUES[name]
-    alone = [record for record in hand_made() if record["arm"] in needed]
-    for records in (hand_made(), hand_made()[::-1], alone):  # it reads no other arm
-        found = FORMULAS[name].evaluate(records, FUNCTIONS)
-        assert found == pytest.approx(value, abs=1e-9)
-
-
-@pytest.mark.parametrize("name", VALUES)
-def test_a_missing_arm_is_named(name):
-    for arm in VALUES[name][1]:
-        rest = [record for record in hand_made() if record["arm"] != arm]
-        with pytest.raises(KeyError, match=f"no record of {arm}'"):
-            FORMULAS[name].evaluate(rest, FUNCTIONS)
+@pytest.mark.parametrize("claim", LEDGER)
+def test_numbers_of_a_claim_equal_those_by_hand(claim):
+    for records in (hand_made(), hand_made()[::-1]):
+        found = [[f.evaluate(records, FUNCTIONS) for f in of] for of in formulas(claim)]
+        assert found == [pytest.approx(of, abs=1e-9) for of in VALUES[claim]]
 
 
 def test_a_range_of_nothing_counts_as_one_picture():
     later = {"arm": "epochs_cnn_bn", "curves": {"range": [50.0, 0.0]}}
-    found = FORMULAS["range_decay"].evaluate([later])
-    assert found == pytest.approx(math.log(100 / 138 / 50))
+    [[decay]] = formulas("ord.2")
+    assert decay.evaluate([later]) == pytest.approx(math.log(50 / (100 / 138)))
 
 
 @pytest.mark.parametrize(
-    ("number", "estimand"),
+    ("claim", "part", "setting", "side", "estimand"),
     [
-        ("digits_min_loss_steps", e.cost_ratio("digits_min_loss", "digits_random")),
+        ("ord.12", 3, 0, -1, e.cost_ratio("digits_min_loss", "digits_random")),
         (
-            "fashion_mnist_min_loss_forwards",
+            "ord.7",
+            3,
+            1,
+            -1,
             e.cost_ratio("fashion_mnist_min_loss", "fashion_mnist_random", "forwards"),
         ),
-        ("digits_delta_target_seconds", e.seconds_ratio("digits", "delta_target")),
-        ("digits_delta_target_accuracy", e.accuracy_gain("digits_delta_target", "digits_random")),
-        ("last_share", e.share("orders_cnn_bn", "6")),
-        ("delta_abs_rank_mlp", e.ranked("orders_mlp_lr020", "delta_abs")),
+        ("ord.7", 1, 0, -1, e.seconds_ratio("digits", "delta_target")),
+        ("ord.9", 0, 0, 1, e.accuracy_gain("digits_delta_target", "digits_random")),
+        ("ord.4", 1, 0, 1, e.share("orders_cnn_bn", "6")),
+        ("ord.5", 1, 1, 1, e.ranked("orders_mlp_lr020", "delta_abs")),
     ],
 )
-def test_tables_and_figures_show_the_numbers_of_the_ledger(number, estimand):
-    assert estimand(hand_made()) == FORMULAS[number].evaluate(hand_made())
+def test_tables_and_figures_show_the_numbers_of_the_ledger(claim, part, setting, side, estimand):
+    expected = formulas(claim)[part][setting].evaluate(hand_made(), FUNCTIONS)
+    assert estimand(hand_made()) == pytest.approx(side * expected, abs=1e-12)
 
 
 def test_estimands_that_only_the_notebook_uses_by_hand():
@@ -208,36 +189,27 @@ def test_estimands_that_only_the_notebook_uses_by_hand():
     )
 
 
+def test_gain_by_balance_is_a_mean_over_batches_of_all_seeds():
+    def seed(number: int, mean: float, *ends: tuple[float, float]) -> Record:
+        metrics = {"val_accuracy/mean": mean}
+        for batch, (balance, accuracy) in enumerate(ends):
+            metrics |= {f"last/{batch}/balance": balance, f"last/{batch}/accuracy": accuracy}
+        return {"arm": "orders_cnn_bn", "seed": number, "metrics": metrics}
+
+    records = [seed(1, 70, (0.5, 80), (0.25, 60)), seed(2, 60, (0.5, 64), (0.5, 61))]
+    found = e.gain_by_balance(records, "orders_cnn_bn")
+    assert found == {0.25: (-10, 1), 0.5: (5, 3)}
+    assert list(found) == [0.25, 0.5]
+
+
 # --- claims ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
-def test_claims_can_be_decided_by_the_profile_that_runs_them(claim):
-    profile = "standard" if claim.tier == "headline" else "full"
-    planned = Counter(run.arm for run in chapters.load_chapter("04").plan(profile))
-    parts = [*claim.all_of, *(claim.beside.all_of if claim.beside else ())]
-    read = {arm for part in parts for arm in part.formula.arms}
-    for arm in read:
-        assert planned[arm] >= claim.seeds, arm
-    if claim.arms is not None:
-        assert read == set(claim.arms)  # a claim sees no other records
-    if claim.tier == "headline":
-        assert claim.power.power >= 0.8
-        assert claim.power.n == claim.seeds
-
-
-def test_there_are_twelve_claims_and_they_judge_delta_target():
-    claims = {claim.id: claim for claim in LEDGER}
-    assert list(claims) == [f"ord.{number}" for number in range(1, 13)]
-    headline = [name for name, claim in claims.items() if claim.tier == "headline"]
-    assert headline == ["ord.1", "ord.4", "ord.6", "ord.7", "ord.12"]
-    for number in (6, 7, 8, 9, 10, 12):
-        deciding = [part.estimand for part in claims[f"ord.{number}"].all_of]
-        assert all("delta_target" in estimand for estimand in deciding)
-        beside = claims[f"ord.{number}"].beside
-        assert not any(
-            "delta_target" in part.estimand for part in (beside.all_of if beside else ())
-        )
+@pytest.mark.parametrize("claim", LEDGER.values(), ids=lambda claim: claim.id)
+def test_full_runs_the_seeds_that_decide_a_claim(claim):
+    planned = Counter(run.arm for run in chapters.load_chapter("04").plan("full"))
+    read = {arm for formula in claim.all_formulas() for arm in formula.arms}
+    assert min(planned[arm] for arm in read) >= claim.seeds.count
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -356,6 +328,9 @@ def test_cost_ratios_and_curves_name_their_scores():
     left, right = figures.cost_ratios(records).axes
     assert texts(left) == list(SCORES)
     assert [left.get_yscale(), right.get_yscale()] == ["log", "log"]
+    # two seeds whose ratios to reshuffling are 1/2 and 1.01/2: their mean log is shown
+    steps = left.containers[0].lines[0].get_ydata()
+    assert steps == pytest.approx([math.sqrt(0.5 * 0.505)])
     curves = figures.learning_curves(records).axes
     assert texts(curves[0]) == ["random reshuffling", *SCORES]
     assert all(len(axis.lines) == 4 and axis.get_xscale() == "log" for axis in curves)

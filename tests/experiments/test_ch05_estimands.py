@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections import Counter
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from companion.evidence.ledger import Criterion, load_ledger
+from companion.evidence.ledger import load_ledger
 from companion.evidence.store import Record
 from companion.experiments import chapters
 from companion.experiments import records as shared
@@ -27,12 +26,28 @@ ACCURACY: dict[str, dict[str, float]] = {  # on the test part, in percent
     | {"constant8": 30, "csa8": 83},
     "fashion_100": {"erm": 81, "csa4": 79, "mixup": 77, "mixup_clean": 79.5, "csa2": 82}
     | {"constant2": 76, "random4": 78, "reversed4": 60, "csa4_restart": 80, "erm_restart": 83}
-    | {"constant8": 51, "csa8": 71},
+    | {"constant8": 51, "csa8": 71, "source1": 82, "source4": 75},
+    "digits_50": {"erm": 91, "csa4": 90},
     "digits_100": {"erm": 97, "csa4": 98},
     "fashion_10": {"erm": 70, "csa4": 73},
+    "fashion_50": {"erm": 77, "csa4": 75},
     "fashion_500": {"erm": 86, "csa4": 90},
+    "emoji_100": {"erm": 50, "csa4": 48, "csa2": 47, "mixup_clean": 51}
+    | {"csa4_restart": 52, "erm_restart": 46},
+    "resnet8": {"erm": 84, "csa4": 79, "mixup_clean": 82},
 }
-# of the cascade and of clean training: robust accuracies, corruption, ECE, NLL, sharpness
+SETTINGS = {  # of the ledger, in its order
+    "digits_10": "digits, 10 per class",
+    "digits_50": "digits, 50 per class",
+    "digits_100": "digits, 100 per class",
+    "fashion_10": "Fashion-MNIST, 10 per class",
+    "fashion_50": "Fashion-MNIST, 50 per class",
+    "fashion_100": "Fashion-MNIST, 100 per class",
+    "fashion_500": "Fashion-MNIST, 500 per class",
+    "emoji_100": "emoji in colour, 100 per class",
+    "resnet8": "Fashion-MNIST, 100 per class, ResNet-8",
+}
+# of the cascade and of plain training: robust accuracies, corruption, ECE, NLL, sharpness
 MEASURED = {
     "digits_10": ((0.4, 0.5), (0.3, 0.45), (0.7, 0.65), (0.04, 0.02), (0.5, 0.8), (3.0, 1.5)),
     "fashion_100": ((0.6, 0.5), (0.2, 0.19), (0.6, 0.66), (0.1, 0.15), (0.9, 0.7), (1.0, 4.0)),
@@ -40,39 +55,96 @@ MEASURED = {
 NAMES = ("fgsm", "pgd", "corrupt/mean", "test/ece", "test/nll", "sharpness")
 SLOPES = {"curvature/k4": -0.7, "curvature/k4_rescaled": -0.2}
 SLOPES |= {"lipschitz/k4": -0.5, "lipschitz/k4_rescaled": 0.1}
+EARLY = {"k1": 8.0, "k4": 2.0, "k4_rescaled": 16.0}  # Lipschitz estimates before update 30
 # clean bare and mixed, PGD bare, unaware, adaptive
 MIXING = {"constant2": (0.7, 0.75, 0.1, 0.3, 0.05), "csa2": (0.8, 0.6, 0.2, 0.2, 0.2)}
-GAINS = {  # in points, by hand; the arms that the cascade is compared with
-    "digits": (5, 1, -2, -1, 10, 4, 15),
-    "fashion": (-2, 2, -0.5, -3, 3, 1, 19),
-}
-CONTROLS = ("erm", "mixup", "mixup_clean", "csa2", "constant2", "random4", "reversed4")
+MIXING |= {"erm": (0.9, 0.85, 0.25, 0.3, 0.2)}
 
-
-VALUES: dict[str, tuple[float, tuple[str, ...]]] = {}
-PAIRED = {  # by hand, for digits and fashion
-    "restarts": (6, -3, "csa4_restart", "erm_restart"),
-    "mix_only_loss": (50, 30, "erm", "constant8"),
-    "csa8_over_erm": (3, -10, "csa8", "erm"),
-    "sharpness": (math.log(2), -math.log(4), "csa4", "erm"),
-    "fgsm_gain": (-10, 10, "csa4", "erm"),
-    "pgd_gain": (-15, 1, "csa4", "erm"),
-    "corrupt_gain": (5, -6, "csa4", "erm"),
-    "ece_rise": (2, -5, "csa4", "erm"),
-    "nll_rise": (-0.3, 0.2, "csa4", "erm"),
-}
-for _column, (_name, _place) in enumerate((("digits", "digits_10"), ("fashion", "fashion_100"))):
-    for _control, _gain in zip(CONTROLS, GAINS[_name], strict=True):
-        VALUES[f"{_name}_over_{_control}"] = _gain, (f"{_place}_csa4", f"{_place}_{_control}")
-    for _key, (*_values, _a, _b) in PAIRED.items():
-        VALUES[f"{_name}_{_key}"] = _values[_column], (f"{_place}_{_a}", f"{_place}_{_b}")
-    for _key, _value in SLOPES.items():
-        VALUES[f"{_name}_{_key.replace('/', '_')}"] = _value, (f"{_place}_objective",)
-    for _key, _value in {"stopped": 5, "finished": -20, "adaptive": -5, "unaware": 20}.items():
-        VALUES[f"{_name}_tta_{_key}"] = _value, (f"{_place}_radii",)
+# claim, part or label, setting: the value by hand, positive where it supports the claim, and the
+# arms that it reads
+VALUES: dict[tuple[str, str, str], tuple[float, tuple[str, ...]]] = {}
+_early = "Lipschitz estimate of the gradient early in training, before update 30"
+for _claim, _label, _arm, _other, _gains in (
+    ("csa.1", "", "csa4", "erm", (5, -1, 1, 3, -2, -2, 4, -2, -5)),
+    (
+        "csa.1",
+        "the source's own recipe, plateaus and restarts, with more updates for the cascade",
+        "source4",
+        "source1",
+        (None,) * 5 + (-7,),
+    ),
+    ("csa.3", "", "csa4", "mixup", (1, *(None,) * 4, 2)),
+    ("csa.4", "", "csa4", "mixup_clean", (-2, *(None,) * 4, -0.5, None, -3, -3)),
+    ("csa.5", "", "csa4", "csa2", (-1, *(None,) * 4, -3, None, 1)),
+    (
+        "csa.6",
+        "against averages of two throughout",
+        "csa4",
+        "constant2",
+        (10, *(None,) * 4, 3),
+    ),
+    ("csa.6", "against the same counts in random order", "csa4", "random4", (4, *(None,) * 4, 1)),
+    ("csa.6", "against the same counts rising", "csa4", "reversed4", (15, *(None,) * 4, 19)),
+    ("csa.7", "", "csa4_restart", "erm_restart", (6, *(None,) * 4, -3, None, 6)),
+    (
+        "csa.8",
+        "averages of eight alone are less accurate than plain training",
+        "erm",
+        "constant8",
+        (50, *(None,) * 4, 30),
+    ),
+    (
+        "csa.8",
+        "the cascade from eight is no less accurate than plain training",
+        "csa8",
+        "erm",
+        (3, *(None,) * 4, -10),
+    ),
+):
+    for (_place, _setting), _gain in zip(SETTINGS.items(), _gains, strict=False):
+        if _gain is not None:
+            _read = (f"{_place}_{_arm}", f"{_place}_{_other}")
+            VALUES[_claim, _label, _setting] = _gain, _read
+for _claim, _label, _digits, _fashion in (  # where records by hand are equal, nothing is gained
+    ("csa.10", "", -math.log(2), math.log(4)),
+    ("csa.11", "the strong attack, 20 steps of PGD with two random starts", -15, 1),
+    ("csa.11", "the attack of one step, FGSM", -10, 10),
+    ("csa.12", "", 5, -6),
+    ("csa.15", "expected calibration error", -2, 5),
+    ("csa.15", "negative log likelihood", 0.3, -0.2),
+):
+    for _place, _setting in SETTINGS.items():
+        _value = {"digits_10": _digits, "fashion_100": _fashion}.get(_place, 0.0)
+        VALUES[_claim, _label, _setting] = _value, (f"{_place}_csa4", f"{_place}_erm")
+for _place in ("digits_10", "fashion_100"):
+    _setting = SETTINGS[_place]
+    for _key, _name in (
+        ("curvature/k4", "largest curvature"),
+        ("curvature/k4_rescaled", "largest curvature, contrast restored"),
+        ("lipschitz/k4", "Lipschitz estimate of the gradient"),
+        ("lipschitz/k4_rescaled", "Lipschitz estimate of the gradient, contrast restored"),
+    ):
+        VALUES["csa.9", _name, _setting] = -SLOPES[_key], (f"{_place}_objective",)
+    for _end, _value in (("", math.log(4)), (", contrast restored", -math.log(2))):
+        VALUES["csa.9", _early, _setting + _end] = _value, (f"{_place}_objective",)
+    for _claim, _label, _value in (
+        ("csa.13", "", 5),
+        ("csa.13", "harm to a model that was shown clean pictures last, the cascade from two", 20),
+        ("csa.14", "", -5),
+        ("csa.14", "an attack that does not know of the mixing", 20),
+        (
+            "csa.14",
+            "the attack that knows of it, against plain training without mixing under PGD",
+            -20,
+        ),
+    ):
+        VALUES[_claim, _label, _setting] = _value, (f"{_place}_radii",)
 VALUES |= {
-    f"{data}_small_data": (value, tuple(f"{data}_{n}_{a}" for n in counts for a in ("csa4", "erm")))
-    for data, value, counts in (("digits", 5 - 1, (10, 100)), ("fashion", 3 - 4, (10, 500)))
+    ("csa.2", "", _setting): (_value, tuple(f"{_n}_{_a}" for _n in _of for _a in ("csa4", "erm")))
+    for _setting, _value, _of in (
+        ("digits, 10 against 100 per class", 5 - 1, ("digits_10", "digits_100")),
+        ("Fashion-MNIST, 10 against 500 per class", 3 - 4, ("fashion_10", "fashion_500")),
+    )
 }
 
 
@@ -93,7 +165,7 @@ def hand_made(seed: int = 1000, shift: float = 0.0) -> list[Record]:
             found.append({"arm": f"{place}_{arm}", "metrics": metrics, "curves": curves})
     kinds = ("clean/bare", "clean/mixed", "pgd/bare", "pgd/unaware", "pgd/adaptive")
     for place in e.PLACES:
-        metrics = {"erm/clean/bare": 0.9}
+        metrics = {}
         for model, values in MIXING.items():
             metrics |= {f"{model}/{kind}": v for kind, v in zip(kinds, values, strict=True)}
         curves = {}
@@ -103,26 +175,28 @@ def hand_made(seed: int = 1000, shift: float = 0.0) -> list[Record]:
         found.append({"arm": f"{place}_radii", "metrics": metrics, "curves": curves})
         names = ["k1", *(f"k{k}{end}" for k in (2, 4, 8) for end in ("", "_rescaled"))]
         curves = {f"curvature/{n}": [-3.0 - shift, 2.0, 1.0] for n in names}
+        curves |= {f"lipschitz/{n}": [1.0, value, 1.0] for n, value in EARLY.items()}
         found.append({"arm": f"{place}_objective", "metrics": dict(SLOPES), "curves": curves})
     return [record | {"seed": seed} for record in found]
 
 
 LEDGER = load_ledger(CLAIMS / "05.yaml")
-CRITERIA: dict[str, Criterion] = {
-    part.estimand: part
+FORMULAS = {
+    (claim.id, getattr(part, "label", "") or part.name, setting.name): formula
     for claim in LEDGER
-    for part in (*claim.all_of, *(claim.beside.all_of if claim.beside else ()))
+    for part in (*claim.parts, *claim.beside)
+    for setting, formula in zip(part.settings, part.formulas, strict=True)
 }
 
 
 def test_every_number_of_the_ledger_is_computed_by_hand():
-    assert set(VALUES) == set(CRITERIA)
+    assert set(VALUES) == set(FORMULAS)
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_a_formula_equals_the_value_by_hand(name):
-    value, needed = VALUES[name]
-    formula = CRITERIA[name].formula
+@pytest.mark.parametrize("place", VALUES, ids=", ".join)
+def test_a_formula_equals_the_value_by_hand(place):
+    value, needed = VALUES[place]
+    formula = FORMULAS[place]
     assert set(formula.arms) == set(needed)
     for records in (hand_made(), hand_made()[::-1]):
         assert formula.evaluate(records) == pytest.approx(value, abs=1e-9)
@@ -136,22 +210,27 @@ def test_what_figures_and_tables_show_by_hand():
     assert e.gain("a", "b", "m")(records) == 450  # points
     assert e.gain("b", "a", "m", 1.0)(records) == -4.5
     assert e.log_ratio("a", "b", "m")(records) == pytest.approx(math.log(4))
+    early = e.objective_ratio("digits_10", "lipschitz", "k4", 1)
+    assert early(hand_made()) == pytest.approx(-math.log(4))
+    first = e.objective_ratio("digits_10", "curvature", "k4", 0)
+    assert first(hand_made()) == 0  # of the moduli
+    with pytest.raises(KeyError, match="no record of emoji_100_objective"):
+        e.objective_ratio("emoji_100", "lipschitz", "k4", 1)(hand_made())
 
 
 # --- claims ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
-def test_claims_can_be_decided_by_the_profile_that_runs_them(claim):
-    profile = "standard" if claim.tier == "headline" else "full"
-    planned = Counter(run.arm for run in chapters.load_chapter("05").plan(profile))
-    parts = [*claim.all_of, *(claim.beside.all_of if claim.beside else ())]
-    read = {arm for part in parts for arm in part.formula.arms}
-    assert min(planned[arm] for arm in read) >= claim.seeds
-    if claim.arms is not None:
-        assert read == set(claim.arms)  # a claim sees no other records
-    if claim.tier == "headline":
-        assert (claim.power.power >= 0.8, claim.power.n) == (True, claim.seeds)
+def test_the_full_profile_runs_the_seeds_that_decide(claim):
+    planned: dict[str, set[int]] = {}
+    for run in chapters.load_chapter("05").plan("full"):
+        planned.setdefault(run.arm, set()).add(run.seed)
+    for part in (*claim.parts, *claim.beside):
+        for setting, formula in zip(part.settings, part.formulas, strict=True):
+            count = setting.seeds or claim.seeds.count
+            deciding = set(range(claim.seeds.start, claim.seeds.start + count))
+            assert all(deciding <= planned[arm] for arm in formula.arms)
 
 
 # --- figures --------------------------------------------------------------------------------------

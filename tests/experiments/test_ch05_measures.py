@@ -88,7 +88,7 @@ def test_attacks_weaken_with_their_radius_and_leave_the_network(data, fitted, at
     model = copy.deepcopy(fitted).eval()
     if attack == "fgsm":
         attacked = fgsm(model, x, y, norm="linf", eps=EPS)
-    else:  # the note: 20 steps of a quarter of the radius, at least two restarts
+    else:  # 20 steps of a quarter of the radius, at least two restarts
         g, options = stream(SEED, "attack"), {"norm": "linf", "steps": 20, "restarts": 2}
         attacked = pgd(model, x, y, eps=EPS, step_size=EPS / 4, generator=g, **options)
     assert found[2] == accuracy(model, attacked, y)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from companion.evidence.claims import judge
 from companion.evidence.ledger import load_ledger
 from companion.evidence.store import Record, Run, canonical_json
+from companion.evidence.tables import judged_numbers
 from companion.experiments.ch06 import arms, bias, numbers, pictures
 from companion.experiments.ch06 import estimands as e
 from companion.experiments.ch06 import runs as r
@@ -18,14 +20,15 @@ from companion.experiments.chapters import functions_of
 from companion.paths import CLAIMS
 from trainaug.methods.linear_robustness import NORMS, dual
 
-FORMULAS = {
-    part.estimand: part.formula
-    for claim in load_ledger(CLAIMS / "06.yaml")
-    for part in (*(claim.all_of or ()), *(claim.beside.all_of if claim.beside else ()))
+LEDGER = {claim.id: claim for claim in load_ledger(CLAIMS / "06.yaml")}
+FORMULAS = {  # "lin.2/1/0": by claim, part (those beside come last) and setting
+    f"{name}/{i}/{k}": formula
+    for name, claim in LEDGER.items()
+    for i, part in enumerate((*claim.parts, *claim.beside))
+    for k, formula in enumerate(part.formulas)
 }
-FORMULAS["certified_excess"] = next(
-    part.certificate for part in load_ledger(CLAIMS / "06.yaml")[0].all_of
-)
+FORMULAS["certificate"] = LEDGER["lin.1"].parts[0].certifying
+EXCESS = "lin.1/3/0"
 
 SIZES = (3, 10, 25, 50)
 TINY = Config(
@@ -377,22 +380,22 @@ def test_numbers_of_a_tiny_plan_are_finite(results, mlp):
     records = [{**run.head, **results[run.key]} for run in PLAN]
     # the MLP stands in for the CNN
     records += [{**run.head, **mlp} for run in WHOLE_PLAN if run.arm in PICTURES]
-    for name in FORMULAS:
-        if name.startswith("note_") or name == "adversarial_against_coordinate":
+    for name, formula in FORMULAS.items():
+        if "(10000," in formula.text:
             # 10 000 steps are not reached: nothing to read
             with pytest.raises(KeyError, match="radius@10000"):
                 value(name, records)
-        elif name.startswith("path_"):
+        elif ", 100, 100)" in formula.text:
+            with pytest.raises(KeyError, match="at least 100"):
+                value(name, records)
+        elif name.startswith("lin.4"):
             # ten proximal steps: not every path has converged
             assert not math.isinf(value(name, records)), name
         else:
             assert math.isfinite(value(name, records)), name
-    assert value("duality_gap", records) < 1e-5
-    assert value("solver_difference", records) < 1e-5
-    assert value("enclosure_width", records) < 1e-5
-    assert value("excess_radius", records) < 1e-6
-    assert value("train_error", records) == value("flips_elsewhere", records) == 0
-    assert value("convolution_excess", records) == 0
+    assert all(value(f"lin.1/{part}/0", records) < 1e-5 for part in range(4))
+    assert value("lin.1/4/0", records) == value("lin.6/0/0", records) == 0
+    assert value("lin.8/0/0", records) == 0
 
 
 # --- numbers of the claims on records made by hand ------------------------------------------------
@@ -463,21 +466,23 @@ def changed(arm: str, **values: float) -> list[Record]:
 
 
 BY_HAND = {
-    "gaussian_diagonal": 0.9,
-    "gaussian_advantage": math.log(0.9 / 0.5),
-    "real_advantage": math.log(0.9 / 0.5),
-    "note_diagonal": 0.8,
-    "note_real_diagonal": 0.8,  # Fashion-MNIST ends at 10 000 steps with 0.9
-    "note_advantage": math.log(0.8 / 0.5),
-    "duality_gap": 1e-7,
-    "enclosure_width": 3e-8,
-    "solver_difference": 2e-7,
-    "excess_radius": 0.0,
-    "certified_excess": 0.0,
-    "flips_elsewhere": 0.0,
-    "train_error": 0.0,
-    "robust_train_error": 0.0,
-    "robust_error_above": 0.0,
+    "lin.1/0/0": 1e-7,  # gap of the solver
+    "lin.1/1/0": 2e-7,  # difference of two solvers
+    "lin.1/2/0": 3e-8,  # width of the enclosure
+    EXCESS: 0.0,
+    "lin.1/4/0": 0.0,  # problems that flip elsewhere
+    "certificate": 0.0,
+    # percent beyond the largest radius: Gaussian up to 50 and 100 examples, digits, Fashion-MNIST
+    **{f"lin.2/0/{setting}": -10.0 for setting in range(4)},
+    # log-ratio to the next best optimiser, of the same
+    **{f"lin.2/1/{setting}": math.log(0.9 / 0.5) for setting in range(4)},
+    # after 10 000 steps, at which Fashion-MNIST ends with 0.9
+    "lin.2/2/0": -20.0,
+    "lin.2/2/1": -20.0,
+    "lin.2/3/0": math.log(0.8 / 0.5),
+    "lin.6/0/0": 0.0,  # training error
+    "lin.6/1/0": 0.0,  # the same under attack
+    "lin.6/2/0": 0.0,  # problems that lose no point beyond the radius
 }
 
 
@@ -489,40 +494,42 @@ def test_a_number_equals_the_value_by_hand(name):
 
 # name of the number, changed record, changed metrics, value by hand
 CHANGES = [
-    ("gaussian_diagonal", "gaussian_sign", {"n=10/l1/radius@40000": 2.8}, 0.7),
-    # n = 100 is not decided, the note's own rule has it
-    ("gaussian_diagonal", "gaussian_sign", {"n=100/l1/radius@40000": 0.4}, 0.9),
-    ("gaussian_advantage", "gaussian_sign", {"n=100/l1/radius@40000": 0.4}, math.log(1.8)),
-    ("note_diagonal", "gaussian_sign", {"n=100/l1/radius@10000": 0.4}, 0.1),
+    ("lin.2/0/0", "gaussian_sign", {"n=10/l1/radius@40000": 2.8}, -30.0),
+    ("lin.2/0/0", "gaussian_sign", {"n=100/l1/radius@40000": 0.4}, -10.0),
+    ("lin.2/0/1", "gaussian_sign", {"n=100/l1/radius@40000": 0.4}, -90.0),
+    ("lin.2/0/2", "digits_coordinate", {"3/8/linf/radius@40000": 0.4}, -20.0),
+    ("lin.2/0/3", "fashion_gradient", {"1/9/l2/radius@10000": 1.0}, -50.0),
     # another optimiser is better under this attack
-    ("gaussian_advantage", "gaussian_sign", {"n=10/l2/radius@40000": 1.9}, math.log(0.9 / 0.95)),
-    ("note_advantage", "gaussian_sign", {"n=10/l2/radius@10000": 1.9}, math.log(0.8 / 0.95)),
-    ("note_advantage", "gaussian_sign", {"n=10/l2/radius@40000": 1.9}, math.log(0.8 / 0.5)),
-    ("real_advantage", "digits_gradient", {"3/8/linf/radius@40000": 0.45}, 0.0),
-    ("real_advantage", "fashion_sign", {"1/9/linf/radius@10000": 0.45}, 0.0),
-    ("real_advantage", "gaussian_sign", {"n=10/l2/radius@40000": 1.9}, math.log(1.8)),
+    ("lin.2/1/0", "gaussian_sign", {"n=10/l2/radius@40000": 1.9}, math.log(0.9 / 0.95)),
+    ("lin.2/1/0", "gaussian_sign", {"n=100/l2/radius@40000": 1.9}, math.log(1.8)),
+    ("lin.2/1/1", "gaussian_sign", {"n=100/l2/radius@40000": 1.9}, math.log(0.9 / 0.95)),
+    ("lin.2/1/2", "digits_gradient", {"3/8/linf/radius@40000": 0.45}, 0.0),
+    ("lin.2/1/3", "fashion_sign", {"1/9/linf/radius@10000": 0.45}, 0.0),
     # a model that separates nothing has a negative radius
-    ("gaussian_advantage", "gaussian_sign", {"n=10/l1/radius@40000": -1.0}, -math.log(100)),
-    ("note_real_diagonal", "fashion_gradient", {"1/9/l2/radius@10000": 0.4}, 0.2),
-    ("note_real_diagonal", "digits_gradient", {"3/8/l2/radius@10000": -0.4}, -0.2),
-    ("duality_gap", "digits_max_margin", {"3/8/l2/gap": 3e-4}, 3e-4),
-    ("enclosure_width", "digits_max_margin", {"3/8/l1/proved_width": 4e-6}, 4e-6),
-    ("enclosure_width", "gaussian_max_margin", {"n=10/fourier_l1/proved_width": 0.1}, 0.1),
-    ("enclosure_width", "digits_max_margin", {"3/8/l1/proved_width": 1e-8}, 3e-8),
-    ("duality_gap", "fashion_max_margin", {"1/9/fourier_linf/gap": 0.1}, 0.1),
-    ("solver_difference", "gaussian_max_margin", {"n=100/linf/solver_difference": 0.2}, 0.2),
+    ("lin.2/1/0", "gaussian_sign", {"n=10/l1/radius@40000": -1.0}, -math.log(100)),
+    ("lin.2/2/0", "gaussian_sign", {"n=100/l1/radius@10000": 0.4}, -90.0),
+    ("lin.2/2/1", "fashion_gradient", {"1/9/l2/radius@10000": 0.4}, -80.0),
+    ("lin.2/2/1", "digits_gradient", {"3/8/l2/radius@10000": -0.4}, -120.0),
+    ("lin.2/3/0", "gaussian_sign", {"n=10/l2/radius@10000": 1.9}, math.log(0.8 / 0.95)),
+    ("lin.2/3/0", "gaussian_sign", {"n=10/l2/radius@40000": 1.9}, math.log(0.8 / 0.5)),
+    ("lin.1/0/0", "digits_max_margin", {"3/8/l2/gap": 3e-4}, 3e-4),
+    ("lin.1/0/0", "fashion_max_margin", {"1/9/fourier_linf/gap": 0.1}, 0.1),
+    ("lin.1/1/0", "gaussian_max_margin", {"n=100/linf/solver_difference": 0.2}, 0.2),
+    ("lin.1/2/0", "digits_max_margin", {"3/8/l1/proved_width": 4e-6}, 4e-6),
+    ("lin.1/2/0", "gaussian_max_margin", {"n=10/fourier_l1/proved_width": 0.1}, 0.1),
+    ("lin.1/2/0", "digits_max_margin", {"3/8/l1/proved_width": 1e-8}, 3e-8),
     # above eps*, still below the certified upper bound 1.01 eps*
-    ("excess_radius", "digits_gradient", {"3/8/l2/radius@40000": 2.01}, 0.005),
-    ("certified_excess", "digits_gradient", {"3/8/l2/radius@40000": 2.01}, 0.0),
-    ("certified_excess", "digits_sign", {"3/8/l2/radius@10000": 2.0402}, 0.01),
-    ("excess_radius", "gaussian_sign", {"n=100/linf/radius@40000": 0.55}, 0.1),
-    ("flips_elsewhere", "digits_max_margin", {"3/8/l2/error_at/0.999": 0.02}, 1.0),
-    ("flips_elsewhere", "digits_max_margin", {"3/8/l2/error_at/1.001": 0.0}, 1.0),
-    ("flips_elsewhere", "digits_max_margin", {"3/8/l2/error_at/0.99": 0.02}, 0.0),
-    ("train_error", "fashion_max_margin", {"1/9/l1/train_error": 0.03}, 0.03),
-    ("robust_train_error", "gaussian_max_margin", {"n=10/l1/error_at/0.25": 0.1}, 0.1),
+    (EXCESS, "digits_gradient", {"3/8/l2/radius@40000": 2.01}, 0.005),
+    ("certificate", "digits_gradient", {"3/8/l2/radius@40000": 2.01}, 0.0),
+    ("certificate", "digits_sign", {"3/8/l2/radius@10000": 2.0402}, 0.01),
+    (EXCESS, "gaussian_sign", {"n=100/linf/radius@40000": 0.55}, 0.1),
+    ("lin.1/4/0", "digits_max_margin", {"3/8/l2/error_at/0.999": 0.02}, 1.0),
+    ("lin.1/4/0", "digits_max_margin", {"3/8/l2/error_at/1.001": 0.0}, 1.0),
+    ("lin.1/4/0", "digits_max_margin", {"3/8/l2/error_at/0.99": 0.02}, 0.0),
+    ("lin.6/0/0", "fashion_max_margin", {"1/9/l1/train_error": 0.03}, 0.03),
+    ("lin.6/1/0", "gaussian_max_margin", {"n=10/l1/error_at/0.25": 0.1}, 0.1),
     # three problems under five attacks, Fashion-MNIST under four
-    ("robust_error_above", "digits_max_margin", {"3/8/l2/error_at/1.001": 0.0}, 1 / 19),
+    ("lin.6/2/0", "digits_max_margin", {"3/8/l2/error_at/1.001": 0.0}, 1 / 19),
 ]
 
 
@@ -536,40 +543,30 @@ def test_a_number_follows_a_changed_record(name, arm, values, by_hand):
 
 
 def test_every_number_is_computed_by_hand_and_moves():
-    of_claims = {"lin.1", "lin.2", "lin.6"}
-    wanted = {
-        part.estimand
-        for claim in load_ledger(CLAIMS / "06.yaml")
-        if claim.id in of_claims
-        for part in (*claim.all_of, *(claim.beside.all_of if claim.beside else ()))
-    }
-    assert set(BY_HAND) == wanted | {"certified_excess"}
+    wanted = {name for name in FORMULAS if name.startswith(("lin.1/", "lin.2/", "lin.6/"))}
+    assert set(BY_HAND) == wanted | {"certificate"}
     assert {name for name, *_, by_hand in CHANGES if by_hand != BY_HAND[name]} == set(BY_HAND)
 
 
-def test_the_certificate_is_the_same_in_every_criterion():
-    parts = load_ledger(CLAIMS / "06.yaml")[0].all_of
-    assert {part.violation for part in parts if part.violation} == {
-        FORMULAS["certified_excess"].text
-    }
-    assert FORMULAS["certified_excess"].text == FORMULAS["excess_radius"].text.replace(
-        "eps_star", "upper"
-    )
+def test_the_certificate_is_the_same_in_every_part():
+    certificates = [part.certifying for part in LEDGER["lin.1"].parts]
+    texts = {certificate.text for certificate in certificates if certificate}
+    assert texts == {FORMULAS[EXCESS].text.replace("eps_star", "upper")}
 
 
 def test_only_the_ablation_does_not_stand_in_for_the_main_run():
     kept = [x for x in hand_made() if x["arm"] != "digits_coordinate"]
     assert "digits_coordinate_step050" in {x["arm"] for x in kept}
     with pytest.raises(KeyError, match="no record of digits_coordinate'"):
-        value("real_advantage", kept)
+        value("lin.2/1/2", kept)
 
 
 def test_excess_counts_the_ablation_and_not_the_constant_schedule():
     """Every model on the log loss is compared, whatever its step size."""
     counted = {arm for arm, row in arms.DESCENTS.items() if row.rule != "constant"}
-    assert set(FORMULAS["excess_radius"].arms) == counted | set(arms.EXACT.values())
+    assert set(FORMULAS[EXCESS].arms) == counted | set(arms.EXACT.values())
     wide = changed("digits_coordinate_step050", **{"3/8/l2/radius@40000": 2.2})
-    assert value("excess_radius", wide) == pytest.approx(0.1)
+    assert value(EXCESS, wide) == pytest.approx(0.1)
 
 
 def test_no_problem_that_is_small_enough_counts_as_missing():
@@ -590,9 +587,9 @@ def test_constants_are_those_of_the_runs():
     assert tuple(f for f in bias.FRACTIONS if 0 < f < 1) == numbers.BELOW
     assert (numbers.BANDS, numbers.EPS) == (pictures.BANDS, pictures.EPS)
     multiples = f"{r.FRACTIONS[-1]}, {r.JUST_ABOVE},"
-    assert FORMULAS["flips_elsewhere"].text.startswith(f"flips_elsewhere({multiples}")
-    assert FORMULAS["robust_error_above"].text.startswith(f"share_unharmed({r.JUST_ABOVE},")
-    for name in ("note_diagonal", "note_advantage", "adversarial_against_coordinate"):
+    assert FORMULAS["lin.1/4/0"].text.startswith(f"flips_elsewhere({multiples}")
+    assert FORMULAS["lin.6/2/0"].text.startswith(f"share_unharmed({r.JUST_ABOVE},")
+    for name in ("lin.2/2/0", "lin.2/2/1", "lin.2/3/0", "lin.7/4/0"):
         assert f"({r.NOTE_STEPS}," in FORMULAS[name].text
 
 
@@ -602,11 +599,21 @@ def test_numbers_of_the_notebook_by_hand():
     assert e.ratio("sign", "l2", "gaussian", "n=10")(records) == pytest.approx(0.5)
     assert e.matrices(records, "digits")["3/8"]["gradient", "l2"] == pytest.approx(0.9)
     assert e.ratio("sign", "l1", "gaussian", "n=10", at=10_000)(records) == pytest.approx(0.8)
-    assert e.note_diagonal(records) == value("note_diagonal", records)
-    assert e.note_real_diagonal(records) == value("note_real_diagonal", records)
     assert e.exact("gaussian", "n=10/l2/eps_star")(records) == 2.0
     rows = e.enclosures(records, [("digits", "3/8"), ("fashion_mnist", "1/9")])
     assert len(rows) == 5 + 4
     assert rows[1] == ("digits 3/8", "l2", 1.98, 2.04, 2.0, 1.99)
     assert rows[-1][:2] == ("fashion_mnist 1/9", "fourier_linf")
     assert numbers.problem_names(e.exact_metrics(records, "gaussian")) == ["n=10", "n=100"]
+
+
+def test_numbers_that_decide_stand_under_their_parts():
+    judged = judge(LEDGER["lin.2"], hand_made(), functions_of("06"), all_there_are=True)
+    lines = judged_numbers(judged).splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [
+        f"lin.2, {part.name}" for part in LEDGER["lin.2"].parts
+    ]
+    assert lines[1].startswith("  Gaussian, 3 to 50 examples: -10.00 percent")
+    assert lines[-1].startswith("  four pairs of Fashion-MNIST: 44 %")  # 1 - 0.5 / 0.9
+    exact = judge(LEDGER["lin.1"], hand_made(), functions_of("06"), all_there_are=True)
+    assert "at most 1.0e-07 relative gap" in judged_numbers(exact)

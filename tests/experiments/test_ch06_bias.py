@@ -16,11 +16,12 @@ from companion.experiments.ch06.bias import FRACTIONS, STRENGTHS
 from companion.experiments.chapters import functions_of
 from companion.paths import CLAIMS
 
-FORMULAS = {
-    part.estimand: part.formula
+FORMULAS = {  # "lin.7/1/0": by claim, part (those beside come last) and setting
+    f"{claim.id}/{i}/{k}": formula
     for claim in load_ledger(CLAIMS / "06.yaml")
     if claim.id not in ("lin.1", "lin.2", "lin.6")
-    for part in (*claim.all_of, *(claim.beside.all_of if claim.beside else ()))
+    for i, part in enumerate((*claim.parts, *claim.beside))
+    for k, formula in enumerate(part.formulas)
 }
 
 EPS = {"linf": 0.5, "l2": 2.0, "l1": 4.0, "fourier_linf": 1.0, "fourier_l1": 3.0}
@@ -112,146 +113,149 @@ def value(name: str, changes: dict[str, dict[str, Any]] | None = None) -> float:
     return FORMULAS[name].evaluate(records.values(), functions_of("06"))
 
 
+# between t = 10^3 and 10^6 the logarithm doubles
+CONSTANT_POWER = -log(2) / log(1000)
 BY_HAND = {
-    # gap 0.5 / log t
-    "constant_exponent": -1.0,
-    # between t = 10^3 and 10^6 the logarithm doubles
-    "constant_power": -log(2) / log(1000),
-    "scaled_power": -1.0,
-    "path_exponent": -1.0,
-    "path_rise": 0.06,
-    "path_shortfall": 0.1,
-    "depth2_gaussian": 0.9,
-    "depth2_digits": 0.9,
-    "depth2_advantage": log(0.9 / 0.6),
-    "dense_ratio": 0.7,
-    "adversarial_gain": 0.8 - 0.3,  # the best radius below eps* is 0.9 of it
-    "adversarial_above": 0.9,
-    "adversarial_half": 0.5,
-    "adversarial_against_coordinate": 0.0,  # 0.8 against 0.8
-    "cnn_concentration": 0.6,
-    "convolution_excess": 0.2,
-    "band_order": 1.0,
-    "accuracy_rise": 0.0,
+    # exponents of t and of log t; the gaps are 100 / t and 0.5 / log t
+    "lin.3/0/0": CONSTANT_POWER - (-1.0),
+    "lin.3/1/0": -1.0,
+    "lin.3/2/0": 0.0,
+    # Gaussian data and digits: rise of the path in percent, and its exponent
+    **{f"lin.4/0/{setting}": 6.0 for setting in range(2)},
+    **{f"lin.4/1/{setting}": 0.0 for setting in range(2)},
+    "lin.4/2/0": 100 * (path_gap(0.1) - path_gap(1e-3)),
+    **{f"lin.5/0/{setting}": -10.0 for setting in range(2)},
+    **{f"lin.5/1/{setting}": log(0.9 / 0.7) for setting in range(2)},
+    "lin.5/2/0": log(0.9 / 0.6),
+    # a radius of 0.8 against 0.99, 0.5 and 1.05
+    **{f"lin.7/0/{setting}": 10.0 for setting in range(2)},
+    **{f"lin.7/1/{setting}": 20.0 for setting in range(2)},
+    **{f"lin.7/2/{setting}": -20.0 for setting in range(2)},
+    "lin.7/3/0": 50.0,  # the best radius below eps* is 0.9 of it
+    "lin.7/4/0": 0.0,  # 0.8 against 0.8
+    "lin.8/0/0": 20.0,
+    "lin.8/1/0": 0.6,
+    "lin.8/2/0": 0.0,
+    "lin.8/3/0": 1.0,
 }
 
 # name of the number, changes by record, value by hand
 CHANGES: list[tuple[str, dict[str, dict[str, Any]], float]] = [
     # one of six gaps: three optimisers, n = 10 and 25
     (
-        "constant_exponent",
-        {"gaussian_sign_constant": {"n=25/lower": lower("l1", lambda t: 0.5 / log(t) ** 2)}},
-        -7 / 6,
-    ),
-    (
-        "constant_power",
+        "lin.3/0/0",
         {"gaussian_sign_constant": {"n=25/lower": lower("l1", lambda t: 0.1)}},
-        -5 / 6 * log(2) / log(1000),
+        5 / 6 * CONSTANT_POWER + 1,
     ),
     (
-        "scaled_power",
+        "lin.3/2/0",
+        {"gaussian_sign_constant": {"n=25/lower": lower("l1", lambda t: 0.5 / log(t) ** 2)}},
+        -1 / 6,
+    ),
+    (
+        "lin.3/1/0",
         {"gaussian_coordinate": {"n=10/lower": lower("linf", lambda t: t**-0.5)}},
         -(5 + 0.5) / 6,
     ),
     # the other schedule, the other sizes and the early steps are left aside
-    ("scaled_power", {"gaussian_sign_constant": {"n=25/lower": lower("l1", lambda t: 0.1)}}, -1.0),
-    ("scaled_power", {"gaussian_coordinate": {"n=50/lower": [0.1] * 4}}, -1.0),
+    ("lin.3/1/0", {"gaussian_sign_constant": {"n=25/lower": lower("l1", lambda t: 0.1)}}, -1.0),
+    ("lin.3/1/0", {"gaussian_coordinate": {"n=50/lower": [0.1] * 4}}, -1.0),
     (
-        "scaled_power",
+        "lin.3/1/0",
         {"gaussian_sign": {"n=10/lower": [3.0, 1.0, *lower("l1", lambda t: 100 / t)[2:]]}},
         -1.0,
     ),
     # beyond eps*, which six digits allow, the gap counts as 1e-6: from 0.1 down by 10^-5 in 10^3
     (
-        "scaled_power",
+        "lin.3/1/0",
         {"gaussian_sign": {"n=10/lower": [0.0, 0.0, 3.6, 4.000001]}},
         -(5 + 5 / 3) / 6,
     ),
-    # 16 paths: one Gaussian and three digits problems under four attacks
-    ("path_shortfall", {"digits_regularised": {"3/8/l1/radius@0.01": 4 * 0.74}}, 0.11),
-    ("path_shortfall", {"digits_regularised": {"3/8/l1/radius@1e-05": 0.1}}, 0.1),
-    ("path_rise", {"digits_regularised": {"3/8/l1/radius@1e-05": 4 * 0.89}}, -0.01),
-    ("path_rise", {"digits_regularised": {"3/8/l1/radius@0.001": 0.0}}, 0.06),
+    # twelve paths on digits, three problems under four attacks, and four on Gaussian data
+    ("lin.4/0/1", {"digits_regularised": {"3/8/l1/radius@1e-05": 4 * 0.89}}, -1.0),
+    ("lin.4/0/1", {"digits_regularised": {"3/8/l1/radius@0.001": 0.0}}, 6.0),
+    ("lin.4/0/0", {"digits_regularised": {"3/8/l1/radius@1e-05": 4 * 0.89}}, 6.0),
+    ("lin.4/0/0", {"gaussian_regularised": {"n=10/l1/radius@0.01": 4 * 0.95}}, 1.0),
     (
-        "path_exponent",
+        "lin.4/1/1",
         {
             "digits_regularised": {
                 f"0/1/l2/radius@{s:g}": 2 - 2 * log(100) / log(1 / s) ** 2 for s in STRENGTHS
             }
         },
-        -17 / 16,
+        1 / 12,
+    ),
+    (
+        "lin.4/1/0",
+        {
+            "gaussian_regularised": {
+                f"n=10/l2/radius@{s:g}": 2 - 2 * log(100) / log(1 / s) ** 2 for s in STRENGTHS
+            }
+        },
+        1 / 4,
     ),
     # strengths above 1e-2 are not fitted
-    ("path_exponent", {"digits_regularised": {"0/1/l2/residual@0.1": 5.0}}, -1.0),
-    ("path_exponent", {"digits_regularised": {"0/1/l2/residual@0.001": 0.101}}, math.nan),
-    ("path_shortfall", {"digits_regularised": {"0/1/l2/residual@0.01": 0.101}}, math.nan),
-    ("path_shortfall", {"digits_regularised": {"0/1/l2/residual@0.001": 0.101}}, 0.1),
-    ("path_rise", {"gaussian_regularised": {"n=10/linf/residual@0.01": 0.101}}, math.nan),
-    ("path_rise", {"gaussian_regularised": {"n=10/linf/residual@1e-05": 0.101}}, math.nan),
+    ("lin.4/1/1", {"digits_regularised": {"0/1/l2/residual@0.1": 5.0}}, 0.0),
+    ("lin.4/1/1", {"digits_regularised": {"0/1/l2/residual@0.001": 0.101}}, math.nan),
+    ("lin.4/0/0", {"gaussian_regularised": {"n=10/linf/residual@0.01": 0.101}}, math.nan),
+    ("lin.4/0/0", {"gaussian_regularised": {"n=10/linf/residual@1e-05": 0.101}}, math.nan),
+    (
+        "lin.4/2/0",
+        {"gaussian_regularised": {"n=10/l1/radius@0.1": 4 * (0.9 - path_gap(0.1))}},
+        100 * (path_gap(0.1) + 0.1 / 4 - path_gap(1e-3)),
+    ),
+    ("lin.4/2/0", {"gaussian_regularised": {"n=10/l1/residual@0.1": 0.101}}, math.nan),
     # means over three problems of a kind
-    ("depth2_gaussian", {"gaussian_convolutional": {"n=10/depth=2/fourier_linf/radius": 0.6}}, 0.8),
-    ("depth2_gaussian", {"digits_convolutional": {"3/8/depth=2/fourier_linf/radius": 0.6}}, 0.9),
-    ("depth2_gaussian", {"gaussian_convolutional": {"n=10/depth=2/l2/radius": 0.1}}, 0.9),
-    ("depth2_digits", {"digits_convolutional": {"3/8/depth=2/fourier_linf/radius": 0.6}}, 0.8),
-    ("dense_ratio", {"digits_dense": {"3/8/depth=2/fourier_linf/radius": 0.1}}, 0.6),
+    ("lin.5/0/0", {"gaussian_convolutional": {"n=10/depth=2/fourier_linf/radius": 0.6}}, -20.0),
+    ("lin.5/0/0", {"digits_convolutional": {"3/8/depth=2/fourier_linf/radius": 0.6}}, -10.0),
+    ("lin.5/0/0", {"gaussian_convolutional": {"n=10/depth=2/l2/radius": 0.1}}, -10.0),
+    ("lin.5/0/1", {"digits_convolutional": {"3/8/depth=2/fourier_linf/radius": 0.6}}, -20.0),
+    ("lin.5/1/0", {"gaussian_dense": {"n=10/depth=2/fourier_linf/radius": 0.1}}, log(0.9 / 0.5)),
+    ("lin.5/1/1", {"digits_dense": {"3/8/depth=2/fourier_linf/radius": 0.1}}, log(0.9 / 0.5)),
     # another depth is better on one of the six
     (
-        "depth2_advantage",
+        "lin.5/2/0",
         {"digits_convolutional": {"3/8/depth=1/fourier_linf/radius": 0.95}},
         (5 * log(1.5) + log(0.9 / 0.95)) / 6,
     ),
-    (
-        "depth2_advantage",
-        {"digits_convolutional": {"3/8/depth=4/fourier_linf/radius": 0.5}},
-        log(1.5),
-    ),
+    ("lin.5/2/0", {"digits_convolutional": {"3/8/depth=4/fourier_linf/radius": 0.5}}, log(1.5)),
     # a net that separates nothing counts as a hundredth
     (
-        "depth2_advantage",
+        "lin.5/2/0",
         {"gaussian_convolutional": {"n=50/depth=2/fourier_linf/radius": -3.0}},
         (5 * log(1.5) + log(0.01 / 0.6)) / 6,
     ),
-    # five problems; 1.05 and 0 are no radius below eps*
-    ("adversarial_gain", {"digits_adversarial": {"0/1/radius@0.99": 0.45}}, 0.52),
-    ("adversarial_gain", {"digits_adversarial": {"0/1/radius@1.05": 0.49}}, 0.5),
-    ("adversarial_gain", {"digits_adversarial": {"0/1/radius@0": 0.4}}, (4 * 0.5 + 0.0) / 5),
-    (
-        "adversarial_above",
-        {"gaussian_adversarial": {"n=50/radius@1.05": -0.05}},
-        (4 * 0.9 - 0.1) / 5,
-    ),
-    ("adversarial_half", {"gaussian_adversarial": {"n=10/radius@0.5": 0.5}}, 0.6),
-    (
-        "adversarial_against_coordinate",
-        {"digits_adversarial": {"4/9/radius@0.5": 0.48}},
-        log(0.96 / 0.8) / 5,
-    ),
-    (
-        "adversarial_against_coordinate",
-        {"gaussian_coordinate": {"n=10/linf/radius@10000": 0.5}},
-        log(0.8) / 5,
-    ),
-    (
-        "adversarial_against_coordinate",
-        {"digits_coordinate_step050": {"4/9/linf/radius@10000": 0.4}},
-        0.0,
-    ),
-    ("cnn_concentration", {"fashion_cnn": {"energy/band=3": 0.7}}, 0.7),
-    ("cnn_concentration", {"fashion_mlp": {"energy/band=3": 0.7}}, 0.6),
-    ("convolution_excess", {"fashion_mlp": {"energy/band=3": 0.7}}, -0.1),
+    # two Gaussian problems and three pairs
+    ("lin.7/0/0", {"gaussian_adversarial": {"n=10/radius@0.99": 0.4}}, 0.0),
+    ("lin.7/0/1", {"digits_adversarial": {"0/1/radius@0.8": 0.2}}, 0.0),
+    ("lin.7/1/0", {"gaussian_adversarial": {"n=10/radius@0.5": 0.5}}, -5.0),
+    ("lin.7/1/1", {"digits_adversarial": {"3/8/radius@0.5": 0.4}}, 10.0),
+    ("lin.7/2/0", {"gaussian_adversarial": {"n=50/radius@1.05": -0.05}}, 30.0),
+    ("lin.7/2/1", {"digits_adversarial": {"4/9/radius@1.05": 0.3}}, -10.0),
+    # 1.05 and 0 are no radius below eps*
+    ("lin.7/3/0", {"digits_adversarial": {"0/1/radius@0.99": 0.45}}, 52.0),
+    ("lin.7/3/0", {"digits_adversarial": {"0/1/radius@1.05": 0.49}}, 50.0),
+    ("lin.7/3/0", {"digits_adversarial": {"0/1/radius@0": 0.4}}, 40.0),
+    ("lin.7/4/0", {"digits_adversarial": {"4/9/radius@0.5": 0.48}}, -log(0.96 / 0.8) / 5),
+    ("lin.7/4/0", {"gaussian_coordinate": {"n=10/linf/radius@10000": 0.5}}, -log(0.8) / 5),
+    ("lin.7/4/0", {"digits_coordinate_step050": {"4/9/linf/radius@10000": 0.4}}, 0.0),
+    ("lin.8/0/0", {"fashion_mlp": {"energy/band=3": 0.7}}, -10.0),
+    ("lin.8/0/0", {"fashion_cnn": {"energy/band=3": 0.7}}, 30.0),
+    ("lin.8/1/0", {"fashion_cnn": {"energy/band=3": 0.7}}, 0.7),
+    ("lin.8/1/0", {"fashion_mlp": {"energy/band=3": 0.7}}, 0.6),
+    ("lin.8/2/0", {"fashion_cnn": {"fourier_linf/0.1/band=2": 0.83}}, 3.0),
+    ("lin.8/2/0", {"fashion_cnn": {"fourier_linf/0.2/band=0": 0.55}}, 5.0),
+    ("lin.8/2/0", {"fashion_cnn": {"fourier_linf/0.2/all": 0.55}}, 0.0),
+    ("lin.8/2/0", {"fashion_mlp": {"fourier_linf/0.2/band=0": 0.55}}, 0.0),
     # two neighbours change places: 1 - 6 * 2 / (4 * 15)
-    ("band_order", {"fashion_cnn": {"fourier_linf/0.1/band=0": 0.9}}, 0.8),
+    ("lin.8/3/0", {"fashion_cnn": {"fourier_linf/0.1/band=0": 0.9}}, 0.8),
     # the lowest band becomes the least harmful: 1 - 6 * 12 / (4 * 15)
     (
-        "band_order",
+        "lin.8/3/0",
         {"fashion_cnn": {f"fourier_linf/{eps}/band=0": 1.0 for eps in numbers.EPS}},
         -0.2,
     ),
-    ("band_order", {"fashion_mlp": {"fourier_linf/0.1/band=0": 0.9}}, 1.0),
-    ("accuracy_rise", {"fashion_cnn": {"fourier_linf/0.1/band=2": 0.83}}, 3.0),
-    ("accuracy_rise", {"fashion_cnn": {"fourier_linf/0.2/band=0": 0.55}}, 5.0),
-    ("accuracy_rise", {"fashion_cnn": {"fourier_linf/0.2/all": 0.55}}, 0.0),
-    ("accuracy_rise", {"fashion_mlp": {"fourier_linf/0.2/band=0": 0.55}}, 0.0),
+    ("lin.8/3/0", {"fashion_mlp": {"fourier_linf/0.1/band=0": 0.9}}, 1.0),
 ]
 
 
@@ -282,7 +286,7 @@ def test_rise_of_a_path_is_missing_wherever_a_solve_is():
     """Whichever of the paths has not converged."""
     for attack in numbers.PENALTIES:
         changes = {"digits_regularised": {f"3/8/{attack}/residual@1e-05": 0.101}}
-        assert math.isnan(value("path_rise", changes)), attack
+        assert math.isnan(value("lin.4/0/1", changes)), attack
 
 
 def test_a_descent_without_an_arm_is_refused():

@@ -148,3 +148,12 @@ def test_table_has_a_line_for_every_arm():
     assert [line.split()[0] for line in lines[1:]] == list(dict.fromkeys(GROUP))
     chosen = {line.split()[0]: float(line.split()[1]) for line in lines[1:]}
     assert chosen == {arm: bias.tuned(arm) for arm in GROUP}
+
+
+def test_table_is_in_percent_of_the_best(monkeypatch):
+    rows = trials({0.1: 2.0, 1.0: 4.0}, arm="a") + trials({0.1: -2.0, 1.0: -3.0}, arm="b")
+    monkeypatch.setattr(t.trials, "read_trials", lambda chapter: rows)
+    assert [line.split()[1:] for line in t.tuning_table().splitlines()[1:]] == [
+        ["1", "0.1:", "-50.0", "1:", "0.0"],
+        ["0.1", "0.1:", "0.0", "1:", "-50.0"],
+    ]

@@ -7,8 +7,8 @@ A mutant is a patch in this folder with a header of comment lines:
 ``# expect:``
     Who names it: ``arm 05/digits_10_reversed4`` (its canary moves), ``constant 02/speed.EVERY``
     (canaries replace it; its value is not the committed one), ``claim csa.4`` (it reads *criterion
-    changed*, or its entry in ``verdicts.json`` is another one), ``data digits`` (its content hash
-    is another one), or ``unchanged because ...`` (a change of the text alone: the canaries of
+    changed*, or its entry in ``results/verdicts`` is another one), ``data digits`` (its content
+    hash is another one), or ``unchanged because ...`` (a change of the text alone: the canaries of
     `WITNESSES`, an arm of every chapter, are equal). One mutant may say ``escapes claim gc.13
     because ...``: nothing names it yet.
 ``# cost:``
@@ -84,14 +84,13 @@ _COPIED = (
 )  # what patches may change; all else is the checkout's own
 _JUDGE = (
     "import sys; from companion.pages.judge import verdicts_text;"
-    "sys.stdout.write(verdicts_text(*sys.argv[1:]))"
+    "sys.stdout.write(verdicts_text(sys.argv[1]))"
 )
 _CONSTANTS = (
     "import json, sys; from companion.experiments.canary import moved_constants;"
     "sys.stdout.write(json.dumps(moved_constants(sys.argv[1])))"
 )
 _VERIFY = "import sys; from trainaug.data import registry; registry.verify(sys.argv[1])"
-_PROFILES = ("standard", "full")
 _NAMED_BY = ("arm", "constant", "claim", "data")
 
 
@@ -233,21 +232,18 @@ class Checks:
         return found
 
     def claims(self, names: Iterable[str]) -> dict[str, str]:
-        """How the verdict of each claim, in all its record sets, compares with the committed."""
+        """How the verdict of each claim compares with the committed one."""
         found: dict[str, str] = {}
         for number in sorted({self._claims[name] for name in names}):
-            for profile in _PROFILES:
-                path = self.scratch / "results" / profile / number / "verdicts.json"
-                if not path.is_file():
-                    continue
-                done = self._child(["-c", _JUDGE, number, profile])
-                if done.returncode != 0:
-                    raise CheckFailedError(_last_line(done.stderr))
-                before = {row["id"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
-                for row in json.loads(done.stdout):
-                    if row != before.get(row["id"]):
-                        changed = row["reason"] == "criterion changed"
-                        found[row["id"]] = "criterion changed" if changed else "verdict moved"
+            path = self.scratch / "results" / "verdicts" / f"{number}.json"
+            done = self._child(["-c", _JUDGE, number])
+            if done.returncode != 0:
+                raise CheckFailedError(_last_line(done.stderr))
+            before = {row["id"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
+            for row in json.loads(done.stdout):
+                if row != before.get(row["id"]):
+                    changed = row["reason"] == "criterion changed"
+                    found[row["id"]] = "criterion changed" if changed else "verdict moved"
         return {name: found.get(name, "equal") for name in names}
 
     def data(self, names: Iterable[str]) -> dict[str, str]:

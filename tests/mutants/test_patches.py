@@ -77,7 +77,7 @@ def test_patches_change_code_and_ledgers_only(runner):
         files = [line.split()[1] for line in lines if line.startswith(("--- ", "+++ "))]
         assert files
         for name in files:
-            assert name[2:].startswith(("trainaug/", "claims/"))
+            assert name[2:].startswith(("trainaug/", "companion/", "claims/"))
             assert (ROOT / name[2:]).is_file()
 
 

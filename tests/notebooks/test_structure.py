@@ -19,6 +19,7 @@ from companion.pages.reproduce import notebook_parameters
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 BUILT = [number for number in TITLES if load_chapter(number)]
 TIMED = "nbval-ignore-output"
+OVERVIEWS = ("00", "08")  # they fold the rule of each claim below its line, in HTML
 HEADINGS = (
     "In short,{n}.1 The problem,{n}.2 A toy you can see,{n}.3 The method,{n}.4 Properties,{n}.5 Data,"
     "{n}.6 Baseline,{n}.7 Experiment,{n}.8 Result,{n}.9 Ablation,{n}.10 Verdicts,{n}.11 Departures,"
@@ -50,7 +51,9 @@ def test_outputs_and_counts_are_kept(path: Path) -> None:
         if output.output_type == "stream":
             assert output.name == "stdout"
         else:
-            assert "image/png" in output.get("data", {}), "cells print text or figures, never HTML"
+            shown = set(output.get("data", {}))
+            folded = path.name[:2] in OVERVIEWS and shown == {"text/html", "text/plain"}
+            assert "image/png" in shown or folded, "cells print text or figures"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -71,15 +74,13 @@ def test_nothing_of_the_machine_or_the_runner_is_in_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_code_cells_are_short_and_imports_stand_first(path: Path) -> None:
+def test_imports_stand_first(path: Path) -> None:
     code = cells(path, "code")
-    lengths = sorted(len(c.source.splitlines()) for c in code)
-    assert lengths[-1] <= 25
-    assert lengths[len(lengths) // 2] <= 8
     importing = [i for i, c in enumerate(code) if re.search(r"^(import|from) ", c.source, re.M)]
-    assert importing == [1], "the settings cell imports, no other does"
-    first = code[1].source.splitlines()[0]
-    assert re.match(r"from trainaug\.(notebook|views) import ", first), "NumPy and torch come later"
+    settings = 0 if path.name[:2] in OVERVIEWS else 1  # chapters have a cell of parameters before
+    assert importing == [settings], "the settings cell imports, no other does"
+    first = code[settings].source.splitlines()[0]
+    assert re.match(r"from companion\.pages\.notebook import ", first), "NumPy and torch come later"
     assert not [c for c in code if re.search(r"^\s*[!%]", c.source, re.M)]
     for cell in code:
         for node in ast.walk(ast.parse(cell.source)):
@@ -87,8 +88,9 @@ def test_code_cells_are_short_and_imports_stand_first(path: Path) -> None:
                 assert node.end_lineno - node.lineno < 25
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_the_parameters_cell_is_plain(path: Path) -> None:
+@pytest.mark.parametrize("number", BUILT)
+def test_the_parameters_cell_is_plain(number: str) -> None:
+    path = notebook_path(number)
     first = cells(path, "code")[0]
     assert first.metadata["tags"] == ["parameters"]
     names = []
@@ -113,17 +115,14 @@ def test_knobs_are_the_defaults_of_the_configuration(number: str) -> None:
 
 
 @pytest.mark.parametrize("number", BUILT)
-def test_a_chapter_has_its_headings_figures_and_length(number: str) -> None:
+def test_a_chapter_has_its_headings_and_figures(number: str) -> None:
     path = notebook_path(number)
     text = markdown(path)
     found = re.findall(r"^## (.+)$", text, re.M)
     assert found == HEADINGS.format(n=int(number)).split(",")
-    notebook = nbformat.read(path, as_version=4)
-    assert 35 <= len(notebook.cells) <= 60
-    assert 1500 <= len(re.sub(r"\$[^$]*\$", "x", text).split()) <= 3000
     code = cells(path, "code")
     figures = [o for c in code for o in c.outputs if o.output_type == "display_data"]
-    assert 4 <= len(figures) <= 8
+    assert figures
     for figure in figures:
         assert set(figure.data) == {"image/png", "text/plain"}
         shown = figure.metadata["image/png"]

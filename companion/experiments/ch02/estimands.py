@@ -20,11 +20,12 @@ __all__ = [
     "cost_ratio",
     "drawn_ratio",
     "drop_effect",
-    "equal_loss_slope",
+    "equal_loss_effect",
     "metric",
     "overhead",
     "rank_correlation",
-    "rate_slope",
+    "rate_effect",
+    "rise",
     "seconds_ratio",
     "seconds_to_target",
     "variance_ratio",
@@ -37,6 +38,16 @@ __all__ = [
 def variance_ratio(arm: str, one: str, other: str, factor: float = 1.0) -> Estimand:
     """Make the estimand: mean log ratio of two curves, the second times a factor."""
     return lambda records: numbers.late_log_ratio(find(records, arm), one, other, factor)
+
+
+def rise(arm: str) -> Estimand:
+    """Make the estimand: log ratio of variances, last measurement to first."""
+
+    def estimand(records: Sequence[Record]) -> float:
+        curve = find(records, arm)["curves"]["mid/sg"]
+        return math.log(curve[-1] / curve[0])
+
+    return estimand
 
 
 def change(arm: str) -> Estimand:
@@ -72,19 +83,24 @@ def cell(arm: str, name: str, one: str, other: str) -> Estimand:
     return estimand
 
 
-def rate_slope(records: Sequence[Record]) -> float:
-    """Slope of log variance on log learning rate at equal steps."""
-    return numbers.rate_slope(find(records, "features_rates"))
+def rate_effect(records: Sequence[Record]) -> float:
+    """Log of how many times the variance at a tenth of the learning rate, at equal steps."""
+    return -math.log(10) * numbers.rate_slope(find(records, "features_rates"))
 
 
-def equal_loss_slope(records: Sequence[Record]) -> float:
-    """The same slope at equal training loss."""
-    return numbers.equal_loss_slope(find(records, "features_rates"))
+def equal_loss_effect(records: Sequence[Record]) -> float:
+    """The same at equal training loss."""
+    return -math.log(10) * numbers.equal_loss_slope(find(records, "features_rates"))
 
 
-def rank_correlation(which: str) -> Estimand:
-    """Make the estimand: Spearman's correlation of a variance with the steps to half the loss."""
-    return lambda records: numbers.rank_correlation(find(records, "features_grid"), which)
+def rank_correlation(which: str, lr: float | None = None) -> Estimand:
+    """Make the estimand: Spearman's correlation of a variance with the steps to half the loss.
+
+    Args:
+        which: Which variance.
+        lr: The learning rate of the runs that count, if not all.
+    """
+    return lambda records: numbers.rank_correlation(find(records, "features_grid"), which, lr)
 
 
 # --- samplers and timings -------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from matplotlib.ticker import (
 )
 from numpy.typing import ArrayLike
 
-from companion.evidence.plots import PALETTE, band, figure, spread
+from companion.evidence.plots import PALETTE, band, figure
+from companion.evidence.statistics import t_interval
 from companion.experiments.ch02.arms import GRIDS
 from companion.experiments.ch02.estimands import (
     cell,
@@ -60,10 +61,14 @@ def _ratio(
     colour: str,
     label: str | None,
 ) -> None:
-    """Draw mean and interval of a log ratio, as a ratio; nothing if no seed has its records."""
-    if values := values_of(records, estimand):
-        ratios = [math.exp(value) for value in values]
-        spread(axis, x, ratios, colour=colour, label=label, points=False)
+    """Draw geometric mean and 95 % interval of a ratio; nothing if no seed has its records."""
+    values = values_of(records, estimand)
+    if not values:
+        return
+    logs = t_interval(values, 0.95)[:3] if len(values) > 1 else 3 * (values[0],)
+    mean, low, high = map(math.exp, logs)
+    ends = [[mean - low], [high - mean]]
+    axis.errorbar(x, mean, ends, fmt="o", color=colour, capsize=3, label=label)
 
 
 def _log_scale(axis: Axes) -> None:
@@ -71,7 +76,8 @@ def _log_scale(axis: Axes) -> None:
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     if high / low < 30:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        subs = (1.0, 2.0, 5.0) if high / low > 5 else (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)
+        axis.yaxis.set_major_locator(LogLocator(subs=subs))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
 
@@ -184,6 +190,11 @@ def cost_to_target(records: Sequence[Record]) -> Figure:
         axis.set_xticks(range(2), ["examples", "seconds"])
         axis.set_xlim(-0.5, 1.5)
         axis.set_title(title)
+        axis.set_yscale("log")
+    ends = [axis.get_ylim() for axis in axes]
+    for axis in axes:  # one scale for both panels
+        axis.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+        _log_scale(axis)
     axes[0].set_ylabel("cost to the target accuracy,\nratio to uniform draws")
     axes[0].legend(fontsize=8)
     return drawn

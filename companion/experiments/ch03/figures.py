@@ -53,6 +53,7 @@ PROBLEMS = {
     "large": "five times the data",
     "resnet8": "ResNet-8",
 }
+RATIOS = (0.5, 0.7, 1, 1.5, 2)  # that are marked on an axis of logarithms
 
 
 def key_figure(records: Sequence[Record]) -> Figure:
@@ -120,7 +121,10 @@ def accuracy_curves(records: Sequence[Record]) -> Figure:
 
 
 def savings(records: Sequence[Record]) -> Figure:
-    """Examples, and work in forward passes, until the target accuracy, over those of uniform."""
+    """Examples, and work in forward passes, until the target accuracy, over those of uniform.
+
+    Means and intervals are those of the logarithms, as in tables and verdicts.
+    """
     drawn, axes = figure(2, height=4.0)
     rows = [("0", sampler, label, PALETTE[0]) for sampler, label in RIVALS.items()]
     for problem in ("noise", "rotated", "large", "resnet8"):
@@ -132,11 +136,11 @@ def savings(records: Sequence[Record]) -> Figure:
         for axis, what in zip(axes, ("examples", "work"), strict=True):
             if values := values_of(records, cost_ratio(problem, sampler, "uniform", what)):
                 counts[place] = len(values)
-                ratios = [math.exp(value) for value in values]
-                spread(axis, -place, ratios, colour=colour, horizontal=True, points=False)
-    for axis, title in zip(axes, ("examples trained on", "work"), strict=True):
-        axis.axvline(1, color="k", lw=1)
-        axis.axvline(0.8, color="k", lw=1, ls=":")
+                spread(axis, -place, values, colour=colour, horizontal=True, points=False)
+    for axis, title in zip(axes, ("examples", "work"), strict=True):
+        axis.axvline(0, color="k", lw=1)
+        axis.axvline(math.log(0.8), color="k", lw=1, ls=":")
+        axis.set_xticks([math.log(ratio) for ratio in RATIOS], [f"{ratio:g}" for ratio in RATIOS])
         axis.set_yticks([-place for place in range(len(rows))], [""] * len(rows))
         axis.set_ylim(0.6 - len(rows), 0.6)
         axis.set_title(f"{title} to the target", fontsize=10)

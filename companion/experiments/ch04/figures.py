@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from companion.evidence.plots import PALETTE, band, figure, matrix, spread
+from companion.evidence.statistics import t_interval
 from companion.experiments.ch04.arms import PROBLEMS, SCORES
 from companion.experiments.ch04.estimands import cost_ratio, seconds_ratio, share
 from companion.experiments.ch04.numbers import POSITIONS
@@ -132,17 +135,35 @@ def cost_ratios(records: Sequence[Record]) -> Figure:
                 seconds_ratio(data, score),
             ]
             for place, estimand in enumerate(estimands):
-                ratios = [math.exp(v) for v in values_of(records, estimand)]
                 label = score if place == 0 else None
                 x = place + 0.2 * (number - 1)
-                spread(axis, x, ratios, colour=COLOURS[score], label=label, points=False)
+                logs = values_of(records, estimand)
+                _ratio(axis, x, logs, colour=COLOURS[score], label=label)
         axis.axhline(1, color="k", lw=1)
-        axis.set_yscale("log")
+        _log_scale(axis)
         axis.set_xticks(range(3), ["steps", "forward\nequivalents", "seconds"])
         axis.set_title(DATA_LABELS[data])
     axes[0].set_ylabel("cost to the target accuracy,\nratio to random reshuffling")
     axes[0].legend(fontsize=8)
     return drawn
+
+
+def _ratio(axis: Axes, x: float, logs: Sequence[float], *, colour: str, label: str | None) -> None:
+    """Draw the mean log ratio and its 95 % interval as ratios, which is what the tables show."""
+    if len(logs) < 2:  # one seed, as in quick, has no interval
+        axis.plot([x], [math.exp(logs[0])], "o", color=colour, label=label)
+        return
+    mean, low, high = (math.exp(value) for value in t_interval(logs, 0.95)[:3])
+    ends = [[mean - low], [high - mean]]
+    axis.errorbar([x], [mean], ends, fmt="o", color=colour, capsize=3, label=label)
+
+
+def _log_scale(axis: Axes) -> None:
+    """Logarithmic ordinates with plain numbers."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def learning_curves(records: Sequence[Record]) -> Figure:
@@ -182,11 +203,11 @@ def step_lengths(curves: Mapping[str, Mapping[float, float]]) -> Figure:
                 list(curves[arm]), steps, "o-", ms=4, color=colour, label=LABELS.get(order, order)
             )
         axis.set_xscale("log")
-        axis.set_yscale("log")
+        _log_scale(axis)
         axis.set_xlabel("step length")
         axis.set_title(DATA_LABELS[data])
     axes[0].set_ylabel("steps to the target accuracy")
-    axes[0].legend(fontsize=8, loc="lower right")
+    axes[1].legend(fontsize=8, loc="lower right")  # no line comes there
     return drawn
 
 

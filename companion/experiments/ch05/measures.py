@@ -32,8 +32,8 @@ __all__ = [
     "robust_accuracy",
 ]
 
-# Radii at which clean training keeps some accuracy in pilots: at 0.1, the note's radius, nothing is
-# left of it on Fashion-MNIST.
+# Radii at which plain training keeps some accuracy in pilots: at 0.1, the radius on digits, nothing
+# is left of it on Fashion-MNIST.
 EPS = {"digits": 0.1, "fashion": 8 / 255, "emoji": 2 / 255}
 EPS |= {"cifar10": 8 / 255, "cifar100": 8 / 255}
 SHARES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of EPS, for the curve

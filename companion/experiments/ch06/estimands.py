@@ -12,7 +12,6 @@ from companion.experiments.ch06 import numbers
 from companion.experiments.ch06.arms import EXACT, OPTIMISERS, descent_arm
 from companion.experiments.ch06.numbers import Matrix
 from companion.experiments.ch06.problems import attacks_on
-from companion.experiments.ch06.runs import NOTE_STEPS
 from companion.experiments.records import Estimand, Record, find, metric
 from trainaug.methods.linear_robustness import PlainNorm, dual
 
@@ -22,8 +21,6 @@ __all__ = [
     "exact",
     "exact_metrics",
     "matrices",
-    "note_diagonal",
-    "note_real_diagonal",
     "ratio",
     "upper_ratio",
 ]
@@ -53,19 +50,6 @@ def matrices(records: Sequence[Record], data: str) -> dict[str, Matrix]:
         KeyError: If a record is missing.
     """
     return numbers.matrices("end", *_solved_and_descents(records, data))
-
-
-def note_diagonal(records: Sequence[Record]) -> float:
-    """Smallest ratio under the own attack after 10 000 steps, every Gaussian size."""
-    return numbers.smallest_diagonal(NOTE_STEPS, *_solved_and_descents(records, "gaussian"))
-
-
-def note_real_diagonal(records: Sequence[Record]) -> float:
-    """The same over the pairs of digits and of Fashion-MNIST."""
-    return min(
-        numbers.smallest_diagonal(NOTE_STEPS, *_solved_and_descents(records, data))
-        for data in ("digits", "fashion_mnist")
-    )
 
 
 def ratio(

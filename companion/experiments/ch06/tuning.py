@@ -149,8 +149,12 @@ def read_trials() -> list[dict[str, Any]]:
 
 
 def tuning_table() -> str:
-    """Text of the tuning curves: arm, chosen step length, mean score at every value tried."""
-    return trials.trials_table("06", "value: mean log score relative to the best", 3, _curve_of_arm)
+    """Text of the tuning curves: arm, chosen step length, percent short of the best at each value.
+
+    Scores are averaged as logarithms, so this is their geometric mean over problems and seeds.
+    """
+    head = "value: score against the best on the grid, in percent"
+    return trials.trials_table("06", head, 1, _percent_of_arm)
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -160,3 +164,12 @@ def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _curve_of_arm(rows: Sequence[dict[str, Any]], arm: str) -> dict[float, float]:
     return tuning_curve([row for row in rows if row["arm"] == arm])
+
+
+def _percent_of_arm(rows: Sequence[dict[str, Any]], arm: str) -> dict[float, float]:
+    """Curve of an arm in percent; where scores are negative it holds differences already."""
+    negative = all(row["score"] < 0 for row in rows if row["arm"] == arm)
+    return {
+        value: 100 * (mean if negative else math.expm1(mean))
+        for value, mean in _curve_of_arm(rows, arm).items()
+    }
