@@ -315,8 +315,11 @@ def verdict_rows(judgements: Sequence[Judgement]) -> list[dict[str, str]]:
 
 
 def _found(effect: Effect, judgement: Judgement) -> str:
-    name = f"{effect.name}: " if len(judgement.effects) > 1 else ""
-    return name + shown_effect(effect)
+    alone = sum(other.part == effect.part for other in judgement.effects) == 1
+    label = effect.part if effect.part and alone else effect.name
+    return (
+        f"{label}: {shown_effect(effect)}" if len(judgement.effects) > 1 else shown_effect(effect)
+    )
 
 
 def verdict_table(judgements: Sequence[Judgement], width: int = 60) -> str:

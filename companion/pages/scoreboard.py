@@ -249,17 +249,21 @@ def _published(each: Judgement) -> str:
 
 
 def found_in_short(judgement: Judgement) -> str:
-    """The effects of a claim in a line; of more than two settings the least and the greatest."""
+    """The effects of a claim in a line; of many settings the least and the greatest."""
     parts: dict[str, list[Effect]] = {}
     for effect in judgement.effects:
         parts.setdefault(effect.part, []).append(effect)
     several = len(parts) > 1
     said = []
     for effects in parts.values():
-        if len(effects) > 2 and all(effect.mean is not None for effect in effects):
+        many = len(effects) > (1 if several else 2)
+        if many and all(effect.mean is not None for effect in effects):
             least, greatest = (pick(effects, key=lambda e: e.mean or 0.0) for pick in (min, max))
-            ends = [shown_effect(each).split(" [")[0] for each in (least, greatest)]
-            said.append(f"{ends[0]} to {ends[1]} in {len(effects)} settings")
+            low, high = (shown_effect(each).split(" [")[0] for each in (least, greatest))
+            number, _, unit = low.partition(" ")
+            low = number if high.endswith(f" {unit}") else low
+            head = f"{effects[0].part}: " if several else ""
+            said.append(f"{head}{low} to {high} in {len(effects)} settings")
         else:
             alone = several and len(effects) == 1
             said += [f"{shown_effect(e)} ({e.part if alone else e.name})" for e in effects]

@@ -170,12 +170,15 @@ def _verdicts_block() -> str:
 
 
 def _times_block() -> str:
+    chapters = [chapter for number in TITLES if (chapter := load_chapter(number)) is not None]
+    plans = [run.predicted_seconds for chapter in chapters for run in chapter.plan("standard")]
+    said = f"By its plan `make reproduce` takes {sum(plans) / 120:.0f} min on two cores."
     path = RESULTS / "bench" / "fresh_clone.json"
     if not path.is_file():
-        return "Not measured yet: `python benchmarks/fresh_clone.py`."
+        return said
     found = json.loads(path.read_text(encoding="utf-8"))
     steps = ", ".join(f"{row['step']} {row['measured']}" for row in found["rows"])
-    return f"Measured on {found['machine']}: {steps}."
+    return f"{said} Measured on {found['machine']}: {steps}."
 
 
 def render_readme(text: str) -> str:
