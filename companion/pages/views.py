@@ -13,7 +13,7 @@ from pathlib import Path
 
 from companion.evidence.canonical import canonical_environment
 from companion.evidence.store import read_reference, write_atomic
-from companion.experiments.chapters import TITLES
+from companion.experiments.chapters import TITLES, load_chapter
 from companion.pages.notebook import png_bytes
 from companion.pages.scoreboard import (
     by_chapter,
