@@ -78,7 +78,7 @@ def phrase(each: Judgement | Aside | Effect, worth: str = "") -> str:
     if not worth:
         return each.words
     if each.word in ("no effect", "no gain"):
-        return f"{each.word} of {worth}"
+        return f"{each.word} of {worth} or more"
     if each.addition == "small":
         return f"{each.word}, small: less than {worth}"
     return f"{each.word}, at least {worth}" if each.addition else each.word

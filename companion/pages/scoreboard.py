@@ -73,6 +73,7 @@ LOOK: dict[str, tuple[str, str, Literal["full", "none"]]] = {
     "mixed": (PALETTE[3], "D", "full"),
     "open": ("#777777", "x", "full"),
 }
+AS_MUCH = " times as much"
 LONGEST_PART = 26  # characters of a part's name beside an axis
 FARTHEST = 4.0  # smallest effects; what lies beyond is drawn at the edge
 
@@ -150,8 +151,8 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
     effects.axvline(0, color="k", linewidth=1)
     effects.axvspan(-1, 1, color="#000000", alpha=0.06, linewidth=0)
     effects.set_xlim(-FARTHEST - 0.3, FARTHEST + 0.3)
-    effects.set_xlabel("effect / effect worth having (grey: less)")
-    effects.set_title("one effect of each method, 95 %")
+    effects.set_xlabel("effect / effect worth having; arrow: off scale")
+    effects.set_title("one claim of each method, by setting")
     handles = [
         Line2D(
             [],
@@ -232,7 +233,7 @@ def front_table(judgements: Sequence[Judgement]) -> str:
     divided = by_chapter(judgements)
     rows = [
         {
-            "what the authors say": f"**{method.name}**: {each.front} ({_published(each)})",
+            "what the authors say": f"**{method.name}**, {each.id}: {each.front} ({_published(each)})",
             "what we found": found_in_short(each),
             "does it hold?": f"**{phrase(each, each.worth)}**",
             "at what scale": _scale(each),
@@ -260,6 +261,8 @@ def found_in_short(judgement: Judgement) -> str:
         if many and all(effect.mean is not None for effect in effects):
             least, greatest = (pick(effects, key=lambda e: e.mean or 0.0) for pick in (min, max))
             low, high = (shown_effect(each).split(" [")[0] for each in (least, greatest))
+            if low.endswith(AS_MUCH) and high.endswith(AS_MUCH):  # the greater cost is the less
+                low, high = high, low
             number, _, unit = low.partition(" ")
             low = number if high.endswith(f" {unit}") else low
             head = f"{effects[0].part}: " if several else ""

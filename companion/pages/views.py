@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from companion.evidence.canonical import canonical_environment
+from companion.evidence.ledger import AFTER
 from companion.evidence.store import read_reference, write_atomic
 from companion.experiments.chapters import TITLES, load_chapter
 from companion.pages.notebook import png_bytes
@@ -159,14 +160,18 @@ def execute_notebook(path: Path) -> None:
 
 def _verdicts_block() -> str:
     judged = committed_judgements()
-    early = sorted({each.id for each in judged if each.early})
-    said = f"{counted_words(judged)}."
-    if early:
+    others = len(judged) - sum(each.counts for each in judged)
+    early = sum(each.early for each in judged)
+    after = sum(each.posed == AFTER for each in judged)
+    said = f"{counted_words(judged)}; beside them {others} questions of ours and about other data."
+    if early or after:
         said += (
-            f" {len(early)} of {len(judged)} words rest on records made before canonical mode, and"
-            " all rules were posed after these data; fresh seeds will answer them."
+            f" **They are provisional**: the rules of {after} were written after the data, and the"
+            f" records of {early} were made before every processor computed the same bytes; fresh"
+            " seeds will answer."
         )
-    return f"{front_table(judged)}\n\n{said}"
+    units = "Percentages say how much less the method needs or leaves; brackets are 95 % intervals."
+    return f"{said}\n\n{front_table(judged)}\n\n{units}"
 
 
 def _times_block() -> str:
