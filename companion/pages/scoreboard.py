@@ -233,7 +233,7 @@ def front_table(judgements: Sequence[Judgement]) -> str:
     divided = by_chapter(judgements)
     rows = [
         {
-            "what the authors say": f"**{method.name}**, {each.id}: {each.front} ({_published(each)})",
+            "what the authors say": f"**{method.name}**, {each.id}: {_said(each)}",
             "what we found": found_in_short(each),
             "does it hold?": f"**{phrase(each, each.worth)}**",
             "at what scale": _scale(each),
@@ -245,8 +245,9 @@ def front_table(judgements: Sequence[Judgement]) -> str:
     return markdown_table(rows, list(rows[0])) if rows else "No claim stands here yet."
 
 
-def _published(each: Judgement) -> str:
-    return f"published: {each.published_effect}" if each.published_effect else "no number published"
+def _said(each: Judgement) -> str:
+    size = each.published_effect
+    return f"{each.front} ({f'published: {size}' if size else 'no number published'})"
 
 
 def found_in_short(judgement: Judgement) -> str:
