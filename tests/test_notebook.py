@@ -104,7 +104,7 @@ def test_an_effect_is_found_by_claim_and_setting(reference):
     judged = reference.judgements["lin.2"]
     assert reference.effect("lin.2") == judged.effects[0]
     last = judged.effects[-1]
-    assert reference.effect("lin.2", last.name) == last
+    assert reference.effect("lin.2", last.name, last.part) == last
     with pytest.raises(KeyError, match="no setting 'nothing'"):
         reference.effect("lin.2", "nothing")
     with pytest.raises(KeyError):
@@ -192,7 +192,7 @@ def test_verdicts_name_claim_word_and_records(reference, capsys):
     for claim, judged in reference.judgements.items():
         assert f"{claim}  {judged.word.upper()}" in shown
     assert "records: full" in shown
-    assert max(map(len, shown.splitlines())) <= 110
+    assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_check_and_breaks(reference, capsys):

@@ -155,13 +155,15 @@ def _block(each: Judgement, width: int) -> str:
     marks += [f"{each.control} control"] if each.control else []
     lines = [f"{each.id}  {phrase(each, each.worth).upper()}", f"  {', '.join(marks)}"]
     lines += textwrap.wrap(each.statement, width, initial_indent="  ", subsequent_indent="  ")
-    lines.append(f"  published: {each.published} (read: {each.read})")
+    published = f"published: {each.published} (read: {each.read})"
+    lines += textwrap.wrap(published, width, initial_indent="  ", subsequent_indent="    ")
     lines += _effect_lines(each.effects, width)
     for pooled in each.pooled:
         text = f"over these settings: {_shown_pooled(pooled, each)}"
         lines += textwrap.wrap(text, width, initial_indent="    ", subsequent_indent="      ")
     for aside in each.beside:
-        lines.append(f"  beside, {aside.label}: {aside.words}")
+        text = f"beside, {aside.label}: {aside.words}"
+        lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
         lines += _effect_lines(aside.effects, width)
     said = [f"because: {each.reason}"] if each.reason else []
     if not each.counts and not each.control and each.scope == "proxy":

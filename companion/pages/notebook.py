@@ -169,12 +169,13 @@ class Context:
         judged = mark_changed_criteria(read_verdicts(number), criteria(number))
         return {each.id: each for each in judged}
 
-    def effect(self, claim: str, setting: str = "") -> Effect:
+    def effect(self, claim: str, setting: str = "", part: str = "") -> Effect:
         """One judged number of a claim.
 
         Args:
             claim: Such as ``ord.1``.
             setting: Name of the setting; the first by default.
+            part: Name of the part, where several have such a setting.
 
         Raises:
             KeyError: If the claim or the setting is unknown.
@@ -182,7 +183,7 @@ class Context:
         judged = self.judgements[claim]
         effects = [*judged.effects, *(e for aside in judged.beside for e in aside.effects)]
         for effect in effects:
-            if not setting or effect.name == setting:
+            if setting in ("", effect.name) and part in ("", effect.part):
                 return effect
         raise KeyError(f"claim {claim} has no setting {setting!r}")
 

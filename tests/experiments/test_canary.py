@@ -132,7 +132,7 @@ def test_operations_are_named_with_their_type():
 def test_functions_that_are_entered_are_named_and_time_ends():
     with entered_functions() as entered:
         arm_version("04", "digits_random")
-    assert "experiments.defaults:arm_version" in entered
+    assert "companion.experiments.defaults:arm_version" in entered
     with entered_functions(0.05) as entered:
         while True:
             arm_version("04", "digits_random")
