@@ -29,7 +29,7 @@ from companion.evidence.store import (
 from companion.evidence.tables import verdict_blocks
 from companion.experiments.chapters import TITLES, Chapter, load_chapter, notebook_path
 from companion.pages.notebook import describe_evidence
-from companion.pages.scoreboard import whole_text
+from companion.pages.scoreboard import chapter_html, whole_text
 from companion.pages.verdicts import (
     criteria,
     known_arms,
@@ -232,13 +232,14 @@ def _moved_words(before: str, after: str) -> list[str]:
 
 
 def _shown_text(path: Path) -> str:
-    """All that the cells of a notebook have printed or shown as plain text."""
+    """All that the cells of a notebook have printed, or shown as plain text or as HTML."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     shown = []
     for output in (output for cell in cells for output in cell.get("outputs", ())):
         if output.get("name") == "stdout":
             shown.append("".join(output["text"]))
-        shown.append("".join(output.get("data", {}).get("text/plain", ())))
+        data = output.get("data", {})
+        shown += ["".join(data.get(kind, ())) for kind in ("text/plain", "text/html")]
     return "\n".join(shown)
 
 
@@ -259,6 +260,7 @@ def notebook_faults(number: str) -> list[str]:
             f"claims of chapter {each}"
             for each in _judged_chapters(tuple(TITLES))
             if whole_text(each, read_verdicts(each)) not in shown
+            or chapter_html(read_verdicts(each)) not in shown
         ]
     reference = read_reference("standard", number)
     faults = []
