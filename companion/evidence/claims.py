@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -391,12 +391,31 @@ def _judge_parts(claim: Claim, source: _Records) -> _Judged:
     words = [ruling for ruling, _, _ in found]
     if len(words) == 1:
         return words[0], effects, pooled
-    corrected = [_judge_part(p, source, Level().among(len(words)))[0] for p in claim.parts]
+    level = Level().among(len(words))
+    corrected = [
+        _combined(part, [ruling for _, _, _, ruling in _rulings(part, source, level)])
+        for part in claim.parts
+    ]
     return (combine_or if claim.any_of else combine_and)(words, corrected), effects, pooled
 
 
 def _judge_part(part: Part, source: _Records, level: Level) -> _Judged:
-    rulings, effects = [], []
+    found = list(_rulings(part, source, level))
+    rulings = [ruling for *_, ruling in found]
+    effects = tuple(
+        _effect(part, setting, formula, ruling, values, source.claim)
+        for setting, formula, values, ruling in found
+    )
+    together = None
+    if rulings and part.kind not in ("truth", "exact"):
+        together = pool(rulings, part.name)
+    return _combined(part, rulings), effects, (together,) if together is not None else ()
+
+
+def _rulings(
+    part: Part, source: _Records, level: Level
+) -> Iterator[tuple[Setting, Formula, dict[int, float], Ruling]]:
+    """Each setting with its formula, its values towards the claim and what they say."""
     for setting, formula in zip(part.settings, part.formulas, strict=True):
         raw, problem = source.values(formula, part, setting.seeds)
         if source.all_there_are and not raw:
@@ -406,14 +425,13 @@ def _judge_part(part: Part, source: _Records, level: Level) -> _Judged:
             ruling = _rule(part, list(values.values()), problem, source, level)
         except ValueError as error:
             raise ValueError(f"{setting.name}: {error}") from error
-        rulings.append(ruling)
-        effects.append(_effect(part, setting, formula, ruling, values, source.claim))
-    worth = part.amount.value if part.amount is not None else 0.0
+        yield setting, formula, values, ruling
+
+
+def _combined(part: Part, rulings: Sequence[Ruling]) -> Ruling:
     if not rulings:
-        return Ruling("open", reason="no records"), (), ()
-    together = pool(rulings, part.name) if part.kind not in ("truth", "exact") else None
-    pooled = (together,) if together is not None else ()
-    return combine_settings(rulings, worth), tuple(effects), pooled
+        return Ruling("open", reason="no records")
+    return combine_settings(rulings, part.amount.value if part.amount is not None else 0.0)
 
 
 def _towards_claim(value: float, part: Part) -> float:

@@ -16,7 +16,7 @@ import math
 import operator
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -226,18 +226,23 @@ def source_hash(function: Function) -> str:
     return digest.hexdigest()
 
 
+@cache
+def _code_and_names(value: Any) -> tuple[str, frozenset[str]]:
+    """Code of a function or class without docstrings, and the names in it."""
+    tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(value)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree), frozenset(n.id for n in ast.walk(tree) if isinstance(n, ast.Name))
+
+
 def _sources(value: Any, found: dict[str, str]) -> dict[str, str]:
     """Collect code and constants by name, transitively."""
     name = f"{value.__module__}.{value.__qualname__}"
     if name in found:
         return found
-    tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(value)))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    found[name] = ast.unparse(tree)
+    found[name], used = _code_and_names(value)
     scope = vars(inspect.getmodule(value))
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     for each in sorted(used & scope.keys() - vars(builtins).keys()):
         other = scope[each]
         module = getattr(other, "__module__", "") or ""

@@ -565,7 +565,12 @@ def seeds_for_power(effect: float, power: float = 0.8) -> int | None:
 
 def detectable_effect(sd: float, n: int, power: float = 0.8) -> float:
     """Smallest true effect whose sign ``n`` seeds find with a probability, in units of ``sd``."""
+    return _detectable_in_sds(n, power) * sd
+
+
+@cache
+def _detectable_in_sds(n: int, power: float) -> float:
     from scipy import optimize
 
     root = optimize.brentq(lambda effect: float(power_of_sign(effect, n)) - power, 1e-6, 100.0)
-    return float(root) * sd
+    return float(root)

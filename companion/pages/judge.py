@@ -97,8 +97,10 @@ def _judge_on_evidence(
     found, source = None, ""
     for profile in references:
         candidate = judged(profile)
-        if found is None or (candidate.has_values and not found.has_values):
+        if found is None or candidate.has_values:
             found, source = candidate, profile
+        if found.has_values:
+            break
     assert found is not None
     about = references[source].record_set
     found = replace(found, records=source, early=not about.canonical)

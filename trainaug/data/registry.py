@@ -244,8 +244,14 @@ def _load(name: str, content: str, stamp: str) -> Arrays:
 
 
 def _entries() -> dict[str, DataSet]:
-    with paths.REGISTRY.open("rb") as stream:
-        tables = tomllib.load(stream)
+    stat = paths.REGISTRY.stat()
+    return _read_entries(paths.REGISTRY, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1)
+def _read_entries(registry: Path, modified: int, size: int) -> dict[str, DataSet]:
+    """Entries of a registry file; its time and size belong to the key, so that an edit is seen."""
+    tables = tomllib.loads(registry.read_text(encoding="utf-8"))
     entries = {}
     for name, table in tables.items():
         routes = tuple(
