@@ -1,0 +1,105 @@
+"""What every method asks of the tensors that it is given, asked in one way and with one message.
+
+Functions that only compute (losses, scores, norms) let NaN through to their result, where a
+training loop and `torch.amp.GradScaler` find it. Functions that decide, count, order, project or
+store refuse it, because their result would hide it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["class_labels", "finite", "indices", "sign_labels", "widened"]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def finite(name: str, values: Tensor) -> None:
+    """Raise a ValueError that names the first row with NaN or infinity.
+
+    Args:
+        name: What the values are, for the message.
+        values: Any shape and type; integers are finite.
+    """
+    good = values.detach().isfinite()
+    if bool(good.all()):
+        return
+    if values.ndim == 0:
+        raise ValueError(f"{name} must be finite, got {float(values)}")
+    bad = (
+        int((~good).flatten(1).any(1).nonzero()[0])
+        if values.ndim > 1
+        else int((~good).nonzero()[0])
+    )
+    found = values.detach()[bad]
+    shown = float(found[~found.isfinite()].flatten()[0]) if found.ndim else float(found)
+    raise ValueError(f"{name} must be finite, row {bad} holds {shown}")
+
+
+def class_labels(y: Tensor, num_classes: int | None = None) -> Tensor:
+    """Return class numbers as int64, whatever type of integer they come in.
+
+    Unsigned bytes index as a mask and wrap round below 0, so no method computes with them.
+
+    Args:
+        y: Class numbers, any shape, an integer type or bool.
+        num_classes: Number of classes, to check the range.
+
+    Raises:
+        ValueError: If ``y`` is floating point or complex, or a number is out of range.
+    """
+    if y.is_floating_point() or y.is_complex():
+        raise ValueError(f"labels must be class numbers of an integer type, got {y.dtype}")
+    labels = y.long()
+    if num_classes is not None and labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"labels must be from 0 to {num_classes - 1}, got {low} to {high}")
+    return labels
+
+
+def sign_labels(y: Tensor) -> Tensor:
+    """Return labels -1 and +1 in a signed type: floating ones as they are, integers as int64.
+
+    Args:
+        y: Labels, any shape. ``2 * y - 1`` of unsigned bytes gives 255 for -1 and is refused.
+
+    Raises:
+        ValueError: If a label is another number, or the type is bool or complex.
+    """
+    if y.dtype == torch.bool or y.is_complex():
+        raise ValueError(f"labels must be the numbers -1 and +1, got {y.dtype}")
+    labels = y if y.is_floating_point() else y.long()
+    good = (labels == 1) | (labels == -1)
+    if not bool(good.all()):
+        found = sorted(set(labels[~good].flatten()[:1000].tolist()))[:5]
+        advice = "; unsigned bytes cannot hold -1: convert with .long() first"
+        raise ValueError(
+            f"labels must be -1 or +1, got {found}{advice if y.dtype == torch.uint8 else ''}"
+        )
+    return labels
+
+
+def indices(index: Tensor, count: int) -> Tensor:
+    """Return indices of examples as int64 on the CPU.
+
+    Args:
+        index: Shape ``(B,)``, an integer type.
+        count: Number of examples.
+
+    Raises:
+        ValueError: If the shape or the type is another, or an index is out of range.
+    """
+    if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"index must be of integers with shape (B,), got {index}")
+    found = index.detach().cpu().long()
+    wrong = found[(found < 0) | (found >= count)][:5].tolist()
+    if wrong:
+        raise ValueError(f"index must be from 0 to {count - 1}, got {wrong}")
+    return found
+
+
+def widened(values: Tensor) -> Tensor:
+    """Return half-precision values in float32, where their sums are accumulated; others as is."""
+    return values.float() if values.dtype in _HALF else values
