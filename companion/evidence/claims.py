@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from companion.evidence.formulas import Formula, Function
+import numpy as np
+
+from companion.evidence.formulas import Formula, Function, Items
 from companion.evidence.ledger import Claim, Part, Setting, criterion_hash
 from companion.evidence.rule import (
     MIN_BLOCKS,
@@ -31,6 +33,7 @@ from companion.evidence.rule import (
     combine_settings,
     detectable_effect,
     fifths,
+    interval_for_other_items,
     pool,
     power_of_sign,
     rule_exact,
@@ -45,6 +48,7 @@ __all__ = ["Aside", "Effect", "Judgement", "Record", "judge", "round_numbers", "
 Record = Mapping[str, Any]
 
 MIN_PLATEAU_PERCENT = 90
+ITEM_VALUES = "item_values"
 SKEWED, FEW = 1.5, 24  # such skewness with fewer seeds is said
 
 
@@ -76,6 +80,8 @@ class Effect:
             fewer.
         detectable: Smallest effect that 80 % power would find.
         power: Power for the published effect.
+        other_items: Interval of 95 % of the mean for other test items of the same kind as well as
+            other seeds, where the records hold what became of each item.
     """
 
     part: str
@@ -100,6 +106,7 @@ class Effect:
     seeds_needed: int | None = None
     detectable: float | None = None
     power: float | None = None
+    other_items: Pair | None = None
 
     @property
     def words(self) -> str:
@@ -245,7 +252,7 @@ class Judgement:
 
 def _read_effect(plain: Mapping[str, Any]) -> Effect:
     values = {int(seed): value for seed, value in plain["values"].items()}
-    return Effect(**{**_with_pairs(plain, "sign", "size"), "values": values})
+    return Effect(**{**_with_pairs(plain, "sign", "size", "other_items"), "values": values})
 
 
 def _with_pairs(plain: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -308,6 +315,16 @@ class _Records:
             undefined = f"{len(values)} of {needed} {what}" + (f": {absent}" if absent else "")
         return values, undefined
 
+    def items(self, formula: Formula, seeds: Iterable[int]) -> Items | None:
+        """The number of each test item, a row a seed; ``None`` where the records have no items."""
+        if (item_values := self.functions.get(ITEM_VALUES)) is None:
+            return None
+        rows = [formula.evaluate_items(self.by_seed[seed], item_values) for seed in seeds]
+        known = [row for row in rows if row is not None]
+        if not known or len(known) < len(rows) or len({len(row) for row in known}) > 1:
+            return None
+        return np.stack(known)
+
 
 def judge(
     claim: Claim,
@@ -322,7 +339,8 @@ def judge(
     Args:
         claim: The entry of the ledger.
         records: All runs of the chapter.
-        functions: Functions of the chapter that formulas may call.
+        functions: Functions of the chapter that formulas may call; one named ``item_values`` gives
+            the values of the test items of a record and a metric.
         known_arms: Arms of the chapter, to refuse a formula that names another; not asked without.
         all_there_are: Whether fewer seeds than the ledger's count, and fewer settings, may decide:
             for comparing record sets, never for the word of a claim.
@@ -403,7 +421,7 @@ def _judge_part(part: Part, source: _Records, level: Level) -> _Judged:
     found = list(_rulings(part, source, level))
     rulings = [ruling for *_, ruling in found]
     effects = tuple(
-        _effect(part, setting, formula, ruling, values, source.claim)
+        _effect(part, setting, formula, ruling, values, source)
         for setting, formula, values, ruling in found
     )
     together = None
@@ -463,9 +481,10 @@ def _effect(
     formula: Formula,
     ruling: Ruling,
     values: dict[int, float],
-    claim: Claim,
+    source: _Records,
 ) -> Effect:
     amount = part.amount
+    claim = source.claim
     effect = Effect(
         part=part.name,
         name=setting.name,
@@ -502,6 +521,8 @@ def _effect(
             stability=stability(counted, worth, part.kind) if ruling.word != "open" else None,
             detectable=detectable_effect(ruling.sd, len(counted)),
         )
+    if part.kind != "timing" and (items := source.items(formula, values)) is not None:
+        effect = replace(effect, other_items=interval_for_other_items(counted, items))
     if ruling.word == "open" and worth > 0:
         needed = seeds_for_power(worth / ruling.sd)
         if needed is None or needed > len(counted):  # else such an effect was likely to be found

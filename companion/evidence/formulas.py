@@ -20,11 +20,13 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Formula", "Function", "source_hash"]
+__all__ = ["Formula", "Function", "Items", "source_hash"]
 
 Record = Mapping[str, Any]
 Function = Callable[..., float]
+Items = NDArray[np.float64]
 
 # Logarithms go through `math`: NumPy's choose a kernel by the processor, with other last digits.
 _BUILT_IN: dict[str, Callable[..., Any]] = {
@@ -116,13 +118,43 @@ class Formula:
             KeyError: If an arm, a metric or a curve is absent.
             ValueError: If an arm has two records, or a function is unknown.
         """
+        return float(self._value(records, functions or {}))
+
+    def evaluate_items(
+        self, records: Iterable[Record], items: Callable[[Record, str], Items | None]
+    ) -> Items | None:
+        """Compute the number of each test item; ``None`` where arms have no items, or no metric.
+
+        Args:
+            records: Records of one seed.
+            items: Values of an arm's items ``(N,)`` for a metric.
+
+        Raises:
+            KeyError: If an arm is absent.
+            ValueError: If an arm has two records.
+        """
+        if not self.of or self.functions or self._reads_more_than_a_metric:
+            return None
+        found = []
+        for record in records:
+            if record["arm"] in self.arms:
+                if (values := items(record, self.of)) is None:
+                    return None
+                found.append({"arm": record["arm"], "metrics": {self.of: values}})
+        return np.asarray(self._value(found, {}), np.float64)
+
+    @cached_property
+    def _reads_more_than_a_metric(self) -> bool:
+        others = ast.Subscript | ast.Attribute | ast.Call | ast.Compare
+        return any(isinstance(node, others) for node in ast.walk(self._tree))
+
+    def _value(self, records: Iterable[Record], known: Mapping[str, Function]) -> Any:
         by_arm: dict[str, Record] = {}
         wanted = set(self.arms)
         for record in records:
             arm = record["arm"]
             if arm in wanted and by_arm.setdefault(arm, record) is not record:
                 raise ValueError(f"two records of {arm!r} for one seed: which does {self} mean?")
-        known = functions or {}
         if unknown := [name for name in self.functions if name not in known]:
             raise ValueError(f"unknown function {unknown[0]!r} in {self.text!r}")
 
@@ -160,7 +192,7 @@ class Formula:
         def argument(node: ast.expr) -> Any:
             return record_of(node.id) if isinstance(node, ast.Name) else value(node)
 
-        return float(value(self._tree))
+        return value(self._tree)
 
     def _check(self, node: ast.expr) -> None:
         """Refuse everything that `evaluate` does not know."""

@@ -36,6 +36,7 @@ __all__ = [
     "combine_settings",
     "detectable_effect",
     "fifths",
+    "interval_for_other_items",
     "pool",
     "power_of_sign",
     "rule_exact",
@@ -488,6 +489,29 @@ def stability(values: Sequence[float], worth: float, kind: Kind = "effect") -> f
     alone = words_of(x.mean()[None], x.std(ddof=1)[None], n, worth, kind, merge_small=True)
     words = words_of(mean, sd, n, worth, kind, merge_small=True)
     return float((words == alone).mean())
+
+
+def interval_for_other_items(values: Sequence[float], items: NDArray[np.float64]) -> Pair | None:
+    """Interval of 95 % of a mean, for other seeds and other test items of the same kind.
+
+    All seeds share one test set, so their spread says nothing of another one. The variance is
+    $s^2/n + v/N$ with the variance $v$ between the N items' means over seeds; that holds what
+    seeds add to an item's mean as well, so the interval errs on the wide side.
+
+    Args:
+        values: One a seed, at least two.
+        items: Value of each item, ``(n, N)``; NaN for an item that was not tested.
+
+    Returns:
+        The interval; ``None`` with fewer than two items.
+    """
+    means = items[:, ~np.isnan(items).any(axis=0)].mean(axis=0)
+    if means.shape[0] < 2:
+        return None
+    mean, sd = (float(each) for each in mean_and_sd(values))
+    n = len(values)
+    half = _quantile(0.95, n - 1) * math.sqrt(sd**2 / n + float(means.var(ddof=1)) / len(means))
+    return mean - half, mean + half
 
 
 def words_of(

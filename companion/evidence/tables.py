@@ -216,6 +216,9 @@ def _effect_lines(effects: Sequence[Effect], width: int) -> list[str]:
             facts.append(f"narrow: {100 * effect.stability:.0f} % of resamples say so")
         if effect.seeds_needed is not None:
             facts.append(f"{effect.seeds_needed} seeds would find the smallest effect")
+        if effect.other_items is not None:
+            wide = shown_effect(replace(effect, size=effect.other_items)).split(" [")[1]
+            facts.append(f"with other test items like these [{wide}")
         if effect.skew is not None:
             facts.append(f"skewed ({effect.skew:.1f})")
         lines += textwrap.wrap(
@@ -288,6 +291,7 @@ def verdict_json_row(each: Judgement) -> dict[str, Any]:
                 "sd": effect.sd,
                 "sign": list(effect.sign) if effect.sign else None,
                 "size": list(effect.size) if effect.size else None,
+                "other_items": list(effect.other_items) if effect.other_items else None,
                 "word": effect.word,
                 "addition": effect.addition,
             }

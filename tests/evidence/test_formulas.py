@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -174,3 +175,21 @@ def test_the_hash_sees_code_helpers_and_constants_and_no_wording(tmp_path):
 def test_every_function_of_a_chapter_has_a_hash(number):
     hashes = [source_hash(function) for function in functions_of(number).values()]
     assert len(set(hashes)) == len(hashes)
+
+
+def items_of(one, metric):
+    return one.get("items", {}).get(metric)
+
+
+def test_items_are_computed_as_the_whole():
+    there = [{**each, "items": {"loss": np.array([1.0, 3.0])}} for each in RECORDS]
+    there[1]["items"] = {"loss": np.array([0.5, 1.0])}
+    assert Formula("100 * one - 100 * two", "loss").evaluate_items(there, items_of).tolist() == [
+        50.0,
+        200.0,
+    ]
+    for other in (Formula("total(one, two)"), Formula('one - two["steps"]', "loss")):
+        assert other.evaluate_items(there, items_of) is None
+    assert Formula("one - two", "loss").evaluate_items(RECORDS, items_of) is None
+    with pytest.raises(KeyError, match="no record of two"):
+        Formula("one - two", "loss").evaluate_items(there[:1], items_of)

@@ -318,3 +318,17 @@ def test_many_words_at_once_are_the_words_one_by_one(x, worth, kind):
         return
     [word] = r.words_of(np.array([mean]), np.array([sd]), len(x), worth, kind)
     assert r._ruled(list(x), worth, kind, r.Level(), least=5).word == word
+
+
+def test_interval_for_other_items_holds_both_spreads():
+    rng = np.random.default_rng(0)
+    missed, runs, seeds, count = 0, 400, 8, 60
+    for _ in range(runs):  # a value is 1 + what an item adds, shared by seeds, + noise
+        items = 1 + rng.normal(size=count) + 0.5 * rng.normal(size=(seeds, count))
+        pair = r.interval_for_other_items(items.mean(axis=1).tolist(), items)
+        assert pair is not None
+        missed += not pair[0] <= 1 <= pair[1]
+    assert missed <= 0.05 * runs
+    untested = np.column_stack([items, np.full(seeds, np.nan)])
+    assert r.interval_for_other_items(items.mean(axis=1).tolist(), untested) == pair
+    assert r.interval_for_other_items([1.0, 2.0], items[:2, :1]) is None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 from companion.experiments.records import Record
 
-__all__ = ["early_lead", "final_recall", "recall"]
+__all__ = ["early_lead", "final_recall", "item_values", "recall"]
 
 DIRECTIONS = ("i2t", "t2i")
 EARLY = 0.05  # share of the longer run's epochs
@@ -17,6 +20,24 @@ def recall(arm: Record) -> float:
     """R@1 of the test part in per cent, averaged over both directions."""
     metrics = arm["metrics"]
     return float(sum(metrics[f"test/{direction}/r1"] for direction in DIRECTIONS) / 2)
+
+
+def item_values(arm: Record, metric: str) -> NDArray[np.float64] | None:
+    """R@1 of each concept of the test part in per cent, over the galleries that hold it.
+
+    Returns:
+        Shape ``(N,)``, the same concepts for every seed, NaN for one in no gallery; ``None`` for
+        another metric, or where the record has no concepts.
+    """
+    direction = metric.removeprefix("test/").removesuffix("/r1")
+    if metric != f"test/{direction}/r1" or direction not in arm.get("hits", {}):
+        return None
+    right, times = (_digits(text) for text in (arm["hits"][direction], arm["galleries"]))
+    return np.divide(100 * right, times, out=np.full(len(right), np.nan), where=times > 0)
+
+
+def _digits(text: str) -> NDArray[np.float64]:
+    return np.frombuffer(text.encode("ascii"), np.uint8).astype(np.float64) - ord("0")
 
 
 def final_recall(arm: Record) -> float:
