@@ -120,7 +120,7 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
         judgements: Of all chapters.
     """
     set_style()
-    figure = Figure(figsize=(10.0, 3.9))
+    figure = Figure(figsize=(10.0, 2.9))
     dots, effects = figure.subplots(1, 2, width_ratios=(1.5, 1))
     divided = by_chapter(judgements)
     known = {each.id: each for each in judgements}
@@ -143,7 +143,7 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
     names = [f"{method.name}\n{method.work}" for method in METHODS]
     dots.set_yticks(range(len(METHODS)), names)
     dots.set_xticks([])
-    dots.set_title("each claim: large, of the authors; small, other")
+    dots.set_title("every claim (large: of the authors)")
     for axis in (dots, effects):
         axis.set_ylim(len(METHODS) - 0.5, -0.5)
         axis.grid(False)
@@ -151,8 +151,8 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
     effects.axvline(0, color="k", linewidth=1)
     effects.axvspan(-1, 1, color="#000000", alpha=0.06, linewidth=0)
     effects.set_xlim(-FARTHEST - 0.3, FARTHEST + 0.3)
-    effects.set_xlabel("effect / effect worth having; arrow: off scale")
-    effects.set_title("one claim of each method, by setting")
+    effects.set_xlabel("effect / smallest worth having")
+    effects.set_title("one claim of each")
     handles = [
         Line2D(
             [],
@@ -247,7 +247,7 @@ def front_table(judgements: Sequence[Judgement]) -> str:
 
 def _said(each: Judgement) -> str:
     size = each.published_effect
-    return f"{each.front} ({f'published: {size}' if size else 'no number published'})"
+    return f"{each.front} (published: {size})" if size else each.front
 
 
 def found_in_short(judgement: Judgement) -> str:
@@ -275,7 +275,7 @@ def found_in_short(judgement: Judgement) -> str:
 
 
 def _scale(each: Judgement) -> str:
-    words = {"same": "as in the source", "scaled": "scaled down", "proxy": "other data"}
+    words = {"same": "as theirs", "scaled": "scaled", "proxy": "other data"}
     return f"{words[each.scope]}, {max((effect.n for effect in each.effects), default=0)} seeds"
 
 

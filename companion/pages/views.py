@@ -167,23 +167,26 @@ def _verdicts_block() -> str:
     if early or after:
         said += (
             f" **They are provisional**: the rules of {after} were written after the data, and the"
-            f" records of {early} were made before every processor computed the same bytes; fresh"
-            " seeds will answer."
+            f" records of {early} made before every processor computed the same bytes; fresh seeds"
+            " will answer."
         )
-    units = "Percentages say how much less the method needs or leaves; brackets are 95 % intervals."
+    units = (
+        "Percentages say how much less is needed or left, brackets are 95 % intervals; in the"
+        " picture an arrow lies beyond the scale, grey is too small to be worth having."
+    )
     return f"{said}\n\n{front_table(judged)}\n\n{units}"
 
 
 def _times_block() -> str:
     chapters = [chapter for number in TITLES if (chapter := load_chapter(number)) is not None]
     plans = [run.predicted_seconds for chapter in chapters for run in chapter.plan("standard")]
-    said = f"By its plan `make reproduce` takes {sum(plans) / 120:.0f} min on two cores."
     path = RESULTS / "bench" / "fresh_clone.json"
-    if not path.is_file():
-        return said
-    found = json.loads(path.read_text(encoding="utf-8"))
-    steps = ", ".join(f"{row['step']} {row['measured']}" for row in found["rows"])
-    return f"{said} Measured on {found['machine']}: {steps}."
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
+    measured = {row["name"]: f"{row['step']} {row['measured']}" for row in found["rows"]}
+    if "reproduce" not in measured:
+        measured["reproduce"] = f"`make reproduce` {sum(plans) / 120:.0f} min by its plan"
+    said = ", ".join(text for text in measured.values())
+    return f"On {found.get('machine', 'two cores')}: {said}."
 
 
 def render_readme(text: str) -> str:
