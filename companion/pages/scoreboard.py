@@ -141,7 +141,7 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
         if method.key in known:
             _draw_effect(effects, row, known[method.key])
     names = [f"{method.name}\n{method.work}" for method in METHODS]
-    dots.set_yticks(range(len(METHODS)), names)
+    dots.set_yticks(range(len(METHODS)), names, fontsize=8, linespacing=1.0)
     dots.set_xticks([])
     dots.set_title("every claim (large: of the authors)")
     for axis in (dots, effects):
