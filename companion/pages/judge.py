@@ -11,8 +11,10 @@ the canonical records of *standard* give, at the seeds that they have.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,15 +171,17 @@ def judge(
         write_atomic(readme, after)
         say(f"wrote {readme.name}")
     outdated = [n for n in (*numbers, *OVERVIEWS) if notebook_faults(n)]
+    if not render:
+        for number in outdated:
+            name = notebook_path(number).name
+            say(f"{name} shows older results: `make judge-render CHAPTERS={number}`")
+        return
     for number in outdated:
-        path = notebook_path(number)
-        if not render:
-            say(f"{path.name} shows older results: `make judge-render CHAPTERS={number}`")
-            continue
-        say(f"executing {path.name}")
+        say(f"executing {notebook_path(number).name}")
         if number in KEY_FIGURES:
             write_key_figure(number)
-        execute_notebook(path)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each has a kernel, a process of its own
+        list(pool.map(execute_notebook, map(notebook_path, outdated)))
 
 
 def pose(number: str) -> list[str]:
