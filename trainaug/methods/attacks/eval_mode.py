@@ -47,7 +47,11 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
 
 
 def _held(item: Any) -> Iterator[Any]:
-    if isinstance(item, functools.partial):
+    if isinstance(item, nn.Module):  # modules that are no submodules, as in a list
+        for part in item.modules():
+            held = (value for name, value in vars(part).items() if name[0] != "_")
+            yield from (value for value in held if not isinstance(value, torch.ScriptMethod))
+    elif isinstance(item, functools.partial):
         yield from (item.func, *item.args, *item.keywords.values())
     elif isinstance(item, MethodType):
         yield from (item.__self__, item.__func__)
@@ -61,19 +65,25 @@ def _held(item: Any) -> Iterator[Any]:
         yield from vars(item).values()
 
 
-def _modules_in(model: Callable[..., Any]) -> Iterator[nn.Module]:
-    """Yield the modules that a callable holds, the nearest first."""
+def _reached(model: Callable[..., Any]) -> list[Any]:
+    """Return what a callable holds, the nearest first."""
     waiting: deque[Any] = deque([model])
     known: dict[int, Any] = {}  # with the objects, so that no address is used twice
     while waiting and len(known) < _MOST_OBJECTS:
         item = waiting.popleft()
         if id(item) in known:
             continue
+        if isinstance(item, torch.ScriptMethod):
+            raise TypeError("pass a scripted module itself, or a function of it: not its method")
         known[id(item)] = item
-        if isinstance(item, nn.Module):
-            yield item
-        else:
-            waiting.extend(_held(item))
+        waiting.extend(_held(item))
+    return list(known.values())
+
+
+def _is_compiled(item: Any) -> bool:
+    if isinstance(item, nn.Module):
+        return any("_orig_mod" in m._modules or m._compiled_call_impl for m in item.modules())
+    return isinstance(item, FunctionType) and hasattr(item, "_torchdynamo_orig_callable")
 
 
 class _Modules:
@@ -116,30 +126,42 @@ class _Modules:
                     buffer.copy_(before)
 
 
+_attacked = threading.local()  # the modules of the attacks that a thread is in, the innermost last
+
+
+def _before_forward(module: nn.Module, _: Any) -> None:
+    for modules in getattr(_attacked, "stack", [])[-1:]:  # other threads may train meanwhile
+        modules.add(module)
+
+
 @contextmanager
 def eval_mode(model: Callable[..., Any]) -> Iterator[None]:
     """Keep every module that a callable runs in eval mode; restore modes and buffers at the end.
 
     Modules are looked for in what the callable holds: bound objects, arguments of partials,
     closures, attributes, globals that it names. Any other module is seen when it is called, before
-    its forward pass. Buffers are put back also where eval mode does not protect them.
+    its forward pass, unless something in the callable is compiled: that would be compiled anew for
+    each attack. Buffers are put back also where eval mode does not protect them.
 
     Args:
         model: A module, or any callable that runs some.
+
+    Raises:
+        TypeError: If the callable is a method of a scripted module, which cannot be reached.
     """
     modules = _Modules()
-    owner = threading.get_ident()
-
-    def before_forward(module: nn.Module, _: Any) -> None:
-        # Other threads may train meanwhile; compiled code has been seen as a whole.
-        if not torch.compiler.is_compiling() and threading.get_ident() == owner:
-            modules.add(module)
-
-    handle = register_module_forward_pre_hook(before_forward)
+    items = _reached(model)
+    stack = _attacked.__dict__.setdefault("stack", [])
+    is_watched = not any(map(_is_compiled, items))
+    handle = register_module_forward_pre_hook(_before_forward) if is_watched else None
+    stack.append(modules)
     try:
-        for module in _modules_in(model):
-            modules.add(module)
+        for item in items:
+            if isinstance(item, nn.Module):
+                modules.add(item)
         yield
     finally:
-        handle.remove()
+        if handle is not None:
+            handle.remove()
+        stack.remove(modules)
         modules.restore()

@@ -53,7 +53,7 @@ def _check_finite(name: str, values: Tensor, when: str) -> None:
         bad = values[row][~values[row].isfinite()].flatten()[0]
         raise FloatingPointError(
             f"the {name} has {int((~good).sum())} examples of {len(values)} that are not finite, "
-            f"example {row} holds {float(bad)} {when}"
+            f"example {row} holds {float(bad.detach())} {when}"
         )
 
 
@@ -86,7 +86,8 @@ def _box(bounds: Bounds | None, x: Tensor) -> Bounds | None:
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device).detach() for b in bounds)
         for bound in (low, high):
-            if bound.ndim > x.ndim or bound.expand_as(x[:1]).shape != x[:1].shape:
+            sides = zip(reversed(bound.shape), reversed(x.shape), strict=False)
+            if bound.ndim > x.ndim or any(side not in (1, full) for side, full in sides):
                 raise ValueError(f"bounds must fit {tuple(x.shape[1:])}, got {tuple(bound.shape)}")
         fits = bool((low < high).all())
     else:
