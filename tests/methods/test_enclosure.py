@@ -407,7 +407,7 @@ ONES = torch.ones(2).double()
     [
         ({"X": torch.ones(2)}, r"X must have shape \(N, D\)"),
         ({"X": torch.full((2, 2), math.nan)}, "finite, row 0"),
-        ({"y": torch.tensor([0, 1])}, r"labels must be -1 or \+1, got \[0, 1\]"),
+        ({"y": torch.tensor([0, 1])}, r"labels must be -1 or \+1, got \[0\]"),
         ({"y": torch.ones(3)}, r"y must have shape \(2,\), got \(3,\)"),
         ({"attack": "l4"}, "unknown norm 'l4'"),
         ({"attack": FourierNorm("l1", (2, 2))}, r"\(2, 2\) does not fit 2 columns"),

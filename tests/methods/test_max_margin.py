@@ -340,7 +340,7 @@ def test_unknown_solver_and_attack_are_named(gaussian: Gaussian) -> None:
         (torch.ones(3), torch.ones(3), r"X must have shape \(N, D\)"),
         (torch.ones(0, 2), torch.ones(0), "N, D >= 1"),
         (torch.ones(2, 2), torch.ones(3), r"y must have shape \(2,\)"),
-        (torch.ones(2, 2), torch.tensor([0, 1]), r"labels must be -1 or \+1, got \[0, 1\]"),
+        (torch.ones(2, 2), torch.tensor([0, 1]), r"labels must be -1 or \+1, got \[0\]"),
         (torch.full((2, 2), math.nan), torch.ones(2), "finite, row 0"),
         (torch.full((2, 2), math.inf), torch.ones(2), "finite, row 0"),
     ],

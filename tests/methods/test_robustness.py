@@ -279,9 +279,10 @@ BAD_DATA = {
     "no features": (torch.ones(3, 0), OK_Y, r"N, D >= 1, got \(3, 0\)"),
     "too few labels": (OK_X, OK_Y[:2], r"y must have shape \(3,\), got \(2,\)"),
     "labels as a column": (OK_X, OK_Y.unsqueeze(1), r"y must have shape \(3,\), got \(3, 1\)"),
-    "labels 0/1": (OK_X, torch.tensor([0, 1, 1]), r"labels must be -1 or \+1, got \[0, 1\]"),
-    "label 0.5": (OK_X, torch.tensor([0.5, -1, 1]), r"-1 or \+1, got \[-1.0, 0.5, 1.0\]"),
-    "boolean labels": (OK_X, torch.tensor([True, False, True]), r"labels must be -1 or \+1"),
+    "labels 0/1": (OK_X, torch.tensor([0, 1, 1]), r"labels must be -1 or \+1, got \[0\]"),
+    "label 0.5": (OK_X, torch.tensor([0.5, -1, 1]), r"-1 or \+1, got \[0.5\]"),
+    "boolean labels": (OK_X, torch.tensor([True, False, True]), "labels must be .*got torch.bool"),
+    "bytes for -1": (OK_X, 2 * torch.tensor([1, 0, 1]).byte() - 1, r"got \[255\]; unsigned bytes"),
     "NaN label": (OK_X, torch.tensor([math.nan, 1, 1]), r"labels must be -1 or \+1, got"),
     "NaN input": (torch.tensor([[0, 0], [0, math.nan], [0, 0]]), OK_Y, "finite, row 1"),
     "infinite input": (torch.tensor([[0, 0], [0, 0], [math.inf, 0]]), OK_Y, "finite, row 2"),
@@ -333,10 +334,10 @@ def test_radius_of_zero_weights_is_refused(call: Callable[..., object], w: Tenso
         call(w, OK_X, OK_Y, "l2")
 
 
-@pytest.mark.parametrize("eps", [-1e-12, -1.0, math.nan])
+@pytest.mark.parametrize("eps", [-1e-12, -1.0, math.nan, math.inf])
 def test_negative_or_missing_radius_is_refused(eps: float) -> None:
     for call in (worst_case_margin, robust_error):
-        with pytest.raises(ValueError, match=f"eps must be at least 0, got {eps}"):
+        with pytest.raises(ValueError, match=f"eps must be finite and at least 0, got {eps}"):
             call(OK_W, OK_X, OK_Y, "l2", eps)
     with pytest.raises(ValueError, match=f"got {eps}"):
         worst_case_perturbation(OK_W, OK_Y, "l2", eps)
@@ -347,7 +348,8 @@ def test_negative_or_missing_radius_is_refused(eps: float) -> None:
     [
         (OK_W, OK_Y, "l2", math.inf, "finite and at least 0, got inf"),
         (OK_W, OK_Y, "l7", 1.0, "unknown norm 'l7'"),
-        (OK_W, torch.tensor([0, 1]), "l2", 1.0, r"labels must be -1 or \+1, got \[0, 1\]"),
+        (OK_W, torch.tensor([0, 1]), "l2", 1.0, r"labels must be -1 or \+1, got \[0\]"),
+        (OK_W, torch.tensor([1, 255]).byte(), "l2", 1.0, r"got \[255\]; unsigned bytes"),
         (OK_W, torch.tensor([0.5]), "l1", 1.0, r"labels must be -1 or \+1, got \[0.5\]"),
         (OK_W, OK_Y.unsqueeze(1), "l2", 1.0, r"y of shape \(N,\), got \(2,\), \(3, 1\)"),
         (torch.ones(2, 2), OK_Y, "l2", 1.0, r"w of shape \(D,\)"),
