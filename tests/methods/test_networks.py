@@ -382,7 +382,7 @@ def test_rows_without_a_gradient_stay_and_separated_rows_go_on(randn):
         if name in ("dense", "conv"):
             assert not call().any()
     Z = torch.full((1, 2, 6), 1e4).double()  # every margin is out of reach of exp
-    for _, call in trainers(Z, 300):
+    for _, call in trainers(Z, 60):
         with contextlib.suppress(FloatingPointError):  # or says that the loss is flat
             assert bool(call().isfinite().all())
 

@@ -165,6 +165,9 @@ def test_direction_of_l2_is_the_gradient_to_the_last_bit(randn: Randn) -> None:
 def test_direction_refuses_an_unknown_norm() -> None:
     with pytest.raises(ValueError, match="unknown norm 'l0'"):
         steepest_direction(torch.ones(2), "l0")  # type: ignore[arg-type]
+    for kind in NORMS:
+        with pytest.raises(ValueError, match=r"floating-point gradients, got torch\.uint8"):
+            steepest_direction(torch.ones(2, dtype=torch.uint8), kind)
 
 
 # --- the optimiser: values

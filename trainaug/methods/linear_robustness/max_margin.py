@@ -55,7 +55,8 @@ class NotSeparableError(ValueError):
     def __init__(self, q: Tensor, distance: float) -> None:
         super().__init__(
             "the data are not linearly separable without bias: a convex combination of the rows "
-            f"y_i x_i has largest entry {distance:.1e}, so no w gives every row a positive margin"
+            f"y_i x_i is zero (largest entry {distance:.1e} after rounding), so no w gives every "
+            "row a positive margin"
         )
         self.q = q
         self.distance = distance
@@ -182,13 +183,15 @@ def _solved(
 
     kind = dual(attack)
     scale = float(norm(Z, attack).max()) if columns is None else 1.0
-    rows = (Z / scale).numpy()
     variable = cp.Variable(Z.shape[1])
-    rows = rows if basis is None else rows @ basis.numpy()
     weights: Any = variable
-    if columns is not None:
-        rows = rows / columns.numpy()
-        weights = cp.multiply(1 / (columns.numpy() * unit), variable)
+    if columns is None:
+        rows = (Z / scale).numpy()
+        rows = rows if basis is None else rows @ basis.numpy()
+    else:
+        rows = (Z / columns).numpy()
+        weights = cp.multiply((1 / (columns * unit)).numpy(), variable)
+        weights = weights if basis is None else basis.T.numpy() @ weights
     margin: Any = rows @ variable >= 1
     size: Any = (
         _half_spectrum_norm(weights, kind, alone)
@@ -207,10 +210,10 @@ def _solved(
     w = torch.as_tensor(variable.value, dtype=torch.float64, device="cpu") / scale
     lam = torch.as_tensor(margin.dual_value, dtype=torch.float64, device="cpu") / scale
     if columns is not None:
-        w, lam = w / columns, lam * unit
-    w = w if basis is None else basis @ w
-    if columns is not None:
-        lam = _corrected(Z, w, lam, attack)
+        w = w / columns
+        lam = _corrected(Z, w, lam * unit, attack)
+    elif basis is not None:
+        w = basis @ w
     found = _certify(Z, w, lam, attack, solver, device)
     if not abs(found.gap) <= _GAP:
         raise _UnsolvedError(f"{solver} left a relative gap of {found.gap:.1e}")
@@ -226,7 +229,7 @@ def _solved_scaled(
     device: torch.device,
 ) -> MaxMargin | None:
     """Solve with all columns of one size, for several guesses of the size of the optimum."""
-    columns = (Z if basis is None else Z @ basis).abs().amax(0)  # (D,)
+    columns = Z.abs().amax(0)  # (D,)
     columns = torch.where(columns > 0, columns, columns.max())
     for unit in sorted({1 / float(columns.min()), 1 / float(columns.max()), 1.0}):
         try:

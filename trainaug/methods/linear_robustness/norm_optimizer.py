@@ -129,5 +129,5 @@ def _rebuilt(kind: Any) -> Any:
     if isinstance(kind, (tuple, list)):
         for order in ("l1", "linf"):
             if len(kind) == 2 and kind[0] == f"fourier_{order}":
-                return FourierNorm(order, tuple(kind[1]))  # type: ignore[arg-type]
+                return FourierNorm(order, tuple(kind[1]))
     return kind

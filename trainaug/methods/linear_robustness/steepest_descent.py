@@ -65,6 +65,8 @@ def steepest_direction(g: Tensor, weight_norm: Norm) -> Tensor:
         tensor([-7.,  7.])
     """
     attack = dual(weight_norm)
+    if not g.is_floating_point():  # the negative of an unsigned number wraps round
+        raise ValueError(f"expected floating-point gradients, got {g.dtype}")
     if weight_norm == "l2":
         return -g  # exact, where the product below rounds
     wide = widened(g)
