@@ -107,7 +107,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel):
             model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner
         else:
             return model
@@ -117,7 +117,8 @@ def eagerly() -> AbstractContextManager[Any]:
     """Run what is compiled as it was written: compiled code runs no hooks and one backward pass."""
     if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and the import is slow
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

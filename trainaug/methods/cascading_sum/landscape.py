@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 import torch
@@ -53,7 +54,7 @@ class _Objective:
         modes = [(module, module.training) for module in self.model.modules()]
         try:
             self.model.eval()
-            with eagerly(), full_precision(next(iter(at.values())).device):
+            with eagerly():
                 return self.criterion(functional_call(self.model, at, (self.x,)), self.y).mean()
         finally:
             for module, mode in modes:
@@ -65,12 +66,15 @@ class _Objective:
 
     def loss_and_gradient(self, at: Parameters) -> tuple[float, Parameters]:
         leaves = {name: p.detach().requires_grad_() for name, p in at.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), self.precisely():
             loss = self.loss(leaves)
             found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         if not loss.isfinite() or not all(bool(v.isfinite().all()) for v in found):
             raise FloatingPointError(f"the loss, {loss.item()}, or its gradient is not finite")
         return loss.item(), dict(zip(leaves, found, strict=True))
+
+    def precisely(self) -> AbstractContextManager[Any]:
+        return full_precision(next(iter(self.start.values())).device)
 
     def draw(self, generator: torch.Generator) -> Parameters:
         return {name: _normal_like(p, generator) for name, p in self.start.items()}
@@ -94,22 +98,23 @@ class _Hessian:
 
     def __init__(self, objective: _Objective) -> None:
         leaves = {name: p.clone().requires_grad_() for name, p in objective.start.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), objective.precisely():
             loss = objective.loss(leaves)
             slope = torch.autograd.grad(
                 loss, list(leaves.values()), create_graph=True, materialize_grads=True
             )
-        self.leaves = leaves
+        self.objective, self.leaves = objective, leaves
         self.curved = {n: s for n, s in zip(leaves, slope, strict=True) if s.requires_grad}
 
     def product(self, vector: Parameters) -> Parameters:
-        product = torch.autograd.grad(
-            list(self.curved.values()),
-            list(self.leaves.values()),
-            [vector[n] for n in self.curved],
-            retain_graph=True,
-            materialize_grads=True,
-        )
+        with self.objective.precisely():
+            product = torch.autograd.grad(
+                list(self.curved.values()),
+                list(self.leaves.values()),
+                [vector[n] for n in self.curved],
+                retain_graph=True,
+                materialize_grads=True,
+            )
         return dict(zip(self.leaves, product, strict=True))
 
 

@@ -356,7 +356,8 @@ def _parts(batch: Any) -> tuple[Any, Any, Tensor]:
         kind = f"{type(batch).__name__} of {[*batch]}" if isinstance(batch, Mapping) else ""
         raise TypeError(f"a batch must be (x, y, index), got {kind or type(batch).__name__}")
     x, y, index = batch
-    found = indices(torch.as_tensor(index), LARGEST_INDEX)
+    given = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
+    found = indices(given, LARGEST_INDEX)
     if num_rows(x) != len(found) or len(found) == 0:
         raise ValueError(f"a batch needs as many indices as inputs, got {index} for {num_rows(x)}")
     return x, y, found

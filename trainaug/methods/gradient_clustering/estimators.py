@@ -97,16 +97,16 @@ def per_example_gradients(
     at = {name: p.detach() for name, p in _trainable(model).items()}
     device = next(iter(at.values())).device
     x, y = (map_tensors(lambda t: t.to(device), v) for v in (x, y))
-    state = _random_state(device)
-    with eagerly():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), eagerly():
+        state = _random_state(device)
         try:
             flat = _by_vmap(model, criterion, at, x, y, chunk_size)
         except RuntimeError as error:
             if "random" in str(error):
                 raise
             flat = _one_by_one(model, criterion, x, y)
-    if not torch.equal(_random_state(device), state):
-        raise RuntimeError("the model draws random numbers: call model.eval()")
+        if not torch.equal(_random_state(device), state):
+            raise RuntimeError("the model draws random numbers: call model.eval()")
     finite = flat.isfinite().all(1)
     if not finite.all():
         raise FloatingPointError(f"gradient of example {int((~finite).nonzero()[0])} is not finite")
@@ -121,7 +121,12 @@ def _by_vmap(
     model: nn.Module, criterion: Criterion, at: Values, x: Any, y: Any, chunk_size: int | None
 ) -> Tensor:
     tensors: list[Tensor] = []
-    map_tensors(lambda t: (tensors.append(t), t)[1], (x, y))
+
+    def noted(t: Tensor) -> Tensor:
+        tensors.append(t)
+        return t
+
+    map_tensors(noted, (x, y))
 
     def loss(at: Values, *parts: Tensor) -> Tensor:
         rows = iter(parts)
@@ -136,9 +141,10 @@ def _by_vmap(
 def _one_by_one(model: nn.Module, criterion: Criterion, x: Any, y: Any) -> Tensor:
     parameters = list(_trainable(model).values())
     rows = []
-    for i in torch.arange(num_rows(x), device="cpu").split(1):
+    for i in torch.split(torch.arange(num_rows(x), device="cpu"), 1):
         with torch.enable_grad():
             losses = _check_losses(criterion(model(take_rows(x, i)), take_rows(y, i)), 1)
+        with full_precision(losses.device):
             parts = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
         rows.append(torch.cat([part.flatten() for part in parts]))
     return torch.stack(rows)
@@ -188,7 +194,7 @@ class _Estimator:
             losses = widened(_check_losses(self.criterion(outputs, y), len(indices)))
             with full_precision(losses.device):
                 loss = losses.mean() if weights is None else losses @ weights.to(losses)
-            parts = torch.autograd.grad(loss, inputs, materialize_grads=True)
+                parts = torch.autograd.grad(loss, inputs, materialize_grads=True)
         flat = torch.cat([part.flatten() for part in parts])
         if not flat.isfinite().all():
             raise FloatingPointError(f"gradient is not finite; examples {indices.tolist()[:20]}")

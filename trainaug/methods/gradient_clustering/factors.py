@@ -258,11 +258,12 @@ class LayerFactors:
         self.bias = bias
         self._seen: dict[str, tuple[Tensor, int, Any]] = {}
         self._stack = ExitStack()
+        self._is_listening = False
 
     def __enter__(self) -> LayerFactors:
         if torch._C._functorch.maybe_current_level() is not None:
             raise UnsupportedLayerError("no layer has factors inside a transform of torch.func")
-        self._seen = {}
+        self._seen, self._is_listening = {}, True
         self._stack.enter_context(eagerly())
         for name, module in self.layers.items():
             hook = self._keep(name)  # the first, to see the output before another hook changes it
@@ -278,6 +279,8 @@ class LayerFactors:
         def hook(
             module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
         ) -> None:
+            if not self._is_listening:  # checkpoints run again on the way back
+                return
             if name in self._seen:
                 raise UnsupportedLayerError(f"layer {name!r} ran twice in one pass: shared weights")
             if not output.requires_grad:
@@ -314,8 +317,10 @@ class LayerFactors:
                 f"layers {missing} did not run: name others, or freeze them; "
                 "a weight that is used without its layer has no factors"
             )
+        self._is_listening = False
         edges = [self._seen[name][2] for name in self.layers]
-        grads = torch.autograd.grad(losses.sum(), edges, allow_unused=True, retain_graph=verify)
+        with full_precision(losses.device):
+            grads = torch.autograd.grad(losses.sum(), edges, allow_unused=True, retain_graph=verify)
         found = {}
         for (name, module), grad in zip(self.layers.items(), grads, strict=True):
             x, version, _ = self._seen[name]
@@ -339,9 +344,9 @@ class LayerFactors:
         layers = self.layers.values()
         weight_of = [module.weight for module in layers]
         bias_of = [m.bias for m, f in zip(layers, found.values(), strict=True) if f.bias]
-        again = torch.autograd.grad(
-            (widened(losses) * weights).sum(), [*edges, *weight_of, *bias_of], allow_unused=True
-        )
+        with full_precision(losses.device):
+            loss = (widened(losses) * weights).sum()
+            again = torch.autograd.grad(loss, [*edges, *weight_of, *bias_of], allow_unused=True)
         biases = iter(again[2 * len(edges) :])
         for number, (name, own) in enumerate(found.items()):
             weighted, weight = again[number], again[len(edges) + number]
