@@ -186,7 +186,7 @@ REFUSED = {
     "old weight norm": (old("weight_norm"), "'0'.*weight_g"),
     "old spectral norm": (old("spectral_norm"), "'0'.*weight_orig"),
     "tied to an embedding": (tied, "share a parameter|Embedding"),
-    "called twice": (lambda: Run(lambda m, x: m.b(m.a(m.a(x))), a=lin(4, 4), b=lin()), "'a' ran tw"),
+    "called twice": (lambda: Run(lambda m, x: m.b(m.a(m.a(x))), a=lin(4, 4), b=lin()), "'a' ran"),
     "used by the parent": (
         lambda: Run(lambda m, x: m.b(m.a(x) + F.linear(x, m.a.weight)), a=lin(4, 4), b=lin()),
         "weight of layer 'a'",

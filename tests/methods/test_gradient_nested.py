@@ -185,6 +185,17 @@ def test_batches_of_one_example_are_like_others(randn):
     assert len(state.fit([(x[:11], y[:11], rows_of(11)), (x[11:], y[11:], rows[11])]).assign) == 12
 
 
+def test_data_of_another_form_are_refused(randn):
+    model, x, y = problem(randn)
+
+    class Mappings(list):
+        def __getitem__(self, index):
+            return {"x": x[index], "y": y[index], "index": index}
+
+    with pytest.raises(TypeError, match=r"mapping of .*'x'"):
+        SGEstimator(losses_of, Mappings(y), 2).sample(model, stream(0, "draw"))
+
+
 def rows_of(n):
     return torch.arange(n)
 

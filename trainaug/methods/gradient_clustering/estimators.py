@@ -11,7 +11,7 @@ arXiv 2007.04532, 2020; Johnson and Zhang, NeurIPS 2013, for SVRG.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any, Protocol
 
 import torch
@@ -186,7 +186,10 @@ class _Estimator:
         if at is not None:
             values = {name: at[name].detach().requires_grad_() for name in values}
         inputs = list(values.values())
-        x, y, _ = self.dataset[indices]
+        batch = self.dataset[indices]
+        if isinstance(batch, Mapping):
+            raise TypeError(f"data must give (x, y, index), got a mapping of {[*batch]}")
+        x, y, _ = batch
         device = inputs[0].device
         x, y = (map_tensors(lambda t: t.to(device), v) for v in (x, y))
         with torch.enable_grad(), eagerly():
@@ -220,7 +223,8 @@ class SGEstimator(_Estimator):
         replacement: Whether the draws of a batch are independent.
 
     Raises:
-        ValueError: If there is no such batch; sampling also as ``per_example_gradients``.
+        ValueError: If there is no such batch; sampling also as ``per_example_gradients``, and a
+            TypeError if the data give another form.
     """
 
     def __init__(
