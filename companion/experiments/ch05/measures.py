@@ -121,7 +121,9 @@ def measure_model(
     clean = model, losses_of, data.train.x[:n], data.train.y[:n]
     g = stream(seed, "landscape")
     metrics["sharpness"] = sharpness(*clean, rho=RHO, generator=g)
-    metrics["curvature"] = hessian_top_eigenvalue(*clean, iterations=20, generator=g)
+    metrics["curvature"] = hessian_top_eigenvalue(
+        *clean, iterations=20, stopping="change", generator=g
+    )
     metrics["lipschitz"] = gradient_lipschitz(*clean, radius=0.1, draws=5, generator=g)
     return metrics
 
