@@ -95,8 +95,8 @@ def chunked_sum_of_hinges(
     """Sum of hinges of the dot products of embeddings; each chunk is computed again backwards.
 
     Arguments, result and errors as in `chunked_max_of_hinges`; as `SumOfHinges`, ``"none"``.
-    Inside ``torch.func.grad`` and its kin, where torch can compute nothing again, the chunks' hinges
-    are kept.
+    Inside ``torch.func.grad`` and its kin, where torch can compute nothing again, the hinges of
+    all chunks are kept.
     """
     images, captions, groups = _checked(images, captions, groups, margin, chunk_size)
     recomputes = _can_recompute()
