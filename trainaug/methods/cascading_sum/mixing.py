@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import get_spawning_popen
 from typing import Any, Literal, get_args
 
 import torch
@@ -282,6 +283,28 @@ class SumMix(nn.Module):
         """Continue from ``state``."""
         self._count.write(_whole(state["num_groups"]), state["weights"])
         self.generator.set_state(state["generator"].cpu())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes; for a process that is being spawned, the generator as numbers.
+
+        A generator is pickled as a tensor of its state, which for such a process goes into shared
+        memory and would be gone before it is opened.
+        """
+        state = dict(super().__getstate__())
+        if get_spawning_popen() is not None:
+            g = self.generator
+            state["generator"] = str(g.device), bytes(g.get_state().tolist())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes, with the generator as `__getstate__` gives it."""
+        if isinstance(state["generator"], tuple):
+            device, numbers = state["generator"]
+            state = state | {"generator": torch.Generator(device)}
+            state["generator"].set_state(
+                torch.tensor(list(numbers), dtype=torch.uint8, device="cpu")
+            )
+        super().__setstate__(state)
 
 
 class SingleLabelMix(SumMix):
