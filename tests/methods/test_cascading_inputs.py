@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import math
 
@@ -59,6 +60,50 @@ def test_half_precision_is_summed_in_single(dtype, randn):
     assert pixels[0].dtype == dtype
     bound = torch.finfo(dtype).eps / 2 * pixels[1].abs() + 1e-6
     assert bool(((pixels[0].double() - pixels[1]).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_batches_are_those_of_single_rounded_once(kind, dtype, randn):
+    x, soft = randn(0, 6, 5).to(dtype), randn(1, 6, 3).softmax(1).to(dtype)
+    for options in ({"alpha": 0.4}, {"alpha": 0.4, "rescale": True, "mean": x.mean(0)}):
+        if kind == "pixel" and "rescale" in options:
+            continue
+        got = mixer(3, kind=kind, **options)(x, soft)
+        wide = mixer(3, kind=kind, **options)(x.float(), soft.float())
+        for half, single in zip(got, wide, strict=True):
+            assert half.dtype == dtype
+            # a unit in the last place, and what rescaling makes of it
+            torch.testing.assert_close(
+                half.float(), single, rtol=0, atol=8 * torch.finfo(dtype).eps
+            )
+        with torch.autocast("cpu", torch.bfloat16):
+            assert all(map(torch.equal, mixer(3, kind=kind, **options)(x, soft), got))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weights_stay_single_where_the_default_type_is_half(dtype, randn):
+    schedule, x = CascadeSchedule([(3, 0.5), (1, 0.5)], 8, mode="smooth"), randn(0, 6, 2).float()
+    expected = schedule.weights(1), mixer(3, alpha=0.4)(x, Y)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        got = schedule.weights(1), mixer(3, alpha=0.4)(x, Y)
+        mixer().set_weights(got[0])
+    finally:
+        torch.set_default_dtype(default)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1][0], expected[1][0])
+    assert got[1][1].dtype == dtype
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_goes_on_to_its_mixes_alone(kind):
+    for bad in (math.nan, math.inf):
+        x = torch.zeros(6, 2)
+        x[4] = bad
+        mixed, _ = mixer(3, kind=kind, alpha=1.0)(x, Y)
+        assert mixed.isfinite().all(1).sum() == 1
 
 
 @pytest.mark.oracle("csa.Q15")
@@ -120,6 +165,14 @@ def test_batches_keep_their_structure(randn):
         assert torch.equal(batch[key], labels)
         assert torch.equal(batch["index"], found[2])
         assert batch["size"] == 6
+    names = [f"picture {i}" for i in range(6)]
+    for held in (names, tuple(names)):
+        assert mixer()((x, Y, index, held))[3] == type(held)(names[i] for i in found[2])
+    assert mixer()((x, Y, (6, 2)))[2] == (6, 2)
+    batch = collections.namedtuple("Batch", "x y index")(x, Y, index)
+    again = mixer()(batch)
+    assert type(again) is type(batch)
+    assert torch.equal(again.index, found[2])
     mix = mixer(labels_getter=lambda batch: batch[0])
     found = mix(Y, x)
     assert torch.equal(found[0], labels)
