@@ -94,12 +94,12 @@ class SumTTA(nn.Module):
             raise ValueError(f"inputs have shape {shapes[0]}, their partners {shapes[1]}")
         wide = widened(x)
         mixed = self.lam * wide + (1 - self.lam) * self.partners.to(wide).unsqueeze(1)
-        logits = self.model(mixed.to(x.dtype).flatten(0, 1))  # (R B, C)
+        logits: Tensor = self.model(mixed.to(x.dtype).flatten(0, 1))  # (R B, C)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"the model must give logits (B, C), got {kind}")
         dtype = logits.dtype
-        logits = widened(logits).unflatten(0, (self.repeats, len(x)))  # (R, B, C)
+        logits = widened(logits).reshape(self.repeats, len(x), logits.shape[1])  # (R, B, C)
         if self.average == "logits":
             return logits.mean(0).to(dtype)
         return (F.log_softmax(logits, 2).logsumexp(0) - math.log(self.repeats)).to(dtype)

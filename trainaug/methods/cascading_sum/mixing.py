@@ -290,7 +290,7 @@ class SumMix(nn.Module):
         A generator is pickled as a tensor of its state, which for such a process goes into shared
         memory and would be gone before it is opened.
         """
-        state = dict(super().__getstate__())
+        state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
         if get_spawning_popen() is not None:
             g = self.generator
             state["generator"] = str(g.device), bytes(g.get_state().tolist())
@@ -304,7 +304,7 @@ class SumMix(nn.Module):
             state["generator"].set_state(
                 torch.tensor(list(numbers), dtype=torch.uint8, device="cpu")
             )
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
 
 class SingleLabelMix(SumMix):

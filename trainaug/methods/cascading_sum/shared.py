@@ -34,7 +34,7 @@ class SharedCount:
     def _open(self, numbers: Tensor) -> None:
         # Rows 0 and 1 hold K, the number of weights and the weights; row 2 counts the writes. A
         # write fills the row that is not read and then turns to it.
-        self._numbers = numbers.share_memory_()
+        self._numbers = numbers.share_memory_()  # type: ignore[no-untyped-call]
         *self._rows, last = self._numbers.unbind()
         self._turn = last[0]
 
