@@ -13,11 +13,9 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-import torch.distributed as dist
-from torch import Tensor
 from torch.utils.data import Sampler
 
-__all__ = ["EpochBatchSampler", "agreed", "batch_sizes", "check_ranks", "check_sizes"]
+__all__ = ["EpochBatchSampler", "batch_sizes", "check_ranks"]
 
 _FRAMES = 12  # between a sampler and the loader that asks it: wrappers of samplers add one each
 _REMEMBERED = 64  # batches that were trained on, for `untrained`
@@ -57,33 +55,6 @@ def batch_sizes(
     return [*sizes[:-1], (size + rest + 1) // 2, (size + rest) // 2]
 
 
-def check_sizes(
-    state: Mapping[str, Any], num_examples: int, batch_size: int, num_replicas: int
-) -> None:
-    """Raise a ValueError unless a sampler's state has these entries."""
-    if state["num_examples"] != num_examples:
-        raise ValueError(f"state of {state['num_examples']} examples, need {num_examples}")
-    found = state["batch_size"], state["num_replicas"]
-    if found != (batch_size, num_replicas):
-        raise ValueError(
-            f"state of batches of {found[0]} on {found[1]} replicas, need {batch_size} on "
-            f"{num_replicas}"
-        )
-
-
-def agreed(values: Tensor) -> Tensor:
-    """Return the values that rank 0 has, where `torch.distributed` is at work; all ranks call it.
-
-    What models or losses decide may differ between processes in the last bit, and then every
-    batch after it would.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    sent = values.cuda() if dist.get_backend() == "nccl" else values.clone()
-    dist.broadcast(sent, 0)
-    return sent.to(values.device)
-
-
 class EpochBatchSampler(Sampler[list[int]]):
     """Base of samplers that give an epoch in batches, one iteration an epoch.
 
@@ -110,10 +81,7 @@ class EpochBatchSampler(Sampler[list[int]]):
         self._loader: Mapping[str, Any] | None = None
 
     def __iter__(self) -> Iterator[list[int]]:
-        loader = _asking_loader(sys._getframe(1))
-        if self._loader is not None and self._loader.get("_in_order", True):
-            self._return_to(self._present())  # a loop that was left trained on no later batch
-        self._loader = loader
+        self._loader = _asking_loader(sys._getframe(1))
         self._given.clear()
         resumed, self._resuming = self._resuming, False
         if not resumed:
@@ -129,11 +97,6 @@ class EpochBatchSampler(Sampler[list[int]]):
             self._forget()
             yield batch[self.rank :: self.num_replicas] if self.num_replicas > 1 else batch
             batch = self._next()
-
-    @property
-    def next_epoch(self) -> int:
-        """Number of the epoch that the next iteration gives, or finishes."""
-        return self.epoch if self._resuming else self.epoch + 1
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration is; it draws what it would in a run from the start.
