@@ -311,7 +311,12 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         loader = self._loader
         if loader is None or "_task_info" not in loader or loader.get("_shutdown", False):
             return True
-        return bool(loader.get("_persistent_workers", False)) and not loader["_task_info"]
+        is_handed_out = not loader["_task_info"] and loader.get("_persistent_workers", False)
+        return bool(is_handed_out) and not self._awaits_last()
+
+    def _awaits_last(self) -> bool:
+        """Whether the last batch is known to be still in training."""
+        return False
 
     def __getstate__(self) -> dict[str, Any]:
         # A loader's iterator can be neither copied nor sent to another process, nor its iteration.
