@@ -6,14 +6,11 @@ Nothing here reads or seeds a global generator. Draws are made on ``generator.de
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from trainaug.batches import EpochBatchSampler, batch_sizes
+from trainaug.batches import OrderedBatchSampler, batch_sizes
 
 __all__ = ["RandomBatchSampler", "initialise", "stream"]
 
@@ -74,7 +71,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             p.copy_(values)
 
 
-class RandomBatchSampler(EpochBatchSampler):
+class RandomBatchSampler(OrderedBatchSampler):
     """Batches of a fresh random order each epoch; a smaller last one stays unless ``drop_last``.
 
     Args:
@@ -103,52 +100,13 @@ class RandomBatchSampler(EpochBatchSampler):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        super().__init__(num_replicas, rank)
-        sizes = batch_sizes(num_examples, batch_size, num_replicas, drop_last=drop_last)
-        self.num_examples, self.batch_size = num_examples, batch_size
-        self.generator, self.drop_last = generator, drop_last
-        self._ends = list(itertools.accumulate(sizes))
-        self._first_state = generator.get_state()
-        self._order: list[int] = []
-        self._place = 0  # batches given
+        super().__init__(
+            num_examples, batch_size, generator, drop_last, num_replicas=num_replicas, rank=rank
+        )
+        self._sizes = batch_sizes(num_examples, batch_size, num_replicas, drop_last=drop_last)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._sizes)
 
-    def _begin(self) -> None:
-        g = self.generator
-        self._order = torch.randperm(self.num_examples, generator=g, device=g.device).tolist()
-        self._place = 0
-
-    def _next(self) -> list[int]:
-        if self._place == len(self._ends):
-            return []
-        start = self._ends[self._place - 1] if self._place else 0
-        self._place += 1
-        return self._order[start : self._ends[self._place - 1]]
-
-    def _position(self) -> int:
-        return self._place
-
-    def _return_to(self, position: int) -> None:
-        self._place = position
-
-    def _enter(self, epoch: int) -> None:
-        self.generator.set_state(self._first_state)
-        self.epoch = -1
-        for _ in range(epoch):
-            self._begin_next()
-
-    def _own_state(self) -> dict[str, Any]:
-        return {
-            "generator": self.generator.get_state(),
-            "first_generator": self._first_state,
-            "order": torch.tensor(self._order, dtype=torch.int64, device="cpu"),
-        }
-
-    def _load_own_state(self, state: Mapping[str, Any]) -> None:
-        if len(state["order"]) not in (0, self.num_examples):
-            raise ValueError(f"state of {len(state['order'])} examples, need {self.num_examples}")
-        self.generator.set_state(state["generator"])
-        self._first_state = state["first_generator"]
-        self._order = state["order"].tolist()
+    def _draw_epoch(self) -> tuple[Tensor, list[int]]:
+        return self._permutation(self.num_examples), self._sizes
