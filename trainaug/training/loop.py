@@ -69,7 +69,7 @@ def train(
         model: Put in train mode; ``model(x)`` gives what ``criterion`` takes.
         dataset: ``dataset[indices]`` is a batch ``(x, y, index)``; it is moved to the model.
         batch_sampler: Gives lists of indices; iterated anew each epoch, after its
-            ``set_epoch(epoch)`` if it has one, numbered on from its ``next_epoch`` if it has that.
+            ``set_epoch(epoch)`` if it has one.
         criterion: Returns per-example losses ``(B,)``, as with ``reduction="none"``.
         optimizer: Stepped with a closure that computes loss and gradients of the batch if its
             attribute ``requires_closure`` is true; the first call then is the one observed.
@@ -146,8 +146,7 @@ def train(
     for epoch in itertools.count() if num_epochs is None else range(num_epochs):
         steps_before = history.steps
         if hasattr(batch_sampler, "set_epoch"):
-            # a sampler that knows where it stands goes on there, in a second training, too
-            batch_sampler.set_epoch(getattr(batch_sampler, "next_epoch", epoch))
+            batch_sampler.set_epoch(epoch)
         for indices in batch_sampler:
             take_step(indices)
             if evaluate_every is not None and history.steps % evaluate_every == 0:

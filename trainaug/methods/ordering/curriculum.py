@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from trainaug.batches import EpochBatchSampler, batch_sizes, check_sizes
+from trainaug.batches import EpochBatchSampler, batch_sizes
 
 __all__ = [
     "Order",
@@ -99,6 +99,8 @@ class PacedSampler(EpochBatchSampler):
             the first pool is smaller than a batch of all ranks.
     """
 
+    _fixed = ("num_examples", "batch_size", "num_steps", "num_replicas")
+
     def __init__(
         self,
         scores: Tensor,
@@ -129,14 +131,14 @@ class PacedSampler(EpochBatchSampler):
         if _size(shares[0], len(scores)) < together:
             raise ValueError(f"the first pool, {shares[0]} of {len(scores)}, is below {together}")
         self.pacing, self.num_steps, self.batch_size = pacing, num_steps, batch_size
-        self.generator = generator
+        self.num_examples, self.generator = len(scores), generator
         ranked = scores.cpu().argsort(stable=True)
         if order == "descending":
             ranked = ranked.flip(0)
         elif order == "random":
             ranked = torch.randperm(len(scores), generator=generator, device=generator.device).cpu()
         self._ranked = ranked
-        self._first_state = self._drawn_state = generator.get_state()
+        self._first_state = generator.get_state()
         self._go_to(0, 0, 0, torch.empty(0, dtype=torch.int64, device="cpu"))
 
     def __len__(self) -> int:
@@ -164,15 +166,16 @@ class PacedSampler(EpochBatchSampler):
 
     def _begin(self) -> None:
         self._go_to(0, 0, 0, self._places[:0])
-        self._drawn_state = self.generator.get_state()
+
+    def _has_no_more(self) -> bool:
+        return self._step == self.num_steps
 
     def _next(self) -> list[int]:
-        if self._step == self.num_steps:
+        if self._has_no_more():
             return []
         size = self.pool_size(self._step)
         if size != self._pool or self._number == len(self._sizes):
             self._go_to(self._step, size, 0, self._drawn(size))
-            self._drawn_state = self.generator.get_state()
         start, end = self._given_places, self._given_places + self._sizes[self._number]
         self._step, self._number, self._given_places = self._step + 1, self._number + 1, end
         batch: list[int] = self._ranked[self._places[start:end]].tolist()
@@ -194,13 +197,12 @@ class PacedSampler(EpochBatchSampler):
                 return torch.tensor(list(found)[:used], dtype=torch.int64, device="cpu")
         return torch.randperm(size, generator=g, device=g.device).cpu()
 
-    def _position(self) -> Any:  # neither tensor is ever changed in place
-        return self._step, self._pool, self._number, self._places, self._drawn_state
+    def _position(self) -> Any:
+        place = {"step": self._step, "pool": self._pool, "number": self._number}
+        return place | {"places": self._places}  # never changed in place
 
     def _return_to(self, position: Any) -> None:
-        *place, self._drawn_state = position
-        self._go_to(*place)
-        self.generator.set_state(self._drawn_state)
+        self._go_to(**position)
 
     def _enter(self, epoch: int) -> None:
         self.generator.set_state(self._first_state)
@@ -212,19 +214,11 @@ class PacedSampler(EpochBatchSampler):
 
     def _own_state(self) -> dict[str, Any]:
         return {
-            "num_examples": len(self._ranked),
-            "batch_size": self.batch_size,
-            "num_replicas": self.num_replicas,
-            "num_steps": self.num_steps,
             "ranked": self._ranked,
             "generator": self.generator.get_state(),
             "first_generator": self._first_state,
         }
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
-        check_sizes(state, len(self._ranked), self.batch_size, self.num_replicas)
-        if state["num_steps"] != self.num_steps:
-            raise ValueError(f"state of {state['num_steps']} steps, need {self.num_steps}")
-        self._ranked = state["ranked"]
+        self._ranked, self._first_state = state["ranked"], state["first_generator"]
         self.generator.set_state(state["generator"])
-        self._first_state = state["first_generator"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from trainaug.batches import asking_loader, check_ranks, loaders_batch, num_handed_out
+from trainaug.batches import _asking_loader, check_ranks
 from trainaug.checks import finite
 
 __all__ = ["GraBSampler"]
@@ -72,7 +72,7 @@ class GraBSampler(Sampler[int]):
         self._back: list[int] = []
         self.epoch = 0  # that is running: so many were recorded to their end
         self._loader: Mapping[str, Any] | None = None
-        self._last_asked: tuple[int, int] | None = None  # epoch, the loader's batch of its last unit
+        self._given_to_the_end = -1  # epoch
 
     def __len__(self) -> int:
         return self.num_units // self.num_replicas
@@ -83,25 +83,21 @@ class GraBSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         self._check_recorded()
-        self._loader, self._last_asked = asking_loader(sys._getframe(1)), None
-        epoch, units = self.epoch, self.order[self._recorded + self.rank :: self.num_replicas]
-        for unit in units[:-1]:
-            yield unit
-        number = loaders_batch(self._loader)
-        yield units[-1]
-        self._last_asked = epoch, number
+        self._loader, epoch = _asking_loader(sys._getframe(1)), self.epoch
+        yield from self.order[self._recorded + self.rank :: self.num_replicas]
+        self._given_to_the_end = epoch
 
     def _check_recorded(self) -> None:
         """Raise a RuntimeError if this is the next epoch for the loop, but not for the records."""
-        missing = self.num_units - self._recorded
-        if self._last_asked is not None and self._last_asked[0] == self.epoch:
-            handed_out = num_handed_out(self._loader)
-            if handed_out is None or handed_out > self._last_asked[1]:
-                raise RuntimeError(
-                    f"{missing} of {self.num_units} units of the last epoch were visited but not "
-                    "recorded: call record(unit, gradient) for every unit, in the order of the "
-                    "epoch, before the next one"
-                )
+        loader = self._loader or {}
+        # A loop that was left has not visited what workers fetched; persistent ones hide it.
+        is_left = bool(loader.get("_task_info")) or loader.get("_persistent_workers", False)
+        if self._given_to_the_end == self.epoch and not is_left:
+            raise RuntimeError(
+                f"{self.num_units - self._recorded} of {self.num_units} units of the last epoch "
+                "were visited but not recorded: call record(unit, gradient) for every unit, in "
+                "the order of the epoch, before the next one"
+            )
         if self._recorded % self.num_replicas:
             raise RuntimeError(
                 f"{self._recorded} units are recorded, which is no multiple of "
@@ -121,11 +117,6 @@ class GraBSampler(Sampler[int]):
                 f"of epoch {self.epoch} are recorded; record all, or load the state_dict of the "
                 "interrupted run"
             )
-
-    @property
-    def next_epoch(self) -> int:
-        """Number of the epoch that the next iteration gives, or finishes."""
-        return self.epoch
 
     @torch.no_grad()
     def record(self, unit: int, gradient: Tensor) -> None:
@@ -151,7 +142,8 @@ class GraBSampler(Sampler[int]):
         product = float(signed @ centred)
         if not math.isfinite(product):
             finite(f"gradient of unit {unit}", gradient)
-            finite(f"sums of gradients at unit {unit}", signed @ centred)
+        if math.isnan(product):
+            raise ValueError(f"the sums overflow with the gradient of unit {unit}: scale it down")
         self._signed, self._sum, self._mean = signed, total, mean
         self._sum += gradient
         # |S + c| <= |S - c| says the same as <S, c> <= 0
@@ -192,7 +184,7 @@ class GraBSampler(Sampler[int]):
         self._signed, self._sum, self._mean = vectors
         self.order, self.epoch = list(state["order"]), state["epoch"]
         self._front, self._back = list(state["front"]), list(state["back"])
-        self._loader, self._last_asked = None, None
+        self._loader, self._given_to_the_end = None, -1
 
     def __getstate__(self) -> dict[str, Any]:
         # A loader's iterator can be neither copied nor sent to another process.

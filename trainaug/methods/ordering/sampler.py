@@ -10,15 +10,16 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from trainaug.batches import EpochBatchSampler, agreed, batch_sizes, check_sizes
+from trainaug.batches import EpochBatchSampler, batch_sizes, from_all_ranks
 
 __all__ = ["PerfectOrderingSampler", "SampleLossSampler", "epoch_seed"]
 
+T = TypeVar("T")
 Scorer = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -38,6 +39,8 @@ def epoch_seed(seed: int, epoch: int) -> int:
 class _ModelSampler(EpochBatchSampler):
     """Seeds of epochs, sizes of batches, and the refusal to run ahead of the training."""
 
+    _fixed = ("num_examples", "batch_size", "drop_last", "num_replicas")
+
     def __init__(
         self,
         dataset: Indexed,
@@ -53,6 +56,7 @@ class _ModelSampler(EpochBatchSampler):
             raise ValueError(f"no batch: {len(dataset)} examples, {drop_last=}, {batch_size=}")
         sizes = batch_sizes(len(dataset), batch_size, num_replicas, drop_last=drop_last)
         self._ends = list(itertools.accumulate(sizes))
+        self.num_examples = len(dataset)
         self.dataset, self.batch_size, self.scorer = dataset, batch_size, scorer
         self.drop_last, self.generators = drop_last, generators
         self._seeds = {name: g.initial_seed() for name, g in generators.items()}
@@ -79,8 +83,6 @@ class _ModelSampler(EpochBatchSampler):
 
     def _enter(self, epoch: int) -> None:
         self.epoch = epoch - 1
-        self._given.clear()
-        self._loader, self._start = None, None
 
     def _permutation(self) -> Tensor:
         """Order in which an epoch begins, of the examples that its batches hold."""
@@ -117,24 +119,22 @@ class _ModelSampler(EpochBatchSampler):
             trained = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
             self._scored_at = version(), trained
 
+    def _has_no_more(self) -> bool:
+        return self._number == len(self)
+
     def _own_state(self) -> dict[str, Any]:
         return {
-            "num_examples": len(self.dataset),
-            "batch_size": self.batch_size,
-            "num_replicas": self.num_replicas,
             "seeds": dict(self._seeds),
             "numbered": self._numbered,
             "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "emitted": self.emitted,
         }
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
-        check_sizes(state, len(self.dataset), self.batch_size, self.num_replicas)
-        if state["drop_last"] != self.drop_last:
-            raise ValueError(f"state with drop_last={state['drop_last']}, need {self.drop_last}")
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name])
         self._seeds, self._numbered = dict(state["seeds"]), state["numbered"]
-        self._scored_at = None
+        self.emitted, self._scored_at = state["emitted"], None
 
 
 class PerfectOrderingSampler(_ModelSampler):
@@ -202,56 +202,59 @@ class PerfectOrderingSampler(_ModelSampler):
             raise ValueError("generator and candidate_generator must be two generators")
         self.score_batches: Scorer = scorer
         self.num_candidates, self.candidates = num_candidates, candidates
-        self._order = torch.empty(0, dtype=torch.int64, device="cpu")
-        self._given_batches: list[Tensor] = []  # of this epoch
-        self._left: list[int] = []  # numbers of batches
-        self._pool = self._order  # examples left
+        empty = torch.empty(0, dtype=torch.int64, device="cpu")
+        self._order = self._left = empty  # examples of the epoch; numbers of batches left
+        self._pool = empty  # examples left, of ``resampled``
         self.last_scores: Tensor | None = None
 
     def _begin(self) -> None:
-        self._order, self._given_batches = self._permutation(), []
-        self._left, self._pool = list(range(len(self))), self._order
+        self._order = self._pool = self._permutation()
+        self._left = torch.arange(len(self), device="cpu")
 
     def _next(self) -> list[int]:
         self.last_scores = None
-        if self._number == len(self):
+        if self._has_no_more():
             return []
         batch = self._take_batch() if self.candidates == "partition" else self._take_subset()
-        self._given_batches.append(batch)
         self._number += 1
         self.emitted += 1
-        return batch.tolist()
+        return batch
 
     def _is_alone(self) -> bool:
         return self.num_candidates == 1 or self._number == len(self) - 1
 
-    def _draw(self, count: int, size: int) -> Tensor:
+    def _drawn(self, count: int, size: int) -> Tensor:
         g = self.generators["candidates"]
         return torch.randperm(count, generator=g, device=g.device)[:size].cpu()
 
-    def _take_batch(self) -> Tensor:
+    def _take_batch(self) -> list[int]:
         place = 0
         if not self._is_alone():
-            places = self._draw(len(self._left), self.num_candidates).tolist()
-            place = places[self._best([self._batch(self._left[p]).tolist() for p in places])]
-        return self._batch(self._left.pop(place))
+            places = self._drawn(len(self._left), self.num_candidates)
+            offers = [self._batch(number) for number in self._left[places].tolist()]
+            place = int(places[self._best(offers)])
+        batch = self._batch(int(self._left[place]))
+        self._left = torch.cat([self._left[:place], self._left[place + 1 :]])
+        return batch
 
-    def _batch(self, number: int) -> Tensor:
+    def _batch(self, number: int) -> list[int]:
         start, end = self._bounds(number)
-        return self._order[start:end]
+        batch: list[int] = self._order[start:end].tolist()
+        return batch
 
-    def _take_subset(self) -> Tensor:
+    def _take_subset(self) -> list[int]:
         start, end = self._bounds(self._number)
-        if self._is_alone():
-            batch, self._pool = self._pool.tensor_split([end - start])
-            return batch
-        draws = [self._draw(len(self._pool), end - start) for _ in range(self.num_candidates)]
-        offers = [self._pool[draw] for draw in draws]
-        best = self._best([offer.tolist() for offer in offers])
-        left = torch.ones(len(self._pool), dtype=torch.bool, device="cpu")
-        left[draws[best]] = False
-        self._pool = self._pool[left]
-        return offers[best]
+        draws = [torch.arange(end - start, device="cpu")]
+        best = 0
+        if not self._is_alone():
+            count = range(self.num_candidates)
+            draws = [self._drawn(len(self._pool), end - start) for _ in count]
+            best = self._best([self._pool[draw].tolist() for draw in draws])
+        batch: list[int] = self._pool[draws[best]].tolist()
+        is_left = torch.ones(len(self._pool), dtype=torch.bool, device="cpu")
+        is_left[draws[best]] = False
+        self._pool = self._pool[is_left]
+        return batch
 
     def _best(self, offers: Sequence[list[int]]) -> int:
         self._refuse_to_run_ahead()
@@ -271,34 +274,22 @@ class PerfectOrderingSampler(_ModelSampler):
         _check_finite(scores, "score of the batch", offers)
         self.last_scores = scores.detach()
         self._remember_version()
-        best = scores.cpu().argmax()
-        if self.num_replicas > 1:
-            best = agreed(best)
+        best = _of_rank_0(int(scores.cpu().argmax()), self.num_replicas)
         self.seconds += time.perf_counter() - start
-        return int(best)
+        return best
 
-    def _position(self) -> Any:
-        return self._number, self.emitted, self.generators["candidates"].get_state()
+    def _position(self) -> Any:  # no tensor is ever changed in place
+        return {"number": self._number, "left": self._left, "pool": self._pool}
 
     def _return_to(self, position: Any) -> None:
-        self._number, self.emitted, candidates = position
-        self.generators["candidates"].set_state(candidates)
-        del self._given_batches[self._number :]
-        is_left = torch.ones(len(self.dataset), dtype=torch.bool, device="cpu")
-        for batch in self._given_batches:
-            is_left[batch] = False
-        self._pool = self._order[is_left[self._order]]
-        firsts = self._order[[self._bounds(number)[0] for number in range(len(self))]]
-        self._left = is_left[firsts].nonzero().squeeze(1).tolist()
+        self._number, self._left, self._pool = (position[k] for k in ("number", "left", "pool"))
 
     def _own_state(self) -> dict[str, Any]:
-        own = {"drop_last": self.drop_last, "order": self._order.clone()}
-        own |= {"given": [batch.clone() for batch in self._given_batches]}
-        return super()._own_state() | own
+        return super()._own_state() | {"order": self._order}
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
         super()._load_own_state(state)
-        self._order, self._given_batches = state["order"], list(state["given"])
+        self._order = state["order"]
 
 
 class SampleLossSampler(_ModelSampler):
@@ -341,52 +332,52 @@ class SampleLossSampler(_ModelSampler):
             raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
         self.losses_of, self.descending = losses_of, descending
         self.refresh_every = refresh_every
-        self._sorted = torch.empty(0, dtype=torch.int64, device="cpu")  # from the last sorting on
-        self._sorted_at = 0  # batches given before it
+        self._left = torch.empty(0, dtype=torch.int64, device="cpu")
         self._until_refresh = 0
 
     def _begin(self) -> None:
-        self._sorted, self._sorted_at, self._until_refresh = self._permutation(), 0, 0
+        self._left, self._until_refresh = self._permutation(), 0
 
     def _next(self) -> list[int]:
-        if self._number == len(self):
+        if self._has_no_more():
             return []
         if self._until_refresh == 0:
             self._sort()
         start, end = self._bounds(self._number)
-        gone = self._bounds(self._sorted_at)[0]
+        batch, self._left = self._left.tensor_split([end - start])
         self._until_refresh -= 1
         self._number += 1
         self.emitted += 1
-        batch: list[int] = self._sorted[start - gone : end - gone].tolist()
-        return batch
+        found: list[int] = batch.tolist()
+        return found
 
     def _sort(self) -> None:
         self._refuse_to_run_ahead()
         start = time.perf_counter()
-        gone, place = self._bounds(self._sorted_at)[0], self._bounds(self._number)[0]
-        left = self._sorted[place - gone :]
-        losses = self.losses_of(left.tolist())
-        if losses.shape != left.shape:
-            raise ValueError(f"losses must be {tuple(left.shape)}, got {tuple(losses.shape)}")
-        _check_finite(losses, "loss of the example", left)
-        order = losses.detach().argsort(descending=self.descending, stable=True)
-        if self.num_replicas > 1:
-            order = agreed(order)
-        self._sorted, self._sorted_at = left[order.cpu()], self._number
+        losses = self.losses_of(self._left.tolist())
+        if losses.shape != self._left.shape:
+            shapes = tuple(self._left.shape), tuple(losses.shape)
+            raise ValueError(f"losses must have shape {shapes[0]}, got {shapes[1]}")
+        _check_finite(losses, "loss of the example", self._left)
+        order = losses.detach().argsort(descending=self.descending, stable=True).cpu()
+        self._left = self._left[_of_rank_0(order, self.num_replicas)]
         self._until_refresh = self.refresh_every
         self._remember_version()
         self.seconds += time.perf_counter() - start
 
     def _position(self) -> Any:
-        place = (self._number, self.emitted, self._sorted_at, self._until_refresh)
-        return *place, self._sorted  # which is never changed in place
+        left = self._left.clone()  # else the whole that it is a part of is saved
+        return {"number": self._number, "until_refresh": self._until_refresh, "left": left}
 
     def _return_to(self, position: Any) -> None:
-        self._number, self.emitted, self._sorted_at, self._until_refresh, self._sorted = position
+        self._number, self._left = position["number"], position["left"]
+        self._until_refresh = position["until_refresh"]
 
-    def _own_state(self) -> dict[str, Any]:
-        return super()._own_state() | {"drop_last": False}
+
+def _of_rank_0(value: T, num_replicas: int) -> T:
+    """What rank 0 chose, where the ranks can be asked: scores may differ in the last bit."""
+    found = None if num_replicas == 1 else from_all_ranks(value, num_replicas)
+    return value if found is None else found[0]
 
 
 def _check_finite(values: Tensor, what: str, names: Sequence[object] | Tensor) -> None:
