@@ -17,16 +17,15 @@ __all__ = ["fingerprint"]
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _TOGETHER = 1 << 18  # numbers that are copied together, which saves calls where tensors are small
-_FACTORS = (-7046029254386353131, -4658895280553007687)  # odd, of splitmix64
 
 
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> Hashable:
     """Return what is equal as long as no bit of a parameter changes.
 
-    Sums over the bits, weighted by position: other bits give another value but for a chance of
-    about $2^{-64}$. The model is only read; the cost is that of reading the parameters once.
-    Parameters without memory, on the meta device or not yet initialised, have no bits.
+    The parameters are read as squares of 8-byte words, whose sums by row and by column are hashed:
+    training that leaves all of them as they were is too unlikely to be met. The cost is that of
+    reading the parameters. Those without memory, on the meta device or lazy, have no bits.
 
     Args:
         model: Any module.
@@ -38,15 +37,18 @@ def fingerprint(model: nn.Module) -> Hashable:
         >>> fingerprint(model) == before
         False
     """
-    sums = [_weighted_sum(bits) for bits in _joined(map(_bits, model.parameters()))]
-    return tuple(int(value) for value in _on_cpu(sums))
+    sums = [_sums(bits) for bits in _joined(map(_bits, model.parameters()))]
+    by_device = defaultdict(list)
+    for of_row in sums:
+        by_device[of_row.device].append(of_row)
+    return hash(tuple(tuple(torch.cat(group).tolist()) for group in by_device.values()))
 
 
 def _bits(p: Tensor) -> Tensor:
     """The memory of a tensor as a row of integers; empty if there is none."""
     if hasattr(p, "to_local"):  # the share of this process
         p = p.to_local()
-    if p.is_meta or not p.numel() or torch.nn.parameter.is_lazy(p):
+    if torch.nn.parameter.is_lazy(p) or p.is_meta or not p.numel():
         return torch.empty(0, dtype=torch.int64, device="cpu")
     values = p.detach()
     if values.is_complex():
@@ -65,28 +67,16 @@ def _joined(rows: Iterable[Tensor]) -> list[Tensor]:
     return large + [torch.cat(group) for group in small.values()]
 
 
-def _weighted_sum(bits: Tensor) -> Tensor:
-    """Sum of 8-byte words with weights by row and by column of a square, modulo $2^{64}$."""
+def _sums(bits: Tensor) -> Tensor:
+    """Sums by row and by column of a square of 8-byte words, modulo $2^{64}$, and what is over."""
     size = bits.element_size()
     whole = bits.numel() * size // 8 * 8 // size
     words = bits[:whole]
     if words.storage_offset() * size % 8:  # part of a larger tensor
         words = words.clone()
-    words = words.view(torch.int64)  # whose sums are several times as fast as those of others
+    # Sums of int64 are the fastest by far, but there two signs of doubles would cancel.
+    words = words.view(torch.int32 if size == 8 else torch.int64)
     width = max(1, round(len(words) ** 0.5))
     square = words[: len(words) // width * width].view(-1, width)
     rest = words[square.numel() :], bits[whole:].long()
-    sums = torch.cat([square.sum(0), square.sum(1), *rest])
-    weights = torch.arange(1, len(sums) + 1, device=sums.device)
-    for factor in _FACTORS:
-        weights = weights * factor
-        weights = weights ^ (weights >> 29)
-    return (sums * (2 * weights + 1)).sum()
-
-
-def _on_cpu(sums: list[Tensor]) -> Iterable[Tensor]:
-    """Values from one device after another, with one wait for each."""
-    groups = defaultdict(list)
-    for value in sums:
-        groups[value.device].append(value)
-    return [value for group in groups.values() for value in torch.stack(group).cpu()]
+    return torch.cat([square.sum(0), square.sum(1), *rest])  # int64, whatever the words are

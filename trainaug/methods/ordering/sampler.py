@@ -89,7 +89,7 @@ class _ModelSampler(EpochBatchSampler):
         if self._numbered:
             for name, generator in self.generators.items():
                 generator.manual_seed(epoch_seed(self._seeds[name], self.epoch))
-        self._number = 0
+        self._number, self._scored_at = 0, None  # what was given before belongs to another epoch
         g = self.generators["order"]
         order = torch.randperm(len(self.dataset), generator=g, device=g.device).cpu()
         return order[: self._ends[-1]]
