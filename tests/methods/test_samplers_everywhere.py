@@ -465,3 +465,11 @@ def test_labels_of_groups_and_clusters_are_of_any_integer_type_and_no_other():
         assert list(clustered) == list(make("strata"))
     with pytest.raises(ValueError, match=r"integer type, got torch\.float32"):
         DistinctGroupBatchSampler(GROUPS.float(), 4, stream(0, "order"))
+
+
+def test_a_data_set_takes_indices_of_any_integer_type():
+    data = IndexedDataset(torch.arange(200.0), torch.arange(200))
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        index = torch.tensor([3, 100] if dtype == torch.uint8 else [-1, 100], dtype=dtype)
+        expected = [3, 100] if dtype == torch.uint8 else [199, 100]
+        assert [part.tolist() for part in data[index]] == [expected] * 3
