@@ -176,6 +176,10 @@ class StratifiedSampler(OrderedBatchSampler):
                 batch.append(self._queues[place])
         return batch
 
+    def _pass_over(self) -> None:
+        while self.num_clusters and self._next():
+            pass
+
     def _enter(self, epoch: int) -> None:
         if self._clustered_later:
             self._refuse_to_enter(epoch)
