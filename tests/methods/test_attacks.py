@@ -248,7 +248,7 @@ def test_misclassified_beats_a_larger_loss(kind: AttackNorm, banded: bool) -> No
     def run(restarts: int, generator: torch.Generator) -> Tensor:
         band = torch.ones(5) if banded else None
         start: dict[str, Any] = {"restarts": restarts, "generator": generator, "band": band}
-        rest = {"eps": 0.3, "steps": 1, "step_size": 1e-3, "criterion": lambda z, y: y * z}
+        rest = {"eps": 0.3, "steps": 1, "step_size": 1e-3, "criterion": lambda z, _: z}
         return pgd(model, x, y, norm=kind, **start, **rest)
 
     found = run(4, torch.Generator().manual_seed(0))

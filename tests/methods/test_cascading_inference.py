@@ -139,6 +139,61 @@ def test_options_out_of_range_are_named(options, message, randn):
         averaged(small_net(), torch.zeros(0, 2, 3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("average", AVERAGES)
+def test_half_inputs_are_mixed_and_averaged_in_single(average, dtype, randn):
+    bank, x = (randn(seed, 9, 2, 3).to(dtype) for seed in (0, 1))
+    flat = nn.Flatten()
+    got = averaged(flat, bank, average=average, repeats=64)(x)
+    wide = averaged(flat, bank.float(), average=average, repeats=64)(x.float())
+    assert got.dtype == dtype
+    rounding = torch.finfo(dtype).eps  # that of the mixes and of the result
+    torch.testing.assert_close(got.float(), wide, rtol=rounding, atol=2 * rounding)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_an_empty_batch_has_no_predictions(average, randn):
+    tta = averaged(small_net(), randn(0, 9, 2, 3), average=average)
+    assert tta(torch.zeros(0, 2, 3).double()).shape == (0, 3)
+
+
+def test_predicting_leaves_the_model_as_it_is(randn):
+    model, x = small_net(), randn(1, 5, 2, 3)
+    before = copy.deepcopy(model.state_dict())
+    with torch.inference_mode():
+        tta = SumTTA(model, x, generator=stream(0, "partners"))
+        tta(x)
+        tta.redraw(x)
+    assert not tta.partners.is_inference()
+    assert all(torch.equal(v, before[key]) for key, v in model.state_dict().items())
+    assert not any(m.training for m in model)
+    leaf = x.clone().requires_grad_()
+    tta(leaf).sum().backward()  # an attack can go on with these partners
+    tta.load_state_dict(tta.state_dict())
+    bank = x.clone().requires_grad_()
+    tta.redraw(bank)
+    assert not tta.partners.requires_grad
+
+
+def test_impossible_banks_inputs_and_models_are_named(randn):
+    model, bank, x = small_net(), randn(0, 9, 2, 3), randn(1, 5, 2, 3)
+    for wrong in ((255 * bank.abs()).to(torch.uint8), bank[:0]):
+        with pytest.raises(ValueError, match="bank"):
+            averaged(model, wrong)
+        with pytest.raises(ValueError, match="bank"):
+            averaged(model, bank).redraw(wrong)
+    with pytest.raises(ValueError, match=r"partners must be finite.*nan"):
+        averaged(model, bank * math.nan)
+    tta = averaged(model, bank, repeats=5)
+    with pytest.raises(ValueError, match=r"convert pixels first.*torch\.uint8"):
+        tta(x.to(torch.uint8))
+    with pytest.raises(ValueError, match=r"shape \(1, 2, 3\), their partners \(2, 3\)"):
+        tta(x.unsqueeze(1))  # would be broadcast against the partners
+    for wrong, kind in ((lambda v: {"logits": v}, "dict"), (lambda v: v, r"\(25, 2, 3\)")):
+        with pytest.raises(ValueError, match=rf"logits \(B, C\), got {kind}"):
+            averaged(wrong, bank, repeats=5)(x)
+
+
 def everything(x):
     model, found = small_net().to(x.device), []
     for average in AVERAGES:

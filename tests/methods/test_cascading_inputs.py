@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,6 +60,50 @@ def test_half_precision_is_summed_in_single(dtype, randn):
     assert pixels[0].dtype == dtype
     bound = torch.finfo(dtype).eps / 2 * pixels[1].abs() + 1e-6
     assert bool(((pixels[0].double() - pixels[1]).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_batches_are_those_of_single_rounded_once(kind, dtype, randn):
+    x, soft = randn(0, 6, 5).to(dtype), randn(1, 6, 3).softmax(1).to(dtype)
+    for options in ({"alpha": 0.4}, {"alpha": 0.4, "rescale": True, "mean": x.mean(0)}):
+        if kind == "pixel" and "rescale" in options:
+            continue
+        got = mixer(3, kind=kind, **options)(x, soft)
+        wide = mixer(3, kind=kind, **options)(x.float(), soft.float())
+        for half, single in zip(got, wide, strict=True):
+            assert half.dtype == dtype
+            # a unit in the last place, and what rescaling makes of it
+            torch.testing.assert_close(
+                half.float(), single, rtol=0, atol=8 * torch.finfo(dtype).eps
+            )
+        with torch.autocast("cpu", torch.bfloat16):
+            assert all(map(torch.equal, mixer(3, kind=kind, **options)(x, soft), got))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weights_stay_single_where_the_default_type_is_half(dtype, randn):
+    schedule, x = CascadeSchedule([(3, 0.5), (1, 0.5)], 8, mode="smooth"), randn(0, 6, 2).float()
+    expected = schedule.weights(1), mixer(3, alpha=0.4)(x, Y)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        got = schedule.weights(1), mixer(3, alpha=0.4)(x, Y)
+        mixer().set_weights(got[0])
+    finally:
+        torch.set_default_dtype(default)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1][0], expected[1][0])
+    assert got[1][1].dtype == dtype
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_goes_on_to_its_mixes_alone(kind):
+    for bad in (math.nan, math.inf):
+        x = torch.zeros(6, 2)
+        x[4] = bad
+        mixed, _ = mixer(3, kind=kind, alpha=1.0)(x, Y)
+        assert mixed.isfinite().all(1).sum() == 1
 
 
 @pytest.mark.oracle("csa.Q15")
@@ -119,6 +165,14 @@ def test_batches_keep_their_structure(randn):
         assert torch.equal(batch[key], labels)
         assert torch.equal(batch["index"], found[2])
         assert batch["size"] == 6
+    names = [f"picture {i}" for i in range(6)]
+    for held in (names, tuple(names)):
+        assert mixer()((x, Y, index, held))[3] == type(held)(names[i] for i in found[2])
+    assert mixer()((x, Y, (6, 2)))[2] == (6, 2)
+    batch = collections.namedtuple("Batch", "x y index")(x, Y, index)
+    again = mixer()(batch)
+    assert type(again) is type(batch)
+    assert torch.equal(again.index, found[2])
     mix = mixer(labels_getter=lambda batch: batch[0])
     found = mix(Y, x)
     assert torch.equal(found[0], labels)
@@ -177,6 +231,9 @@ def test_gradients_reach_the_samples_of_a_mix_alone(kind, randn):
     [
         ({"alpha": 0.0}, "alpha.*0.0"),
         ({"alpha": -1.0}, "alpha.*-1.0"),
+        ({"alpha": 1e-3}, "alpha.*0.001"),  # the law would be lost to underflow
+        ({"mean": math.nan}, "mean must be finite"),
+        ({"mean": torch.tensor([0.0, math.inf])}, "mean must be finite.*inf"),
         ({"alpha": math.nan}, "alpha.*nan"),
         ({"alpha": math.inf}, "alpha.*inf"),
         ({"mode": "pairs"}, "mode.*'pairs'"),
@@ -190,29 +247,76 @@ def test_options_out_of_range_are_named(options, message):
 
 
 @pytest.mark.oracle("csa.Q16")
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("k", [0, -2, 2.0, 2.5, True, math.nan])
+def test_impossible_numbers_of_samples_are_named(k):
+    for kind in KINDS:
+        with pytest.raises(ValueError, match=f"num_groups must be a whole number.*got {k}"):
+            mixer(k, kind=kind)
+        mix = mixer(3, kind=kind)
+        with pytest.raises(ValueError, match=f"num_groups must be a whole number.*got {k}"):
+            mix.num_groups = k
+        assert mix.num_groups == 3
+
+
+@pytest.mark.oracle("csa.Q16")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("k", "n", "shown"),
-    [(0, 6, "got 0"), (-2, 6, "got -2"), (7, 6, "6, got 7"), (2.0, 6, "got 2.0"),
-     (2.5, 6, "got 2.5"), (True, 6, "got True"), (2, 1, "1, got 2"), (2, 0, "0, got 2")],
-)  # fmt: skip
-def test_impossible_numbers_of_samples_are_named(k, n, shown, kind, mode):
-    with pytest.raises(ValueError, match=f"num_groups must be a whole number.*{shown}"):
-        mixer(k, kind=kind, mode=mode, alpha=1.0)(torch.zeros(n, 2), Y[:n])
+def test_batches_that_give_no_mix_are_named(kind):
+    refused = [
+        (0, {"mode": "pairing"}, "an empty batch has no mix of 4"),
+        *((0, {"remainder": r}, "an empty batch") for r in ("drop", "wrap", "error")),
+        *((n, {"remainder": "drop"}, f"a batch of {n} has no mix of 4.*wrap") for n in (1, 3)),
+        *((n, {"remainder": "error"}, f"a batch of {n} cannot be cut into 4") for n in (1, 3)),
+    ]
+    for n, options, message in refused:
+        mix = mixer(4, kind=kind, alpha=1.0, **options)
+        with pytest.raises(ValueError, match=message):
+            mix(torch.zeros(n, 2), Y[:n])
+        mix.num_groups = 1
+        x, labels = mix(torch.zeros(n, 2), Y[:n])  # at 1 they are as they are
+        assert (x.shape, labels.shape) == ((n, 2), (n, 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_batches_smaller_than_k_are_mixed_with_themselves(kind, n, randn):
+    x = randn(0, n, 2, dtype=torch.float32)
+    for options, rows in (({"mode": "pairing"}, n), ({"remainder": "wrap"}, 1)):
+        for alpha in (0.4, None)[: 1 if kind == "pixel" else 2]:
+            mix = mixer(7, kind=kind, alpha=alpha, **options)
+            mixed, labels, first = mix(x, Y[:n], torch.arange(n))
+            assert len(mixed) == len(labels) == len(first) == rows
+            torch.testing.assert_close(labels.sum(1), torch.ones(rows))
+            assert bool((x.amin(0) - 1e-6 <= mixed).all() & (mixed <= x.amax(0) + 1e-6).all())
+            if n == 1:
+                torch.testing.assert_close(mixed, x)
+                torch.testing.assert_close(labels, EYE[:1])
 
 
 @pytest.mark.oracle("csa.Q16")
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((torch.zeros(6, 2), Y + 1), "label 3 is outside 0 to 2"),
-        ((torch.zeros(6, 2), Y - 1), "label -1 is outside"),
+        ((torch.zeros(6, 2), Y + 1), "labels must be from 0 to 2, got 1 to 3"),
+        ((torch.zeros(6, 2), Y - 1), "labels must be from 0 to 2, got -1 to 1"),
+        (
+            (torch.zeros(6, 2), (255 * Y).to(torch.uint8)),
+            "labels must be from 0 to 2, got 0 to 255",
+        ),
         ((torch.zeros(5, 2), Y), "5 inputs have 6 labels"),
         ((torch.zeros(6, 2), torch.eye(6)), r"soft labels \(6, 3\), got \(6, 6\)"),
         ((torch.zeros(6, 2), torch.zeros(6)), r"soft labels \(6, 3\), got \(6,\)"),
         ((torch.zeros(6, 2), torch.zeros(6, 3, dtype=torch.int64)), r"int64 \(6, 3\)"),
         ((torch.zeros(6, 2), Y > 0), "torch.bool"),
+        ((torch.zeros(6, 2), EYE * math.nan), "labels must be finite.*nan"),
+        ((torch.zeros(6, 2), EYE / 0), "labels must be finite"),
+        ((torch.zeros(6, 2), torch.tensor(1)), "6 inputs have 0 labels"),
+        ((torch.tensor(1.0), Y), "row an example"),
+        ((torch.zeros(6, 2), Y.to("meta")), "one device, got cpu and meta"),
+        ((torch.zeros(6, 2, device="meta"), Y.to("meta")), "got meta and meta"),
+        (([torch.zeros(6, 2)], Y), "must be flat.*list"),
+        (((torch.zeros(6, 2), torch.zeros(6)), Y, torch.zeros(6)), "must be flat.*tuple"),
+        (({"image": {"a": 1}, "w": torch.zeros(6), "y": Y},), "must be flat.*dict"),
+        ((torch.zeros(6, 2), Y, np.zeros(6)), "must be flat.*ndarray"),
         ((torch.zeros(6, 2), [0] * 6), r"no tensor of labels, got \[0"),
         ((torch.zeros(6, 2),), "Tensor"),
         ((), "no tensor of labels, got None"),
@@ -246,6 +350,11 @@ def test_weights_that_are_no_distribution_are_named(weights):
     mix.num_groups = 3
     with pytest.raises(ValueError, match=r"num_groups is 3.*2 weights"):
         mix(torch.zeros(6, 2), Y)
+    with pytest.raises(ValueError, match=r"at most 256 weights.*got 257"):
+        mix.set_weights(torch.full((257,), 1 / 257, dtype=torch.float64))
+    mix.set_weights(None)
+    assert mix.weights is None
+    assert all(map(torch.equal, mix(torch.eye(6), Y), mixer(3)(torch.eye(6), Y)))
 
 
 @pytest.mark.oracle("csa.Q16")
@@ -254,6 +363,14 @@ def test_sum_mix_names_shapes_that_do_not_fit():
     for labels, shape in ((torch.zeros(6), r"\(6,\)"), (torch.zeros(5, 3), r"\(5, 3\)")):
         with pytest.raises(ValueError, match=rf"labels \(6, C\), got {shape}"):
             sum_mix(x, labels, PAIRS)
+    with pytest.raises(ValueError, match="row an example"):
+        sum_mix(torch.tensor(1.0), EYE, PAIRS)
+    for moved in ((x, EYE.to("meta"), PAIRS), (x, EYE, PAIRS.to("meta"))):
+        with pytest.raises(ValueError, match="one device, got cpu"):
+            sum_mix(*moved)
+    for kind in (torch.int32, torch.uint8, torch.float32):  # bytes would be a mask
+        with pytest.raises(ValueError, match=f"groups must be int64, got {kind}"):
+            sum_mix(x, EYE, PAIRS.to(kind))
     for groups in (torch.arange(6), torch.zeros(0, 2).long(), torch.zeros(2, 0).long()):
         with pytest.raises(ValueError, match=r"groups \(K, B\), got \("):
             sum_mix(x, EYE, groups)
@@ -265,8 +382,12 @@ def test_sum_mix_names_shapes_that_do_not_fit():
 @pytest.mark.oracle("csa.Q16")
 @pytest.mark.parametrize("options", [{"alpha": None}, {"alpha": 1.0, "rescale": True}])
 def test_pixels_need_alpha_and_cannot_be_rescaled(options):
-    with pytest.raises(ValueError, match=r"needs alpha and no rescale, got .*(None|True)"):
+    with pytest.raises(ValueError, match=r"needs alpha, no rescale.*got .*(None|True)"):
         mixer(kind="pixel", **options)(torch.zeros(6, 2), Y)
+    mix = mixer(kind="pixel", alpha=1.0)
+    mix.set_weights(torch.tensor([0.7, 0.3]))
+    with pytest.raises(ValueError, match=r"no set weights.*0\.7"):
+        mix(torch.zeros(6, 2), Y)
 
 
 # --- devices

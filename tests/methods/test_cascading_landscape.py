@@ -288,3 +288,84 @@ def test_sharpness_does_not_see_the_scale_of_filters(kind):
     a, b = measured(model, x, y), measured(other, x, y)
     assert a[2] == pytest.approx(b[2], rel=1e-8)
     assert a[0] != pytest.approx(b[0], rel=0.1)  # while the Hessian does see it
+
+
+# --- what settles, and what does not
+
+
+SPECTRA = {
+    "saddle": [3.0, -3, 1, -1, 0.5, -0.5, 0, 0],
+    "close": [2.0, -1.99, 1, 0, 0, 0, 0, 0],
+    "downward": [-4.0, 1, 1, 1, 0, 0, 0, 0],
+    "flat": [1.0, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.93],
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", SPECTRA)
+def test_a_curvature_that_is_given_is_an_eigenvalue(name, seed):
+    a = symmetric(SPECTRA[name], seed)
+    model, x, y = Quadratic(a, torch.ones(8).double()), torch.zeros(3, 1), torch.zeros(3)
+    found = hessian_top_eigenvalue(model, own_losses, x, y, generator=stream(seed, "v"))
+    assert abs(found) == pytest.approx(max(map(abs, SPECTRA[name])), rel=1e-2)
+    assert min(abs(found - value) for value in SPECTRA[name]) < 1e-3
+    options = {"iterations": 2, "tolerance": 1e-6, "generator": stream(seed, "v")}
+    with pytest.raises(ArithmeticError, match="no eigenvalue settled in 2 products"):
+        hessian_top_eigenvalue(model, own_losses, x, y, **options)
+    power = hessian_top_eigenvalue(model, own_losses, x, y, stopping="change", **options)
+    assert abs(power) <= max(map(abs, SPECTRA[name])) + 1e-9  # some number, always
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_one_parameter_and_no_curvature_settle_at_once(dtype):
+    single = nn.Module()
+    single.p = nn.Parameter(torch.ones(1, dtype=dtype))
+    for scale in (5.0, -5.0, 0.0):
+        single.forward = lambda x, scale=scale: scale / 2 * single.p.square() + 0 * x
+        options = {"iterations": 1, "tolerance": 0.0, "generator": stream(0, "v")}
+        x = torch.zeros(3, dtype=dtype)
+        assert hessian_top_eigenvalue(single, own_losses, x, x, **options) == scale
+
+
+def test_nested_batches_and_wrapped_models_are_measured_alike():
+    class Parts(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return {"logits": self.inner(torch.cat([x["a"], x["b"]], 1))}
+
+    x, y = batch()
+    nested = {"a": x[:, :1], "b": x[:, 1:]}
+    found = measured(Parts(net()), nested, (y,), lambda z, y: cross_entropy(z["logits"], y[0]))
+    assert found == measured(net(), x, y)
+    assert measured(nn.DataParallel(net()), x, y) == measured(net(), x, y)
+    compiled = torch.compile(net(), backend="aot_eager")  # which has no second backward pass
+    assert measured(compiled, x, y) == measured(net(), x, y)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_half_precision_and_values_that_are_not_finite_are_refused(number):
+    def measure(model, x, y):
+        calls = (
+            lambda: hessian_top_eigenvalue(model, cross_entropy, x, y, generator=stream(0, "v")),
+            lambda: gradient_lipschitz(
+                model, cross_entropy, x, y, radius=0.1, generator=stream(0, "v")
+            ),
+            lambda: sharpness(model, cross_entropy, x, y, rho=0.1, generator=stream(0, "v")),
+        )
+        return calls[number]()
+
+    x, y = batch()
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(TypeError, match=f"0.weight is {dtype}"):
+            measure(net().to(dtype), x.to(dtype), y)
+    for bad in (float("nan"), float("inf")):
+        wrong = x.clone()
+        wrong[2, 1] = bad
+        with pytest.raises(FloatingPointError, match="not finite"):
+            measure(net(), wrong, y)
+    with torch.autocast("cpu", torch.bfloat16):  # not of the caller's model
+        found = measure(net(dtype=torch.float32), x.float(), y)
+    assert found == measure(net(dtype=torch.float32), x.float(), y)

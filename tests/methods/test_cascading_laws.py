@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import math
+import pickle
+import threading
 from functools import cache
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -15,7 +20,13 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.transforms import v2
 
 from trainaug.data import registry
-from trainaug.methods.cascading_sum import CascadeSchedule, equalise_variance, sum_mix
+from trainaug.methods.cascading_sum import (
+    CascadeSchedule,
+    PlateauCascade,
+    equalise_variance,
+    sum_mix,
+)
+from trainaug.methods.cascading_sum.shared import SharedCount
 from trainaug.training.randomness import stream
 
 # --- mixup
@@ -104,6 +115,15 @@ def test_weights_have_mean_and_variance_of_a_dirichlet(k, alpha):
         error = 4 * values.std(0) / len(values) ** 0.5
         assert bool(((values.mean(0) - expected).abs() <= error).all())
     torch.testing.assert_close(deviations.mean().item(), variance, rtol=0.06, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05])
+def test_a_small_alpha_gives_one_sample_and_not_equal_weights(alpha):
+    weights = drawn_weights(2, alpha, 2000)
+    between = float(((weights > 0.01) & (weights < 0.99)).any(1).double().mean())
+    # the share of Beta(alpha, alpha) between, and four standard errors of a share of 2000
+    share = stats.beta(alpha, alpha).cdf(0.99) - stats.beta(alpha, alpha).cdf(0.01)
+    assert abs(between - share) < 4 * math.sqrt(share / 2000)
 
 
 @pytest.mark.oracle("csa.Q6")
@@ -212,29 +232,94 @@ def test_other_draws_do_not_matter(kind):
     assert not torch.equal(next(mixes_of(kind, 1, seed=1))[0], expected[0][0])
 
 
-@pytest.mark.oracle("csa.Q11")
-def test_workers_of_a_loader_do_not_share_draws():
-    rows = 12
-    mix = mixer(2, classes=rows, alpha=1.0)
+def collate(mix, rows):
+    return mix(*default_collate(rows))
 
-    def epochs(seed):
-        data = TensorDataset(torch.eye(rows).repeat(4, 1), torch.arange(rows).repeat(4))
-        loader = DataLoader(
-            data,
-            rows,
-            num_workers=2,
-            collate_fn=lambda batch: mix(*default_collate(batch)),
-            generator=stream(seed, "loader"),
-            timeout=120,
-        )
+
+def loader_of(mix, seed=0, *, rows=12, **options):
+    """Four batches of ``rows`` in which every example has a class of its own."""
+    data = TensorDataset(torch.eye(rows).repeat(4, 1), torch.arange(rows).repeat(4))
+    options = {"num_workers": 2, "timeout": 120, "multiprocessing_context": "fork"} | options
+    together, generator = functools.partial(collate, mix), stream(seed, "loader")
+    return DataLoader(data, rows, collate_fn=together, generator=generator, **options)
+
+
+@pytest.mark.oracle("csa.Q11")
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_of_a_loader_do_not_share_draws(kind, persistent):
+    mix = mixer(2, kind=kind, classes=12, alpha=1.0)
+
+    def epochs(mix, seed):
+        loader = loader_of(mix, seed, persistent_workers=persistent)
         return [x for _ in range(2) for x, _ in loader]
 
     untouched = mix.generator.get_state()
-    found = epochs(0)  # batches 0 and 2 of an epoch come from one worker, 1 and 3 from the other
+    found = epochs(mix, 0)  # batches 0 and 2 of an epoch come from one worker, 1 and 3 from another
     assert torch.equal(mix.generator.get_state(), untouched)
     assert len(found) == 8
     for a, b in itertools.combinations(found, 2):
         assert not torch.equal(a, b)
         assert a[0].max() != b[0].max()  # nor the weights
-    assert all(map(torch.equal, epochs(0), found))
-    assert not any(map(torch.equal, epochs(1), found))
+    if kind == "sum":
+        assert all(map(torch.equal, epochs(mix, 0), found))
+        assert not any(map(torch.equal, epochs(mix, 1), found))
+        other = mixer(2, classes=12, alpha=1.0, seed=1)  # as on another rank
+        assert not any(map(torch.equal, epochs(other, 0), found))
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_follow_the_cascade(kind, persistent):
+    mix = mixer(4, kind=kind, classes=12, alpha=None if kind == "sum" else 1.0)
+    loader = loader_of(mix, num_workers=1, persistent_workers=persistent)
+    cascade = PlateauCascade(4, patience=1, stop_patience=1)
+    for k in (4, 2, 1):
+        assert cascade.k == k
+        mix.num_groups = cascade.k
+        assert {len(x) for x, _ in loader} == {12 // k}
+        while k > 1 and cascade.step(0.5) != "next_stage":
+            pass
+    if kind == "sum":
+        schedule = CascadeSchedule([(3, 0.5), (1, 0.5)], 8, mode="smooth")
+        for step in (1, 3, 5):
+            mix.set_weights(schedule.weights(step))
+            for _, labels in loader:
+                shares = labels.sort(1, descending=True).values[:, : mix.num_groups]
+                assert torch.equal(shares, schedule.weights(step).expand_as(shares))
+
+
+def test_a_spawned_process_shares_the_count_and_a_copy_does_not(monkeypatch):
+    mix = mixer(3, alpha=1.0)
+    copies = [copy.deepcopy(mix), pickle.loads(pickle.dumps(mix))]  # noqa: S301
+    with monkeypatch.context() as patch:  # as while a process is being spawned
+        patch.setattr("trainaug.methods.cascading_sum.mixing.get_spawning_popen", lambda: True)
+        sent = bytes(ForkingPickler.dumps(mix))
+    spawned = pickle.loads(sent)  # noqa: S301
+    mix.num_groups = 2
+    assert [twin.num_groups for twin in (*copies, spawned)] == [3, 3, 2]
+    mix.num_groups = 3
+    batch = torch.eye(6), torch.arange(6) % 3
+    expected = mix(*batch)
+    for twin in (*copies, spawned):
+        assert all(map(torch.equal, twin(*batch), expected))
+
+
+def test_counts_and_weights_are_read_together():
+    """A reader in another thread never sees the K of one write with the weights of another."""
+    count, torn, done = SharedCount(2), [], threading.Event()
+
+    def read():
+        while not done.is_set():
+            k, weights = count.read()
+            if weights is not None and weights.tolist() != [k] * k:
+                torn.append((k, weights))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(3000):
+        k = 2 + turn % 200
+        count.write(k, torch.full((k,), float(k)))
+    done.set()
+    reader.join()
+    assert not torn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -143,6 +144,12 @@ def test_impossible_plans_are_named(stages, options, message):
         CascadeSchedule(stages, 8, **options)
 
 
+@pytest.mark.parametrize("total", [8.0, math.nan, True])
+def test_numbers_of_steps_that_are_not_whole_are_named(total):
+    with pytest.raises(ValueError, match=f"total_steps must be a whole number, got {total}"):
+        stage_boundaries([0.5, 0.5], total)
+
+
 @pytest.mark.parametrize("step", [-1, 8])
 def test_steps_outside_the_run_are_named(step):
     schedule = CascadeSchedule([(2, 0.5), (1, 0.5)], 8)
@@ -233,6 +240,7 @@ def test_every_event_of_a_cascade_from_three_to_one():
         ({"stop_patience": 0}, "stop_patience=0"),
         ({"min_delta": -0.1}, "min_delta=-0.1"),
         ({"min_delta": math.nan}, "min_delta=nan"),
+        ({"min_delta": math.inf}, "min_delta=inf"),
     ],
 )
 def test_impossible_cascades_are_named(options, message):
@@ -244,3 +252,22 @@ def test_impossible_cascades_are_named(options, message):
 def test_scores_that_are_no_numbers_are_named(score):
     with pytest.raises(ValueError, match=f"got {score}"):
         PlateauCascade().step(score)
+
+
+def test_scores_of_any_kind_are_kept_as_numbers():
+    cascade, twin = PlateauCascade(2), PlateauCascade(2)
+    running = torch.zeros((), dtype=torch.bfloat16)
+    for score in (0.5, 0.25, 0.75):
+        running.fill_(score)  # one tensor throughout
+        kind = np.float32(score) if score == 0.25 else running
+        assert cascade.step(kind) == twin.step(score)
+    assert cascade.state_dict() == twin.state_dict()
+    assert type(cascade.best) is float
+
+
+def test_states_of_something_else_are_named():
+    cascade, state = PlateauCascade(4), PlateauCascade(2).state_dict()
+    for wrong in ({}, state | {"epoch": 3}, {key: state[key] for key in state if key != "k"}):
+        with pytest.raises(ValueError, match=r"need the state \['best'"):
+            cascade.load_state_dict(wrong)
+        assert cascade.k == 4

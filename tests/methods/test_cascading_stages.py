@@ -232,6 +232,31 @@ def test_statistics_are_computed_anew_only_where_asked_for(rows):
             assert torch.equal(value, best[name])
 
 
+def test_a_stage_keeps_rates_that_are_tensors():
+    model, rate = small_net(), torch.tensor(0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    begin_stage(model, optimizer, lr=0.02)
+    assert optimizer.param_groups[0]["lr"] is rate  # captured graphs hold it
+    assert rate == torch.tensor(0.02)
+
+
+def test_a_stage_that_cannot_begin_leaves_what_it_can():
+    model, optimizer, best = trained(momentum=0.9)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    with pytest.raises(ValueError, match="batches is empty"):
+        begin_stage(model, optimizer, lr=0.7, weights=best, batches=[])
+    assert same((model.state_dict(), optimizer.state_dict()), before)
+    x = problem()[0]
+    model[1].eval()
+    modes, bad = [m.training for m in model], x.clone()
+    bad[3] = math.nan
+    for batches, message in (([x, x[:, :, 1:]], "shapes"), ([x, bad], "running_mean must be fin")):
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            begin_stage(model, optimizer, lr=0.1, batches=batches)
+        assert [m.training for m in model] == modes
+        assert model[1].momentum == 0.1
+
+
 # --- devices
 
 

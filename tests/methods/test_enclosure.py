@@ -17,7 +17,7 @@ from mpmath import mp, mpf
 from torch import Tensor
 
 from trainaug.methods.linear_robustness import FourierNorm, Norm, max_margin, second_solver
-from trainaug.methods.linear_robustness.enclosure import Enclosure, enclosure
+from trainaug.methods.linear_robustness.enclosure import Enclosure, enclosure, exact_witness
 
 # the package may export the function under the module's name
 module = importlib.import_module("trainaug.methods.linear_robustness.enclosure")
@@ -407,7 +407,7 @@ ONES = torch.ones(2).double()
     [
         ({"X": torch.ones(2)}, r"X must have shape \(N, D\)"),
         ({"X": torch.full((2, 2), math.nan)}, "finite, row 0"),
-        ({"y": torch.tensor([0, 1])}, r"labels must be -1 or \+1, got \[0, 1\]"),
+        ({"y": torch.tensor([0, 1])}, r"labels must be -1 or \+1, got \[0\]"),
         ({"y": torch.ones(3)}, r"y must have shape \(2,\), got \(3,\)"),
         ({"attack": "l4"}, "unknown norm 'l4'"),
         ({"attack": FourierNorm("l1", (2, 2))}, r"\(2, 2\) does not fit 2 columns"),
@@ -435,6 +435,33 @@ def test_malformed_input_is_named(changed: dict[str, object], message: str) -> N
     assert enclosure(**good).lower > 0  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
         enclosure(**(good | changed))  # type: ignore[arg-type]
+
+
+def test_a_witness_is_exact_or_none() -> None:
+    corners = doubles([[1.0, 1.0], [-1.0, -1.0], [3.0, 1.0]])
+    found = exact_witness(corners, doubles([0.4, 0.6, 0.0]))  # only the support counts
+    assert found is not None
+    assert found.tolist() == [0.5, 0.5, 0.0]
+    third = doubles([[0.3, 0.1], [-0.1, 0.2], [-0.1, -0.4]])
+    found = exact_witness(third, doubles([0.3, 0.3, 0.4]))
+    assert found is None or float((found @ third).abs().max()) < 1e-16
+    nearly = doubles([[1.0, above(1.0)], [-1.0, -1.0]])  # separable by one unit in the last place
+    assert exact_witness(nearly, doubles([0.5, 0.5])) is None
+    assert exact_witness(corners, doubles([0.5, 0.0, 0.5])) is None  # rows of one side
+    assert exact_witness(corners, torch.zeros(3).double()) is None
+    zeros = exact_witness(torch.zeros(2, 2).double(), doubles([1.0, 0.0]))
+    assert zeros is not None
+    assert zeros.tolist() == [1.0, 0.0]
+
+
+def test_unsigned_labels_are_refused() -> None:
+    X, one = doubles([[2.0, 1.0], [-1.0, -1.0]]), torch.ones(2).double()
+    y = torch.tensor([1, 255], dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"labels.*got \[255\]; unsigned bytes"):
+        enclosure(X, y, "l2", one, one)
+    expected = enclosure(X, torch.tensor([1, -1]), "l2", one, one)
+    for dtype in (torch.int8, torch.int32, torch.float16):
+        assert enclosure(X, torch.tensor([1, -1]).to(dtype), "l2", one, one) == expected
 
 
 # --- gradients, context, devices

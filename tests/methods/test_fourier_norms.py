@@ -316,3 +316,98 @@ def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):
 @pytest.mark.gpu
 def test_on_cuda_values_are_the_same(same_on_cuda, randn):
     same_on_cuda(everything, randn(7, 3, 6))
+
+
+HALF = {torch.float16: 2**-10, torch.bfloat16: 2**-7}  # tolerance: two units in the last place
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 900.0])
+def test_half_precision_is_computed_in_float32(dtype, scale, randn):
+    x = (scale * randn(8, 3, 6)).to(dtype)  # squares of 900 are above the largest float16
+    wide = x.double()
+    for kind, autocast in product(every_norm((2, 3)), (False, True)):
+        for call in (
+            norm,
+            dual_vector,
+            lambda x, k: project(x, k, scale),
+            lambda x, k: prox(x, k, scale),
+        ):
+            with torch.autocast("cpu", enabled=autocast):
+                found = call(x, kind)
+            expected = call(wide, kind)
+            assert found.dtype == dtype
+            bound = HALF[dtype] * float(expected.abs().max())
+            torch.testing.assert_close(found.double(), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_long_half_precision_vectors_are_summed_in_float32(dtype):
+    x = torch.full((70_000,), 0.5, dtype=dtype)  # a count that float16 does not hold
+    for kind in (*NORMS, FourierNorm("linf", (70_000,))):
+        assert float(norm(x, kind)) == pytest.approx(float(norm(x.double(), kind)), rel=HALF[dtype])
+        for operation in (project, prox):
+            found = operation(x, kind, 0.25).double()
+            expected = operation(x.double(), kind, 0.25)
+            torch.testing.assert_close(found, expected, rtol=HALF[dtype], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        *product([torch.float32, torch.bfloat16], [1e-30, 1e25]),
+        *product([torch.float64], [1e-200, 1e200]),
+    ],
+)
+def test_lengths_whose_squares_leave_the_range(dtype, size):
+    x = torch.tensor([3.0, -4.0, 0.0], dtype=dtype) * size
+    tolerance = HALF.get(dtype, 1e-6)
+    assert float(norm(x, "l2")) == pytest.approx(5 * size, rel=tolerance)
+    unit = torch.tensor([0.6, -0.8, 0.0], dtype=dtype)
+    torch.testing.assert_close(dual_vector(x, "l2"), unit, rtol=tolerance, atol=0)
+    inside = project(x, "l2", size)
+    torch.testing.assert_close(inside, unit * size, rtol=3 * tolerance, atol=0)
+    leaf = x.clone().requires_grad_()
+    norm(leaf, "l2").backward()
+    torch.testing.assert_close(leaf.grad, unit, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_passes_through_norms_and_is_refused_by_projections(bad):
+    x = torch.ones(2, 6).double()
+    x[1, 2] = bad
+    for kind in every_norm((2, 3)):
+        assert not bool(norm(x, kind)[1].isfinite())
+        if math.isnan(bad):
+            assert bool(dual_vector(x, kind)[1].isnan().any())
+        assert bool(dual_vector(x, kind)[0].isfinite().all())
+        for operation in (project, prox):
+            with pytest.raises(ValueError, match="x must be finite, row 1 holds"):
+                operation(x, kind, 0.5)
+    largest = torch.finfo(torch.float64).max
+    with pytest.raises(ValueError, match="norm of x leaves the range"):
+        project(torch.full((6,), largest, dtype=torch.float64), "l1", 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.cfloat])
+def test_vectors_of_other_types_are_refused_by_name(dtype):
+    x = torch.ones(2, 6).to(dtype)  # -128 of int8 has no modulus, bytes no sign
+    for kind in every_norm((2, 3)):
+        for call in (
+            norm,
+            dual_vector,
+            lambda x, k: project(x, k, 1.0),
+            lambda x, k: prox(x, k, 1.0),
+        ):
+            with pytest.raises(ValueError, match=f"floating-point.*got {dtype}"):
+                call(x, kind)
+
+
+def test_projections_of_meta_tensors_are_refused_and_norms_have_a_shape():
+    x = torch.ones(2, 6, device="meta")
+    for kind in every_norm((2, 3)):
+        assert norm(x, kind).shape == (2,)
+        assert dual_vector(x, kind).shape == (2, 6)
+        for operation in (project, prox):
+            with pytest.raises(ValueError, match="meta device"):
+                operation(x, kind, 1.0)

@@ -220,7 +220,7 @@ def test_layers_without_factors_are_named(randn):
 def test_shared_weights_are_refused(randn):
     x, y = randn(0, 4, 3), torch.arange(4) % 3
     (layer,) = row(lin(3, 3))
-    with pytest.raises(RuntimeError, match="layer '0' ran twice in one pass"):
+    with pytest.raises(TypeError, match="layer '0' ran twice in one pass"):
         layer_factors(nn.Sequential(layer, nn.Tanh(), layer), losses_of, x, y)
     tied = row(lin(3, 3), lin(3, 3))
     tied[1].weight = tied[0].weight
@@ -291,7 +291,7 @@ def test_frozen_layers_do_not_count(randn):
     model.a.requires_grad_(False)
     found = flat_gradients(layer_factors(model, losses_of, x, y))
     torch.testing.assert_close(found, flat(oracle(model, x, y)), **CLOSE[torch.float64])
-    with pytest.raises(ValueError, match="the weight of layer 'a' is frozen"):
+    with pytest.raises(ValueError, match=r"the weight of layer 'a' .* is frozen"):
         LayerFactors(model, ["a"])
     with pytest.raises(ValueError, match=r"the model has no layers \['c'\]"):
         LayerFactors(model, ["b", "c"])

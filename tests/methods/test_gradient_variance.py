@@ -525,3 +525,32 @@ def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):
 @pytest.mark.gpu
 def test_on_cuda_values_are_the_same(same_on_cuda, randn):
     same_on_cuda(lambda grads, assign: everything(grads, assign)[:5], randn(0, 9, 3), labels(9, 3))
+
+
+# --- other types
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool])
+def test_labels_of_any_integer_type_are_the_same(dtype):
+    grads = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assign, gram = torch.tensor([1, 0, 1, 1, 0, 0]), grads @ grads.T
+    for call in (
+        lambda labels: total_distortion(grads, labels),
+        lambda labels: stratified_variance(grads, labels),
+        lambda labels: enumerate_estimates(grads, labels),
+        lambda labels: move_deltas(gram, labels, 2),
+        lambda labels: exact_moves(gram, labels, 2),
+    ):
+        assert torch.equal(call(assign.to(dtype)), call(assign))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_accumulated_in_a_wider_type(dtype):
+    grads = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assign = torch.arange(9) % 3
+    wide = grads.double()
+    assert total_distortion(grads, assign) == total_distortion(wide, assign)
+    found, expected = enumerate_estimates(grads, assign), enumerate_estimates(wide, assign)
+    assert found.dtype == dtype
+    bound = 0.6 * torch.finfo(dtype).eps  # one rounding, at the end
+    torch.testing.assert_close(found.double(), expected, rtol=bound, atol=1e-6)

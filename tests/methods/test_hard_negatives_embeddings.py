@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -124,8 +126,66 @@ def test_chunked_losses_never_hold_all_scores(chunked, loss, randn):
     assert kept >= size * size or loss is MaxOfHinges
 
 
+@pytest.mark.parametrize("chunk_size", [1, 3, 11])
+@pytest.mark.parametrize(("chunked", "loss"), TWINS)
+def test_what_is_not_finite_shows_in_every_chunk(chunked, loss, chunk_size, randn):
+    for bad in (math.nan, math.inf):
+        for side in (0, 1):
+            pair = randn(5, 2, 11, 4)
+            pair[side, 7] = bad
+            got = chunked(*pair, chunk_size=chunk_size)
+            expected = loss(0.2, "none")(pair[0] @ pair[1].T)
+            assert torch.equal(got.isfinite(), expected.isfinite())
+            assert not got[7].isfinite()
+            alone = chunked(*pair[:, 7:8], chunk_size=chunk_size)  # a pair without negatives
+            assert not alone.isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("chunked", "loss"), TWINS)
+def test_half_embeddings_are_multiplied_in_single(chunked, loss, dtype, randn):
+    x, y = (40 * randn(seed, 50, 30).to(dtype) for seed in (5, 6))  # products above 65504
+    got = with_gradients(lambda x, y: chunked(x, y, margin=1e4, chunk_size=8), x, y)
+    wide = with_gradients(lambda x, y: loss(1e4, "none")(x @ y.T), x.double(), y.double())
+    assert got[0].dtype == torch.float32
+    torch.testing.assert_close(got[0].double(), wide[0], rtol=1e-5, atol=1e-3)
+    for a, b in zip(got[1:], wide[1:], strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), b, rtol=torch.finfo(dtype).eps, atol=1e-3)
+    mixed = chunked(x.float(), y, margin=1e4, chunk_size=8)
+    assert torch.equal(mixed, got[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(chunked(x.float(), y.float(), margin=1e4, chunk_size=8), got[0])
+
+
+@pytest.mark.parametrize(("chunked", "loss"), TWINS)
+def test_function_transforms_and_graphs_give_the_same_numbers(chunked, loss, randn):
+    x, y = randn(5, 2, 6, 4), randn(6, 2, 6, 4)
+
+    def call(x, y):
+        return chunked(x, y, chunk_size=4)
+
+    expected = [with_gradients(call, *pair) for pair in zip(x, y, strict=True)]
+    values, slopes, _ = (torch.stack(parts) for parts in zip(*expected, strict=True))
+    assert torch.equal(torch.vmap(call)(x, y), values)
+    gradients = torch.vmap(torch.func.grad(lambda x, y: call(x, y).sum()))
+    assert torch.equal(gradients(x, y), slopes)
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    assert all(map(torch.equal, with_gradients(compiled, x[0], y[0]), expected[0]))
+    assert call(x[0].to("meta"), y[0].to("meta")).is_meta
+
+
 def test_bad_input_is_refused():
     x = torch.zeros(3, 2)
+    for chunked, _ in TWINS:
+        with pytest.raises(ValueError, match=r"embeddings must be floating, got torch\.int64"):
+            chunked(x.long(), x.long())
+        with pytest.raises(ValueError, match="one device, got cpu and meta"):
+            chunked(x, x.to("meta"))
+        with pytest.raises(ValueError, match="groups are on meta, embeddings on cpu"):
+            chunked(x, x, torch.arange(3, device="meta"))
+        with pytest.raises(ValueError, match=r"integer type, got torch\.bfloat16"):
+            chunked(x, x, torch.arange(3).bfloat16())
     for chunked, _ in TWINS:
         for bad in ((x, x[:2]), (x, x[:, :1]), (x[0], x[0]), (x[:0], x[:0])):
             with pytest.raises(ValueError, match=r"need embeddings \(B, D\) twice"):

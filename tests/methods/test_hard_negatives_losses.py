@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainaug.methods.hard_negatives import (
+    CollapseMonitor,
     HingeCurriculum,
     MaxOfHinges,
     SumOfHinges,
     cosine_scores,
     group_mask,
+    is_collapsed,
     order_scores,
 )
 
@@ -60,6 +64,10 @@ def with_gradient(call, *tensors):
     leaves = [t.clone().requires_grad_() for t in tensors]
     value = call(*leaves)
     return value.detach(), *torch.autograd.grad(value.sum(), leaves)
+
+
+def copied(thing):
+    return pickle.loads(pickle.dumps(thing))  # noqa: S301 - written the moment before
 
 
 @pytest.mark.oracle("vse.1")
@@ -245,7 +253,167 @@ def test_nan_is_passed_on_unless_masked(loss):
     assert not loss()(scores, group_mask(torch.tensor([0, 1, 1]))).isnan()
 
 
+KINDS = {
+    "sum": SumOfHinges,
+    "average": lambda *args: SumOfHinges(*args, average_negatives=True),
+    "max": MaxOfHinges,
+    "before": lambda *args: HingeCurriculum(1, *args),
+    "after": lambda *args: HingeCurriculum(0, *args),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_shows_in_loss_and_gradient(kind, randn):
+    loss = KINDS[kind](0.2)
+    for bad in (math.nan, math.inf, -math.inf):
+        for size, place in ((1, (0, 0)), (4, (2, 2)), (4, (1, 2))):
+            scores = randn(1, size, size)
+            scores[place] = bad
+            if bad == -math.inf and place == (1, 2):  # as good as masked
+                masked = torch.eye(4, dtype=torch.bool)
+                masked[place] = True
+                assert torch.equal(loss(scores), loss(scores, masked)) or kind == "average"
+                continue
+            value, gradient = with_gradient(loss, scores)
+            assert not value.isfinite()
+            assert not gradient.isfinite().all()
+
+
+# --- half precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_scores_are_added_up_in_single(kind, dtype, randn):
+    scores = randn(2, 400, 400).to(dtype)  # the sum is about 200,000, above float16's largest
+    mask = group_mask(torch.arange(400) // 2)
+    for reduction in ("sum", "mean", "none"):
+        loss = KINDS[kind](0.2, reduction)
+        value, gradient = with_gradient(lambda s, f=loss: f(s, mask), scores)
+        expected, slope = with_gradient(lambda s, f=loss: f(s, mask), scores.double())
+        assert (value.dtype, gradient.dtype) == (torch.float32, dtype)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
+        # half a unit in the last place of a half-precision number
+        torch.testing.assert_close(gradient.double(), slope, rtol=torch.finfo(dtype).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("normalised_in", ["single", "half"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spread", [0.0, 0.003, 0.02])
+def test_collapse_is_seen_through_rounding(spread, dtype, normalised_in, randn):
+    normalise = torch.nn.functional.normalize
+    for seed, dim in enumerate((64, 256, 1024)):
+        pair = randn(7, dim).float() + spread * randn(seed, 2, 64, dim).float()
+        assert is_collapsed(cosine_scores(*pair))
+        scores = cosine_scores(*pair.to(dtype))
+        if normalised_in == "half":
+            x, y = normalise(pair.to(dtype), dim=2)
+            scores = x @ y.T
+        assert is_collapsed(scores)
+        assert is_collapsed(scores.float())  # what was rounded stays rounded
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_spread_scores_are_not_collapsed_in_half(dtype, randn):
+    base, ids = randn(7, 64).float(), torch.eye(64)
+    for spread in (0.3, 1.0):
+        pair = base + spread * randn(8, 2, 64, 64).float()
+        assert not is_collapsed(cosine_scores(*pair))
+        assert not is_collapsed(cosine_scores(*pair.to(dtype)))
+    for level in (0.0, 0.7, 30.0):  # true pairs lead by the margin: the loss is 0
+        assert not is_collapsed((level + 0.5 * ids).to(dtype))
+    monitor = CollapseMonitor(patience=1)
+    monitor.load_state_dict(copy.deepcopy(monitor).state_dict())
+    assert not copied(monitor).update(ids.to(dtype))
+
+
+# --- torch.func, torch.compile, copies
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_function_transforms_give_the_same_numbers(kind, masked, randn):
+    loss, scores = KINDS[kind](0.2), randn(3, 2, 5, 5)
+    groups = torch.tensor([[0, 0, 1, 2, 3], [0, 1, 2, 3, 1]])
+
+    def call(s, g):
+        return loss(s, group_mask(g) if masked else None)
+
+    expected = [
+        with_gradient(lambda s, g=g: call(s, g), s) for s, g in zip(scores, groups, strict=True)
+    ]
+    values, slopes = (torch.stack(parts) for parts in zip(*expected, strict=True))
+    assert torch.equal(torch.vmap(call)(scores, groups), values)
+    assert torch.equal(torch.vmap(torch.func.grad(call))(scores, groups), slopes)
+    tangent = randn(4, 5, 5)
+    _, slope = torch.func.jvp(lambda s: call(s, groups[0]), (scores[0],), (tangent,))
+    torch.testing.assert_close(slope, (slopes[0] * tangent).sum())
+    assert not torch.func.hessian(call)(scores[0], groups[0]).any()  # linear between the kinks
+
+
+@pytest.mark.parametrize("kind", ["sum", "max"])
+def test_compiled_losses_are_whole_graphs(kind, randn):
+    loss, scores = KINDS[kind](0.2, "none"), randn(5, 5, 5)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    mask = group_mask(torch.tensor([0, 0, 1, 2, 3]))
+    for given_mask in (None, (mask, mask.T)):
+        got = with_gradient(lambda s, m=given_mask: compiled(s, m), scores)
+        expected = with_gradient(lambda s, m=given_mask: loss(s, m), scores)
+        assert all(map(torch.equal, got, expected))
+    assert loss(scores.to("meta"), mask.to("meta")).is_meta
+
+
+def test_a_compiled_curriculum_is_compiled_once_a_phase(randn):
+    curriculum, counts = HingeCurriculum(15), []
+
+    def count(graph, _):
+        counts.append(1)
+        return graph.forward
+
+    compiled = torch.compile(curriculum, fullgraph=True, backend=count)
+    for _ in range(30):
+        assert torch.equal(compiled(HAND), curriculum(HAND))
+        curriculum.step()
+    assert len(counts) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_of_losses_are_the_same_losses(kind, randn):
+    loss, scores = KINDS[kind](0.3, "mean"), randn(6, 5, 5)
+    for twin in (copy.deepcopy(loss), copied(loss)):
+        assert torch.equal(twin(scores), loss(scores))
+        assert repr(twin) == repr(loss)
+
+
+def test_layouts_do_not_matter(randn):
+    scores = randn(6, 5, 5).float()
+    for kind in KINDS.values():
+        expected = with_gradient(kind(0.3, "none"), scores.clone())
+        for layout in (scores.T.contiguous().T, torch.stack([scores, scores], 2)[..., 0]):
+            assert not layout.is_contiguous()
+            assert all(map(torch.equal, with_gradient(kind(0.3, "none"), layout), expected))
+
+
 def test_bad_input_is_refused():
+    for loss in (*KINDS.values(),):
+        for kind in (torch.int64, torch.bool, torch.complex64):
+            with pytest.raises(ValueError, match=f"scores must be floating, got {kind}"):
+                loss()(torch.eye(3).to(kind))
+        with pytest.raises(ValueError, match="boolean tensor, got list"):
+            loss()(HAND, [[True, False], [False, True]])
+        with pytest.raises(ValueError, match=r"on cpu, got .* on meta"):
+            loss()(HAND, torch.eye(2, dtype=torch.bool, device="meta"))
+        with pytest.raises(ValueError, match="one mask or two, got 3"):
+            loss()(HAND, (torch.eye(2, dtype=torch.bool),) * 3)
+    for kind in (torch.float16, torch.bfloat16, torch.complex64):  # 2049 would be 2048
+        with pytest.raises(ValueError, match=f"integer type, got {kind}"):
+            group_mask(torch.arange(3).to(kind))
+    with pytest.raises(ValueError, match=r"groups must be finite.*nan"):
+        group_mask(torch.tensor([0.0, math.nan]))
+    with pytest.raises(ValueError, match="meta device have no values"):
+        is_collapsed(torch.zeros(2, 2, device="meta"))
+    with pytest.raises(ValueError, match=r"warmup_steps.*nan"):
+        HingeCurriculum(math.nan)
     for loss in (*LOSSES, lambda *args: HingeCurriculum(1, *args)):
         for margin in (-0.1, math.inf, math.nan):
             with pytest.raises(ValueError, match=f"margin.*{margin}"):

@@ -71,8 +71,65 @@ def test_scores_of_zero_vectors_have_a_finite_gradient(scored, randn):
     assert slope.tolist() == [[0.0] * 4]
 
 
+SCORES = [cosine_scores, order_scores]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scored", SCORES)
+def test_half_embeddings_are_scored_in_single(scored, dtype, randn):
+    x, y = (randn(seed, 6, 40).to(dtype) for seed in (1, 2))
+    x[1], y[2] = 0, 0
+    if scored is cosine_scores:
+        x[3] *= 6e4 / x[3].abs().max()  # longer than the largest float16
+    leaves = x.clone().requires_grad_(), y.clone().requires_grad_()
+    scores = scored(*leaves)
+    assert scores.dtype == dtype
+    rounding = {"rtol": torch.finfo(dtype).eps, "atol": 1e-6}
+    torch.testing.assert_close(scores.double(), scored(x.double(), y.double()), **rounding)
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(scores.sum(), leaves))
+    if scored is cosine_scores:
+        assert scores[1].tolist() == scores[:, 2].tolist() == [0.0] * 6
+    wide = scored(x.float(), y)  # two types: the wider one
+    assert wide.dtype == torch.float32
+    assert torch.equal(wide.to(dtype), scores)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scored(x.float(), y.float()), wide)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-13, 1e13, 1e25, 1e37])
+def test_cosines_do_not_depend_on_length(scale, randn):
+    x, y = (randn(seed, 3, 5, dtype=torch.float32) for seed in (1, 2))
+    leaf = (scale * x).requires_grad_()
+    scores = cosine_scores(leaf, y)
+    rounding = 1e-3 if scale < 1e-38 else 1e-6  # few digits are left of such numbers
+    torch.testing.assert_close(scores, cosine_scores(x, y), rtol=0, atol=rounding)
+    (slope,) = torch.autograd.grad(scores.sum(), leaf)
+    unscaled = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(cosine_scores(unscaled, y).sum(), unscaled)
+    if scale > 1e-38:
+        torch.testing.assert_close(slope * scale, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scored", SCORES)
+def test_scores_pass_function_transforms(scored, randn):
+    x, y = randn(1, 2, 3, 5), randn(2, 2, 4, 5)
+    expected = torch.stack([scored(*pair) for pair in zip(x, y, strict=True)])
+    torch.testing.assert_close(torch.vmap(scored)(x, y), expected, rtol=1e-13, atol=1e-13)
+    compiled = torch.compile(scored, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x[0], y[0]), expected[0])
+    assert scored(x[0].to("meta"), y[0].to("meta")).shape == (3, 4)
+    assert scored(x[0, :0], y[0]).shape == (0, 4)
+
+
 def test_scores_refuse_bad_input():
     x = torch.zeros(3, 2)
+    for scored in SCORES:
+        for kind in (torch.int64, torch.bool, torch.complex64):
+            for pair in ((x, x.to(kind)), (x.to(kind), x)):
+                with pytest.raises(ValueError, match=f"must be floating, got .*{kind}"):
+                    scored(*pair)
+        with pytest.raises(ValueError, match="one device, got cpu and meta"):
+            scored(x, x.to("meta"))
     for scored in (cosine_scores, order_scores):
         for bad in (torch.zeros(2), torch.zeros(3, 4), torch.zeros(3, 2, 1)):
             for pair in ((x, bad), (bad, x)):
@@ -149,6 +206,16 @@ def test_constant_scores_are_worth_nothing_unless_ties_help(size):
     expected = retrieval_metrics(flat, ids, ids, ties="expected")
     assert expected.mean_r == (size + 1) / 2  # as of a random order
     assert expected.med_r == math.floor((size - 1) / 2) + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_ranks_of_half_scores_are_those_of_their_values(dtype, randn):
+    scores, ids = randn(3, 30, 60).to(dtype).requires_grad_(), torch.arange(60) % 30
+    for ties in TIES:
+        got = retrieval_ranks(scores, ids[:30], ids.to(torch.uint8), ties)
+        assert torch.equal(got, retrieval_ranks(scores.double(), ids[:30], ids, ties))
+    folded = folded_metrics(scores, ids[:30], ids, 3)
+    assert folded == folded_metrics(scores.double(), ids[:30], ids, 3)
 
 
 # --- metrics
@@ -270,9 +337,20 @@ def test_bad_input_is_refused():
         for bad in (scores[0], scores[:0], scores[None]):
             with pytest.raises(ValueError, match=r"scores must have shape \(Q, G\), Q >= 1, got"):
                 call(bad, ids[:3], ids)
-        broken = scores.index_fill(1, torch.tensor(2), math.nan)
-        with pytest.raises(ValueError, match="NaN"):
-            call(broken, ids[:3], ids % 3)
+        for value in (math.nan, math.inf, -math.inf):
+            broken = scores.index_fill(1, torch.tensor(2), value)
+            with pytest.raises(ValueError, match=f"scores must be finite, row 0 holds {value}"):
+                call(broken, ids[:3], ids % 3)
+        with pytest.raises(ValueError, match=r"scores must be floating, got torch\.int64"):
+            call(scores.long(), ids[:3], ids % 3)
+        with pytest.raises(ValueError, match="ids of the columns are on meta, the scores on cpu"):
+            call(scores, ids[:3], ids.to("meta"))
+        with pytest.raises(ValueError, match="meta device have no values"):
+            call(scores.to("meta"), ids[:3].to("meta"), ids.to("meta"))
+        with pytest.raises(ValueError, match=r"ids of the rows .* got torch\.float16"):
+            call(scores, ids[:3].half(), ids % 3)
+        with pytest.raises(ValueError, match="ids of the columns must be finite"):
+            call(scores, ids[:3], ids * math.nan)
     for call in (retrieval_ranks, retrieval_metrics):
         with pytest.raises(ValueError, match="query 1 has no positive"):
             call(scores, torch.tensor([0, 9, 3]), ids)

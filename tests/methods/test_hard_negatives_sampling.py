@@ -253,7 +253,6 @@ def test_collapse_is_a_loss_at_the_plateau_and_equal_scores(randn):
     same = randn(2, 1, 4).expand(5, -1)
     assert is_collapsed(cosine_scores(same, same))
     assert not is_collapsed(flat[:1, :1])
-    assert not is_collapsed(flat * math.nan)
     assert not is_collapsed(cosine_scores(randn(3, 5, 4), randn(4, 5, 4)))
 
 
@@ -282,6 +281,9 @@ def test_monitor_refuses_bad_input():
         is_collapsed(torch.zeros(2, 2), 0)
     with pytest.raises(ValueError, match="scores must have shape"):
         CollapseMonitor().update(torch.zeros(2, 3))
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"scores must be finite.*{bad}"):
+            CollapseMonitor().update(torch.full((2, 2), bad))
 
 
 # --- devices

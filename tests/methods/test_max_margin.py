@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import pickle
 from collections.abc import Callable
+from fractions import Fraction
 
 import cvxpy as cp
 import numpy as np
@@ -18,6 +20,7 @@ from torch import Tensor
 from trainaug.data.binary import binary_problem
 from trainaug.methods.linear_robustness import (
     NORMS,
+    FourierNorm,
     MaxMargin,
     Norm,
     NotSeparableError,
@@ -340,7 +343,7 @@ def test_unknown_solver_and_attack_are_named(gaussian: Gaussian) -> None:
         (torch.ones(3), torch.ones(3), r"X must have shape \(N, D\)"),
         (torch.ones(0, 2), torch.ones(0), "N, D >= 1"),
         (torch.ones(2, 2), torch.ones(3), r"y must have shape \(2,\)"),
-        (torch.ones(2, 2), torch.tensor([0, 1]), r"labels must be -1 or \+1, got \[0, 1\]"),
+        (torch.ones(2, 2), torch.tensor([0, 1]), r"labels must be -1 or \+1, got \[0\]"),
         (torch.full((2, 2), math.nan), torch.ones(2), "finite, row 0"),
         (torch.full((2, 2), math.inf), torch.ones(2), "finite, row 0"),
     ],
@@ -351,6 +354,98 @@ def test_malformed_data_are_refused_before_a_solve(
     monkeypatch.setattr(module, "_solve", lambda *_: pytest.fail("a solver ran"))
     with pytest.raises(ValueError, match=message):
         max_margin(X, y, "l2")
+
+
+def stamps(base: float) -> tuple[Tensor, Tensor]:
+    """A large column that tells nothing beside a small one that is the label."""
+    generator = torch.Generator().manual_seed(3)
+    y = torch.where(torch.rand(30, generator=generator) > 0.5, 1, -1)
+    large = base + torch.randint(0, 500, (30,), generator=generator)
+    return torch.stack([large.double(), y.double()], 1), y
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS, FourierNorm("linf", (2,)), FourierNorm("l1", (2,))])
+@pytest.mark.parametrize("base", [1e3, 1e7, 2e9])
+@pytest.mark.parametrize("flag", [1.0, 1e-3])
+def test_unscaled_columns_are_solved_exactly(attack: Norm, base: float, flag: float) -> None:
+    X, y = stamps(base)
+    X[:, 1] *= flag
+    # w = (0, 1 / flag) attains flag, and the hull of the rows holds (0, flag)
+    factor = math.sqrt(2) if attack == FourierNorm("l1", (2,)) else 1
+    factor = math.sqrt(0.5) if attack == FourierNorm("linf", (2,)) else factor
+    flag *= factor  # the Fourier norm of (0, 1)
+    result = max_margin(X, y, attack)
+    assert result.eps_star == pytest.approx(flag, rel=1e-3)
+    assert result.upper == pytest.approx(flag, rel=1e-3)
+    assert float(robust_radius(result.w, X, y, attack)) == pytest.approx(flag, rel=1e-3)
+    q = result.lam / result.lam.sum()
+    assert float(certificate(result.w, X, y, attack, q).upper) == pytest.approx(flag, rel=1e-3)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("scales", [(1.0, 1e-9), (1e9, 1.0), (1e-9, 1e9), (1e-9, 1e-9)])
+def test_one_row_of_any_scale_and_a_column_of_zeros(
+    attack: Norm, scales: tuple[float, float]
+) -> None:
+    X = torch.tensor([[3 * scales[0], 0.0, -2 * scales[1]]], dtype=torch.float64)
+    result = max_margin(X, torch.tensor([-1]), attack)
+    assert result.eps_star == pytest.approx(float(norm(X[0], attack)), rel=1e-4)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("margin", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_tiny_margins_are_found_or_left_open_and_never_denied(attack: Norm, margin: float) -> None:
+    X = torch.tensor([[1.0, 2.0 + margin], [1.0, 2.0 - margin]], dtype=torch.float64)
+    y = torch.tensor([1, -1])  # w = (-2, 1) / margin has margins 1
+    try:
+        result = max_margin(X, y, attack)
+    except SolverFailedError:
+        assert margin < 1e-6
+    else:
+        assert float((signed_rows(X, y) @ result.w).min()) == pytest.approx(1, abs=1e-6)
+        radius = float(robust_radius(torch.tensor([-2.0, 1.0]), X, y, attack))
+        assert result.upper >= radius * (1 - 1e-9)  # rounding of margins of 1e-6
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_witness_is_exact_in_columns_of_any_scale(attack: Norm) -> None:
+    X = torch.tensor([[1.7e9, 1e-9], [1.7e9, -1e-9], [-1.7e9, 2e-9], [-1.7e9, -2e-9]]).double()
+    y = torch.tensor([1, 1, 1, 1])
+    with pytest.raises(NotSeparableError) as caught:
+        max_margin(X, y, attack)
+    total = [
+        sum(Fraction(q) * Fraction(z) for q, z in zip(caught.value.q.tolist(), column, strict=True))
+        for column in X.T.tolist()
+    ]
+    assert all(
+        abs(value) <= 1e-15 * float(column.max()) for value, column in zip(total, X.T, strict=True)
+    )
+
+
+def test_an_error_with_a_witness_survives_a_process_boundary() -> None:
+    with pytest.raises(NotSeparableError) as caught:
+        max_margin(torch.ones(2, 3), torch.tensor([1, -1]), "l2")
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert str(again) == str(caught.value)
+    assert torch.equal(again.q, caught.value.q)
+    assert again.distance == caught.value.distance
+
+
+@pytest.mark.parametrize("entry", [1e-200, 1e200])
+def test_entries_whose_squares_leave_the_range_are_refused(entry: float) -> None:
+    with pytest.raises(ValueError, match="largest entry of X must be between"):
+        max_margin(torch.full((2, 2), entry, dtype=torch.float64), torch.tensor([1, 1]), "l2")
+
+
+def test_unsigned_labels_are_refused_and_half_precision_is_solved_in_float64() -> None:
+    X = torch.tensor([[3.0, 4.0], [-3.0, -4.0]])
+    with pytest.raises(ValueError, match="unsigned bytes"):
+        max_margin(X, torch.tensor([1, 255], dtype=torch.uint8), "l2")
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu"):
+            result = max_margin(X.to(dtype), torch.tensor([1, -1], dtype=torch.int8), "l2")
+        assert result.w.dtype == torch.float64
+        assert result.eps_star == pytest.approx(5, rel=1e-6)
 
 
 # --- devices

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 
 import pytest
@@ -23,6 +25,7 @@ from trainaug.methods.linear_robustness import (
     dual,
     max_margin,
     norm,
+    regularisation_path,
     robust_radius,
     signed_rows,
     steepest_descent_paths,
@@ -316,3 +319,91 @@ def test_masks_are_checked_and_padding_may_hold_anything(randn):
             train(Z, record_at=[5], mask=mask & (torch.arange(2) == 0).unsqueeze(1))
         with pytest.raises(ValueError, match="a real row is not"):
             train(torch.full_like(Z, torch.nan), **options)
+
+
+def trainers(Z, steps=20):
+    options = {"record_at": [steps], "generator": seeded(0)}
+    yield "dense", lambda: dense_paths(Z, lr=0.1, **options).beta
+    yield "conv", lambda: convolutional_paths(Z, (2, 3), (1, 2, 3), lr=[0.1] * 3, **options).beta
+    for kind in NORMS:
+        eps = torch.tensor([0.0]).to(Z)
+        yield (
+            kind,
+            lambda kind=kind, eps=eps: adversarial_paths(
+                Z[0], kind, eps, lr=[0.1], record_at=[steps]
+            ),
+        )
+        yield kind, lambda kind=kind: steepest_descent_paths(Z, [kind], record_at=[steps]).weights
+        yield kind, lambda kind=kind: regularisation_path(Z, kind, [0.5], steps=steps).weights
+
+
+def test_rows_of_other_types_are_refused_by_name(randn):
+    Z = randn(40, 1, 4, 6)
+    for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.uint8):
+        for _, call in trainers(Z.to(dtype)):
+            with pytest.raises(ValueError, match=f"float32 or float64, got {dtype}"):
+                call()
+    for _, call in trainers(Z.to("meta")):
+        with pytest.raises(ValueError, match="meta device"):
+            call()
+
+
+def test_autocast_and_rows_that_require_grad_change_nothing(randn):
+    Z = randn(41, 1, 4, 6, dtype=torch.float32) + 0.5
+    for (_, plain), (_, inside) in zip(
+        trainers(Z), trainers(Z.clone().requires_grad_()), strict=True
+    ):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = inside()
+        assert torch.equal(found, plain())
+        assert not found.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_scale_of_the_rows_is_right_or_refused(dtype, randn):
+    """Networks and attacks take steps of fixed length: the first do not see a tiny scale."""
+    Z = randn(42, 1, 4, 6, dtype=dtype) + 0.5
+    exponent = 30 if dtype == torch.float32 else 300
+    for power in (-exponent, exponent):
+        for name, call in trainers(2.0 ** (3 * power) * Z):
+            try:
+                found = call()
+            except (ValueError, FloatingPointError):
+                assert name not in ("dense", "conv") or power > 0
+                continue
+            assert bool(found.isfinite().all())
+            if name in ("dense", "conv"):
+                assert bool(found.any())
+
+
+def test_rows_without_a_gradient_stay_and_separated_rows_go_on(randn):
+    zeros = torch.zeros(1, 3, 6).double()
+    for name, call in trainers(zeros):
+        if name in ("dense", "conv"):
+            assert not call().any()
+    Z = torch.full((1, 2, 6), 1e4).double()  # every margin is out of reach of exp
+    for _, call in trainers(Z, 60):
+        with contextlib.suppress(FloatingPointError):  # or says that the loss is flat
+            assert bool(call().isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_modules_work_in_half_precision_and_under_autocast(dtype, randn):
+    x = randn(43, 5, 6).float()
+    for build in (
+        lambda: DeepLinear(6, 3, seeded(0)),
+        lambda: CircularConvLinear((2, 3), 3, seeded(0)),
+        lambda: LinearClassifier(6),
+    ):
+        net = filled(build(), 2)
+        expected, beta = net(x.double()), net.linearize()
+        half = copy.deepcopy(net).to(dtype)
+        assert half(x.to(dtype)).dtype == half.linearize().dtype == dtype
+        bound = 0.1 * float(expected.detach().abs().max())  # three roundings to 8 bits
+        torch.testing.assert_close(half(x.to(dtype)).double(), expected, rtol=0, atol=bound)
+        bound = 0.1 * float(beta.detach().abs().max())
+        torch.testing.assert_close(half.linearize().double(), beta, rtol=0, atol=bound)
+        with torch.autocast("cpu", dtype=dtype):
+            scores = net.float()(x)
+            scores.float().sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in net.parameters())

@@ -141,7 +141,7 @@ def test_descending_is_the_exact_reverse_and_random_is_neither():
 
 
 @given(pacings(0.3), st.integers(0, 20), st.sampled_from(ORDERS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_paced_sampler_resumes_anywhere(found, done, order):
     scores = torch.arange(13) % 5
 
@@ -149,8 +149,8 @@ def test_paced_sampler_resumes_anywhere(found, done, order):
         g = stream(seed, "order")
         return PacedSampler(scores, found[0], 20, 3, order=order, generator=g)
 
-    expected = list(sampler(0))
-    short = sampler(0)
+    straight, short = sampler(0), sampler(0)
+    expected = [*straight, *straight]
     flow = iter(short)
     first = list(itertools.islice(flow, done))
     state = through_a_file(short.state_dict())
@@ -158,8 +158,9 @@ def test_paced_sampler_resumes_anywhere(found, done, order):
     resumed, again = sampler(98), sampler(99)
     resumed.load_state_dict(state)
     again.load_state_dict(through_a_file(resumed.state_dict()))
-    assert first + list(resumed) == first + list(again) == expected
-    assert len(list(resumed)) == 20  # the next run is whole
+    for other in (resumed, again):
+        rest = list(other) if done < 20 else []  # a run that is over is not begun again
+        assert first + rest + list(other) == expected
 
 
 def test_paced_sampler_refuses_bad_input():
@@ -195,6 +196,33 @@ def test_paced_sampler_refuses_bad_input():
         exponential_pacing(0.5, b=0.5, c=1, every=0.1)
     with pytest.raises(ValueError, match="must be in"):
         exponential_pacing(0.5, b=0.5, c=2, every=0)
+
+
+def test_a_large_pool_draws_no_more_than_it_uses():
+    """Where it grows with every step, a permutation of it would cost more than the training."""
+    n, size, steps = 20_000, 40, 60
+    pacing = partial(linear_pacing, a=0.5, b=0.5)
+    sampler = PacedSampler(torch.arange(n), pacing, steps, size, generator=stream(0, "order"))
+    whole = PacedSampler(torch.arange(n), lambda t: 1.0, steps, size, generator=stream(0, "order"))
+    counts = torch.zeros(n)
+    for run in range(40):
+        batches = list(sampler)
+        if run % 10 == 0:
+            for step, batch in enumerate(batches):
+                assert len(set(batch)) == size
+                assert max(batch) < sampler.pool_size(step)
+            tail = list(itertools.chain(*batches[steps // 2 :]))  # all in use: one pass
+            assert len(set(tail)) == len(tail)
+        for batch in whole:
+            counts[batch] += 1
+    assert float(counts.max()) <= 40
+    halves = counts.view(2, -1).sum(1) / counts.sum()
+    assert float((halves - 0.5).abs().max()) < 5 * 0.5 / float(counts.sum()) ** 0.5
+    resumed = PacedSampler(torch.arange(n), pacing, steps, size, generator=stream(7, "order"))
+    flow = iter(sampler)
+    next(flow)
+    resumed.load_state_dict(through_a_file(sampler.state_dict()))
+    assert list(resumed) == list(flow)
 
 
 # --- devices

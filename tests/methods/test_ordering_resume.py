@@ -19,6 +19,7 @@ from trainaug.methods.ordering import (
     SampleLossSampler,
     example_losses,
 )
+from trainaug.methods.ordering.fingerprint import fingerprint
 from trainaug.methods.ordering.sampler import epoch_seed
 from trainaug.training.loop import train
 from trainaug.training.models import MLP
@@ -236,30 +237,188 @@ def test_the_training_loop_and_a_loader_without_workers_keep_pace():
     assert sampler.seconds > 0
 
 
+class Losses:
+    """Losses of examples, which say when their model has changed."""
+
+    def __init__(self, data, model):
+        self.data, self.model = data, model
+        self.version = BatchScorer("min_loss", model, losses_of).version
+
+    def __call__(self, indices):
+        x, y = self.data.x[indices], self.data.y[indices]
+        return example_losses(self.model, losses_of, x, y)
+
+
+def watching(kind, data, model, size=3):
+    """A sampler that knows whether its model was trained on the last batch."""
+    own = {}
+    if kind == "sample_loss":
+        own = {"losses_of": Losses(data, model), "refresh_every": 1}
+    return sampler_of(kind, data, size, BatchScorer("min_loss", model, losses_of), **own)
+
+
 @pytest.mark.oracle("ord.P10")
 @pytest.mark.parametrize("kind", KINDS)
 def test_running_ahead_of_the_training_is_refused(kind):
+    data, refused = Data(18), r"before the model was updated.*num_workers=0"
+    model, optimizer = model_of()
+    sampler = watching(kind, data, model)
+    batches = iter(sampler)
+    next(batches)
+    with torch.no_grad():
+        losses_of(model(data.x), data.y)  # evaluating is not training
+    with pytest.raises(RuntimeError, match=refused):
+        next(batches)
+    step(model, optimizer, data, [0, 1])
+    g = stream(0, "loader")
+    ahead = DataLoader(data, batch_sampler=sampler, num_workers=1, prefetch_factor=1, generator=g)
+    with pytest.raises(RuntimeError, match=refused):
+        next(iter(ahead))
+    assert len(next(iter(sampler))) == 3
+
+
+def one_ahead(batches):
+    """Fetch as Accelerate's prepared loaders do."""
+    batches = iter(batches)
+    batch = next(batches)
+    for following in batches:
+        yield batch
+        batch = following
+    yield batch
+
+
+@pytest.mark.oracle("ord.P10")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loader_that_fetches_one_batch_ahead_is_refused_in_every_epoch(kind):
     data = Data(18)
     model, optimizer = model_of()
-    scorer = BatchScorer("min_loss", model, losses_of)
+    sampler = watching(kind, data, model)
+    for _ in range(2):
+        flow = one_ahead(sampler)
+        with pytest.raises(RuntimeError, match="no other loader that fetches ahead"):
+            next(flow)
+        for batch in sampler:  # a batch that was looked at is no hindrance to a new epoch
+            step(model, optimizer, data, batch)
 
-    class Losses:
-        version = scorer.version
 
-        def __call__(self, indices):
-            return example_losses(model, losses_of, data.x[indices], data.y[indices])
+class WritesData(torch.optim.SGD):
+    """An optimiser whose writes autograd does not see."""
 
-    own = {"losses_of": Losses(), "refresh_every": 1} if kind == "sample_loss" else {}
-    batches = iter(sampler_of(kind, data, 3, scorer, **own))
-    next(batches)
-    with pytest.raises(RuntimeError, match=r"before the model was updated.*num_workers=0"):
-        next(batches)
-    sampler = sampler_of(kind, data, 3, scorer, **own)
-    g = stream(0, "loader")
-    with pytest.raises(RuntimeError, match=r"before the model was updated.*num_workers=0"):
-        next(iter(DataLoader(data, batch_sampler=sampler, num_workers=1, generator=g)))
-    step(model, optimizer, data, [0, 1])
-    assert len(next(iter(sampler))) == 3
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.data.sub_(p.grad, alpha=0.1)
+
+
+def unseen(model, data):
+    optimizer = WritesData(model.parameters())
+    return lambda batch: step(model, optimizer, data, batch)
+
+
+def without_gradients(model, data):
+    """Random search through ``data``: neither a graph nor a version of autograd's moves."""
+
+    def train_on(batch):
+        for p in model.parameters():
+            p.data += 0.01
+
+    return train_on
+
+
+def accumulating(model, data):
+    optimizer, count = torch.optim.SGD(model.parameters(), 0.1), itertools.count(1)
+
+    def train_on(batch):
+        losses_of(model(data.x[batch]), data.y[batch]).mean().backward()
+        if next(count) % 3 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return train_on
+
+
+def skipping(model, data):
+    """Gradients overflow, so that a scaler skips the step; at the end all is as it was."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=3e38, growth_interval=10_000)
+
+    def train_on(batch):
+        scaler.scale(1e30 * losses_of(model(data.x[batch]), data.y[batch]).mean()).backward()
+        before = fingerprint(model)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert fingerprint(model) == before
+
+    return train_on
+
+
+def warming_up(model, data):
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    return lambda batch: step(model, optimizer, data, batch)
+
+
+def functional(model, data):
+    """Gradients that come from `torch.func` and are never in ``p.grad``."""
+
+    def train_on(batch):
+        named = dict(model.named_parameters())
+        grads = torch.func.grad(
+            lambda p: losses_of(
+                torch.func.functional_call(model, p, (data.x[batch],)), data.y[batch]
+            ).mean()
+        )(named)
+        with torch.no_grad():
+            for name, p in named.items():
+                p -= 0.1 * grads[name]
+
+    return train_on
+
+
+@pytest.mark.oracle("ord.P10")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "way", [unseen, without_gradients, accumulating, skipping, warming_up, functional]
+)
+def test_every_way_to_train_on_a_batch_is_seen(way, kind):
+    data = Data(18)
+    model, _ = model_of()
+    sampler, train_on, found = watching(kind, data, model), way(model, data), []
+    for _ in range(2):
+        for batch in sampler:
+            found += batch
+            train_on(batch)
+    assert sorted(found) == sorted(2 * list(range(18)))
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.double, torch.cfloat])
+@pytest.mark.parametrize("sizes", [(15, 3), (1, 1, 2), (300_001,)])
+def test_every_bit_of_a_parameter_is_in_the_fingerprint(sizes, dtype):
+    g = stream(0, "init")
+    values = [torch.randn(size, dtype=dtype, generator=g) for size in sizes]
+    model = torch.nn.ParameterList([*values, torch.nn.UninitializedParameter(device="cpu")])
+    seen = {fingerprint(model)}
+    assert fingerprint(model) in seen
+    for p in values:  # the parameters share their memory
+        for place in {0, len(p) // 2, len(p) - 1}:
+            p[place] = -p[place]
+            seen.add(fingerprint(model))
+            p[place] = -p[place]
+        p.copy_(p.roll(1) if len(p) > 1 else p * 2)  # the same numbers elsewhere
+        seen.add(fingerprint(model))
+        p.neg_()
+        seen.add(fingerprint(model))
+    assert len(seen) == 1 + sum(min(3, size) + 2 for size in sizes)
+
+
+def test_parameters_without_memory_or_on_a_part_of_it_have_a_fingerprint():
+    model = torch.nn.Linear(3, 2, device="meta")
+    assert fingerprint(model) == fingerprint(model)
+    flat = torch.arange(9.0)
+    model.weight = torch.nn.Parameter(flat[1:7].view(2, 3))  # not aligned to eight bytes
+    before = fingerprint(model)
+    flat[4] += 1
+    assert fingerprint(model) != before
 
 
 # --- bad input
@@ -280,6 +439,22 @@ def test_a_loss_that_is_nan_names_its_batch(score, n):
     sampler = sampler_of("partition", data, 4, num_candidates=1)
     (lost,) = (batch for batch in sampler if n - 1 in batch)
     assert str(caught.value) == f"the score of the batch {lost} is NaN"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_decides_nothing(bad):
+    data = Data(12)
+
+    def losses(indices):
+        return data.x[indices, 0].where(torch.as_tensor(indices) != 7, bad)
+
+    shown = "NaN" if math.isnan(bad) else "inf"
+    with pytest.raises(FloatingPointError, match=f"the loss of the example 7 is {shown}"):
+        list(sampler_of("sample_loss", data, losses_of=losses))
+    with pytest.raises(ValueError, match=r"losses must have shape \(12,\), got \(12, 1\)"):
+        list(sampler_of("sample_loss", data, losses_of=lambda i: data.x[i, :1]))
+    with pytest.raises(FloatingPointError, match=rf"the score of the batch \[.*\] is {shown}"):
+        list(sampler_of("partition", data, scorer=lambda x, y, mask: x[:, 0, 0] + bad))
 
 
 def test_bad_input_is_refused():

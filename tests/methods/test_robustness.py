@@ -279,9 +279,10 @@ BAD_DATA = {
     "no features": (torch.ones(3, 0), OK_Y, r"N, D >= 1, got \(3, 0\)"),
     "too few labels": (OK_X, OK_Y[:2], r"y must have shape \(3,\), got \(2,\)"),
     "labels as a column": (OK_X, OK_Y.unsqueeze(1), r"y must have shape \(3,\), got \(3, 1\)"),
-    "labels 0/1": (OK_X, torch.tensor([0, 1, 1]), r"labels must be -1 or \+1, got \[0, 1\]"),
-    "label 0.5": (OK_X, torch.tensor([0.5, -1, 1]), r"-1 or \+1, got \[-1.0, 0.5, 1.0\]"),
-    "boolean labels": (OK_X, torch.tensor([True, False, True]), r"labels must be -1 or \+1"),
+    "labels 0/1": (OK_X, torch.tensor([0, 1, 1]), r"labels must be -1 or \+1, got \[0\]"),
+    "label 0.5": (OK_X, torch.tensor([0.5, -1, 1]), r"-1 or \+1, got \[0.5\]"),
+    "boolean labels": (OK_X, torch.tensor([True, False, True]), "labels must be .*got torch.bool"),
+    "bytes for -1": (OK_X, 2 * torch.tensor([1, 0, 1]).byte() - 1, r"got \[255\]; unsigned bytes"),
     "NaN label": (OK_X, torch.tensor([math.nan, 1, 1]), r"labels must be -1 or \+1, got"),
     "NaN input": (torch.tensor([[0, 0], [0, math.nan], [0, 0]]), OK_Y, "finite, row 1"),
     "infinite input": (torch.tensor([[0, 0], [0, 0], [math.inf, 0]]), OK_Y, "finite, row 2"),
@@ -333,10 +334,10 @@ def test_radius_of_zero_weights_is_refused(call: Callable[..., object], w: Tenso
         call(w, OK_X, OK_Y, "l2")
 
 
-@pytest.mark.parametrize("eps", [-1e-12, -1.0, math.nan])
+@pytest.mark.parametrize("eps", [-1e-12, -1.0, math.nan, math.inf])
 def test_negative_or_missing_radius_is_refused(eps: float) -> None:
     for call in (worst_case_margin, robust_error):
-        with pytest.raises(ValueError, match=f"eps must be at least 0, got {eps}"):
+        with pytest.raises(ValueError, match=f"eps must be finite and at least 0, got {eps}"):
             call(OK_W, OK_X, OK_Y, "l2", eps)
     with pytest.raises(ValueError, match=f"got {eps}"):
         worst_case_perturbation(OK_W, OK_Y, "l2", eps)
@@ -347,7 +348,8 @@ def test_negative_or_missing_radius_is_refused(eps: float) -> None:
     [
         (OK_W, OK_Y, "l2", math.inf, "finite and at least 0, got inf"),
         (OK_W, OK_Y, "l7", 1.0, "unknown norm 'l7'"),
-        (OK_W, torch.tensor([0, 1]), "l2", 1.0, r"labels must be -1 or \+1, got \[0, 1\]"),
+        (OK_W, torch.tensor([0, 1]), "l2", 1.0, r"labels must be -1 or \+1, got \[0\]"),
+        (OK_W, torch.tensor([1, 255]).byte(), "l2", 1.0, r"got \[255\]; unsigned bytes"),
         (OK_W, torch.tensor([0.5]), "l1", 1.0, r"labels must be -1 or \+1, got \[0.5\]"),
         (OK_W, OK_Y.unsqueeze(1), "l2", 1.0, r"y of shape \(N,\), got \(2,\), \(3, 1\)"),
         (torch.ones(2, 2), OK_Y, "l2", 1.0, r"w of shape \(D,\)"),
@@ -359,6 +361,63 @@ def test_malformed_perturbation_request_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         worst_case_perturbation(w, y, attack, eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.float16])
+def test_labels_of_every_signed_type_give_the_same(dtype: torch.dtype, randn: Randn) -> None:
+    w, X, y = problem(randn)
+    for call in FUNCTIONS.values():
+        torch.testing.assert_close(call(w, X, y.to(dtype), "l1"), call(w, X, y, "l1"))
+    perturbation = worst_case_perturbation(w, y.to(dtype), "l1", 0.1)
+    assert torch.equal(perturbation, worst_case_perturbation(w, y, "l1", 0.1))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16, torch.float32])
+def test_bounds_come_in_the_wider_type_and_at_least_float32(
+    attack: Norm, narrow: torch.dtype, randn: Randn
+) -> None:
+    w, X, y = problem(randn, 30, 40, seed=80)
+    w, X = (100 * w).to(narrow), (100 * X).to(narrow)  # margins above the largest float16
+    least = torch.float32
+    for call in list(FUNCTIONS.values())[1:]:
+        exact = call(w.double(), X.double(), y, attack)
+        for a, b in ((w, X), (w.double(), X), (w, X.double())):
+            with torch.autocast("cpu"):  # would round the products
+                found = call(a, b, y, attack)
+            wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else least
+            for one, two in zip(parts(found), parts(exact), strict=True):
+                assert one.dtype == wide
+                bound = 1e-5 if wide == least else 1e-12
+                scale = float(two.abs().max()) + 1
+                torch.testing.assert_close(one.double(), two, rtol=0, atol=bound * scale)
+    delta = worst_case_perturbation(w, y, attack, 0.5)
+    assert delta.dtype == narrow
+    assert bool(delta.isfinite().all())
+
+
+def parts(found: object) -> list[Tensor]:
+    return [found] if isinstance(found, Tensor) else list(found)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("call", [name for name in FUNCTIONS if name != "signed_rows"])
+def test_bounds_that_floats_do_not_hold_are_refused(call: str) -> None:
+    X, y = torch.full((2, 4), 1e200, dtype=torch.float64), torch.tensor([1, 1])
+    with pytest.raises(ValueError, match="margins leave the range"):
+        FUNCTIONS[call](torch.full((4,), 1e200, dtype=torch.float64), X, y, "l2")
+    with pytest.raises(ValueError, match=r"w must be floating point, got torch\.int64"):
+        FUNCTIONS[call](torch.ones(2, dtype=torch.int64), OK_X, OK_Y, "l2")
+    with pytest.raises(ValueError, match="w must be on the device of X, cpu, got meta"):
+        FUNCTIONS[call](torch.ones(2, device="meta"), OK_X, OK_Y, "l2")
+    with pytest.raises(ValueError, match="meta device"):
+        FUNCTIONS[call](OK_W, OK_X.to("meta"), OK_Y, "l2")
+
+
+def test_weights_whose_margins_are_rounding_errors_have_no_radius() -> None:
+    X, y, w = torch.tensor([[1.0, -1.0]]), torch.tensor([1]), torch.tensor([3e-45, 1.4e-45])
+    for call in (robust_radius, certificate):
+        with pytest.raises(ValueError, match="w is too small"):
+            call(w, X, y, "l2")
 
 
 # --- devices

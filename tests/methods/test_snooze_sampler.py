@@ -25,11 +25,13 @@ def snooze(n, size, *, seed=0, **options):
 
 def run_epoch(sampler, losses):
     """Iterate an epoch, feeding back ``losses`` ``(N,)``; return its batches."""
-    batches = []
+    batches, length = [], len(sampler)
     for batch in sampler:
         index = torch.tensor(batch)
         sampler.feedback(index, losses[index])
         batches.append(batch)
+        assert len(sampler) == length
+    assert len(batches) == length
     return batches
 
 
@@ -117,7 +119,6 @@ def test_with_threshold_zero_the_batches_are_those_of_the_plain_sampler(n, size,
     losses[:, 0] = 0.0  # at the threshold
     for epoch in range(5):
         assert run_epoch(sampler, losses[epoch]) == list(plain)
-        assert len(sampler) == len(plain)
         assert sampler.epoch == epoch
         if not drop_last:
             assert sampler.weights(torch.arange(n)).tolist() == [1.0] * n
@@ -200,7 +201,6 @@ def test_the_exponential_kind_equals_the_naive_loop(
     expected = naive_exponential(losses, size, stream(0, "order"), tau_of, warmup=warmup, **shared)
     for epoch, (batches, count, skipped, levels, v) in enumerate(expected):
         assert run_epoch(sampler, losses[epoch]) == batches
-        assert len(sampler) == len(batches)
         assert sampler.active_counts[-1] == count >= min(min_batches * size, n)
         assert sampler.skipped_epochs == skipped
         assert sampler.levels.tolist() == levels
@@ -492,12 +492,12 @@ def test_the_control_has_the_same_counts_and_goes_on_with_the_last():
     counts = source.active_counts
     control = RandomSnoozeSampler(30, 4, stream(0, "control"), counts)
     for epoch in range(10):
-        batches = list(control)
+        length, batches = len(control), list(control)
         flat = list(itertools.chain(*batches))
         count = counts[min(epoch, 7)]
         assert len(set(flat)) == len(flat) == count == control.active_counts[epoch]
         assert sorted(flat) == control.active.nonzero().flatten().tolist()
-        assert len(batches) == len(control) == lengths[min(epoch, 7)]
+        assert len(batches) == length == lengths[min(epoch, 7)]
         assert control.epoch == epoch
 
 

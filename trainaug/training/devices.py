@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from trainaug.structures import map_tensors
 
 __all__ = ["all_gather_with_grad", "device_of", "map_tensors", "pick_device", "to_device"]
 
@@ -34,18 +35,6 @@ def device_of(model: nn.Module) -> torch.device:
     for parameter in model.parameters():
         return parameter.device
     raise ValueError(f"{type(model).__name__} has no parameters, so no device")
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``function`` to each tensor in nested tuples, lists and dicts; leave the rest."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(function, item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [map_tensors(function, item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
 
 
 def to_device(value: Any, device: torch.device) -> Any:

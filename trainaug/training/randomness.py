@@ -6,12 +6,11 @@ Nothing here reads or seeds a global generator. Draws are made on ``generator.de
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.data import Sampler
+from torch import Tensor, nn
+
+from trainaug.batches import OrderedBatchSampler, batch_sizes
 
 __all__ = ["RandomBatchSampler", "initialise", "stream"]
 
@@ -72,8 +71,19 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             p.copy_(values)
 
 
-class RandomBatchSampler(Sampler[list[int]]):
+class RandomBatchSampler(OrderedBatchSampler):
     """Batches of a fresh random order each epoch; a smaller last one stays unless ``drop_last``.
+
+    Args:
+        num_examples: N.
+        batch_size: B, of each rank.
+        generator: Source of the orders, with equal seeds on all ranks.
+        drop_last: Leave out an incomplete last batch.
+        num_replicas: Processes that train together.
+        rank: This process.
+
+    Raises:
+        ValueError: If there is no batch, or too few examples to give each rank one in each batch.
 
     Example:
         >>> list(RandomBatchSampler(5, 2, stream(0, "order")))
@@ -86,34 +96,17 @@ class RandomBatchSampler(Sampler[list[int]]):
         batch_size: int,
         generator: torch.Generator,
         drop_last: bool = False,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
-        if min(num_examples, batch_size) < 1 or (drop_last and batch_size > num_examples):
-            raise ValueError(f"no batch: {num_examples=}, {batch_size=}, {drop_last=}")
-        self.num_examples, self.batch_size = num_examples, batch_size
-        self.generator, self.drop_last = generator, drop_last
-        self._remaining: list[int] = []
-        self._resuming = False
+        super().__init__(
+            num_examples, batch_size, generator, drop_last, num_replicas=num_replicas, rank=rank
+        )
+        self._sizes = batch_sizes(num_examples, batch_size, num_replicas, drop_last=drop_last)
 
     def __len__(self) -> int:
-        rounding = 0 if self.drop_last else self.batch_size - 1
-        return (self.num_examples + rounding) // self.batch_size
+        return len(self._sizes)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order = self._remaining if self._resuming else []
-        self._resuming = False
-        if not order:
-            g = self.generator
-            order = torch.randperm(self.num_examples, generator=g, device=g.device).tolist()
-            order = order[: len(self) * self.batch_size]
-        for start in range(0, len(order), self.batch_size):
-            self._remaining = order[start + self.batch_size :]
-            yield order[start : start + self.batch_size]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the generator's state and what is left of the epoch."""
-        return {"generator": self.generator.get_state(), "remaining": list(self._remaining)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``: the next iteration first finishes the interrupted epoch."""
-        self.generator.set_state(state["generator"])
-        self._remaining, self._resuming = list(state["remaining"]), True
+    def _draw_epoch(self) -> tuple[Tensor, list[int]]:
+        return self._permutation(self.num_examples), self._sizes

@@ -37,7 +37,8 @@ __all__ = [
 EPS = {"digits": 0.1, "fashion": 8 / 255, "emoji": 2 / 255}
 EPS |= {"cifar10": 8 / 255, "cifar100": 8 / 255}
 SHARES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of EPS, for the curve
-PGD: dict[str, Any] = {"steps": 20, "restarts": 2}  # step length: a quarter of the radius
+# step length: a quarter of the radius
+PGD: dict[str, Any] = {"steps": 20, "restarts": 2, "keep": "last"}
 RHO = 0.05  # of the sharpness
 LANDSCAPE_EXAMPLES = 200
 PARTNERS = 16
@@ -120,7 +121,9 @@ def measure_model(
     clean = model, losses_of, data.train.x[:n], data.train.y[:n]
     g = stream(seed, "landscape")
     metrics["sharpness"] = sharpness(*clean, rho=RHO, generator=g)
-    metrics["curvature"] = hessian_top_eigenvalue(*clean, iterations=20, generator=g)
+    metrics["curvature"] = hessian_top_eigenvalue(
+        *clean, iterations=20, stopping="change", generator=g
+    )
     metrics["lipschitz"] = gradient_lipschitz(*clean, radius=0.1, draws=5, generator=g)
     return metrics
 

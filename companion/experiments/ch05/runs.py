@@ -159,7 +159,9 @@ def _objective(settings: dict[str, Any], seed: int) -> dict[str, Any]:
             loss = losses_of(model.eval()(mixed), labels).mean()
             values = {
                 "loss": float(loss.detach()),
-                "curvature": hessian_top_eigenvalue(*of, iterations=30, generator=g),
+                "curvature": hessian_top_eigenvalue(
+                    *of, iterations=30, stopping="change", generator=g
+                ),
                 "lipschitz": gradient_lipschitz(*of, radius=RADIUS, draws=5, generator=g),
             }
             for key, value in values.items():

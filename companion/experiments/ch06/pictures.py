@@ -105,6 +105,7 @@ def _attack(model: str, config: dict[str, Any], seed: int) -> dict[str, Any]:
     def attacked(norm: AttackNorm, eps: float, band: Tensor | None = None, **box: Any) -> Tensor:
         steps, start = config["steps"], stream(seed, "attack")
         rest: dict[str, Any] = {"step_size": 2.5 * eps / steps, "generator": start, "band": band}
+        rest["keep"] = "last"
         return pgd(net, x, y, norm=norm, eps=eps, steps=steps, **rest, **box)
 
     bands = equal_bands(SHAPE, BANDS)

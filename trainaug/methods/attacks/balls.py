@@ -19,6 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from trainaug.checks import finite, widened
 from trainaug.methods.attacks.bands import check_band
 from trainaug.methods.linear_robustness.norms import dual, dual_vector, norm, project
 
@@ -26,6 +27,7 @@ __all__ = ["AttackNorm", "project_ball", "steepest_step"]
 
 AttackNorm = Literal["linf", "l2", "l1", "fourier_linf"]
 _TOLERANCE = 1e-5  # of the largest radius: how far clipping may leave a band
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,38 @@ class _Ball:
         radii = self.eps * self.factors.clamp(min=_TOLERANCE * float(self.factors.max()))
         return (self.transform(delta).abs() / radii).amax(self.axes, keepdim=True)  # (B, C, 1, 1)
 
+    def farthest(self, gradient: Tensor, room: Tensor) -> Tensor:
+        """Return the point of ball and box at which a linear loss is largest; l1 only.
+
+        That is a fractional knapsack: coordinates by the modulus of the gradient, each filled up to
+        its room, the distance to the box on the side to which its gradient points.
+        """
+        flat = gradient.flatten(1)
+        order = flat.abs().argsort(dim=1, descending=True, stable=True)
+        room = torch.where(flat == 0, 0.0, room.flatten(1).clamp(0, self.eps)).gather(1, order)
+        filled = (self.eps - (room.cumsum(1) - room)).clamp(min=0).minimum(room)
+        return (flat.sign() * torch.zeros_like(flat).scatter(1, order, filled)).view(gradient.shape)
+
+    def narrowed(
+        self, x: Tensor, target: Tensor, bounds: tuple[float | Tensor, float | Tensor] | None = None
+    ) -> Tensor:
+        """Round points near ``x`` to its type; towards ``x`` where they would leave ball or box.
+
+        That shortens the coordinates of the perturbation, so it keeps both, but for the ball of
+        Fourier moduli.
+        """
+        if target.dtype == x.dtype:
+            return target
+        nearest, wide = target.to(x.dtype), widened(x)
+        rounded = widened(nearest)
+        is_longer = (rounded - wide).abs() > (target - wide).abs()
+        is_out = torch.zeros_like(is_longer)
+        if bounds is not None:
+            is_out = (rounded < bounds[0]) | (rounded > bounds[1])
+        if self.norm != "fourier_linf" and self.eps > 0:
+            is_out = is_out | (self.gauge(rounded - wide) > 1)
+        return torch.where(is_longer & is_out, torch.nextafter(nearest, x), nearest)
+
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.empty(x.shape, dtype=x.dtype, device=generator.device)
         if self.norm == "linf":
@@ -91,10 +125,21 @@ def _ball(x: Tensor, kind: AttackNorm, eps: float, band: Tensor | None) -> _Ball
     if kind not in get_args(AttackNorm):
         known = ", ".join(get_args(AttackNorm))
         raise ValueError(f"unknown norm {kind!r}, expected one of {known}")
+    if isinstance(eps, Tensor) and eps.numel() != 1:
+        raise ValueError(f"eps must be one number for all examples, got {tuple(eps.shape)}")
+    eps = float(eps)
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps must be finite and at least 0, got {eps}")
-    if x.ndim < 2 or 0 in x.shape[1:] or not x.is_floating_point():
-        raise ValueError(f"need floats (B, D) or (B, C, ...), got {x.dtype} {tuple(x.shape)}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"need a tensor (B, D) or (B, C, ...), got {type(x).__name__}")
+    if x.ndim < 2 or 0 in x.shape[1:] or x.dtype not in _TYPES:
+        advice = "" if x.dtype in _TYPES else "; convert pictures of bytes with .float() / 255"
+        raise ValueError(
+            f"need floats (B, D) or (B, C, ...), got {x.dtype} {tuple(x.shape)}{advice}"
+        )
+    if x.is_meta:
+        raise ValueError("need values, got a tensor on the meta device")
+    x = widened(x)
     sides = tuple(x.shape[min(2, x.ndim - 1) :])
     half = (*sides[:-1], sides[-1] // 2 + 1)
     if band is None:
@@ -118,17 +163,25 @@ def project_ball(delta: Tensor, norm: AttackNorm, eps: float, band: Tensor | Non
             ``"fourier_linf"`` only.
 
     Returns:
-        Projected perturbations, same shape; those inside the ball are returned unchanged.
+        Projected perturbations, same shape and type; those inside the ball are returned unchanged.
+        Half precision is projected in float32 and rounded inwards, so that it stays in the ball; a
+        Fourier modulus may exceed its radius by the rounding error of the result.
 
     Raises:
-        ValueError: If the norm is unknown, ``eps`` negative or not finite, or the band is not
-            symmetric, empty, of the wrong shape or with another norm.
+        TypeError: If ``delta`` is no tensor.
+        ValueError: If the norm is unknown, ``eps`` negative or not finite, ``delta`` not finite,
+            not of a floating type or without values, or the band is not symmetric, empty, of the
+            wrong shape or with another norm.
 
     Example:
         >>> project_ball(torch.tensor([[3.0, 1.0]]), "l1", 2.0)
         tensor([[2., 0.]])
     """
-    return _ball(delta, norm, eps, band).project(delta)
+    ball = _ball(delta, norm, eps, band)
+    finite("delta", delta)
+    if len(delta) == 0:
+        return delta.clone()
+    return ball.narrowed(torch.zeros_like(delta), ball.project(widened(delta)))
 
 
 def steepest_step(gradient: Tensor, norm: AttackNorm, band: Tensor | None = None) -> Tensor:
@@ -145,7 +198,7 @@ def steepest_step(gradient: Tensor, norm: AttackNorm, band: Tensor | None = None
         band: As for `project_ball`.
 
     Returns:
-        Steps, same shape.
+        Steps, same shape and type.
 
     Raises:
         ValueError: As for `project_ball`.
@@ -154,4 +207,8 @@ def steepest_step(gradient: Tensor, norm: AttackNorm, band: Tensor | None = None
         >>> steepest_step(torch.tensor([[3.0, -4.0]]), "l1")
         tensor([[ 0., -1.]])
     """
-    return _ball(gradient, norm, 1.0, band).direction(gradient)
+    ball = _ball(gradient, norm, 1.0, band)
+    finite("gradient", gradient)
+    if len(gradient) == 0:
+        return gradient.clone()
+    return ball.direction(widened(gradient)).to(gradient.dtype)

@@ -25,6 +25,8 @@ def check_band(band: Tensor, x: Tensor, sides: tuple[int, ...]) -> Tensor:
     """Return the factors of a band over the full spectrum, like ``x``, or name what is wrong."""
     if band.shape != sides or band.is_complex():
         raise ValueError(f"need a real band of {sides}, got {band.dtype} {tuple(band.shape)}")
+    if band.is_meta:
+        raise ValueError("need the values of a band, got a tensor on the meta device")
     factors = band.detach().to(x.device, x.dtype)
     if not bool((factors.isfinite() & (factors >= 0)).all()):
         raise ValueError(f"factors of a band are finite and at least 0, got {factors.min()}")

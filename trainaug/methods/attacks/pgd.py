@@ -9,93 +9,314 @@ Adversarial Attacks", ICLR 2018, projected gradient steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from trainaug.checks import class_labels, finite, sign_labels, widened
 from trainaug.methods.attacks.balls import _TOLERANCE, AttackNorm, _Ball, _ball
+from trainaug.methods.attacks.eval_mode import eval_mode
 
 __all__ = ["fgsm", "pgd"]
 
-Bounds = tuple[float, float]
+Bounds = tuple[float | Tensor, float | Tensor]
 Criterion = Callable[[Tensor, Tensor], Tensor]
-Model = Callable[[Tensor], Tensor]
+Keep = Literal["worst", "last"]
+Model = Callable[[Tensor], Any]
 _STEP_SWEEPS = 2  # projections on ball and box after each step
 _LAST_SWEEPS = 10  # at the end of a restart, before the result is scaled down
 _MEET_SWEEPS = 200  # at most, where a band has frequencies of factor 0
 
 
 @contextmanager
-def _in_eval_mode(model: Model) -> Iterator[None]:
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [(module, module.training) for module in modules]
-    try:
-        for module in modules:
-            module.training = False
+def _attacking(model: Model) -> Iterator[None]:
+    """Compute without gradients but for those of a step, the modules of the model in eval mode."""
+    is_inference = torch.is_inference_mode_enabled()
+    mode = torch.inference_mode(False) if is_inference else nullcontext()
+    with mode, torch.no_grad(), eval_mode(model):
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
-def _check_finite(name: str, values: Tensor) -> None:
-    bad = values[~values.isfinite()]
-    if len(bad):
-        raise FloatingPointError(f"the {name} has {len(bad)} entries like {float(bad[0])}")
+def _ordinary(x: Tensor) -> Tensor:
+    """Return a tensor that autograd may save; those made in inference mode it may not."""
+    return x.detach().clone() if x.is_inference() else x.detach()
 
 
-@dataclass(frozen=True)
-class _Attack:
-    """What stays the same over the steps; ``losses`` of a point, its gradient, a valid point."""
+def _check_finite(name: str, values: Tensor, when: str) -> None:
+    good = values.isfinite().flatten(1).all(1) if values.ndim > 1 else values.isfinite()
+    if not bool(good.all()):
+        row = int((~good).nonzero()[0])
+        bad = values[row][~values[row].isfinite()].flatten()[0]
+        raise FloatingPointError(
+            f"the {name} has {int((~good).sum())} examples of {len(values)} that are not finite, "
+            f"example {row} holds {float(bad.detach())} {when}"
+        )
 
-    model: Model
-    x: Tensor
-    y: Tensor
-    ball: _Ball
-    bounds: Bounds | None
-    criterion: Criterion | None
 
-    def __post_init__(self) -> None:
-        if len(self.y) != len(self.x):
-            raise ValueError(f"x has {len(self.x)} examples, y {len(self.y)}")
-        low, high = (-math.inf, math.inf) if self.bounds is None else self.bounds
-        if not low < high:
-            raise ValueError(f"bounds need low < high, got {self.bounds}")
-        bad = self.x[~(self.x.isfinite() & (self.x >= low) & (self.x <= high))]
-        if len(bad):
-            raise ValueError(f"x must be finite and in {self.bounds}, got {float(bad[0])}")
+def _logits(output: Any, count: int) -> Tensor:
+    """Return the logits of what a model gives: a tensor, or an output that names them."""
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
+        output = output.logits
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"a model gives logits, or an output with logits in it, got {type(output).__name__}; "
+            "wrap it, as in lambda x: model(x)[0]"
+        )
+    if output.ndim not in (1, 2) or len(output) != count or not output.is_floating_point():
+        raise ValueError(
+            f"a model gives logits ({count}, C), or ({count},) with a criterion like "
+            f"lambda z, y: -y * z, got {output.dtype} {tuple(output.shape)}"
+        )
+    return output
 
-    def losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return whether each example is misclassified, and its loss, both ``(B,)``."""
-        logits = self.model(x)
-        if logits.ndim not in (1, 2) or (logits.ndim == 1 and self.criterion is None):
-            raise ValueError(
-                "a model gives logits (B, C), or (B,) with a criterion like "
-                f"lambda z, y: -y * z, got {tuple(logits.shape)}"
-            )
-        if self.criterion is None:
-            losses = nn.functional.cross_entropy(logits, self.y, reduction="none")
-        else:
-            losses = self.criterion(logits, self.y)
-        if losses.shape != (len(x),):
-            raise ValueError(f"a criterion gives losses ({len(x)},), got {tuple(losses.shape)}")
-        _check_finite("loss", losses)
-        is_wrong = self.y * logits <= 0 if logits.ndim == 1 else logits.argmax(1) != self.y
-        return is_wrong, losses
 
-    def step(self, delta: Tensor, length: float) -> Tensor:
-        """Return the point after one steepest step from a point."""
+def _box(bounds: Bounds | None, x: Tensor) -> Bounds | None:
+    """Return a box as numbers or as tensors like ``x``, or name what is wrong."""
+    if bounds is None:
+        return None
+    if len(bounds) != 2:
+        raise ValueError(f"bounds are a lowest and a highest input, got {bounds}")
+    low, high = bounds
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device).detach() for b in bounds)
+        for bound in (low, high):
+            sides = zip(reversed(bound.shape), reversed(x.shape), strict=False)
+            if bound.ndim > x.ndim or any(side not in (1, full) for side, full in sides):
+                raise ValueError(f"bounds must fit {tuple(x.shape[1:])}, got {tuple(bound.shape)}")
+        fits = bool((low < high).all())
+    else:
+        fits = low < high
+    if not fits:
+        raise ValueError(f"bounds need low < high, got {bounds}")
+    return low, high
+
+
+def _rises_with_the_label(criterion: Criterion, logits: Tensor, labels: Tensor) -> bool:
+    """Whether a criterion grows with the score of its label, here and for other labels.
+
+    A loss falls with it. Two sets of labels, since a criterion that ignores them can rise with one.
+    """
+    others = -labels if logits.ndim == 1 else (labels + 1) % logits.shape[1]
+    votes = []
+    for given in (labels, others):
         with torch.enable_grad():
-            x = (self.x + delta).requires_grad_()
-            (gradient,) = torch.autograd.grad(self.losses(x)[1].sum(), x)
-        _check_finite("gradient", gradient)
+            leaf = logits.detach().clone().requires_grad_()
+            losses = criterion(leaf, given)
+            if not losses.requires_grad:
+                return False
+            (slope,) = torch.autograd.grad(losses.sum(), leaf)
+        if logits.ndim == 1:
+            own, rest = slope * given, torch.zeros_like(slope)
+        else:
+            own = slope.gather(1, given[:, None]).squeeze(1)
+            rest = slope.scatter(1, given[:, None], -math.inf).amax(1)
+        counted = (slope != 0).view(len(slope), -1).any(1)
+        if bool(counted.any()):
+            votes.append(2 * int(((own > 0) & (own > rest)).sum()) > int(counted.sum()))
+    return bool(votes) and all(votes)
+
+
+class _Worst:
+    """The worst candidate of each example so far, and whose gradient was zero on the way."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.hits = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.losses: Tensor | None = None
+        self.blind = torch.zeros_like(self.hits)
+
+    def add(self, x: Tensor, hits: Tensor, losses: Tensor, is_valid: Tensor | None = None) -> None:
+        """Take candidates that are worse: a hit before no hit, then the larger loss."""
+        if self.losses is None:
+            self.x, self.hits, self.losses = x, hits, losses
+            return
+        is_worse = torch.where(self.hits == hits, losses > self.losses, hits)
+        if is_valid is not None:
+            is_worse, hits = is_worse & is_valid, hits & is_valid
+        self.x = torch.where(is_worse.view(-1, *[1] * (x.ndim - 1)), x, self.x)
+        self.hits, self.losses = self.hits | hits, torch.where(is_worse, losses, self.losses)
+
+    def warn(self, name: str, start: Tensor) -> None:
+        """Name the examples that count as robust only because the attack could not see or move."""
+        blind, total = self.blind & ~self.hits, len(self.hits)
+        if bool(blind.any()):
+            warnings.warn(
+                f"{name}: the gradient is exactly zero for {int(blind.sum())} of {total} examples "
+                f"without success ({float(blind.double().mean()):.0%}), first example "
+                f"{int(blind.nonzero()[0])}. They were not attacked, which says nothing about "
+                "their robustness: a saturated softmax, rounding or a masked gradient. Use "
+                "float64, a margin as criterion, or no random start",
+                UserWarning,
+                stacklevel=3,
+            )
+        still = (self.x == start).flatten(1).all(1) & ~self.hits & ~self.blind
+        if widened(start) is not start and bool(still.any()):
+            warnings.warn(
+                f"{name}: {int(still.sum())} of {total} examples did not move, first example "
+                f"{int(still.nonzero()[0])}: numbers of {start.dtype} may lie further apart than "
+                "the radius. Attack in float32",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+class _Attack:
+    """What stays the same over the steps: model, inputs, labels, ball and box."""
+
+    def __init__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        ball: _Ball,
+        bounds: Bounds | None,
+        criterion: Criterion | None,
+        targeted: bool = False,
+        keep: Keep = "last",
+    ) -> None:
+        if not isinstance(y, Tensor):
+            raise TypeError(f"y must be a tensor, got {type(y).__name__}")
+        if y.ndim == 0 or len(y) != len(x):
+            raise ValueError(f"x has {len(x)} examples, y {len(y) if y.ndim else 'no dimension'}")
+        if keep not in get_args(Keep):
+            raise ValueError(f"keep must be worst or last, got {keep!r}")
+        self.model, self.y, self.ball = model, _ordinary(y), ball
+        self.inputs = _ordinary(x)
+        self.x = widened(self.inputs)
+        self.bounds, self.criterion = _box(bounds, self.x), criterion
+        self.targeted, self.keep = targeted, keep
+        self.labels: Tensor | None = None
+        self.is_checked = False
+        # in the type of the inputs, in which a bound that they were clipped to is rounded as well
+        low, high = (-math.inf, math.inf) if self.bounds is None else self.bounds
+        if isinstance(low, Tensor) and isinstance(high, Tensor):
+            low, high = low.to(x.dtype), high.to(x.dtype)
+        bad = self.inputs[~(x.isfinite() & (x >= low) & (x <= high))]
+        if len(bad):
+            raise ValueError(f"x must be finite and in {bounds}, got {float(bad[0])}")
+
+    def read_labels(self, logits: Tensor) -> None:
+        """Set the labels that tell success; without, the criterion alone decides."""
+        y = self.y
+        if logits.ndim == 1 and self.criterion is None:
+            raise ValueError(
+                "logits (B,) need a criterion like lambda z, y: -y * z, "
+                f"got logits {tuple(logits.shape)} and none"
+            )
+        if y.is_floating_point():
+            finite("y", y)
+        if logits.ndim == 2 and (self.criterion is None or not y.is_floating_point()):
+            if self.criterion is None and y.ndim != 1:
+                raise ValueError(f"y must be class numbers ({len(y)},), got {tuple(y.shape)}")
+            if y.ndim == 1 and logits.shape[1] == 1:
+                raise ValueError(
+                    f"logits {tuple(logits.shape)} have one class; give them as "
+                    f"({len(y)},), with labels -1 and 1 and a criterion like lambda z, y: -y * z"
+                )
+            self.labels = class_labels(y, logits.shape[1]) if y.ndim == 1 else None
+        elif logits.ndim == 1 and y.ndim == 1:
+            is_sign = not y.is_floating_point() or bool((y.abs() == 1).all())
+            self.labels = sign_labels(y) if is_sign else None
+
+    def judge(self, x: Tensor, when: str) -> tuple[Tensor, Tensor]:
+        """Return whether the attack succeeds on each example, and what it raises, both ``(B,)``."""
+        logits = _logits(self.model(x), len(x))
+        _check_finite("logits", logits.clamp(min=0), when)  # minus infinity masks a class
+        if not self.is_checked:
+            self.read_labels(logits)
+        labels = self.labels
+        if self.criterion is None:
+            losses = nn.functional.cross_entropy(widened(logits), labels, reduction="none")
+        else:
+            losses = self.criterion(logits, self.y if labels is None else labels)
+        if not isinstance(losses, Tensor) or losses.shape != (len(x),):
+            shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise ValueError(
+                f"a criterion gives losses ({len(x)},), one an example without reduction, "
+                f"got {shape}"
+            )
+        losses = widened(losses)
+        _check_finite("loss", losses, when)
+        if not self.is_checked:
+            self.check_direction(logits)
+        self.is_checked = True
+        if labels is None:
+            hits = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        elif logits.ndim == 1:
+            hits = labels * logits > 0 if self.targeted else labels * logits <= 0
+        else:
+            hits = (logits.argmax(1) == labels) == self.targeted
+        return hits, -losses if self.targeted else losses
+
+    def check_direction(self, logits: Tensor) -> None:
+        criterion, labels = self.criterion, self.labels
+        if criterion is None or labels is None:
+            return
+        if _rises_with_the_label(criterion, logits, labels):
+            raise ValueError(
+                "the criterion grows with the score of y, so y are targets: a criterion is a loss "
+                "of y. Pass targeted=True and the loss to minimise, such as cross-entropy"
+            )
+
+    def point(self, delta: Tensor) -> Tensor:
+        """Return inputs to look at, in their own type."""
+        x = self.x + delta
+        if self.bounds is not None and (self.keep == "worst" or self.x is not self.inputs):
+            x = x.clamp(*self.bounds)
+        return self.ball.narrowed(self.inputs, x, self.bounds)
+
+    def step(
+        self, delta: Tensor, length: float, worst: _Worst | None = None, when: str = ""
+    ) -> Tensor:
+        """Return the point after one steepest step; the one before it is a candidate."""
+        x = self.point(delta)
+        with torch.enable_grad():
+            x.requires_grad_()
+            hits, losses = self.judge(x, when)
+            gradient = None
+            if losses.requires_grad:
+                (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+        if gradient is None:
+            raise ValueError(
+                "the loss has no gradient with respect to x: the model or the criterion cuts it "
+                "off (detach, no_grad, numpy, argmax), and no attack by gradients can judge it"
+            )
+        _check_finite("gradient", gradient, when)
+        gradient = widened(gradient)
+        is_zero = (gradient == 0).flatten(1).all(1)
+        if worst is not None:
+            worst.blind |= is_zero
+            if self.keep == "worst":
+                worst.add(x.detach(), hits, losses.detach(), self.is_inside(delta))
         if self.ball.norm == "l1" and self.bounds is not None:
-            room = torch.where(gradient > 0, self.bounds[1] - x, x - self.bounds[0])
-            gradient = torch.where(room > _TOLERANCE * length, gradient, 0.0)
+            return self.towards_farthest(delta, gradient, length)
         return delta + length * self.ball.direction(gradient)
+
+    def is_inside(self, delta: Tensor) -> Tensor | None:
+        """Tell whether points are in the ball; ``None`` where the last projection sees to it."""
+        if self.ball.norm != "fourier_linf" or self.bounds is None:
+            return None
+        limit = 1 + 4 * torch.finfo(delta.dtype).eps
+        return (self.ball.gauge(delta) <= limit).flatten(1).all(1)
+
+    def towards_farthest(self, delta: Tensor, gradient: Tensor, length: float) -> Tensor:
+        """Step towards the point of l1 ball and box where the linear loss is largest."""
+        assert self.bounds is not None
+        low, high = self.bounds
+        room = torch.where(gradient > 0, high - self.x, self.x - low)
+        way = (self.ball.farthest(gradient, room) - delta).flatten(1)
+        uphill = (gradient.flatten(1).sign() * way).clamp(min=0).sum(1, keepdim=True)
+        # As if a step uphill were projected: what it adds counts, what makes place for it does not.
+        long = torch.maximum(uphill, way.abs().sum(1, keepdim=True) / 2)
+        share = length / long.clamp(min=length)  # at most all the way
+        moves = (gradient != 0).flatten(1).any(1, keepdim=True)
+        return delta + torch.where(moves, share * way, 0.0).view(delta.shape)
 
     def clip(self, delta: Tensor) -> Tensor:
         return delta if self.bounds is None else (self.x + delta).clamp(*self.bounds) - self.x
@@ -125,10 +346,10 @@ class _Attack:
         is_flat = self.bounds is not None and not bool(self.ball.factors.all())
         delta = self.meet(delta) if is_flat else self.sweep(delta, _LAST_SWEEPS)
         x = self.x + delta / self.ball.gauge(delta).clamp(min=1)
-        return x if self.bounds is None else x.clamp(*self.bounds)
+        x = x if self.bounds is None else x.clamp(*self.bounds)
+        return self.ball.narrowed(self.inputs, x, self.bounds)
 
 
-@torch.no_grad()
 def fgsm(
     model: Model,
     x: Tensor,
@@ -139,11 +360,13 @@ def fgsm(
     band: Tensor | None = None,
     bounds: Bounds | None = (0.0, 1.0),
     criterion: Criterion | None = None,
+    targeted: bool = False,
 ) -> Tensor:
     r"""Move every input by one steepest step of full length $\varepsilon$.
 
-    Without a box this is the worst perturbation of a linear model (Lemma 1). Arguments, result and
-    errors as in `pgd`.
+    Without a box this is the worst perturbation of a linear model (Lemma 1), in an ``"l1"`` ball
+    also with one. Arguments, result and errors as in `pgd`. Inputs move also where that does not
+    raise the loss; with ``targeted=True`` they stay where ``x`` is nearer to the target.
 
     Example:
         >>> x, y = torch.tensor([[0.5, 0.5]]), torch.tensor([1.0])
@@ -151,14 +374,22 @@ def fgsm(
         >>> fgsm(line, x, y, norm="linf", eps=0.25, criterion=lambda z, y: -y * z)
         tensor([[0.2500, 0.7500]])
     """
-    attack = _Attack(model, x.detach(), y, _ball(x, norm, eps, band), bounds, criterion)
-    if eps == 0:
-        return x
-    with _in_eval_mode(model):
-        return attack.finish(attack.step(torch.zeros_like(attack.x), eps))
+    with _attacking(model):
+        ball = _ball(x, norm, eps, band)
+        attack = _Attack(model, x, y, ball, bounds, criterion, targeted, "worst")
+        if eps == 0 or len(x) == 0:
+            return attack.inputs.clone()
+        worst = _Worst(attack.inputs)
+        found = attack.finish(attack.step(torch.zeros_like(attack.x), eps, worst, "at x"))
+        if targeted:
+            worst.add(found, *attack.judge(found, "after the step"))
+            found = worst.x
+        else:
+            worst.x = found
+        worst.warn("fgsm", attack.inputs)
+    return found
 
 
-@torch.no_grad()
 def pgd(
     model: Model,
     x: Tensor,
@@ -174,19 +405,27 @@ def pgd(
     band: Tensor | None = None,
     bounds: Bounds | None = (0.0, 1.0),
     criterion: Criterion | None = None,
+    targeted: bool = False,
+    keep: Keep = "worst",
 ) -> Tensor:
     r"""Search box and ball by steepest steps, each followed by projections on ball and box.
 
-    Candidates of an example are ``x`` itself and the *last* point of each restart, once valid. The
-    worst is kept: misclassified beats correct, then the larger loss, then the earlier candidate.
+    Candidates of an example are ``x`` itself, the points on the way that lie in box and ball, and
+    the last point of each restart, brought into both. The worst is kept: success beats failure,
+    then the larger loss, then the earlier candidate. Success is a prediction other than ``y``.
 
     Args:
-        model: Maps ``x`` to logits ``(B, C)``, or to ``(B,)`` with the decision in the sign. A
-            module runs in eval mode; modes, parameters, gradients and buffers stay as they were.
-        x: Inputs in the box, shape ``(B, D)`` or ``(B, C, ...)``.
-        y: Class numbers, shape ``(B,)``, or labels -1 and 1 for outputs ``(B,)``.
+        model: Maps ``x`` to logits ``(B, C)``, or to ``(B,)`` with the decision in the sign; an
+            output with an attribute or an entry ``logits`` is taken apart. Modules run in eval
+            mode, also those inside functions, partials and bound methods; modes, parameters,
+            gradients and buffers stay as they were.
+        x: Inputs in the box, shape ``(B, D)`` or ``(B, C, ...)``. Half precision is attacked in
+            float32 and rounded to points that the model sees and the result holds.
+        y: Class numbers, shape ``(B,)``, of any type of integer, or labels -1 and 1 for outputs
+            ``(B,)``. Anything else, such as soft labels, is floating point and goes to a criterion
+            of the caller, whose value alone then decides what is worst.
         norm: Norm of the ball.
-        eps: Radius of the ball, at least 0; at 0 the result is ``x`` itself.
+        eps: Radius of the ball, at least 0; at 0 the result is a copy of ``x``.
         steps: Steps of a restart, at least 1.
         step_size: Length of a step in ``norm``.
         generator: Source of the random starts, one draw for the batch a restart.
@@ -195,17 +434,25 @@ def pgd(
             standard deviation ``eps`` (times the band) projected on the ball. Otherwise from ``x``.
         band: Symmetric mask, or factors of ``eps`` at least 0, over the full spectrum ``(H, W)``
             or ``(D,)``; ``"fourier_linf"`` only.
-        bounds: Lowest and highest input, ``None`` for no box.
-        criterion: Maps outputs and ``y`` to losses ``(B,)``; cross-entropy by default.
+        bounds: Lowest and highest input, numbers or tensors that broadcast to one input; ``None``
+            for no box.
+        criterion: Maps outputs and ``y`` to losses ``(B,)``, larger the further the output is from
+            ``y``; cross-entropy by default.
+        targeted: ``y`` are targets: success is the prediction ``y``, and the loss is minimised.
+        keep: ``"last"`` leaves out the points on the way.
 
     Returns:
-        Adversarial inputs, shape of ``x``, exactly in the box and in the ball up to the rounding of
-        ``x + delta``. Frequencies of factor 0 hold at most 1e-5 of the largest radius.
+        Adversarial inputs, shape and type of ``x``, exactly in the box and in the ball up to the
+        rounding of ``x + delta``; of half precision exactly in the ball too, but for that of
+        Fourier moduli. Frequencies of factor 0 hold at most 1e-5 of the largest radius.
 
     Raises:
+        TypeError: If ``x``, ``y`` or the output of the model is no tensor.
         ValueError: If an option is out of range, the band is refused by `project_ball`, an input is
-            outside the box, or lengths and shapes do not fit.
-        FloatingPointError: If a loss or a gradient is not finite.
+            outside the box, lengths and shapes do not fit, labels are none, the criterion grows
+            with the score of ``y``, or the loss has no gradient with respect to ``x``.
+        FloatingPointError: If logits, a loss or a gradient are not finite; minus infinity is a
+            logit. The message names step and example.
 
     Example:
         >>> x, y = torch.tensor([[0.5, 0.5]]), torch.tensor([1.0])
@@ -219,29 +466,31 @@ def pgd(
         where factors are 0, with up to 200 Douglas-Rachford steps; a channel still outside the ball
         is scaled towards 0, which keeps the box. The result is always valid but can be weak: of
         a picture whose background lies on the edge of the box, a band without the mean, of sum
-        zero, can change almost nothing. Compare bands with ``bounds=None``. An ``"l1"`` step takes
-        the largest coordinate that the box lets move, else it would stall. Cross-entropy has
-        gradient zero where a float32 probability rounds to 1.
+        zero, can change almost nothing. Compare bands with ``bounds=None``. An ``"l1"`` step in a
+        box goes towards the point of ball and box at which the linear loss is largest: coordinates
+        by modulus of the gradient, each filled up to the box. Cross-entropy has gradient zero where
+        a float32 probability rounds to 1; examples that stay correct with a gradient of exactly
+        zero are counted in a ``UserWarning``.
     """
-    attack = _Attack(model, x.detach(), y, _ball(x, norm, eps, band), bounds, criterion)
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"need at least one step and one restart, got {steps=}, {restarts=}")
-    if not (math.isfinite(step_size) and step_size > 0):
-        raise ValueError(f"step_size must be finite and above 0, got {step_size}")
-    if eps == 0:
-        return x
-    with _in_eval_mode(model):
-        worst = attack.x
-        is_wrong, losses = attack.losses(worst)
-        for _ in range(restarts):
+    with _attacking(model):
+        ball = _ball(x, norm, eps, band)
+        attack = _Attack(model, x, y, ball, bounds, criterion, targeted, keep)
+        if steps < 1 or restarts < 1:
+            raise ValueError(f"need at least one step and one restart, got {steps=}, {restarts=}")
+        if not (math.isfinite(step_size) and step_size > 0):
+            raise ValueError(f"step_size must be finite and above 0, got {step_size}")
+        if eps == 0 or len(x) == 0:
+            return attack.inputs.clone()
+        worst = _Worst(attack.inputs)
+        worst.add(attack.inputs, *attack.judge(attack.inputs, "at x"))
+        for restart in range(restarts):
             delta = torch.zeros_like(attack.x)
             if random_start:
-                delta = attack.sweep(attack.ball.draw(attack.x, generator), _STEP_SWEEPS)
-            for _ in range(steps):
-                delta = attack.sweep(attack.step(delta, step_size), _STEP_SWEEPS)
+                delta = attack.sweep(ball.draw(attack.x, generator), _STEP_SWEEPS)
+            for step in range(steps):
+                when = f"at step {step} of restart {restart}"
+                delta = attack.sweep(attack.step(delta, step_size, worst, when), _STEP_SWEEPS)
             found = attack.finish(delta)
-            found_wrong, found_losses = attack.losses(found)
-            is_worse = torch.where(is_wrong == found_wrong, found_losses > losses, found_wrong)
-            worst = torch.where(is_worse.view(-1, *[1] * (x.ndim - 1)), found, worst)
-            is_wrong, losses = is_wrong | found_wrong, torch.where(is_worse, found_losses, losses)
-    return worst
+            worst.add(found, *attack.judge(found, f"at the end of restart {restart}"))
+        worst.warn("pgd", attack.inputs)
+    return worst.x

@@ -45,7 +45,7 @@ class Maker:
         counters: Of the trainer that died, or nothing.
 
     Raises:
-        ValueError: If the sampler has other sizes.
+        ValueError: If the sampler has other sizes, or several ranks whose Assistants differ.
     """
 
     def __init__(
@@ -60,6 +60,11 @@ class Maker:
         found = self.sampler.num_examples, self.sampler.batch_size
         if found != sizes:
             raise ValueError(f"num_examples and batch_size of the sampler are {found}, not {sizes}")
+        if self.sampler.num_replicas > 1 and self.trainer is not None:
+            raise ValueError(
+                "a worker cannot ask the Assistants of other ranks, so their batches would not be "
+                "parts of one: give each rank its own examples, or no Assistant"
+            )
         if self.trainer is not None:
             vars(self.trainer).update(counters)
         self.used = 0

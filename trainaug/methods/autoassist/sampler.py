@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
+from trainaug.batches import EpochBatchSampler, from_all_ranks
 from trainaug.methods.autoassist.assistant import guarded_base
 from trainaug.methods.autoassist.shrinking import check_base, keep
 
 __all__ = ["AssistedSampler"]
 
 
-class AssistedSampler(Sampler[list[int]]):
+class AssistedSampler(EpochBatchSampler):
     r"""Batches of the examples that pass; an iteration scans all N once, in a fresh random order.
 
     The synchronous form: decisions for a batch use what ``predict`` knows when the batch is asked
@@ -23,13 +23,17 @@ class AssistedSampler(Sampler[list[int]]):
     order comes from ``generator`` and the decisions from ``keep_generator``, drawn once a pass:
     with ``base=1`` the batches are those of a plain random sampler with the same generator.
 
+    A loader with workers asks some batches earlier, so that its decisions are older. Batches that
+    were decided and not trained on are in the `state_dict`, and come as they are after a resume.
+    How many batches a pass will have is not known before it, so there is no ``len()``.
+
     Args:
         num_examples: N.
-        batch_size: B; a pass ends with a smaller batch unless ``drop_last``.
+        batch_size: B, of each rank; a pass ends with a smaller batch unless ``drop_last``.
         predict: Returns r in ``[0, 1]``, ``(b,)``, of examples ``(b,)``, say
             ``AssistantTrainer.predict``; constant r is random skipping.
-        generator: Source of the order.
-        keep_generator: Source of the decisions; another one than ``generator``.
+        generator: Source of the order, with equal seeds on all ranks.
+        keep_generator: Source of the decisions; another one than ``generator``, likewise.
         base: Base pass rate $\gamma_0$, in ``[0, 1]``.
         confidence: Returns $\kappa$; then $\max(\gamma_0,1-\kappa)$ is the rate, and so all pass
             until the Assistant has proved itself.
@@ -38,18 +42,25 @@ class AssistedSampler(Sampler[list[int]]):
         shuffle: Scan in random order; without, in file order as the authors' code does.
         drop_last: Leave out the smaller batch at the end of a pass.
         max_scans: Examples scanned for one batch before giving up; N by default.
+        num_replicas: Processes that train together. All must decide alike: where
+            `torch.distributed` is initialised with so many processes, r and the rate are the means
+            of what the ranks' Assistants say; elsewhere give every Assistant the losses of all.
+            So that no rank is left without a batch at the end, ``num_replicas`` examples of the
+            next batch are decided with each; with ``batch_size=1`` fewer at the end are left out.
+        rank: This process.
 
     Attributes:
-        scanned: Examples scanned so far.
+        scanned: Examples scanned so far, ahead of the training behind a loader with workers.
         kept: Of them those that passed.
         keep_rates: Share kept in each finished pass, for the random control.
 
     Raises:
         ValueError: If a setting, or a prediction, is out of range.
-        RuntimeError: While iterating, if ``max_scans`` examples or a pass did not fill a batch.
+        RuntimeError: While iterating, if ``max_scans`` examples or a pass did not fill a batch;
+            by ``set_epoch``, if it is not the next in turn.
     """
 
-    _state = ("scanned", "kept", "keep_rates", "_order", "_draws", "_place", "_kept_before")
+    _fixed = ("num_examples", "batch_size", "drop_last", "num_replicas")
 
     def __init__(
         self,
@@ -65,12 +76,19 @@ class AssistedSampler(Sampler[list[int]]):
         shuffle: bool = True,
         drop_last: bool = False,
         max_scans: int | None = None,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
+        super().__init__(num_replicas, rank)
         check_base(base)
-        if min(num_examples, batch_size) < 1 or (drop_last and batch_size > num_examples):
-            raise ValueError(f"no batch: {num_examples=}, {batch_size=}, {drop_last=}")
-        if max_scans is not None and max_scans < batch_size:
-            raise ValueError(f"max_scans must be at least {batch_size=}, got {max_scans}")
+        fewest = batch_size * num_replicas if drop_last else num_replicas
+        if min(num_examples, batch_size) < 1 or fewest > num_examples:
+            shown = f"{num_examples=}, {batch_size=}, {drop_last=}, {num_replicas=}"
+            raise ValueError(f"no batch: {shown}")
+        self._together = batch_size * num_replicas
+        if max_scans is not None and max_scans < self._together:
+            each = "" if num_replicas == 1 else f" times {num_replicas=}"
+            raise ValueError(f"max_scans must be at least {batch_size=}{each}, got {max_scans}")
         if generator is keep_generator:
             raise ValueError("order and decisions need two generators, got one")
         self.num_examples, self.batch_size, self.predict = num_examples, batch_size, predict
@@ -82,27 +100,20 @@ class AssistedSampler(Sampler[list[int]]):
         self.keep_rates: list[float] = []
         self._order = torch.empty(0, dtype=torch.int64, device="cpu")
         self._draws = torch.empty(0, device="cpu")
-        self._place, self._kept_before, self._resuming = 0, 0, False
+        self._place, self._kept_before = 0, 0
+        self._held: list[int] = []  # passed already, for the next batch
 
-    def __len__(self) -> int:
-        """Most batches of a pass; how many it will be is not known before."""
-        rounding = 0 if self.drop_last else self.batch_size - 1
-        return (self.num_examples + rounding) // self.batch_size
+    def __len__(self) -> NoReturn:
+        raise TypeError(
+            "an AssistedSampler has no len(): how many batches a pass will have is not known "
+            "before it; max_batches is the most it can have"
+        )
 
-    def __iter__(self) -> Iterator[list[int]]:
-        resumed, self._resuming, given = self._resuming, False, 0
-        if not resumed:
-            self._begin_pass()
-        while self._place < self.num_examples:
-            batch = self._scan()
-            full = len(batch) == self.batch_size
-            if self._place == self.num_examples:
-                self._end_pass()
-            if full or (batch and not self.drop_last):
-                given += 1
-                yield batch
-        if resumed and not given:  # nothing was left of the interrupted pass
-            yield from self
+    @property
+    def max_batches(self) -> int:
+        """Most batches of a pass on this rank."""
+        rounding = 0 if self.drop_last else self._together - 1
+        return (self.num_examples + rounding) // self._together
 
     def rates_so_far(self) -> list[float]:
         """Return ``keep_rates`` and, if a pass has been begun, the share of what it scanned."""
@@ -110,37 +121,64 @@ class AssistedSampler(Sampler[list[int]]):
             return list(self.keep_rates)
         return [*self.keep_rates, (self.kept - self._kept_before) / self._place]
 
-    def _begin_pass(self) -> None:
-        if self._order.numel() and self.on_pass is not None:
+    def _begin(self) -> None:
+        if self.epoch > 0 and self.on_pass is not None:
             self.on_pass()
         n, g, k = self.num_examples, self.generator, self.keep_generator
         self._order = torch.arange(n, device="cpu")
         if self.shuffle:
             self._order = torch.randperm(n, generator=g, device=g.device).cpu()
         self._draws = torch.rand(n, generator=k, device=k.device).cpu()
-        self._place, self._kept_before = 0, self.kept
+        self._place, self._kept_before, self._held = 0, self.kept, []
+
+    def _has_no_more(self) -> bool:
+        return self._place == self.num_examples and not self._held
+
+    def _next(self) -> list[int]:
+        while not self._has_no_more():
+            batch = self._held + self._scan(self._together - len(self._held))
+            self._held = []
+            if len(batch) == self._together:
+                return self._shared_with_next(batch)
+            if batch and not self.drop_last:
+                return batch
+        return []
+
+    def _shared_with_next(self, batch: list[int]) -> list[int]:
+        """Hold examples for the next batch; share both evenly if they are too few for the ranks."""
+        if self.num_replicas == 1:
+            return batch
+        self._held = self._scan(self.num_replicas)
+        if len(self._held) < self.num_replicas:  # the pass is over
+            both, self._held = batch + self._held, []
+            if self.drop_last or len(both) // 2 < self.num_replicas:
+                return batch
+            if len(both) > len(batch):
+                half = (len(both) + 1) // 2
+                batch, self._held = both[:half], both[half:]
+        return batch
 
     def _end_pass(self) -> None:
         kept = self.kept - self._kept_before
         self.keep_rates.append(kept / self.num_examples)
-        if kept < (self.batch_size if self.drop_last else 1):
+        if kept < (self._together if self.drop_last else self.num_replicas):
             raise RuntimeError(
                 f"a pass over {self.num_examples} examples kept {kept}, too few for a batch: raise"
                 f" the base pass rate ({self.base}) or see why the Assistant lets nothing through"
             )
 
-    def _scan(self) -> list[int]:
-        """Go on in the order until a batch is full, the pass is over, or it was too long."""
+    def _scan(self, missing: int) -> list[int]:
+        """Go on in the order until so many pass, the pass is over, or it was too long."""
         base = self.base
         if self.confidence is not None:
             base = guarded_base(base, self.confidence())
         batch: list[Tensor] = []
-        missing, started = self.batch_size, self._place
+        started = self._place
         while missing > 0 and self._place < self.num_examples:
             if self._place - started >= self.max_scans:
                 raise RuntimeError(
                     f"{self.max_scans} examples scanned without filling a batch of"
-                    f" {self.batch_size}: raise the base pass rate ({self.base}) or max_scans"
+                    f" {self._together}: raise the base pass rate ({self.base}) or max_scans"
                 )
             end = min(self._place + 2 * missing, started + self.max_scans, self.num_examples)
             candidates = self._order[self._place : end]
@@ -149,7 +187,7 @@ class AssistedSampler(Sampler[list[int]]):
                 raise ValueError(
                     f"predict must give {tuple(candidates.shape)}, got {tuple(r.shape)}"
                 )
-            passing = keep(r, base, self._draws[self._place : end])
+            passing = keep(*self._of_all_ranks(r, base), self._draws[self._place : end])
             places = passing.nonzero().squeeze(1)[:missing]  # of those that are taken
             used = int(places[-1]) + 1 if len(places) == missing else len(candidates)
             batch.append(candidates[places])
@@ -157,25 +195,40 @@ class AssistedSampler(Sampler[list[int]]):
             self.scanned += used
             self.kept += len(places)
             missing -= len(places)
+        if started < self._place == self.num_examples:
+            self._end_pass()
         return torch.cat(batch).tolist() if batch else []
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the pass stands and the generators' states; the Assistant has its own."""
-        own = {name: getattr(self, name) for name in self._state}
-        own |= {"keep_rates": list(self.keep_rates)}
+    def _of_all_ranks(self, r: Tensor, base: float) -> tuple[Tensor, float]:
+        """Means over the ranks, the same on all, of what each has learnt from its own losses."""
+        found = None if self.num_replicas == 1 else from_all_ranks((r, base), self.num_replicas)
+        if found is None:
+            return r, base
+        mean = torch.stack([r.double() for r, _ in found]).mean(0)
+        return mean.to(r.dtype), sum(base for _, base in found) / self.num_replicas
+
+    def _position(self) -> Any:
+        place = {"place": self._place, "kept_before": self._kept_before}
+        return place | {"held": list(self._held)}
+
+    def _return_to(self, position: Any) -> None:
+        self._place, self._kept_before = position["place"], position["kept_before"]
+        self._held = list(position["held"])
+
+    def _own_state(self) -> dict[str, Any]:
         states = {"order": self.generator.get_state(), "keep": self.keep_generator.get_state()}
-        return own | {"generators": states}
+        return {
+            "scanned": self.scanned,
+            "kept": self.kept,
+            "keep_rates": list(self.keep_rates),
+            "order": self._order,  # neither is ever changed in place
+            "draws": self._draws,
+            "generators": states,
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``: the next iteration first finishes the interrupted pass.
-
-        Raises:
-            ValueError: If the state belongs to another number of examples.
-        """
-        if len(state["_order"]) not in (0, self.num_examples):
-            raise ValueError(f"state of {len(state['_order'])} examples, need {self.num_examples}")
-        vars(self).update({name: state[name] for name in self._state})
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        self.scanned, self.kept = state["scanned"], state["kept"]
         self.keep_rates = list(state["keep_rates"])
+        self._order, self._draws = state["order"], state["draws"]
         self.generator.set_state(state["generators"]["order"])
         self.keep_generator.set_state(state["generators"]["keep"])
-        self._resuming = 0 < self._place < self.num_examples

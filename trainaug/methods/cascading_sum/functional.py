@@ -11,9 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainaug.checks import widened
 from trainaug.roots import sqrt
 
-__all__ = ["equalise_variance", "sum_mix"]
+__all__ = ["equalise_variance", "sum_mix", "weight_type"]
+
+
+def weight_type() -> torch.dtype:
+    """Type of weights: the default one, but float32 where that is half precision."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
 
 
 def sum_mix(
@@ -36,7 +42,8 @@ def sum_mix(
         With equal weights labels are exact: the nearest float to a multiple of 1/K.
 
     Raises:
-        ValueError: If shapes do not fit, or inputs or labels are not floating.
+        ValueError: If shapes or devices do not fit, inputs or labels are not floating, or
+            ``groups`` not int64.
 
     Example:
         >>> x, labels = torch.tensor([[0.0], [1.0], [4.0]]), torch.eye(3)
@@ -46,28 +53,38 @@ def sum_mix(
                 [0.0000, 0.5000, 0.5000]]))
 
     Notes:
-        Half-precision inputs are summed in float32. Products and sums may be fused, so the result
-        can be one rounding away from ``w * x + (1 - w) * z`` written out.
+        Half-precision inputs and labels are summed in float32. Products and sums may be fused, so
+        the result can be one rounding away from ``w * x + (1 - w) * z`` written out. NaN and
+        infinity go on to the mixes that they are in.
     """
     if not x.is_floating_point():
         raise ValueError(f"inputs must be floating (convert pixels first), got {x.dtype}")
+    if x.ndim == 0:
+        raise ValueError("inputs must have a row an example, got a number")
     if labels.ndim != 2 or len(labels) != len(x):
         raise ValueError(f"expected labels ({len(x)}, C), got {tuple(labels.shape)}")
     if not labels.is_floating_point():
         raise ValueError(f"labels must be floating, one-hot or soft, got {labels.dtype}")
     if groups.ndim != 2 or groups.numel() == 0:
         raise ValueError(f"expected groups (K, B), got {tuple(groups.shape)}")
+    if groups.dtype != torch.int64:
+        raise ValueError(f"groups must be int64, got {groups.dtype}")
+    if not x.device == labels.device == groups.device:
+        raise ValueError(
+            "need inputs, labels and groups on one device, "
+            f"got {x.device}, {labels.device} and {groups.device}"
+        )
     k, rows = groups.shape
     if weights is not None and weights.shape not in ((k,), (k, rows)):
         raise ValueError(f"expected weights ({k},) or ({k}, {rows}), got {tuple(weights.shape)}")
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    mixed_labels = labels[groups]  # (K, B, C)
+    wide = widened(x)
+    mixed_labels = widened(labels)[groups]  # (K, B, C)
     if weights is None:
         mixed_labels = mixed_labels.sum(0) / k
         weights = wide.new_full((k,), 1 / k)
     else:
         weights = weights.to(x.device)
-        mixed_labels = (mixed_labels * weights.view(k, -1, 1).to(labels.dtype)).sum(0)
+        mixed_labels = (mixed_labels * weights.view(k, -1, 1).to(mixed_labels.dtype)).sum(0)
     # one fused gather and sum: the rows are read once however many are mixed
     mixed = F.embedding_bag(
         groups.T.contiguous(),
@@ -75,7 +92,7 @@ def sum_mix(
         mode="sum",
         per_sample_weights=weights.view(k, -1).expand(k, rows).T.to(wide.dtype).contiguous(),
     )  # (B, D)
-    return mixed.view(rows, *x.shape[1:]).to(x.dtype), mixed_labels
+    return mixed.view(rows, *x.shape[1:]).to(x.dtype), mixed_labels.to(labels.dtype)
 
 
 def equalise_variance(x: Tensor, weights: Tensor, mean: Tensor | float = 0.0) -> Tensor:
@@ -85,12 +102,21 @@ def equalise_variance(x: Tensor, weights: Tensor, mean: Tensor | float = 0.0) ->
     variance $\sigma^2$ have variance $\sigma^2\sum_g w_g^2$. Values may leave the pixels' range.
 
     Args:
-        x: Mixes, shape ``(B, ...)``.
-        weights: Shape ``(K,)``.
+        x: Mixes, floating, shape ``(B, ...)``; half precision is computed in float32.
+        weights: Floating, shape ``(K,)``.
         mean: Mean input $\mu$, broadcast against ``x``.
+
+    Raises:
+        ValueError: If the mixes or the weights are not floating.
 
     Example:
         >>> equalise_variance(torch.tensor([0.5]), torch.tensor([0.5, 0.5]))
         tensor([0.7071])
     """
-    return mean + (x - mean) / sqrt(weights.square().sum())
+    if not (x.is_floating_point() and weights.is_floating_point()):
+        raise ValueError(f"mixes and weights must be floating, got {x.dtype} and {weights.dtype}")
+    wide = widened(x)
+    if isinstance(mean, Tensor):
+        mean = widened(mean)
+    result = mean + (wide - mean) / sqrt(widened(weights).square().sum())
+    return result if wide is x else result.to(x.dtype)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainaug.checks import finite, widened
+
 __all__ = ["SumTTA"]
 
 
@@ -25,15 +27,17 @@ class SumTTA(nn.Module):
     nor on its place, and an attack can differentiate through all of them.
 
     Args:
-        model: Maps ``(B, ...)`` to logits ``(B, C)``.
-        bank: Images to draw partners from, shape ``(N, ...)``; never test images.
+        model: Maps ``(B, ...)`` to logits ``(B, C)``. Its modes are left as they are: predict with
+            it in eval mode, since BatchNorm in train mode mixes the inputs of a batch.
+        bank: Images to draw partners from, floating, shape ``(N, ...)``; never test images.
         lam: Weight of the input, in (0, 1]; at 1 and R = 1 the model itself.
         repeats: Number of partners R, at least 1, drawn with replacement.
         average: ``"logits"`` as in the source, or ``"probs"``, whose logarithm is returned.
         generator: Source of the partners.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, the bank or an input is not floating, a partner
+            is not finite, an input's shape is not the partners', or the logits' not ``(B, C)``.
 
     Example:
         >>> tta = SumTTA(nn.Identity(), torch.eye(2), repeats=2, generator=torch.Generator())
@@ -41,6 +45,7 @@ class SumTTA(nn.Module):
         torch.Size([1, 2])
 
     Notes:
+        Half-precision inputs are mixed, and their logits averaged, in float32.
         The source mixes a test batch with its own shuffle, so its predictions depend on which
         images are tested together.
     """
@@ -71,14 +76,30 @@ class SumTTA(nn.Module):
 
     def redraw(self, bank: Tensor) -> None:
         """Take fresh partners from a bank: what an attack has not seen."""
+        if len(bank) == 0 or not bank.is_floating_point():
+            raise ValueError(f"need a bank of floating images, got {bank.dtype} {len(bank)}")
         g = self.generator
         rows = torch.randint(len(bank), (self.repeats,), generator=g, device=g.device)
-        self.partners = bank[rows.to(bank.device)]  # (R, ...)
+        with torch.inference_mode(False):  # else an attack cannot use them later
+            partners = bank.detach()[rows.to(bank.device)]  # (R, ...)
+        finite("partners", partners)
+        self.partners = partners
 
     def forward(self, x: Tensor) -> Tensor:
         """Return mean logits, or the logarithm of mean probabilities, ``(B, C)``."""
-        mixed = self.lam * x + (1 - self.lam) * self.partners.to(x).unsqueeze(1)  # (R, B, ...)
-        logits = self.model(mixed.flatten(0, 1)).view(self.repeats, len(x), -1)  # (R, B, C)
+        if not x.is_floating_point():
+            raise ValueError(f"inputs must be floating (convert pixels first), got {x.dtype}")
+        if x.shape[1:] != self.partners.shape[1:]:
+            shapes = tuple(x.shape[1:]), tuple(self.partners.shape[1:])
+            raise ValueError(f"inputs have shape {shapes[0]}, their partners {shapes[1]}")
+        wide = widened(x)
+        mixed = self.lam * wide + (1 - self.lam) * self.partners.to(wide).unsqueeze(1)
+        logits: Tensor = self.model(mixed.to(x.dtype).flatten(0, 1))  # (R B, C)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"the model must give logits (B, C), got {kind}")
+        dtype = logits.dtype
+        logits = widened(logits).reshape(self.repeats, len(x), logits.shape[1])  # (R, B, C)
         if self.average == "logits":
-            return logits.mean(0)  # type: ignore[no-any-return]
-        return F.log_softmax(logits, 2).logsumexp(0) - math.log(self.repeats)
+            return logits.mean(0).to(dtype)
+        return (F.log_softmax(logits, 2).logsumexp(0) - math.log(self.repeats)).to(dtype)

@@ -5,41 +5,57 @@ Reference: Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2
 normalisation; Keskar et al., "On Large-Batch Training", ICLR 2017, worst loss in a ball.
 
 All three take the mean of ``criterion(model(x), y)`` over one fixed batch, in eval mode, and leave
-the model as it is.
+the model as it is. ``x`` and ``y`` may be tuples, lists and mappings of tensors. Parameters in half
+precision are refused: differences of their gradients are rounding. A loss or gradient that is not
+finite is a FloatingPointError.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from trainaug.checks import widened
+from trainaug.structures import eagerly, full_precision, num_rows, unwrapped
+
 __all__ = ["gradient_lipschitz", "hessian_top_eigenvalue", "sharpness"]
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
+Criterion = Callable[[Any, Any], Tensor]
 Parameters = dict[str, Tensor]
+Stopping = Literal["residual", "change"]
+MOST_VECTORS, KEPT = 8, 3  # of a basis, and when it begins anew
+ROUNDING = 100  # units in the last place, below which no residual falls
 
 
 class _Objective:
     """Loss and gradient of a batch as functions of the trained parameters."""
 
-    def __init__(self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor) -> None:
-        if len(x) == 0 or len(x) != len(y):
-            raise ValueError(f"need as many inputs as targets, got {len(x)} and {len(y)}")
-        self.model, self.criterion, self.x, self.y = model, criterion, x, y
-        named = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
-        if not named:
+    def __init__(self, model: nn.Module, criterion: Criterion, x: Any, y: Any) -> None:
+        if num_rows(x) == 0 or num_rows(x) != num_rows(y):
+            raise ValueError(f"need as many inputs as targets, got {num_rows(x)} and {num_rows(y)}")
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError(f"{type(model).__name__} of torch.jit: give the model it was made from")
+        self.model, self.criterion, self.x, self.y = unwrapped(model), criterion, x, y
+        named = self.model.named_parameters()
+        self.start: Parameters = {name: p.detach() for name, p in named if p.requires_grad}
+        if not self.start:
             raise ValueError("the model has no trained parameter")
-        self.start: Parameters = dict(named)
+        for name, p in self.start.items():
+            if widened(p) is not p:
+                raise TypeError(f"{name} is {p.dtype}, too coarse for curvature: model.float()")
 
     def loss(self, at: Parameters) -> Tensor:
         modes = [(module, module.training) for module in self.model.modules()]
         try:
             self.model.eval()
-            return self.criterion(functional_call(self.model, at, (self.x,)), self.y).mean()
+            with eagerly():
+                return self.criterion(functional_call(self.model, at, (self.x,)), self.y).mean()
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -50,10 +66,15 @@ class _Objective:
 
     def loss_and_gradient(self, at: Parameters) -> tuple[float, Parameters]:
         leaves = {name: p.detach().requires_grad_() for name, p in at.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), self.precisely():
             loss = self.loss(leaves)
             found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        if not loss.isfinite() or not all(bool(v.isfinite().all()) for v in found):
+            raise FloatingPointError(f"the loss, {loss.item()}, or its gradient is not finite")
         return loss.item(), dict(zip(leaves, found, strict=True))
+
+    def precisely(self) -> AbstractContextManager[Any]:
+        return full_precision(next(iter(self.start.values())).device)
 
     def draw(self, generator: torch.Generator) -> Parameters:
         return {name: _normal_like(p, generator) for name, p in self.start.items()}
@@ -72,20 +93,46 @@ def _add(a: Parameters, b: Parameters, factor: float = 1.0) -> Parameters:
     return {name: a[name] + factor * b[name] for name in a}
 
 
+class _Hessian:
+    """Products of the Hessian with vectors, by double backward."""
+
+    def __init__(self, objective: _Objective) -> None:
+        leaves = {name: p.clone().requires_grad_() for name, p in objective.start.items()}
+        with torch.enable_grad(), objective.precisely():
+            loss = objective.loss(leaves)
+            slope = torch.autograd.grad(
+                loss, list(leaves.values()), create_graph=True, materialize_grads=True
+            )
+        self.objective, self.leaves = objective, leaves
+        self.curved = {n: s for n, s in zip(leaves, slope, strict=True) if s.requires_grad}
+
+    def product(self, vector: Parameters) -> Parameters:
+        with self.objective.precisely():
+            product = torch.autograd.grad(
+                list(self.curved.values()),
+                list(self.leaves.values()),
+                [vector[n] for n in self.curved],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+        return dict(zip(self.leaves, product, strict=True))
+
+
 def hessian_top_eigenvalue(
     model: nn.Module,
     criterion: Criterion,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any,
     *,
     generator: torch.Generator,
     iterations: int = 50,
     tolerance: float = 1e-4,
+    stopping: Stopping = "residual",
 ) -> float:
-    r"""Eigenvalue of the Hessian that is largest in modulus, by power iteration.
+    r"""Eigenvalue of the Hessian that is largest in modulus, from Hessian-vector products.
 
-    $v\leftarrow Hv/\lVert Hv\rVert$ with Hessian-vector products by double backward; the result is
-    $\langle v, Hv\rangle$. Sign included: negative where the strongest curvature is downward.
+    Sign included: negative where the strongest curvature is downward; of two that differ in sign
+    alone, either. Products come from double backward.
 
     Args:
         model: Any module.
@@ -94,51 +141,119 @@ def hessian_top_eigenvalue(
         y: Targets.
         generator: Source of the first vector.
         iterations: At most so many products, at least 1.
-        tolerance: Stop when the value changes by less than this share.
+        tolerance: Largest $\lVert Hv-\lambda v\rVert/|\lambda|$ for the unit vector $v$ that
+            belongs to the result (but no less than 100 units in the last place); with ``change``
+            the share by which the value changes in the last step.
+        stopping: ``residual``: the best $v$ in a space that grows by one residual a product, up
+            to 8 vectors, as Lanczos does. ``change``: power iteration, $v\leftarrow Hv/\lVert
+            Hv\rVert$ and $\langle v, Hv\rangle$, as the chapter has it: a value that changes
+            slowly, or comes last, need not be an eigenvalue, and at a saddle often is none.
 
     Raises:
         ValueError: If an option is out of range.
+        ArithmeticError: If the value has not settled after so many products (``residual``).
+        FloatingPointError: If a product is not finite (``residual``).
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    if stopping not in get_args(Stopping):
+        raise ValueError(f"stopping must be one of {get_args(Stopping)}, got {stopping!r}")
     objective = _Objective(model, criterion, x, y)
-    leaves = {name: p.clone().requires_grad_() for name, p in objective.start.items()}
-    with torch.enable_grad():
-        loss = objective.loss(leaves)
-        slope = torch.autograd.grad(
-            loss, list(leaves.values()), create_graph=True, materialize_grads=True
-        )
-    curved = {n: s for n, s in zip(leaves, slope, strict=True) if s.requires_grad}
-    if not curved:
+    hessian = _Hessian(objective)
+    if not hessian.curved:
         return 0.0
-    vector = objective.draw(generator)
+    search = _by_power_iteration if stopping == "change" else _by_residuals
+    return search(hessian, objective.draw(generator), iterations, tolerance)
+
+
+def _by_power_iteration(
+    hessian: _Hessian, vector: Parameters, iterations: int, tolerance: float
+) -> float:
     value = 0.0
     for _ in range(iterations):
         length = _length(vector)
         if length == 0:
             return 0.0
         vector = {name: v / length for name, v in vector.items()}
-        product = torch.autograd.grad(
-            list(curved.values()),
-            list(leaves.values()),
-            [vector[n] for n in curved],
-            retain_graph=True,
-            materialize_grads=True,
-        )
-        pairs = zip(product, vector.values(), strict=True)
-        found = sum(float((h * v).double().sum()) for h, v in pairs)
+        product = hessian.product(vector)
+        found = _dot(product, vector)
         has_settled = abs(found - value) <= tolerance * abs(found)
-        value, vector = found, dict(zip(leaves, product, strict=True))
+        value, vector = found, product
         if has_settled:
             break
     return value
 
 
+def _by_residuals(
+    hessian: _Hessian, vector: Parameters, iterations: int, tolerance: float
+) -> float:
+    """Take the Ritz value of largest modulus; the residual of its vector is the next direction."""
+    tolerance = max(tolerance, ROUNDING * max(torch.finfo(v.dtype).eps for v in vector.values()))
+    basis: list[Parameters] = []
+    images: list[Parameters] = []
+    value = residual = math.nan
+    for _ in range(iterations):
+        if len(basis) == MOST_VECTORS:
+            kept = _ritz(basis, images)[1][:, :KEPT].T
+            basis, images = ([_mix(of, weights) for weights in kept] for of in (basis, images))
+        vector = _orthogonal(vector, basis)
+        basis.append(vector)
+        images.append(hessian.product(vector))
+        if not math.isfinite(_length(images[-1])):
+            raise FloatingPointError("a product with the Hessian is not finite")
+        values, weights = _ritz(basis, images)
+        value = float(values[0])
+        best, image = _mix(basis, weights[:, 0]), _mix(images, weights[:, 0])
+        vector = _add(image, best, -value)
+        residual = _length(vector)
+        if residual <= tolerance * abs(value):
+            return value
+    raise ArithmeticError(
+        f"no eigenvalue settled in {iterations} products: {value} has a residual of {residual}, "
+        f"tolerance {tolerance}"
+    )
+
+
+def _dot(a: Parameters, b: Parameters) -> float:
+    return sum(float((a[name] * b[name]).double().sum()) for name in a)
+
+
+def _mix(vectors: Sequence[Parameters], weights: Tensor) -> Parameters:
+    """Add up vectors with these weights."""
+    pairs = list(zip(vectors, weights.tolist(), strict=True))
+    total = {name: v * pairs[0][1] for name, v in pairs[0][0].items()}
+    for vector, weight in pairs[1:]:
+        total = _add(total, vector, weight)
+    return total
+
+
+def _orthogonal(vector: Parameters, basis: Sequence[Parameters]) -> Parameters:
+    """Return the unit vector that is left of a vector; twice, because the first one rounds."""
+    for _ in range(2):
+        length = _length(vector)
+        vector = {name: v / length for name, v in vector.items()}
+        for other in basis:
+            vector = _add(vector, other, -_dot(vector, other))
+    length = _length(vector)
+    return {name: v / length for name, v in vector.items()}
+
+
+def _ritz(basis: Sequence[Parameters], images: Sequence[Parameters]) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues and vectors ``(M,)``, ``(M, M)`` within a space, largest modulus first."""
+    small = [[_dot(v, image) for image in images] for v in basis]
+    matrix = torch.tensor(small, dtype=torch.float64, device="cpu")
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    order = values.abs().argsort(descending=True, stable=True)
+    return values[order], vectors[:, order]
+
+
 def gradient_lipschitz(
     model: nn.Module,
     criterion: Criterion,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any,
     *,
     radius: float,
     generator: torch.Generator,
@@ -165,8 +280,8 @@ def gradient_lipschitz(
 def sharpness(
     model: nn.Module,
     criterion: Criterion,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any,
     *,
     rho: float,
     generator: torch.Generator,

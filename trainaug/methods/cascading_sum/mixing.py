@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import get_spawning_popen
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,12 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
-from trainaug.methods.cascading_sum.functional import equalise_variance, sum_mix
+from trainaug.checks import class_labels, finite, widened
+from trainaug.methods.cascading_sum.functional import equalise_variance, sum_mix, weight_type
+from trainaug.methods.cascading_sum.shared import SharedCount
 
 __all__ = ["PixelMix", "SingleLabelMix", "SumMix"]
 
 Mode = Literal["groups", "pairing"]
 Remainder = Literal["drop", "wrap", "error"]
+_SMALLEST_ALPHA = 0.01
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
@@ -35,25 +39,28 @@ class SumMix(nn.Module):
     is the mean of the K cross-entropies of the source.
 
     Args:
-        num_groups: K, samples in a mix; may be changed between batches. At 1 the inputs are
-            returned as they are, and nothing is drawn.
+        num_groups: K, samples in a mix; may be changed between batches, from the main process for
+            a loader's workers too. At 1 the inputs are returned as they are, and nothing is drawn.
         num_classes: C, for integer labels.
-        generator: Source of randomness. In a loader's worker it is seeded once with the worker's
-            own seed, else all workers would draw the same.
-        alpha: ``None`` for equal weights, else weights from Dirichlet(alpha), one draw a
-            batch: with K = 2 they are those of mixup, with a large alpha equal ones.
+        generator: Source of randomness. In a loader's worker it is seeded once from its own seed
+            and the worker's, else all workers would draw the same.
+        alpha: ``None`` for equal weights, else weights from Dirichlet(alpha), one draw a batch,
+            at least 0.01: with K = 2 they are those of mixup, with a large alpha equal ones.
         mode: ``"groups"`` as in the source: the shuffled batch is cut into K groups of B / K, each
             sample is in one mix. ``"pairing"`` as in mixup: the batch and K - 1 permutations of
             it, B mixes, each sample is in K.
         remainder: What ``"groups"`` does with a batch that K does not divide: ``"drop"`` the last
-            samples, ``"wrap"`` around to the first ones, or ``"error"``.
+            samples, ``"wrap"`` around to the first ones (as often as it takes, where the batch is
+            smaller than K), or ``"error"``. ``"pairing"`` takes batches of any size.
         rescale: Undo the loss of contrast by `equalise_variance`.
         mean: Mean input, for ``rescale``; 0 for normalised inputs.
         labels_getter: ``"default"`` takes the second of a sequence, or the entry called labels,
             label, targets, target or y of a dict; else a function of the batch that returns them.
 
     Raises:
-        ValueError: If an option or a batch is out of range.
+        ValueError: If an option or a batch is out of range: among others an empty batch, one
+            smaller than K with ``remainder="drop"``, labels with NaN, or tensors inside of
+            sequences or dicts inside of the batch.
 
     Example:
         >>> mix = SumMix(2, num_classes=3, generator=torch.Generator().manual_seed(0))
@@ -62,8 +69,14 @@ class SumMix(nn.Module):
         (torch.Size([2, 4]), tensor([1., 1.]))
 
     Notes:
-        Further tensors with a row an example, like an index, keep the row of a mix's first sample.
-        Mix after augmentation and normalisation, as the source does.
+        Further tensors with a row an example, like an index, keep the row of a mix's first sample,
+        and so do lists of that length and tuples of strings. Mix after augmentation and
+        normalisation, as the source does. NaN in an input goes on to its mixes.
+
+        Batches that workers have prepared ahead were mixed with the K of that moment. Change K
+        between epochs, before the loader is iterated over, where that matters, or mix after the
+        loader. The state holds the main process's generator only: workers are seeded anew by every
+        iteration over a loader without ``persistent_workers``.
     """
 
     def __init__(
@@ -80,25 +93,59 @@ class SumMix(nn.Module):
         labels_getter: Literal["default"] | Callable[[Any], Tensor] = "default",
     ) -> None:
         super().__init__()
-        if alpha is not None and not 0 < alpha < math.inf:
-            raise ValueError(f"alpha must be above 0, finite or None, got {alpha}")
+        if alpha is not None and not _SMALLEST_ALPHA <= alpha < math.inf:
+            raise ValueError(
+                f"alpha must be finite, at least {_SMALLEST_ALPHA}, or None, got {alpha}"
+            )
         for name, value, known in (("mode", mode, Mode), ("remainder", remainder, Remainder)):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-        self.num_groups, self.num_classes, self.generator = num_groups, num_classes, generator
+        if isinstance(mean, Tensor):
+            finite("mean", mean)
+        elif not math.isfinite(mean):
+            raise ValueError(f"mean must be finite, got {mean}")
+        self._count = SharedCount(_whole(num_groups))
+        self.num_classes, self.generator = num_classes, generator
         self.alpha, self.mode, self.remainder = alpha, mode, remainder
         self.rescale, self.mean, self.labels_getter = rescale, mean, labels_getter
-        self.weights: Tensor | None = None
         self._worker_seed: int | None = None
 
-    def set_weights(self, weights: Tensor) -> None:
-        """Mix with these weights ``(K,)`` from now on, as a smooth cascade asks; draws none."""
-        total = float(weights.sum()) if weights.ndim == 1 else math.nan
+    @property
+    def num_groups(self) -> int:
+        """K, samples in a mix."""
+        return self._count.read()[0]
+
+    @num_groups.setter
+    def num_groups(self, k: int) -> None:
+        self._count.write(_whole(k), self.weights)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """Weights ``(K,)`` that were set, float64, or None."""
+        return self._count.read()[1]
+
+    def set_weights(self, weights: Tensor | None) -> None:
+        """Mix with these weights from now on, as a smooth cascade asks; draws none.
+
+        Args:
+            weights: Shape ``(K,)``, at most 256 of them, at least 0 with sum 1; ``None`` to go
+                back to those of ``alpha`` with the K of now.
+
+        Raises:
+            ValueError: If the weights are none.
+        """
+        if weights is None:
+            self._count.write(self.num_groups, None)
+            return
+        total = float(weights.double().sum()) if weights.ndim == 1 else math.nan
         if not (abs(total - 1) <= 1e-6 and float(weights.min()) >= 0):
-            raise ValueError(f"weights must be (K,), at least 0 with sum 1, got {weights.tolist()}")
-        self.weights, self.num_groups = weights, len(weights)
+            raise ValueError(
+                "weights must be (K,), at least 0 with sum 1 (to 1e-6, so not in half precision), "
+                f"got {weights.tolist()}"
+            )
+        self._count.write(len(weights), weights)
 
     def forward(self, *inputs: Any) -> Any:
         """Return the mixed batch, in the structure of the inputs."""
@@ -107,47 +154,43 @@ class SumMix(nn.Module):
             raise ValueError(f"expected mix(x, labels), a sequence or a dict, got {type(batch)}")
         labels = self._labels_of(batch)
         items = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
-        others = [item for item in items if isinstance(item, Tensor) and item is not labels]
-        if not others:
-            raise ValueError("found no inputs beside the labels")
-        if all(item is not labels for item in items):
-            raise ValueError(f"labels_getter must give an entry of the batch, got {labels}")
-        x = others[0]
-        soft = self._soft(labels, len(x))
-        k = self._checked_count(len(x))
-        if k == 1:
-            mixed, first = (x, soft), None
-        else:
-            groups = self._draw_groups(len(x), k).to(x.device)
-            mixed, first = self._mix(x, soft, groups), groups[0]
+        x = self._inputs_of(items, labels)
+        n = len(x)
+        soft = self._soft(labels, x)
+        k, weights = self._count.read()
+        self._check_count(n, k, weights)
+        first: Tensor | None = None
+        mixed = x
+        if k > 1:
+            groups = self._draw_groups(n, k).to(x.device)
+            first = groups[0]
+            mixed, soft = self._mix(x, soft, groups, weights)
 
         def changed(item: Any) -> Any:
             if item is x or item is labels:
-                return mixed[item is labels]
-            is_row = isinstance(item, Tensor) and item.ndim > 0 and len(item) == len(x)
-            return item[first.to(item.device)] if is_row and first is not None else item
+                return mixed if item is x else soft
+            return item if first is None else _rows_of(item, first, n)
 
         if isinstance(batch, Mapping):
             return {name: changed(item) for name, item in batch.items()}
         changed_items = [changed(item) for item in items]
+        if hasattr(batch, "_fields"):  # a named tuple
+            return type(batch)(*changed_items)
         return changed_items if isinstance(batch, list) else tuple(changed_items)
 
-    def _mix(self, x: Tensor, soft: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-        weights = self._draw_weights(len(groups))
+    def _mix(
+        self, x: Tensor, soft: Tensor, groups: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        k = len(groups)
+        if weights is None and self.alpha is not None:
+            weights = _dirichlet((k,), self.alpha, self.generator)
         mixed, labels = sum_mix(x, soft, groups, weights)
         if self.rescale:
-            k = len(groups)
-            weights = x.new_full((k,), 1 / k) if weights is None else weights
-            mean = self.mean.to(x) if isinstance(self.mean, Tensor) else self.mean
-            mixed = equalise_variance(mixed, weights.to(x), mean)
+            wide = widened(x)
+            weights = wide.new_full((k,), 1 / k) if weights is None else weights
+            mean = self.mean.to(wide) if isinstance(self.mean, Tensor) else self.mean
+            mixed = equalise_variance(mixed, weights.to(wide), mean)
         return mixed, labels
-
-    def _draw_weights(self, k: int) -> Tensor | None:
-        if self.weights is not None or self.alpha is None:
-            return self.weights
-        concentration = torch.full((k,), float(self.alpha), device=self.generator.device)
-        # what torch.distributions.Dirichlet calls, which takes no generator
-        return torch._sample_dirichlet(concentration, generator=self.generator)
 
     def _draw_groups(self, n: int, k: int) -> Tensor:
         g = self._seeded_generator()
@@ -159,13 +202,16 @@ class SumMix(nn.Module):
         if left and self.remainder == "error":
             raise ValueError(f"a batch of {n} cannot be cut into {k} groups")
         if left and self.remainder == "wrap":
-            order = torch.cat([order, order[: k - left]])
+            rounds = -(-k // n)  # more than one where the batch is smaller than K
+            order = torch.cat([order, order.repeat(rounds)[: k - left]])
         return order[: len(order) // k * k].view(k, -1)  # (K, B)
 
     def _seeded_generator(self) -> torch.Generator:
         worker = get_worker_info()
         if worker is not None and self._worker_seed != worker.seed:
-            self.generator.manual_seed(worker.seed)
+            # An odd constant spreads the generator's seed over all bits; workers count theirs up.
+            own = self.generator.initial_seed() * 0x9E3779B97F4A7C15
+            self.generator.manual_seed((own + worker.seed) % 2**63)
             self._worker_seed = worker.seed
         return self.generator
 
@@ -181,41 +227,84 @@ class SumMix(nn.Module):
             raise ValueError(f"found no tensor of labels, got {found!r}: give a labels_getter")
         return found
 
-    def _soft(self, labels: Tensor, n: int) -> Tensor:
-        if len(labels) != n:
-            raise ValueError(f"{n} inputs have {len(labels)} labels")
+    def _inputs_of(self, items: list[Any], labels: Tensor) -> Tensor:
+        for item in items:
+            if _is_nested(item):
+                kind = type(item).__name__
+                raise ValueError(f"a batch must be flat, with tensors for arrays, got {kind} in it")
+        others = [item for item in items if isinstance(item, Tensor) and item is not labels]
+        if not others:
+            raise ValueError("found no inputs beside the labels")
+        if all(item is not labels for item in items):
+            raise ValueError(f"labels_getter must give an entry of the batch, got {labels}")
+        x = others[0]
+        if x.ndim == 0:
+            raise ValueError("inputs must have a row an example, got a number")
+        if x.is_meta or x.device != labels.device:
+            raise ValueError(
+                f"need inputs and labels with values on one device, got {x.device} and "
+                f"{labels.device}"
+            )
+        return x
+
+    def _soft(self, labels: Tensor, x: Tensor) -> Tensor:
+        n = len(x)
+        if labels.ndim == 0 or len(labels) != n:
+            raise ValueError(f"{n} inputs have {len(labels) if labels.ndim else 0} labels")
         if labels.is_floating_point():
             if labels.ndim != 2 or labels.shape[1] != self.num_classes:
                 raise ValueError(
                     f"expected soft labels ({n}, {self.num_classes}), got {tuple(labels.shape)}"
                 )
+            finite("labels", labels)
             return labels
         if labels.ndim != 1 or labels.dtype == torch.bool:
             raise ValueError(f"expected labels ({n},), got {labels.dtype} {tuple(labels.shape)}")
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            wrong = labels[(labels < 0) | (labels >= self.num_classes)][0]
-            raise ValueError(f"label {int(wrong)} is outside 0 to {self.num_classes - 1}")
-        return F.one_hot(labels.long(), self.num_classes).to(torch.get_default_dtype())
+        numbers = class_labels(labels, self.num_classes)
+        return F.one_hot(numbers, self.num_classes).to(torch.get_default_dtype())
 
-    def _checked_count(self, n: int) -> int:
-        k = self.num_groups
-        if self.weights is not None and len(self.weights) != k:
-            raise ValueError(f"num_groups is {k}, but set_weights gave {len(self.weights)} weights")
-        if type(k) is not int or not 1 <= k <= max(n, 1):
+    def _check_count(self, n: int, k: int, weights: Tensor | None) -> None:
+        if weights is not None and len(weights) != k:
+            raise ValueError(f"num_groups is {k}, but set_weights gave {len(weights)} weights")
+        if k > 1 and n == 0:
+            raise ValueError(f"an empty batch has no mix of {k}")
+        if self.mode == "groups" and self.remainder == "drop" and 0 < n < k:
             raise ValueError(
-                f"num_groups must be a whole number from 1 to the batch's {n}, got {k}"
+                f"a batch of {n} has no mix of {k}: remainder='wrap' repeats samples, "
+                "a loader's drop_last=True leaves the last batch out"
             )
-        return k
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return K, fixed weights and the generator's state, for ``state_dict``."""
-        state = self.generator.get_state()
-        return {"num_groups": self.num_groups, "weights": self.weights, "generator": state}
+        k, weights = self._count.read()
+        return {"num_groups": k, "weights": weights, "generator": self.generator.get_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
-        self.num_groups, self.weights = state["num_groups"], state["weights"]
-        self.generator.set_state(state["generator"])
+        self._count.write(_whole(state["num_groups"]), state["weights"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes; for a process that is being spawned, the generator as numbers.
+
+        A generator is pickled as a tensor of its state, which for such a process goes into shared
+        memory and would be gone before it is opened.
+        """
+        state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
+        if get_spawning_popen() is not None:
+            g = self.generator
+            state["generator"] = str(g.device), bytes(g.get_state().tolist())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes, with the generator as `__getstate__` gives it."""
+        if isinstance(state["generator"], tuple):
+            device, numbers = state["generator"]
+            state = state | {"generator": torch.Generator(device)}
+            state["generator"].set_state(
+                torch.tensor(list(numbers), dtype=torch.uint8, device="cpu")
+            )
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
 
 class SingleLabelMix(SumMix):
@@ -224,8 +313,10 @@ class SingleLabelMix(SumMix):
     Inoue's SamplePairing (2018) is this with K = 2.
     """
 
-    def _mix(self, x: Tensor, soft: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-        return super()._mix(x, soft, groups)[0], soft[groups[0]]
+    def _mix(
+        self, x: Tensor, soft: Tensor, groups: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return super()._mix(x, soft, groups, weights)[0], soft[groups[0]]
 
 
 class PixelMix(SumMix):
@@ -233,15 +324,52 @@ class PixelMix(SumMix):
 
     The source's ``uniform-random`` (K = 2, ``alpha=1``) and ``beta-random`` (``alpha=0.4``)
     arms. It is not mixup, whose one weight is also that of the labels. Needs ``alpha``; pixels
-    cannot be rescaled.
+    cannot be rescaled, and their weights not be set.
     """
 
-    def _mix(self, x: Tensor, soft: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-        if self.alpha is None or self.rescale:
-            raise ValueError(f"needs alpha and no rescale, got {self.alpha=}, {self.rescale=}")
-        rows, g = groups.shape[1], self.generator
-        shape = (rows, *x.shape[1:], len(groups))
-        concentration = torch.full(shape, float(self.alpha), device=g.device)
-        weights = torch._sample_dirichlet(concentration, generator=g).to(x.device)  # (B, ..., K)
-        mixed = (x[groups].movedim(0, -1) * weights).sum(-1)  # half precision is summed in single
+    def _mix(
+        self, x: Tensor, soft: Tensor, groups: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if self.alpha is None or self.rescale or weights is not None:
+            raise ValueError(
+                "needs alpha, no rescale and no set weights, "
+                f"got {self.alpha=}, {self.rescale=}, {weights=}"
+            )
+        shape = (groups.shape[1], *x.shape[1:], len(groups))
+        drawn = _dirichlet(shape, self.alpha, self.generator).to(x.device)  # (B, ..., K)
+        mixed = (x[groups].movedim(0, -1) * drawn).sum(-1)  # half precision is summed in single
         return mixed.to(x.dtype), sum_mix(x, soft, groups)[1]
+
+
+def _whole(k: int) -> int:
+    if type(k) is not int or k < 1:
+        raise ValueError(f"num_groups must be a whole number from 1, got {k}")
+    return k
+
+
+def _dirichlet(shape: tuple[int, ...], alpha: float, generator: torch.Generator) -> Tensor:
+    """Weights with sum 1 over the last dimension."""
+    # In float32 the shares of a small alpha all underflow now and then, and come out equal.
+    dtype = torch.float64 if alpha < 0.1 else weight_type()
+    concentration = torch.full(shape, float(alpha), dtype=dtype, device=generator.device)
+    # what torch.distributions.Dirichlet calls, which takes no generator
+    return torch._sample_dirichlet(concentration, generator=generator).to(weight_type())
+
+
+def _is_nested(item: Any) -> bool:
+    if isinstance(item, Mapping):
+        return True
+    if isinstance(item, list | tuple):
+        return any(isinstance(leaf, Tensor | Mapping | list | tuple) for leaf in item)
+    is_array = hasattr(item, "__array__") and not isinstance(item, Tensor)
+    return is_array and getattr(item, "ndim", 0) > 0
+
+
+def _rows_of(item: Any, first: Tensor, n: int) -> Any:
+    """Rows of the mixes' first samples of what has a row an example; else the item itself."""
+    if isinstance(item, Tensor):
+        return item[first.to(item.device)] if item.ndim > 0 and len(item) == n else item
+    is_strings = isinstance(item, tuple) and all(isinstance(leaf, str) for leaf in item)
+    if (isinstance(item, list) or is_strings) and len(item) == n:
+        return type(item)(item[i] for i in first.tolist())
+    return item

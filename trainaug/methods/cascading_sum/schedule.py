@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, chain, islice
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
+
+from trainaug.checks import finite
+from trainaug.methods.cascading_sum.functional import weight_type
 
 __all__ = ["CascadeSchedule", "PlateauCascade", "begin_stage", "stage_boundaries"]
 
@@ -26,12 +32,17 @@ Event = Literal["improved", "continue", "reduce_lr", "next_stage", "finished"]
 def stage_boundaries(shares: Sequence[float], total_steps: int) -> tuple[int, ...]:
     """Step after the last one of each stage; shares add up to 1 and every stage has a step.
 
+    Raises:
+        ValueError: If that is not so, or the number of steps is not whole.
+
     Example:
         >>> stage_boundaries([1 / 3, 1 / 3, 1 / 3], 100)
         (33, 67, 100)
     """
     if not shares or min(shares) <= 0 or not math.isclose(sum(shares), 1, abs_tol=1e-9):
         raise ValueError(f"shares must be above 0 and add up to 1, got {list(shares)}")
+    if not isinstance(total_steps, Integral) or isinstance(total_steps, bool):
+        raise ValueError(f"total_steps must be a whole number, got {total_steps}")
     ends = tuple(round(total_steps * part) for part in accumulate(shares))
     if min(b - a for a, b in zip((0, *ends[:-1]), ends, strict=True)) < 1:
         raise ValueError(f"{total_steps} steps leave a stage of {list(shares)} without a step")
@@ -80,7 +91,7 @@ class CascadeSchedule:
         self.boundaries = stage_boundaries([share for _, share in stages], total_steps)
 
     def stage(self, step: int) -> int:
-        """Number of the stage of a step, from 0."""
+        """Number of the stage of a step, from 0; a step after the last one is refused."""
         if not 0 <= step < self.total_steps:
             raise ValueError(f"step must be from 0 to {self.total_steps - 1}, got {step}")
         return sum(step >= end for end in self.boundaries)
@@ -90,7 +101,10 @@ class CascadeSchedule:
         return self.counts[self.stage(step)]
 
     def weights(self, step: int) -> Tensor:
-        """Weights of these samples, ``(K,)``, at least 0 with sum 1, on the CPU."""
+        """Weights of these samples, ``(K,)``, at least 0 with sum 1, on the CPU.
+
+        They have the default type, but float32 where that is half precision.
+        """
         stage = self.stage(step)
         k = self.counts[stage]
         w = torch.full((k,), 1 / k, dtype=torch.float64, device="cpu")
@@ -100,7 +114,7 @@ class CascadeSchedule:
             following = self.counts[stage + 1]
             w *= 1 - u
             w[:following] += u / following
-        return w.to(torch.get_default_dtype())
+        return w.to(weight_type())
 
 
 class PlateauCascade:
@@ -142,7 +156,7 @@ class PlateauCascade:
     ) -> None:
         is_whole = all(type(n) is int for n in (k0, factor, patience, stop_patience))
         is_wide = min(k0, patience, stop_patience) >= 1 and factor >= 2
-        if not (is_whole and is_wide and min_delta >= 0):
+        if not (is_whole and is_wide and 0 <= min_delta < math.inf):
             raise ValueError(
                 "need whole k0, patience >= 1 and factor >= 2, min_delta >= 0, "
                 f"got {k0=}, {patience=}, {stop_patience=}, {factor=}, {min_delta=}"
@@ -154,9 +168,10 @@ class PlateauCascade:
         self.has_finished = False
 
     def step(self, score: float) -> Event:
-        """Take the validation score of an epoch and say what to do."""
+        """Take the validation score of an epoch, a number of any kind, and say what to do."""
         if self.has_finished:
             raise ValueError("the cascade has finished")
+        score = float(score)  # a tensor might change later, and is no part of a state
         if not math.isfinite(score):
             raise ValueError(f"the score must be finite, got {score}")
         if self.best == -math.inf or score > self.best + self.min_delta * abs(self.best):
@@ -182,7 +197,13 @@ class PlateauCascade:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
+        """Continue from ``state``.
+
+        Raises:
+            ValueError: If it is not the state of such a cascade.
+        """
+        if state.keys() != vars(self).keys():
+            raise ValueError(f"need the state {sorted(vars(self))}, got {sorted(state)}")
         vars(self).update(state)
 
 
@@ -207,20 +228,44 @@ def begin_stage(
             anew; ``None`` leaves them. They jump because mixes have less contrast.
 
     Raises:
-        ValueError: If ``lr`` is out of range.
+        ValueError: If ``lr`` is out of range, ``batches`` is empty, or the statistics come out
+            not finite.
     """
+    lr = float(lr)
     if not (math.isfinite(lr) and lr >= 0):
         raise ValueError(f"lr must be finite and at least 0, got {lr}")
+    remaining = iter(() if batches is None else batches)
+    first = list(islice(remaining, 1))
+    if batches is not None and not first:
+        raise ValueError("batches is empty: the statistics would be reset and stay so")
     if weights is not None:
         model.load_state_dict(copy.deepcopy(weights))
     if reset_optimizer:
         optimizer.state.clear()
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):  # captured graphs hold it
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
         if "initial_lr" in group:  # what a scheduler made from now on starts with
             group["initial_lr"] = lr
     if batches is not None:
-        modes = [(module, module.training) for module in model.modules()]
-        update_bn(batches, model)
-        for module, mode in modes:  # update_bn gives all of them the model's
+        with _settings_kept(model):
+            update_bn(chain(first, remaining), model)
+        for name, values in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                finite(name, values)
+
+
+@contextmanager
+def _settings_kept(model: nn.Module) -> Iterator[None]:
+    """Give modules their mode and momentum back, which `update_bn` changes; after an error too."""
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [(m, m.momentum) for m, _ in modes if isinstance(m, _BatchNorm)]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
             module.training = mode
+        for module, momentum in momenta:
+            module.momentum = momentum

@@ -22,6 +22,7 @@ from trainaug.methods.gradient_clustering.estimators import (
 from trainaug.methods.gradient_clustering.factors import (
     Factors,
     LayerFactors,
+    UnsupportedLayerError,
     flat_gradients,
     gram_matrix,
     layer_factors,
@@ -58,6 +59,7 @@ __all__ = [
     "SnoozeSampler",
     "StratifiedEstimator",
     "StratifiedSampler",
+    "UnsupportedLayerError",
     "best_partition",
     "choose_route",
     "enumerate_estimates",

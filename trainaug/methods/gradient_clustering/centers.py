@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainaug.methods.gradient_clustering.factors import Factors
+from trainaug.structures import full_precision
 
 __all__ = ["CenterKind", "GradientCenters", "Route", "choose_route", "route_costs"]
 
@@ -92,7 +93,8 @@ class GradientCenters:
         """
         if factors.keys() != self.centers.keys():
             raise ValueError(f"centres of {[*self.centers]}, gradients of {[*factors]}")
-        parts = [self._layer_distances(layer, self.centers[n]) for n, layer in factors.items()]
+        with full_precision(next(iter(factors.values())).x.device):
+            parts = [self._layer_distances(layer, self.centers[n]) for n, layer in factors.items()]
         total, scale = (torch.stack(p).sum(0) for p in zip(*parts, strict=True))
         precision = torch.finfo(next(iter(self.centers.values()))[0].dtype).eps
         return total.masked_fill_(total < ROUNDING * precision * scale, 0.0)
@@ -246,7 +248,14 @@ class GradientCenters:
         return {name: tuple(v.clone() for v in c) for name, c in self.centers.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take centres."""
+        """Take centres; ValueError, and no change, if they are of another number or kind."""
+        parts = 1 if self.kind == "full" else 2
+        for name, center in state.items():
+            if len(center) != parts or len(center[0]) != self.num_clusters:
+                raise ValueError(
+                    f"need {self.num_clusters} centres of kind {self.kind!r}, got {len(center)} "
+                    f"tensors for {len(center[0])} of layer {name!r}"
+                )
         self.centers = {name: tuple(v.clone() for v in c) for name, c in state.items()}
 
 

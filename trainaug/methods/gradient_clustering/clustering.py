@@ -7,13 +7,14 @@ arXiv 2007.04532, 2020, section 3; what the paper leaves open follows the author
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
+from trainaug.checks import indices
 from trainaug.methods.gradient_clustering.centers import CenterKind, GradientCenters
 from trainaug.methods.gradient_clustering.factors import (
     Criterion,
@@ -22,17 +23,20 @@ from trainaug.methods.gradient_clustering.factors import (
     layer_factors,
 )
 from trainaug.methods.gradient_clustering.variance import exact_moves
+from trainaug.structures import map_tensors, num_rows, take_rows
 
 __all__ = ["Batches", "Clustering", "GradientClustering", "Rule"]
 
 Rule = Literal["running", "frozen", "plain", "exact"]
 LARGEST_GRAM = 20_000  # examples whose inner products are kept at once: 3.2 GB
+LARGEST_INDEX = 1 << 62
 
 
 class Batches(Sized, Protocol):
     """What gives the batches ``(x, y, index)`` of one pass over the data each time it is iterated.
 
-    A list of batches, or a ``DataLoader`` of a data set that returns the index.
+    A list of batches, or a ``DataLoader`` of a data set that returns the index. ``x`` and ``y`` are
+    tensors, or tuples, lists and mappings of tensors, as the model and the criterion take them.
     """
 
     def __iter__(self) -> Any: ...
@@ -61,7 +65,8 @@ class GradientClustering:
     r"""Weighted k-means of per-example gradients, $\min\sum_iN_{a_i}\lVert C_{a_i}-g_i\rVert^2$.
 
     A pass takes every batch forward and back once, without gradients of parameters: it assigns
-    with the centres as they are and collects the next ones. The model is not changed.
+    with the centres as they are and collects the next ones. The model is not changed. The first
+    batch of a pass is verified, see ``LayerFactors.factors``.
 
     Args:
         model: Of ``nn.Linear`` and ``nn.Conv2d`` layers (see ``LayerFactors``). Its mode is yours:
@@ -84,9 +89,9 @@ class GradientClustering:
     Raises:
         ValueError: If a setting is out of range, there are fewer examples than clusters, or the
             indices of a pass are not 0 to N - 1, each once.
-        TypeError: If a layer has no factors.
+        TypeError: If a layer has no factors, or a batch is of another form.
         FloatingPointError: If a gradient is not finite, naming an example.
-        RuntimeError: If the model changes during a pass.
+        RuntimeError: If a parameter changes during a pass, by whatever way.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class GradientClustering:
         self.centers = GradientCenters(num_clusters, centers)
         self._options: dict[str, Any] = {"layers": layers, "bias": bias}
         self._sizes: Tensor | None = None  # of the last pass or, on-line, decayed
+        self._is_verified = self._is_passing = False
 
     @property
     def num_clusters(self) -> int:
@@ -119,15 +125,14 @@ class GradientClustering:
 
     def _factors(self, x: Any, y: Any, index: Tensor) -> dict[str, Factors]:
         device = next(self.model.parameters()).device
-        x, y = (v.to(device) if isinstance(v, Tensor) else v for v in (x, y))
-        factors = layer_factors(self.model, self.criterion, x, y, **self._options)
+        x, y = (map_tensors(lambda t: t.to(device), v) for v in (x, y))
+        verify = not self._is_verified
+        factors = layer_factors(self.model, self.criterion, x, y, verify=verify, **self._options)
+        self._is_verified = self._is_verified or len(index) > 1
         for layer in factors.values():  # before a centre takes a NaN to all distances
             finite = [v.flatten(1).isfinite().all(1) for v in (layer.x, layer.z_grad)]
             _check_finite(finite[0] & finite[1], index, "the gradient of example {} is not finite")
         return factors
-
-    def _version(self) -> int:
-        return sum(t._version for t in self.model.parameters())
 
     def _draw(self, high: int, count: int) -> Tensor:
         g = self.generator
@@ -167,7 +172,8 @@ class GradientClustering:
         centers = type(self.centers)(k, self.centers.kind)
         orders: list[Tensor] = []  # rows of each batch that are not taken yet
         for sweep in range(2):  # the second only if the last batches were too small
-            for number, (x, y, index) in enumerate(batches):
+            for number, batch in enumerate(batches):
+                x, y, index = _parts(batch)
                 if sweep == 0:
                     g = self.generator
                     orders.append(torch.randperm(len(index), generator=g, device=g.device))
@@ -176,7 +182,7 @@ class GradientClustering:
                 rows, orders[number] = orders[number][:count], orders[number][count:]
                 taken += count
                 if count > 0:
-                    x, y = x[rows.to(x.device)], y[rows.to(y.device)]
+                    x, y = take_rows(x, rows), take_rows(y, rows)
                     centers.append(self._factors(x, y, index[rows.to(index.device)]))
             if not orders:
                 raise ValueError("no batches: nothing to cluster")
@@ -190,13 +196,21 @@ class GradientClustering:
         self.centers = centers
 
     def _pass(self, batches: Batches, learn: bool) -> Clustering:
+        self._is_passing, self._is_verified = True, False
+        try:
+            return self._one_pass(batches, learn)
+        finally:
+            self._is_passing = False
+
+    def _one_pass(self, batches: Batches, learn: bool) -> Clustering:
         self.centers.discard()
-        version = self._version()
+        before = [p.detach().clone() for p in self.model.parameters()]
         counts = torch.zeros(self.num_clusters, dtype=torch.float64, device="cpu")
         seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for x, y, index in batches:
+        for batch in batches:
+            x, y, index = _parts(batch)
             factors = self._factors(x, y, index)
-            if self._version() != version:
+            if not _are_equal(before, [*self.model.parameters()]):
                 raise RuntimeError("the model changed during a pass: cluster between two updates")
             distances = self._distances(factors, index)
             assign = (distances * self._multiplier(counts).to(distances)).argmin(1)
@@ -243,7 +257,8 @@ class GradientClustering:
             raise ValueError(
                 f"rule='exact' takes {LARGEST_GRAM} examples at most, got {len(found.assign)}"
             )
-        kept = [(index.cpu(), self._factors(x, y, index)) for x, y, index in batches]
+        parts = [_parts(batch) for batch in batches]
+        kept = [(index, self._factors(x, y, index)) for x, y, index in parts]
         n = len(found.assign)
         gram = torch.zeros(n, n, dtype=torch.float64, device="cpu")
         for rows, first in kept:
@@ -274,8 +289,8 @@ class GradientClustering:
         small clusters. Examples get their clusters from ``assign``, a pass.
 
         Args:
-            x: Inputs, ``(B, ...)``; the first batch has at least K examples.
-            y: Targets, ``(B, ...)``.
+            x: Inputs, ``(B, ...)``, or nested; the first batch has at least K examples.
+            y: Targets, ``(B, ...)``, or nested.
             decay: $\beta$ of the moving averages, in [0, 1).
             dead_share: A cluster with less than this share of the mean size is dead; at most one
                 a call starts anew, with ``reseed``:
@@ -289,7 +304,7 @@ class GradientClustering:
             raise ValueError(f"need 0 <= decay, dead_share < 1, got {decay}, {dead_share}")
         if reseed not in ("largest", "data"):
             raise ValueError(f"reseed must be largest or data, got {reseed!r}")
-        rows = torch.arange(len(x), device="cpu")
+        rows = torch.arange(num_rows(x), device="cpu")
         if not self.centers.centers:
             self._begin([(x, y, rows)])
         factors = self._factors(x, y, rows)
@@ -317,16 +332,47 @@ class GradientClustering:
     # --- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return centres, sizes and the generator's state."""
+        """Return centres, sizes and the generator's state; RuntimeError in the middle of a pass."""
+        if self._is_passing:
+            raise RuntimeError("half a pass has no state: take it before or after fit or assign")
         sizes = None if self._sizes is None else self._sizes.clone()
         generator = self.generator.get_state()
         return {"centers": self.centers.state_dict(), "sizes": sizes, "generator": generator}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``."""
-        self.centers.load_state_dict(state["centers"])
-        self._sizes = None if state["sizes"] is None else state["sizes"].clone()
-        self.generator.set_state(state["generator"])
+        """Go on from ``state``; ValueError, and no change, if it is of another number or kind."""
+        sizes = state["sizes"]
+        if sizes is not None and len(sizes) != self.num_clusters:
+            raise ValueError(f"state of {len(sizes)} clusters, need {self.num_clusters}")
+        device = next(self.model.parameters()).device
+        self.centers.load_state_dict(map_tensors(lambda t: t.to(device), state["centers"]))
+        self._sizes = None if sizes is None else sizes.cpu().clone()
+        self.generator.set_state(state["generator"].cpu())
+
+
+def _parts(batch: Any) -> tuple[Any, Any, Tensor]:
+    """Take a batch apart, with the index as int64 on the CPU."""
+    if isinstance(batch, Mapping) or not isinstance(batch, Sequence) or len(batch) != 3:
+        kind = f"{type(batch).__name__} of {[*batch]}" if isinstance(batch, Mapping) else ""
+        raise TypeError(f"a batch must be (x, y, index), got {kind or type(batch).__name__}")
+    x, y, index = batch
+    given = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
+    found = indices(given, LARGEST_INDEX)
+    if num_rows(x) != len(found) or len(found) == 0:
+        raise ValueError(f"a batch needs as many indices as inputs, got {index} for {num_rows(x)}")
+    return x, y, found
+
+
+def _are_equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    """Compare values, NaN included: an optimiser that writes to ``p.data`` moves no version."""
+    if [p.shape for p in before] != [p.shape for p in now]:
+        return False
+    for old, new in zip(before, now, strict=True):
+        if not torch.equal(old, new):
+            is_same = (old == new) | (old.isnan() & new.isnan())
+            if not bool(is_same.all()):
+                return False
+    return True
 
 
 def _check_finite(finite: Tensor, index: Tensor, message: str) -> None:

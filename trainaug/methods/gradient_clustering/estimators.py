@@ -11,24 +11,28 @@ arXiv 2007.04532, 2020; Johnson and Zhang, NeurIPS 2013, for SVRG.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from trainaug.checks import widened
+from trainaug.structures import eagerly, full_precision, map_tensors, num_rows, take_rows, unwrapped
+
 __all__ = ["Data", "GradientEstimator", "SGEstimator", "SVRGEstimator"]
 __all__ += ["StratifiedEstimator", "per_example_gradients"]
 
 Criterion = Callable[[Any, Any], Tensor]
 Values = dict[str, Tensor]
+MOST_PARTS = 64  # gradients of chunks that are kept at once
 
 
 class Data(Sized, Protocol):
-    """Data that give ``(x, y, index)`` for a tensor of indices."""
+    """Data that give ``(x, y, index)`` for a tensor of indices; ``x`` and ``y`` may be nested."""
 
-    def __getitem__(self, index: Tensor, /) -> tuple[Tensor, Tensor, Tensor]: ...
+    def __getitem__(self, index: Tensor, /) -> tuple[Any, Any, Tensor]: ...
 
 
 class GradientEstimator(Protocol):
@@ -46,6 +50,8 @@ class GradientEstimator(Protocol):
 
 def _trainable(model: nn.Module) -> Values:
     """Return the trainable parameters, once each, if gradients of single examples exist."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"{type(model).__name__} of torch.jit: give the model it was made from")
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
             module.training or module.running_mean is None
@@ -65,27 +71,83 @@ def _check_losses(losses: Tensor, b: int) -> Tensor:
 
 
 def per_example_gradients(
-    model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, chunk_size: int | None = None
+    model: nn.Module, criterion: Criterion, x: Any, y: Any, chunk_size: int | None = None
 ) -> Tensor:
     """Return the gradient of every example's loss, ``(B, d)``, ``chunk_size`` at once.
 
-    Raises ``ValueError`` if losses are reduced or a BatchNorm uses statistics of the batch, torch's
-    ``RuntimeError`` for active dropout, ``FloatingPointError`` naming an example.
+    By ``torch.func.vmap``; where a part of the model has no rule for it, one example at a time.
+
+    Args:
+        model: Of any layers; compiled parts run as they were written.
+        criterion: ``criterion(model(x), y)`` gives per-example losses ``(B,)``.
+        x: Inputs, ``(B, ...)``, or tuples, lists and mappings of such.
+        y: Targets, in the same way.
+        chunk_size: Examples at once; it bounds the memory.
+
+    Raises:
+        ValueError: If losses are reduced, or a BatchNorm uses statistics of the batch.
+        TypeError: If the model is one of ``torch.jit``, or a batch of another form.
+        RuntimeError: If the model draws random numbers, as dropout does.
+        FloatingPointError: If a gradient is not finite, naming an example.
     """
-    if len(x) == 0 or len(x) != len(y):
-        raise ValueError(f"need as many inputs as targets, got {len(x)} and {len(y)}")
+    b = num_rows(x)
+    if b == 0 or b != num_rows(y):
+        raise ValueError(f"need as many inputs as targets, got {b} and {num_rows(y)}")
+    model = unwrapped(model)
     at = {name: p.detach() for name, p in _trainable(model).items()}
     device = next(iter(at.values())).device
-
-    def loss(at: Values, x: Tensor, y: Tensor) -> Tensor:
-        return _check_losses(criterion(functional_call(model, at, (x[None],)), y[None]), 1)[0]
-
-    found = vmap(grad(loss), (None, 0, 0), chunk_size=chunk_size)(at, x.to(device), y.to(device))
-    flat = torch.cat([found[name].flatten(1) for name in at], 1)  # (B, d)
+    x, y = (map_tensors(lambda t: t.to(device), v) for v in (x, y))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), eagerly():
+        state = _random_state(device)
+        try:
+            flat = _by_vmap(model, criterion, at, x, y, chunk_size)
+        except RuntimeError as error:
+            if "random" in str(error):
+                raise
+            flat = _one_by_one(model, criterion, x, y)
+        if not torch.equal(_random_state(device), state):
+            raise RuntimeError("the model draws random numbers: call model.eval()")
     finite = flat.isfinite().all(1)
     if not finite.all():
         raise FloatingPointError(f"gradient of example {int((~finite).nonzero()[0])} is not finite")
     return flat
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _by_vmap(
+    model: nn.Module, criterion: Criterion, at: Values, x: Any, y: Any, chunk_size: int | None
+) -> Tensor:
+    tensors: list[Tensor] = []
+
+    def noted(t: Tensor) -> Tensor:
+        tensors.append(t)
+        return t
+
+    map_tensors(noted, (x, y))
+
+    def loss(at: Values, *parts: Tensor) -> Tensor:
+        rows = iter(parts)
+        x_row, y_row = map_tensors(lambda _: next(rows)[None], (x, y))
+        return _check_losses(criterion(functional_call(model, at, (x_row,)), y_row), 1)[0]
+
+    where = (None, *[0] * len(tensors))
+    found = vmap(grad(loss), where, chunk_size=chunk_size)(at, *tensors)
+    return torch.cat([found[name].flatten(1) for name in at], 1)  # (B, d)
+
+
+def _one_by_one(model: nn.Module, criterion: Criterion, x: Any, y: Any) -> Tensor:
+    parameters = list(_trainable(model).values())
+    rows = []
+    for i in torch.split(torch.arange(num_rows(x), device="cpu"), 1):
+        with torch.enable_grad():
+            losses = _check_losses(criterion(model(take_rows(x, i)), take_rows(y, i)), 1)
+        with full_precision(losses.device):
+            parts = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
+        rows.append(torch.cat([part.flatten() for part in parts]))
+    return torch.stack(rows)
 
 
 class _Estimator:
@@ -119,17 +181,23 @@ class _Estimator:
     def _gradient(
         self, model: nn.Module, indices: Tensor, weights: Tensor | None = None, *, at: Any = None
     ) -> Tensor:
+        model = unwrapped(model)
         values = _trainable(model)
         if at is not None:
             values = {name: at[name].detach().requires_grad_() for name in values}
         inputs = list(values.values())
-        x, y, _ = self.dataset[indices]
-        x, y = x.to(inputs[0].device), y.to(inputs[0].device)
-        with torch.enable_grad():
+        batch = self.dataset[indices]
+        if isinstance(batch, Mapping):
+            raise TypeError(f"data must give (x, y, index), got a mapping of {[*batch]}")
+        x, y, _ = batch
+        device = inputs[0].device
+        x, y = (map_tensors(lambda t: t.to(device), v) for v in (x, y))
+        with torch.enable_grad(), eagerly():
             outputs = model(x) if at is None else functional_call(model, {**at, **values}, (x,))
-            losses = _check_losses(self.criterion(outputs, y), len(indices))
-            loss = losses.mean() if weights is None else losses @ weights.to(losses)
-            parts = torch.autograd.grad(loss, inputs, materialize_grads=True)
+            losses = widened(_check_losses(self.criterion(outputs, y), len(indices)))
+            with full_precision(losses.device):
+                loss = losses.mean() if weights is None else losses @ weights.to(losses)
+                parts = torch.autograd.grad(loss, inputs, materialize_grads=True)
         flat = torch.cat([part.flatten() for part in parts])
         if not flat.isfinite().all():
             raise FloatingPointError(f"gradient is not finite; examples {indices.tolist()[:20]}")
@@ -155,7 +223,8 @@ class SGEstimator(_Estimator):
         replacement: Whether the draws of a batch are independent.
 
     Raises:
-        ValueError: If there is no such batch; sampling also as ``per_example_gradients``.
+        ValueError: If there is no such batch; sampling also as ``per_example_gradients``, and a
+            TypeError if the data give another form.
     """
 
     def __init__(
@@ -190,9 +259,13 @@ class SVRGEstimator(SGEstimator):
     def refresh(self, model: nn.Module) -> None:
         """Take the parameters, the buffers and the full mean."""
         n = len(self.dataset)
-        chunks = torch.split(torch.arange(n, device="cpu"), self.chunk_size)
-        parts = [self._gradient(model, chunk) * (len(chunk) / n) for chunk in chunks]
+        parts: list[Tensor] = []
+        for chunk in torch.split(torch.arange(n, device="cpu"), self.chunk_size):
+            if len(parts) == MOST_PARTS:
+                parts = [torch.stack(parts).sum(0)]
+            parts.append(self._gradient(model, chunk) * (len(chunk) / n))
         self._mean = torch.stack(parts).sum(0)
+        model = unwrapped(model)
         tensors = [*model.named_parameters(), *model.named_buffers()]
         self._snapshot = {name: t.detach().clone() for name, t in tensors}
         self.refresh_examples += n

@@ -8,6 +8,7 @@ arXiv 2007.04532, 2020.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +16,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
+from torch.nn.utils import parametrize
 
-__all__ = ["Factors", "LayerFactors", "flat_gradients", "gram_matrix", "layer_factors"]
+from trainaug.checks import widened
+from trainaug.structures import eagerly, full_precision, unwrapped
+
+__all__ = ["Factors", "LayerFactors", "UnsupportedLayerError"]
+__all__ += ["flat_gradients", "gram_matrix", "layer_factors"]
 
 Criterion = Callable[[Any, Any], Tensor]
-SUPPORTED = (nn.Linear, nn.Conv2d)
+# Layers, and the methods that a subclass must not replace
+SUPPORTED = {nn.Linear: ("forward",), nn.Conv2d: ("forward", "_conv_forward")}
 COUPLING = (nn.modules.batchnorm._BatchNorm,)
+GOLDEN = 0.5 * (5**0.5 - 1)  # its multiples spread evenly over the unit interval
+# Largest difference to autograd's gradients that is rounding, as a share
+ROUGH, DEFAULT, FINE = 0.06, 1e-2, {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+class UnsupportedLayerError(TypeError, ValueError):
+    """The gradients of single examples do not follow from what a layer takes and gets back."""
 
 
 @dataclass(frozen=True)
 class Factors:
     r"""Gradients of one layer for a batch: $\nabla_W\ell_i=\sum_t D_{i,t}A_{i,t}^\top$.
+
+    Values in half precision are widened to float32, and no product is made under autocast.
 
     Attributes:
         x: Inputs of the layer, ``(B, I)`` or ``(B, T, I)``, or ``(B, C, H, W)`` of a convolution.
@@ -64,13 +80,27 @@ class Factors:
 
     def gradient(self) -> Tensor:
         """Return the gradients themselves, ``(B, O, I)``; the bias is the last column."""
-        if self.convolution is None:
-            weight = torch.bmm(self.grads(), self.inputs().transpose(1, 2))
-        else:
-            weight = _correlate(self.convolution, self.x, self.z_grad)
+        with full_precision(self.x.device):
+            if self.convolution is None:
+                weight = torch.bmm(self.grads(), self.inputs().transpose(1, 2))
+            else:
+                weight = _correlate(self.convolution, self.x, self.z_grad)
         if not self.bias:
             return weight
         return torch.cat([weight, self.grads().sum(2, keepdim=True)], 2)
+
+    def total(self) -> tuple[Tensor, Tensor]:
+        """Return the summed gradients of the batch: of the weight ``(O, I)``, the bias ``(O,)``."""
+        layer = self.convolution
+        with full_precision(self.x.device):
+            if layer is None:
+                grads = self.z_grad.flatten(0, -2)
+                return grads.T @ self.x.flatten(0, -2), grads.sum(0)
+            x, padding = _padded(layer, self.x)
+            weight: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+                x, layer.weight.shape, self.z_grad, layer.stride, padding, layer.dilation
+            )
+            return weight.flatten(1), self.z_grad.sum((0, 2, 3))
 
     def averages(self) -> tuple[Tensor, Tensor]:
         """Return mean inputs ``(B, I)`` and summed gradients ``(B, O)`` over the positions."""
@@ -86,9 +116,10 @@ class Factors:
         if inputs.shape[2] == 1:
             a = inputs.square().sum((1, 2)) + float(self.bias)
             return a * self.grads().square().sum((1, 2))
-        pairs = inputs.transpose(1, 2) @ inputs + float(self.bias)  # (B, T, T)
-        grads = self.grads()
-        return (pairs * (grads.transpose(1, 2) @ grads)).sum((1, 2))
+        with full_precision(self.x.device):
+            pairs = inputs.transpose(1, 2) @ inputs + float(self.bias)  # (B, T, T)
+            grads = self.grads()
+            return (pairs * (grads.transpose(1, 2) @ grads)).sum((1, 2))
 
     def products(self, c: Tensor, d: Tensor) -> Tensor:
         """Return inner products with $d_kc_k^\\top$, ``(B, K)``, without the gradients.
@@ -97,6 +128,10 @@ class Factors:
             c: ``(K, I)``, with the one of the bias.
             d: ``(K, O)``.
         """
+        with full_precision(self.x.device):
+            return self._products(c, d)
+
+    def _products(self, c: Tensor, d: Tensor) -> Tensor:
         layer, ones = self.convolution, c[:, -1] if self.bias else None
         c = c[:, :-1] if self.bias else c
         if layer is None:
@@ -164,19 +199,22 @@ def _window_sums(layer: nn.Conv2d, x: Tensor) -> Tensor:
 class LayerFactors:
     """Hooks that keep the inputs of linear and convolution layers while a model runs.
 
-    Usable as a context manager; the hooks go when it ends. Neither parameters nor their ``.grad``
-    are touched, and no gradient of a parameter is computed.
+    Usable as a context manager; the hooks go when it ends, and meanwhile compiled parts run as
+    they were written. Neither parameters nor their ``.grad`` are touched.
 
     Args:
         model: Every module with trainable parameters must be ``nn.Linear`` or ``nn.Conv2d``, or
         layers: names the modules that count (as in ``named_modules``), say without the
             normalisation layers. A trainable parameter outside is left out of all distances.
+            Names are those of the model inside ``DataParallel``, ``torch.compile`` and the like.
         bias: Let the biases count; the authors' code leaves them out.
 
     Raises:
-        TypeError: If a layer cannot be factored, by name.
-        ValueError: If layers share a weight, a name is unknown, there is no layer, or a BatchNorm
-            uses statistics of the batch, where no example has a gradient of its own.
+        UnsupportedLayerError: A ``TypeError`` and ``ValueError``. If a layer cannot be factored
+            (another kind, a forward of its own, a weight made from others, shared or used
+            twice), or a BatchNorm uses statistics of the batch, where no example has a gradient
+            of its own; by name.
+        ValueError: If a name is unknown, there is no layer, or a weight is frozen.
 
     Example:
         >>> model = nn.Linear(3, 2)
@@ -190,17 +228,18 @@ class LayerFactors:
     def __init__(
         self, model: nn.Module, layers: Sequence[str] | None = None, *, bias: bool = True
     ) -> None:
-        modules = dict(model.named_modules())
+        modules = dict(unwrapped(model).named_modules())
         for name, module in modules.items():
             if isinstance(module, COUPLING) and (module.training or module.running_mean is None):
                 why = "is in train mode: call model.eval()"
                 why = why if module.training else "has no running statistics"
-                raise ValueError(
+                raise UnsupportedLayerError(
                     "the examples of a batch have no gradients of their own, because "
                     f"{name or 'the model'} ({type(module).__name__}) {why}"
                 )
         if layers is None:
-            chosen = [name for name, module in modules.items() if _own_trainable(module)]
+            owners_of = (_owner(name, modules) for name, m in modules.items() if _own_trainable(m))
+            chosen = list(dict.fromkeys(owners_of))
         else:
             chosen = list(layers)
         if unknown := [name for name in chosen if name not in modules]:
@@ -208,62 +247,80 @@ class LayerFactors:
         if not chosen:
             raise ValueError("the model has no layer with trainable parameters")
         for name in chosen:
-            _check_layer(name, modules[name])
+            _check_layer(name, modules)
         owners: dict[int, str] = {}
         for name in [*chosen, *modules]:
             for p in modules[name].parameters(recurse=False):
                 owner = owners.setdefault(id(p), name)
                 if owner != name and owner in chosen:
-                    raise ValueError(f"layers {owner!r} and {name!r} share a parameter")
+                    raise UnsupportedLayerError(f"layers {owner!r} and {name!r} share a parameter")
         self.layers = {name: modules[name] for name in chosen}
         self.bias = bias
         self._seen: dict[str, tuple[Tensor, int, Any]] = {}
-        self._hooks: list[Any] = []
+        self._stack = ExitStack()
+        self._is_listening = False
 
     def __enter__(self) -> LayerFactors:
-        self._seen = {}
+        if torch._C._functorch.maybe_current_level() is not None:
+            raise UnsupportedLayerError("no layer has factors inside a transform of torch.func")
+        self._seen, self._is_listening = {}, True
+        self._stack.enter_context(eagerly())
         for name, module in self.layers.items():
-            self._hooks.append(module.register_forward_hook(self._keep(name), with_kwargs=True))
+            hook = self._keep(name)  # the first, to see the output before another hook changes it
+            handle = module.register_forward_hook(hook, prepend=True, with_kwargs=True)
+            self._stack.callback(handle.remove)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._seen = [], {}
+        self._stack.close()
+        self._seen = {}
 
     def _keep(self, name: str) -> Callable[..., None]:
         def hook(
             module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
         ) -> None:
+            if not self._is_listening:  # checkpoints run again on the way back
+                return
             if name in self._seen:
-                raise RuntimeError(f"layer {name!r} ran twice in one pass: shared weights")
+                raise UnsupportedLayerError(f"layer {name!r} ran twice in one pass: shared weights")
             if not output.requires_grad:
                 raise RuntimeError(f"layer {name!r} ran without gradients: leave no_grad()")
             edge = torch.autograd.graph.get_gradient_edge(output)  # before in-place functions
             x = (inputs[0] if inputs else named["input"]).detach()
+            if x.ndim < 2 or (isinstance(module, nn.Conv2d) and x.ndim != 4):
+                raise ValueError(f"the input of layer {name!r} is no batch: {tuple(x.shape)}")
             self._seen[name] = (x, x._version, edge)
 
         return hook
 
-    def factors(self, losses: Tensor) -> dict[str, Factors]:
+    def factors(self, losses: Tensor, *, verify: bool = True) -> dict[str, Factors]:
         """Return the factors of every layer for the batch that has just run.
 
         Args:
             losses: Of each example, shape ``(B,)``, unreduced.
+            verify: Go back a second time, with a weight on each loss. The gradients of examples
+                must have these weights, and add up to those that autograd gives the parameters:
+                this finds weights that are used elsewhere, and examples that act on each other.
 
         Raises:
+            UnsupportedLayerError: If a layer did not run, or what ``verify`` asks does not hold.
             ValueError: If the losses are reduced.
-            RuntimeError: If a layer did not run or does not count, or its input was overwritten.
+            RuntimeError: If a layer does not count, or its input was overwritten.
         """
-        if losses.ndim != 1:
+        if losses.ndim != 1 or len(losses) == 0:
             raise ValueError(
                 f"need a loss for each example, shape (B,), got {tuple(losses.shape)}: "
                 "reduction='none'"
             )
         if missing := [name for name in self.layers if name not in self._seen]:
-            raise RuntimeError(f"layers {missing} did not run: name others, or freeze them")
+            raise UnsupportedLayerError(
+                f"layers {missing} did not run: name others, or freeze them; "
+                "a weight that is used without its layer has no factors"
+            )
+        self._is_listening = False
         edges = [self._seen[name][2] for name in self.layers]
-        grads = torch.autograd.grad(losses.sum(), edges, allow_unused=True)
+        with full_precision(losses.device):
+            grads = torch.autograd.grad(losses.sum(), edges, allow_unused=True, retain_graph=verify)
         found = {}
         for (name, module), grad in zip(self.layers.items(), grads, strict=True):
             x, version, _ = self._seen[name]
@@ -275,25 +332,117 @@ class LayerFactors:
                 raise ValueError(f"layer {name!r} saw {len(x)} rows for {len(losses)} losses")
             bias = self.bias and module.bias is not None and bool(module.bias.requires_grad)
             convolution = module if isinstance(module, nn.Conv2d) else None
-            found[name] = Factors(x, grad, bias, convolution)
+            found[name] = Factors(widened(x), widened(grad), bias, convolution)
+        if verify:
+            self._verify(losses, found, edges)
         return found
+
+    def _verify(self, losses: Tensor, found: Mapping[str, Factors], edges: list[Any]) -> None:
+        """Compare with autograd for losses with weights, powers of two: scaling is exact."""
+        steps = torch.arange(len(losses), device=losses.device, dtype=torch.float32) * GOLDEN
+        weights = 2 ** (4 * (steps % 1)).floor()  # (B,) 1, 2, 4 or 8
+        layers = self.layers.values()
+        weight_of = [module.weight for module in layers]
+        bias_of = [m.bias for m, f in zip(layers, found.values(), strict=True) if f.bias]
+        with full_precision(losses.device):
+            loss = (widened(losses) * weights).sum()
+            again = torch.autograd.grad(loss, [*edges, *weight_of, *bias_of], allow_unused=True)
+        biases = iter(again[2 * len(edges) :])
+        for number, (name, own) in enumerate(found.items()):
+            weighted, weight = again[number], again[len(edges) + number]
+            bias = next(biases) if own.bias else None
+            _check_rows(name, own, weighted, weights)
+            _check_sums(name, self._seen[name][0], own, weighted, (weight, bias))
+
+
+def _check_rows(name: str, layer: Factors, weighted: Tensor, weights: Tensor) -> None:
+    """Demand that the gradient of each example's loss reaches its own row alone."""
+    each = weights.to(layer.z_grad).view(-1, *[1] * (layer.z_grad.ndim - 1))
+    expected = each * layer.z_grad
+    size = expected.norm()
+    smallest = torch.finfo(weighted.dtype).smallest_normal  # below it, scaling is not exact
+    rounding = DEFAULT * size + smallest * expected.numel() ** 0.5
+    if size.isfinite() and (widened(weighted) - expected).norm() > rounding:
+        raise UnsupportedLayerError(
+            "the examples of a batch have no gradients of their own: what comes back to layer "
+            f"{name!r} in the row of one depends on the losses of others (statistics of the "
+            "batch, losses of pairs, or rows that are not the examples)"
+        )
+
+
+def _check_sums(
+    name: str, x: Tensor, layer: Factors, weighted: Tensor, grads: tuple[Tensor | None, ...]
+) -> None:
+    """Demand that the gradients of the examples add up to those of the parameters."""
+    is_half = widened(x) is not x or widened(weighted) is not weighted
+    exact = FINE.get(weighted.dtype, DEFAULT) if x.device.type == "cpu" else DEFAULT
+    share = ROUGH if is_half else exact
+    again = Factors(layer.x, widened(weighted), layer.bias, layer.convolution)
+    positions = again.z_grad.numel() / again.sizes[2]
+    scale = layer.x.norm() * again.z_grad.norm() / positions**0.5
+    for kind, total, grad in zip(("weight", "bias"), again.total(), grads, strict=True):
+        if kind == "bias" and not layer.bias:
+            continue
+        expected = torch.zeros_like(total) if grad is None else widened(grad).reshape(total.shape)
+        size = total.norm() + expected.norm() + (scale if kind == "weight" else 0.0)
+        if size.isfinite() and (total - expected).norm() > share * size:
+            raise UnsupportedLayerError(
+                f"the {kind} of layer {name!r} has other gradients than its inputs and outputs "
+                "give: it is used elsewhere, too, or a hook changes them"
+            )
 
 
 def _own_trainable(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters(recurse=False))
 
 
-def _check_layer(name: str, module: nn.Module) -> None:
-    kind = type(module).__name__
-    if not isinstance(module, SUPPORTED):
-        raise TypeError(
-            f"layer {name!r} ({kind}) has no factors, only Linear and Conv2d have: pass "
-            "layers=[...] to leave it out of the clustering"
+def _owner(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """Return the layer that a parametrisation makes a weight for."""
+    parts = name.split(".")
+    for end in range(len(parts)):
+        owner = ".".join(parts[:end])
+        if parts[end] == "parametrizations" and parametrize.is_parametrized(modules[owner]):
+            return owner
+    return name
+
+
+def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
+    module = modules[name]
+    named = f"layer {name!r} ({type(module).__name__})"
+    named = named if name else f"the model itself, layer '' ({type(module).__name__}),"
+    if why := _why_unsupported(name, modules):
+        raise UnsupportedLayerError(
+            f"{named} {why}: pass layers=[...] to leave it out of the clustering"
         )
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
-        raise TypeError(f"layer {name!r} ({kind}) has groups={module.groups}, only 1 is supported")
     if not module.weight.requires_grad:
-        raise ValueError(f"the weight of layer {name!r} is frozen")
+        raise ValueError(f"the weight of {named} is frozen")
+
+
+def _why_unsupported(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    module = modules[name]
+    base = next((kind for kind in SUPPORTED if isinstance(module, kind)), None)
+    parameters = dict(module.named_parameters(recurse=False))
+    if base is None:
+        own = ", ".join(parameters)
+        return f"has no factors for {own or 'parameters'}, only Linear and Conv2d have"
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        return f"has groups={module.groups}, only 1 is supported"
+    for method in SUPPORTED[base]:
+        is_own = getattr(type(module), method) is not getattr(base, method)
+        if is_own or method in vars(module):
+            return f"has no factors, because it replaces the method {method} of {base.__name__}"
+    others = {"weight", "bias"} ^ {"weight", "bias", *parameters}
+    if others or any(k not in module._parameters for k in ("weight", "bias")):
+        return "has no factors, because its weight or bias is made from others" + (
+            f": {', '.join(sorted(others))}" if others else ""
+        )
+    for key, p in parameters.items():
+        if type(p) is not nn.Parameter or p.is_complex():
+            return f"has no factors for a {key} of type {type(p).__name__}, {p.dtype}"
+    parent = modules.get(name.rpartition(".")[0]) if name else None
+    if isinstance(parent, nn.MultiheadAttention):
+        return "has no factors, because MultiheadAttention uses its weight without running it"
+    return None
 
 
 def layer_factors(
@@ -304,19 +453,21 @@ def layer_factors(
     *,
     layers: Sequence[str] | None = None,
     bias: bool = True,
+    verify: bool = True,
 ) -> dict[str, Factors]:
     """Run a batch forward and back, and return its factors.
 
     Args:
         model: On the device of ``x``; its mode is the caller's.
         criterion: Returns per-example losses ``(B,)``.
-        x: Inputs, ``(B, ...)``.
-        y: Targets, ``(B, ...)``.
-        layers: See ``LayerFactors``.
+        x: Inputs, ``(B, ...)``, or what the model takes.
+        y: Targets, ``(B, ...)``, or what the criterion takes.
+        layers: See ``LayerFactors``, with its errors.
         bias: See ``LayerFactors``.
+        verify: See ``LayerFactors.factors``; costs another way back with weights' gradients.
     """
     with LayerFactors(model, layers, bias=bias) as hooks, torch.enable_grad():
-        return hooks.factors(criterion(model(x), y))
+        return hooks.factors(criterion(unwrapped(model)(x), y), verify=verify)
 
 
 def flat_gradients(factors: Mapping[str, Factors]) -> Tensor:
@@ -340,10 +491,12 @@ def gram_matrix(first: Mapping[str, Factors], second: Mapping[str, Factors]) -> 
     for name, one in first.items():
         other = second[name]
         if one.x.ndim == 2:
-            a = one.x @ other.x.T + float(one.bias)
-            part = a * (one.z_grad @ other.z_grad.T)
+            with full_precision(one.x.device):
+                a = one.x @ other.x.T + float(one.bias)
+                part = a * (one.z_grad @ other.z_grad.T)
         else:
-            part = one.gradient().flatten(1) @ other.gradient().flatten(1).T
+            with full_precision(one.x.device):
+                part = one.gradient().flatten(1) @ other.gradient().flatten(1).T
         total = part.double() if total is None else total + part
     if total is None:
         raise ValueError("no layers")

@@ -7,17 +7,19 @@ arXiv 2007.04532, 2020; the cycling follows the authors' code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+
+from trainaug.batches import OrderedBatchSampler, batch_sizes, from_all_ranks
+from trainaug.checks import indices
 
 __all__ = ["StratifiedSampler"]
 
 
-class StratifiedSampler(Sampler[list[int]]):
+class StratifiedSampler(OrderedBatchSampler):
     r"""Batches that go round the clusters in random order, one example from each.
 
     Within a cluster examples come without replacement, reshuffled when it is exhausted. Every place
@@ -27,16 +29,20 @@ class StratifiedSampler(Sampler[list[int]]):
     Weights reach $M\max_kN_k/N$: clipping the gradient then biases it.
 
     Until ``set_clusters`` the order is that of random reshuffling, the weights are one. An epoch
-    has as many batches as random reshuffling, the last one smaller unless ``drop_last``.
+    has as many batches as random reshuffling, the last one smaller unless ``drop_last``. With
+    several ranks all this holds of the global batch.
 
     Args:
         num_examples: N.
-        batch_size: B, at least 1.
-        generator: Source of the orders.
+        batch_size: B, at least 1, of each rank.
+        generator: Source of the orders, with equal seeds on all ranks.
         drop_last: Leave out an incomplete last batch.
+        num_replicas: Processes that train together.
+        rank: This process.
 
     Raises:
-        ValueError: If there is no batch, or the clusters do not fit the examples.
+        ValueError: If there is no batch, too few examples to give each rank one in each batch, or
+            the clusters do not fit the examples.
 
     Example:
         >>> sampler = StratifiedSampler(6, 2, torch.Generator().manual_seed(0))
@@ -53,104 +59,151 @@ class StratifiedSampler(Sampler[list[int]]):
         batch_size: int,
         generator: torch.Generator,
         drop_last: bool = False,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
-        if min(num_examples, batch_size) < 1 or (drop_last and batch_size > num_examples):
-            raise ValueError(f"no batch: {num_examples=}, {batch_size=}, {drop_last=}")
-        self.num_examples, self.batch_size = num_examples, batch_size
-        self.generator, self.drop_last = generator, drop_last
-        self._cluster_of: Tensor | None = None  # (N,) numbers 0 to M - 1
-        self._members: list[list[int]] = []
-        self._queues: list[list[int]] = []  # what is left of each cluster
-        self._round: list[int] = []  # clusters left of the present round
-        self._order: list[int] = []  # what is left of the epoch, without clusters
-        self._batches_left = 0
-        self._resuming = False
+        super().__init__(
+            num_examples, batch_size, generator, drop_last, num_replicas=num_replicas, rank=rank
+        )
+        self._sizes = batch_sizes(num_examples, batch_size, num_replicas, drop_last=drop_last)
+        self._clustered_later = False  # so that what was drawn before cannot be drawn again
+        self._leave_clusters()
 
     @property
     def num_clusters(self) -> int:
         """M, the clusters that are not empty; 0 before the first clustering."""
-        return len(self._members)
+        return len(self._ends_of_queues)
 
     def set_clusters(self, assign: Tensor) -> None:
         """Take a new partition; in mid-epoch it holds from the next batch on.
 
+        On several ranks call it on all of them after the same batch. Where `torch.distributed` is
+        initialised with ``num_replicas`` processes, all get the partition of rank 0.
+
         Args:
             assign: Label of each example, any integers, ``(N,)``.
+
+        Raises:
+            ValueError: If there are not N integers.
+            RuntimeError: In mid-epoch, if a loader's workers have fetched batches of the old
+                partition, which would be trained on with weights of the new one.
         """
         if assign.shape != (self.num_examples,) or assign.is_floating_point():
             raise ValueError(
                 f"assign must be {self.num_examples} integers, got {tuple(assign.shape)}, "
                 f"{assign.dtype}"
             )
-        labels, numbers = torch.unique(assign.cpu(), return_inverse=True)
-        self._cluster_of = numbers
-        order = numbers.argsort(stable=True)
-        sizes = torch.bincount(numbers, minlength=len(labels))
-        self._members = [part.tolist() for part in order.split(sizes.tolist())]
-        self._queues = [[] for _ in self._members]
-        self._round = []
-        self._order = []
+        ahead = 0 if self._is_over() else len(self._untrained(0)) + len(self._pending)
+        if ahead:
+            raise RuntimeError(
+                f"{ahead} batches of the old clusters were fetched but are not yet trained on: set "
+                "clusters between epochs, or use num_workers=0"
+            )
+        labels = assign.cpu().long()
+        on_ranks = from_all_ranks(labels, self.num_replicas) if self.num_replicas > 1 else None
+        self._partition(labels if on_ranks is None else on_ranks[0])
+        self._clustered_later |= self._first_state is not None
 
     def weights(self, index: Tensor) -> Tensor:
-        """Return the weights $MN_{a_i}/N$ of examples ``(B,)``, float32 on their device."""
+        """Return the weights $MN_{a_i}/N$ of examples, any shape, float32 on their device.
+
+        Raises:
+            ValueError: If an index is no integer or out of range.
+        """
+        i = indices(index.flatten(), self.num_examples).reshape(index.shape)
         if self._cluster_of is None:
             return torch.ones(index.shape, device=index.device)
-        sizes = torch.bincount(self._cluster_of).float()
-        values = (len(sizes) * sizes / self.num_examples)[self._cluster_of[index.cpu()]]
-        return values.to(index.device)
+        return self._cluster_weights[self._cluster_of[i]].to(index.device)
 
     def __len__(self) -> int:
-        rounding = 0 if self.drop_last else self.batch_size - 1
-        return (self.num_examples + rounding) // self.batch_size
+        return len(self._sizes)
 
-    def _permuted(self, values: list[int]) -> list[int]:
-        g = self.generator
-        return [
-            values[i] for i in torch.randperm(len(values), generator=g, device=g.device).tolist()
-        ]
+    def _partition(self, labels: Tensor) -> None:
+        kinds, self._cluster_of = torch.unique(labels, return_inverse=True)
+        counts = torch.bincount(self._cluster_of, minlength=len(kinds))
+        self._cluster_weights = len(kinds) * counts.float() / self.num_examples
+        self._members = self._cluster_of.argsort(stable=True)  # cluster after cluster
+        self._starts_of_queues = (counts.cumsum(0) - counts).tolist()
+        self._ends_of_queues = counts.cumsum(0).tolist()
+        self._empty_queues()
 
-    def _next(self) -> int:
-        if not self._members:
-            return self._order.pop(0)
-        if not self._round:
-            self._round = self._permuted(list(range(len(self._members))))
-        cluster = self._round.pop(0)
-        if not self._queues[cluster]:
-            self._queues[cluster] = self._permuted(self._members[cluster])
-        return self._queues[cluster].pop(0)
+    def _leave_clusters(self) -> None:
+        self._cluster_of: Tensor | None = None  # (N,) numbers 0 to M - 1
+        self._cluster_weights = self._members = torch.empty(0, device="cpu")
+        self._starts_of_queues: list[int] = []
+        self._ends_of_queues: list[int] = []
+        self._empty_queues()
 
-    def __iter__(self) -> Iterator[list[int]]:
-        if not self._resuming or self._batches_left == 0:
-            self._batches_left = len(self)
-            if not self._members:
-                self._order = self._permuted(list(range(self.num_examples)))
-        self._resuming = False
-        while self._batches_left > 0:
-            last = self._batches_left == 1 and not self.drop_last
-            size = (self.num_examples - 1) % self.batch_size + 1 if last else self.batch_size
-            batch = [self._next() for _ in range(size)]
-            self._batches_left -= 1
-            yield batch
+    def _empty_queues(self) -> None:
+        self._queues = self._members.tolist()  # each cluster's part is shuffled on the first visit
+        self._next_of_queues = list(self._ends_of_queues)
+        self._round: list[int] = []  # clusters in the order of the present round
+        self._turn = 0  # of them visited
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the partition, what is left of clusters, round and epoch, and the generator."""
+    def _shuffled(self, count: int) -> list[int]:
+        order: list[int] = self._permutation(count).tolist() if count > 1 else [0]
+        return order
+
+    def _refill(self, cluster: int) -> int:
+        start, end = self._starts_of_queues[cluster], self._ends_of_queues[cluster]
+        if end - start > 1:
+            order = self._permutation(end - start)
+            self._queues[start:end] = self._members[start:end][order].tolist()
+        return start
+
+    def _draw_epoch(self) -> tuple[Tensor, list[int]]:
+        if self.num_clusters:
+            return torch.empty(0, dtype=torch.int64, device="cpu"), self._sizes
+        return self._permutation(self.num_examples), self._sizes
+
+    def _next(self) -> list[int]:
+        if not self.num_clusters or self._has_no_more():
+            return super()._next()
+        size = self._sizes[self._place]
+        self._place += 1
+        batch: list[int] = []
+        while len(batch) < size:
+            if self._turn == len(self._round):
+                self._round, self._turn = self._shuffled(self.num_clusters), 0
+            visited = self._round[self._turn : self._turn + size - len(batch)]
+            self._turn += len(visited)
+            for cluster in visited:
+                place = self._next_of_queues[cluster]
+                if place == self._ends_of_queues[cluster]:
+                    place = self._refill(cluster)
+                self._next_of_queues[cluster] = place + 1
+                batch.append(self._queues[place])
+        return batch
+
+    def _pass_over(self) -> None:
+        while self.num_clusters and self._next():
+            pass
+
+    def _enter(self, epoch: int) -> None:
+        if self._clustered_later:
+            self._refuse_to_enter(epoch)
+        self._empty_queues()
+        super()._enter(epoch)
+
+    def _own_state(self) -> dict[str, Any]:
         clusters = self._cluster_of
-        return {
-            "clusters": None if clusters is None else clusters.clone(),
-            "queues": [list(queue) for queue in self._queues],
+        return super()._own_state() | {
+            "clusters": clusters,  # never changed in place
+            "clustered_later": self._clustered_later,
+            "queues": torch.tensor(self._queues, dtype=torch.int64, device="cpu"),
+            "next_of_queues": list(self._next_of_queues),
             "round": list(self._round),
-            "order": list(self._order),
-            "batches_left": self._batches_left,
-            "generator": self.generator.get_state(),
+            "turn": self._turn,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``: the next iteration first finishes the interrupted epoch."""
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        super()._load_own_state(state)
         if state["clusters"] is None:
-            self._cluster_of, self._members = None, []
+            self._leave_clusters()
         else:
-            self.set_clusters(state["clusters"])
-        self._queues = [list(queue) for queue in state["queues"]]
-        self._round, self._order = list(state["round"]), list(state["order"])
-        self._batches_left, self._resuming = state["batches_left"], True
-        self.generator.set_state(state["generator"])
+            self._partition(state["clusters"])
+        self._clustered_later = state["clustered_later"]
+        self._queues = state["queues"].tolist()
+        self._next_of_queues = list(state["next_of_queues"])
+        self._round, self._turn = list(state["round"]), state["turn"]

@@ -7,15 +7,16 @@ public code of Faghri, Duvenaud, Fleet, Ba, arXiv 2007.04532, is our inference.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
+from trainaug.batches import OrderedBatchSampler, batch_sizes, from_all_ranks
+from trainaug.checks import indices
 from trainaug.roots import log
 
 __all__ = ["RandomSnoozeSampler", "SnoozeSampler", "snooze_threshold"]
@@ -75,7 +76,9 @@ def snooze_threshold(alpha: Tensor, rule: Rule, tau: float) -> float:
     if rule == "median":
         return tau * float(a[len(a) // 2])
     if rule == "percentile":
-        return float(a.quantile(tau / 100))
+        place = tau / 100 * (len(a) - 1)  # by hand: torch.quantile takes 16 million numbers at most
+        low = a[[math.floor(place)]]
+        return float(low.lerp(a[[math.ceil(place)]], low.new_tensor([place - math.floor(place)])))
     if rule == "cumulative":
         sums = a.cumsum(0)
         return float(a[(sums - tau * sums[-1]).abs().argmin()])
@@ -87,61 +90,74 @@ def snooze_threshold(alpha: Tensor, rule: Rule, tau: float) -> float:
     return float(value.exp() if rule == "log_sigma" else value)
 
 
-class _SubsetSampler(Sampler[list[int]]):
-    """Batches of some of the examples, chosen anew each epoch; can resume inside an epoch."""
+class _SubsetSampler(OrderedBatchSampler):
+    """Batches of some of the examples, chosen anew each epoch."""
 
-    _state: tuple[str, ...] = ("active", "active_counts", "_remaining")
+    _kept: tuple[str, ...] = ("active", "active_counts")  # attributes that are state
 
-    def __init__(self, n: int, batch_size: int, generator: torch.Generator, drop_last: bool):
-        if min(n, batch_size) < 1 or (drop_last and batch_size > n):
-            raise ValueError(f"no batch: num_examples={n}, {batch_size=}, {drop_last=}")
-        self.num_examples, self.batch_size = n, batch_size
-        self.generator, self.drop_last = generator, drop_last
-        self.active = torch.ones(n, dtype=torch.bool, device="cpu")
+    def __init__(
+        self,
+        num_examples: int,
+        batch_size: int,
+        generator: torch.Generator,
+        drop_last: bool,
+        num_replicas: int,
+        rank: int,
+    ) -> None:
+        super().__init__(
+            num_examples, batch_size, generator, drop_last, num_replicas=num_replicas, rank=rank
+        )
+        self._sizes_of(num_examples)
+        self.active = torch.ones(num_examples, dtype=torch.bool, device="cpu")
         self.active_counts: list[int] = []
-        self._remaining: list[int] = []
-        self._resuming = False
+        self._length_ahead: int | None = None  # of the next epoch, once it was asked for
 
-    @property
-    def epoch(self) -> int:
-        """Number of the present epoch, from 0."""
-        return max(0, len(self.active_counts) - 1)
-
-    def __len__(self) -> int:
-        """Batches of the present epoch; the next may have another number."""
-        rounding = 0 if self.drop_last else self.batch_size - 1
-        return (int(self.active.sum()) + rounding) // self.batch_size
-
-    def _permutation(self, count: int) -> Tensor:
-        g = self.generator
-        return torch.randperm(count, generator=g, device=g.device).cpu()
-
+    @abstractmethod
     def _choose(self) -> Tensor:
         """Set ``active`` for the epoch that begins; return these examples in random order."""
-        raise NotImplementedError
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order = self._remaining if self._resuming else []
-        self._resuming = False
-        if not order:
-            order = self._choose().tolist()
-            self.active_counts.append(int(self.active.sum()))
-        for start in range(0, len(order), self.batch_size):
-            self._remaining = order[start + self.batch_size :]
-            yield order[start : start + self.batch_size]
+    def _sizes_of(self, count: int) -> list[int]:
+        return batch_sizes(count, self.batch_size, self.num_replicas, drop_last=self.drop_last)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the generator's state, what is left of the epoch, and what is known so far."""
-        own = copy.deepcopy({name: getattr(self, name) for name in self._state})
-        return own | {"generator": self.generator.get_state()}
+    def __len__(self) -> int:
+        """Batches of the present epoch; once it is trained on or abandoned, of the next.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``: the next iteration first finishes the interrupted epoch."""
-        if len(state["active"]) != self.num_examples:
-            raise ValueError(f"state of {len(state['active'])} examples, need {self.num_examples}")
-        vars(self).update(copy.deepcopy({name: state[name] for name in self._state}))
-        self.generator.set_state(state["generator"])
-        self._resuming = True
+        The next epoch is chosen for that on a copy, so that nothing changes.
+        """
+        if not self._is_over():
+            return len(self._ends)
+        if self._length_ahead is None:
+            kept, epoch, place = self._own_state(), self.epoch, self._place
+            self.epoch += 1
+            try:
+                self._begin()
+                length = len(self._ends)
+            finally:
+                self._load_own_state(kept)
+                self.epoch, self._place = epoch, place
+            self._length_ahead = length
+        return self._length_ahead
+
+    def _draw_epoch(self) -> tuple[Tensor, list[int]]:
+        order = self._choose()
+        self.active_counts.append(int(self.active.sum()))
+        self._length_ahead = None
+        return order, self._sizes_of(len(order))
+
+    def _own_state(self) -> dict[str, Any]:
+        own = {name: _copied(getattr(self, name)) for name in self._kept}
+        return super()._own_state() | own
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        super()._load_own_state(state)
+        vars(self).update({name: _copied(state[name]) for name in self._kept})
+        self._length_ahead = None
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    return list(value) if isinstance(value, list) else value
 
 
 class SnoozeSampler(_SubsetSampler):
@@ -156,11 +172,15 @@ class SnoozeSampler(_SubsetSampler):
     ``min_batches`` full batches awake are skipped, and who wakes in one stays awake for the next.
 
     Pass ``feedback``, and ``weights``, to ``train``. An example without a loss stays awake.
+    ``len()`` is exact: between epochs it is that of the next, and later losses correct it. All
+    ranks need the losses of all: where `torch.distributed` is initialised with ``num_replicas``
+    processes they are gathered when an epoch is chosen, by an iteration or by ``len()`` between
+    two, so do that on all ranks; elsewhere feed back the losses of all ranks on each.
 
     Args:
         num_examples: N.
-        batch_size: B.
-        generator: Source of the order.
+        batch_size: B, of each rank.
+        generator: Source of the order, with equal seeds on all ranks.
         rule: Threshold of the exponential kind, see ``snooze_threshold``.
         tau: Its parameter; may be set anew between epochs.
         kind: ``exponential`` or ``linear``.
@@ -172,24 +192,27 @@ class SnoozeSampler(_SubsetSampler):
         num_epochs: Length of training; the linear kind needs it.
         reweight: Whether ``weights`` differ from 1.
         drop_last: Leave out an incomplete last batch of each epoch.
+        num_replicas: Processes that train together.
+        rank: This process.
 
     Attributes:
         active: Who is awake in this epoch, ``(N,)``; state is on the CPU.
-        active_counts: Number awake in each epoch so far, for the random control.
+        active_counts: Number awake in each epoch so far, on all ranks, for the random control.
         skipped_epochs: Idle epochs skipped so far.
         levels: The note's $\delta$, ``(N,)``, at most 62.
         waits: Epochs until an example wakes, ``(N,)``: with the note's counter, $2^\delta-v$.
 
     Raises:
         ValueError: If a setting is out of range.
-        RuntimeError: While iterating, if an epoch ends and no loss has ever come.
+        RuntimeError: While the next epoch is chosen, if no loss has ever come, or those of other
+            ranks have not; by ``set_epoch``, if it is not the next in turn.
 
     Notes:
         Departure from the authors' code: its linear kind drops before there is any loss, too.
     """
 
-    _state = (*_SubsetSampler._state, "skipped_epochs", "levels", "waits", "_average", "_visits")
-    _state += ("_unseen_for", "_weights")
+    _kept = (*_SubsetSampler._kept, "skipped_epochs", "levels", "waits", "_average", "_visits")
+    _kept += ("_unseen_for", "_weights", "_is_due", "_news", "_heard_of")
 
     def __init__(
         self,
@@ -208,8 +231,15 @@ class SnoozeSampler(_SubsetSampler):
         num_epochs: int | None = None,
         reweight: bool = False,
         drop_last: bool = False,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
-        super().__init__(num_examples, batch_size, generator, drop_last)
+        super().__init__(num_examples, batch_size, generator, drop_last, num_replicas, rank)
+        if batch_size == 1 < num_replicas and not drop_last:
+            raise ValueError(
+                "batch_size 1 on several ranks needs drop_last: who is awake cannot be shared "
+                "evenly in every epoch"
+            )
         _check_rule(rule, tau)
         for value, is_fine, need in (
             (kind, kind in get_args(Kind), "kind exponential or linear"),
@@ -229,6 +259,9 @@ class SnoozeSampler(_SubsetSampler):
         zeros = torch.zeros(num_examples, dtype=torch.int64, device="cpu")
         self.levels, self.waits, self._visits, self._unseen_for = (zeros.clone() for _ in range(4))
         self._average, self._weights = zeros.double(), zeros + 1
+        self._is_due = zeros.bool()  # examples of this epoch that no loss has come for
+        self._news: list[tuple[Tensor, Tensor]] = []  # losses that not all ranks have, yet
+        self._heard_of = -1  # epoch whose losses all ranks have
 
     @property
     def alpha(self) -> Tensor:
@@ -238,11 +271,13 @@ class SnoozeSampler(_SubsetSampler):
     def feedback(self, index: Tensor, losses: Tensor) -> None:
         """Take the losses ``(B,)`` of the training pass of the examples ``index`` ``(B,)``.
 
+        With several ranks these wait for those of the other ranks, until the next epoch is chosen.
+
         Raises:
             ValueError: If shapes differ, or an index is out of range or comes twice.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
-        i = self._checked(index)
+        i = indices(index, self.num_examples)
         a = losses.detach().cpu().double()
         if a.shape != i.shape:
             raise ValueError(f"losses must have shape {tuple(i.shape)}, got {tuple(a.shape)}")
@@ -251,8 +286,81 @@ class SnoozeSampler(_SubsetSampler):
         if not bool(a.isfinite().all()):
             bad = int((~a.isfinite()).nonzero()[0])
             raise FloatingPointError(f"the loss of example {int(i[bad])} is {float(a[bad])}")
-        self._average[i] = self.beta * self._average[i] + (1 - self.beta) * a
-        self._visits[i] += 1
+        self._length_ahead = None
+        for kept in (vars(self), *self._open_snapshots()):
+            kept["_is_due"][i] = False
+            if self.num_replicas > 1:
+                kept["_news"].append((i.clone(), a.clone()))
+            else:
+                self._average_in(kept, i, a)
+
+    def __len__(self) -> int:
+        if self._is_over():
+            self._hear_other_ranks(self.epoch)
+        return super().__len__()
+
+    def _begin(self) -> None:
+        self._hear_other_ranks(self.epoch - 1)
+        super()._begin()
+
+    def _enter(self, epoch: int) -> None:
+        self._refuse_to_enter(epoch)
+
+    def _awaits_last(self) -> bool:
+        return bool(self._is_due[self._order[self._ranks_of_places()[1] == self.rank]].any())
+
+    def _ranks_of_places(self) -> tuple[Tensor, Tensor]:
+        """Batch and rank of each place in the order of this epoch."""
+        ends = torch.tensor([0, *self._ends], device="cpu")
+        batch = torch.arange(len(self._ends), device="cpu").repeat_interleave(ends.diff())
+        place = torch.arange(len(batch), device="cpu")
+        return batch, (place - ends[batch]) % self.num_replicas
+
+    def _missing(self) -> Tensor:
+        """Examples of other ranks without a loss, in batches where one of this rank's has one."""
+        batch, rank = self._ranks_of_places()
+        is_due = self._is_due[self._order]
+        is_fed = torch.zeros(len(self._ends), dtype=torch.bool, device="cpu")
+        is_fed[batch[(rank == self.rank) & ~is_due]] = True
+        return self._order[(rank != self.rank) & is_due & is_fed[batch]]
+
+    def _hear_other_ranks(self, epoch: int) -> None:
+        """Average in the losses of an epoch that has ended, the same ones on all ranks."""
+        if self.num_replicas == 1 or epoch == self._heard_of:
+            return
+        news = from_all_ranks(self._news, self.num_replicas)
+        if news is None:
+            missing = self._missing()
+            if len(missing):
+                raise RuntimeError(
+                    f"the losses of {len(missing)} examples of other ranks have not come, as of "
+                    f"example {int(missing[0])}: initialise torch.distributed, or feed back the "
+                    "losses of all ranks on each"
+                )
+            news = [self._news]
+        is_known = torch.zeros(self.num_examples, dtype=torch.bool, device="cpu")
+        for of_rank in news:  # a loss that several ranks have counts once
+            is_new = ~is_known
+            for i, a in of_rank:
+                self._average_in(vars(self), i[is_new[i]], a[is_new[i]])
+                is_known[i] = True
+        self._news, self._heard_of, self._length_ahead = [], epoch, None
+
+    def _own_state(self) -> dict[str, Any]:
+        is_own = bool(self._news) and len(self._missing()) > 0
+        return super()._own_state() | {"rank": self.rank if is_own else None}
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        if state["rank"] not in (None, self.rank):
+            raise ValueError(
+                f"state of rank {state['rank']}, with losses that rank {self.rank} does not have: "
+                "in mid-epoch save and load the state of each rank"
+            )
+        super()._load_own_state(state)
+
+    def _average_in(self, kept: Mapping[str, Any], i: Tensor, a: Tensor) -> None:
+        kept["_average"][i] = self.beta * kept["_average"][i] + (1 - self.beta) * a
+        kept["_visits"][i] += 1
 
     def weights(self, index: Tensor) -> Tensor:
         r"""Return the weights ``(B,)`` of the losses of examples of this epoch, on their device.
@@ -266,34 +374,27 @@ class SnoozeSampler(_SubsetSampler):
         a single epoch: unlike InfoBatch's random pruning the losses fix who sleeps, so its gradient
         is a biased estimate, and present gradients of an example stand in for those it missed.
         """
-        i = self._checked(index)
+        i = indices(index, self.num_examples)
         w = self._weights[i] if self.reweight else torch.ones_like(i)
         return w.to(index.device, torch.get_default_dtype())
 
-    def _checked(self, index: Tensor) -> Tensor:
-        i = index.detach().cpu()
-        if i.ndim != 1 or i.is_floating_point() or i.dtype == torch.bool:
-            raise ValueError(f"index must be of integers with shape (B,), got {index}")
-        wrong = i[(i < 0) | (i >= self.num_examples)].tolist()
-        if wrong:
-            raise ValueError(f"index must be from 0 to {self.num_examples - 1}, got {wrong}")
-        return i.long()
-
     def _choose(self) -> Tensor:
-        if self.active_counts and self.epoch >= self.warmup_epochs:
+        if self.active_counts and self.epoch > self.warmup_epochs:
             if not bool(self._visits.any()):
                 raise RuntimeError("no losses have come: pass sampler.feedback to the loop")
             if self.kind == "exponential":
                 self._judge()
             else:
-                self._rank(min(1.0, len(self.active_counts) / (self.num_epochs or 1)))
+                self._drop_lowest(min(1.0, len(self.active_counts) / (self.num_epochs or 1)))
             self._let_time_pass()
         awake = self.active.nonzero().squeeze(1)
-        order = awake[self._permutation(len(awake))][: len(self) * self.batch_size]
+        order = awake[self._permutation(len(awake))][: sum(self._sizes_of(len(awake)))]
         self._unseen_for += 1
         self._weights = torch.zeros_like(self.waits)  # the sleepers'
         self._weights[order] = self._unseen_for[order]
         self._unseen_for[order] = 0
+        self._is_due = torch.zeros_like(self.active)
+        self._is_due[order] = True
         return order
 
     def _judge(self) -> None:
@@ -306,7 +407,7 @@ class SnoozeSampler(_SubsetSampler):
         self.waits[self.active] = 2 ** self.levels[self.active]
         self.waits -= 1
 
-    def _rank(self, progress: float) -> None:
+    def _drop_lowest(self, progress: float) -> None:
         (p, p_end), (shortest, longest) = self.drop_fraction, self.delays
         dropped = int(self.num_examples * (p + progress * (p_end - p)))
         is_first = (self.waits == 1) | (self._visits == 0)
@@ -322,7 +423,7 @@ class SnoozeSampler(_SubsetSampler):
 
     def _let_time_pass(self) -> None:
         """Skip epochs until enough are awake: the counting of the note in one go."""
-        enough = min(self.min_batches * self.batch_size, self.num_examples)
+        enough = min(self.min_batches * self.batch_size * self.num_replicas, self.num_examples)
         skipped = int(self.waits.kthvalue(enough).values)
         self.skipped_epochs += skipped
         self.waits = (self.waits - skipped).clamp(min=0)
@@ -334,14 +435,16 @@ class RandomSnoozeSampler(_SubsetSampler):
 
     Args:
         num_examples: N.
-        batch_size: B.
+        batch_size: B, of each rank.
         generator: Source of the subsets, all equally likely, and of their order.
         counts: Examples of each epoch, from 1 to N, say ``SnoozeSampler.active_counts``; after
             the last, that number goes on.
         drop_last: As the other sampler's.
+        num_replicas: Processes that train together.
+        rank: This process.
 
     Raises:
-        ValueError: If there are no counts, or one is out of range.
+        ValueError: If there are no counts, one is out of range, or gives a rank an empty batch.
     """
 
     def __init__(
@@ -352,17 +455,26 @@ class RandomSnoozeSampler(_SubsetSampler):
         counts: Sequence[int],
         *,
         drop_last: bool = False,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
-        super().__init__(num_examples, batch_size, generator, drop_last)
-        least = batch_size if drop_last else 1
+        super().__init__(num_examples, batch_size, generator, drop_last, num_replicas, rank)
+        least = (batch_size if drop_last else 1) * num_replicas
         wrong = [count for count in counts if not least <= count <= num_examples]
         if wrong or not counts:
             raise ValueError(f"need counts from {least} to {num_examples}, got {wrong or counts}")
+        for count in set(counts):
+            self._sizes_of(count)
         self.counts = tuple(counts)
 
     def _choose(self) -> Tensor:
-        count = self.counts[min(len(self.active_counts), len(self.counts) - 1)]
+        count = self.counts[min(self.epoch, len(self.counts) - 1)]
         order = self._permutation(self.num_examples)[:count]
         self.active = torch.zeros_like(self.active)
         self.active[order] = True
-        return order[: len(self) * self.batch_size]
+        return order[: sum(self._sizes_of(count))]
+
+    def _enter(self, epoch: int) -> None:
+        self.active_counts = []
+        self._length_ahead = None
+        super()._enter(epoch)

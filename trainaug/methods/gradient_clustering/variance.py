@@ -20,6 +20,8 @@ import math
 import torch
 from torch import Tensor
 
+from trainaug.checks import widened
+
 __all__ = ["best_partition", "enumerate_estimates", "exact_moves", "move_deltas"]
 __all__ += ["sampling_variance", "stratified_variance", "svrg_variance", "total_distortion"]
 
@@ -121,6 +123,7 @@ def _state(gram: Tensor, assign: Tensor, num_clusters: int) -> tuple[Tensor, Ten
         raise ValueError(f"gram must be float64 (N, N), got {gram.dtype} {tuple(gram.shape)}")
     if assign.shape != (n,) or assign.is_floating_point():
         raise ValueError(f"need {n} integer labels, got {assign.dtype} {tuple(assign.shape)}")
+    assign = assign.long()  # bytes index as a mask
     if int(assign.min()) < 0 or int(assign.max()) >= num_clusters:
         found = f"{int(assign.min())} to {int(assign.max())}"
         raise ValueError(f"labels must be in [0, {num_clusters}), got {found}")
@@ -242,9 +245,10 @@ def enumerate_estimates(grads: Tensor, assign: Tensor) -> Tensor:
     strata, counts = torch.unique(assign, return_counts=True)
     if math.prod(counts.tolist()) > MOST_ESTIMATES:
         raise ValueError(f"too many combinations of draws from strata of {counts.tolist()}")
-    estimates = grads.new_zeros(1, grads.shape[1])
+    values = widened(grads)
+    estimates = values.new_zeros(1, grads.shape[1])
     for label in strata:
-        members = grads[assign == label]
+        members = values[assign == label]
         share = members * (len(members) / len(grads))
         estimates = (estimates[:, None] + share).flatten(0, 1)
-    return estimates
+    return estimates.to(grads.dtype) if grads.is_floating_point() else estimates

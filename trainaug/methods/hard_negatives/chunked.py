@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from trainaug.checks import widened
+from trainaug.methods.hard_negatives.losses import check_groups, visible
+from trainaug.methods.hard_negatives.scores import check_embeddings, without_autocast
+
 __all__ = ["chunked_max_of_hinges", "chunked_sum_of_hinges"]
 
 
@@ -28,7 +32,7 @@ def chunked_max_of_hinges(
     three scores a pair. Memory grows with ``B * (D + chunk_size)``.
 
     Args:
-        images: Embeddings, normalised for cosine scores, shape ``(B, D)``.
+        images: Embeddings, floating, normalised for cosine scores, shape ``(B, D)``.
         captions: Embeddings, shape ``(B, D)``; row ``a`` belongs to picture ``a``.
         groups: Group of each pair, ``(B,)``; pairs of one group are no negatives. By default
             each pair is a group of its own.
@@ -36,32 +40,48 @@ def chunked_max_of_hinges(
         chunk_size: Pictures handled at once.
 
     Returns:
-        Loss of each pair, ``(B,)``, as `MaxOfHinges` with ``reduction="none"``.
+        Loss of each pair, ``(B,)``, as `MaxOfHinges` with ``reduction="none"``; half-precision
+        embeddings are computed with in float32, inside ``torch.autocast`` as well.
 
     Raises:
-        ValueError: If a shape is wrong, ``margin`` negative or ``chunk_size`` below 1.
+        ValueError: If a shape, type or device is wrong, ``margin`` negative or ``chunk_size``
+            below 1.
     """
-    groups = _check(images, captions, groups, margin, chunk_size)
-    size = len(images)
-    caption = torch.empty(size, dtype=torch.long, device=images.device)
-    image = torch.zeros_like(caption)
-    alone_row = torch.empty(size, dtype=torch.bool, device=images.device)
-    hardest = torch.full((size,), -torch.inf, dtype=images.dtype, device=images.device)
-    with torch.no_grad():
-        for start in range(0, size, chunk_size):
-            here = slice(start, start + chunk_size)
-            scores = images[here] @ captions.T  # (b, B)
-            scores.masked_fill_(groups[here].unsqueeze(1) == groups, -torch.inf)
-            best, caption[here] = scores.max(1)
-            alone_row[here] = best == -torch.inf
-            values, rows = scores.max(0)
-            better = values > hardest
-            hardest = torch.where(better, values, hardest)
-            image = torch.where(better, rows + start, image)
-    positive = (images * captions).sum(1) - margin
-    rows = ((images * captions[caption]).sum(1) - positive).relu().masked_fill(alone_row, 0.0)
-    columns = ((images[image] * captions).sum(1) - positive).relu()
-    return rows + columns.masked_fill(hardest == -torch.inf, 0.0)
+    images, captions, groups = _checked(images, captions, groups, margin, chunk_size)
+    with without_autocast(images.device):
+        caption, image, alone_row, alone_column = _hardest(
+            images.detach(), captions.detach(), groups, chunk_size
+        )
+        positive = (images * captions).sum(1) - margin
+        rows = ((images * captions[caption]).sum(1) - positive).relu().masked_fill(alone_row, 0.0)
+        columns = ((images[image] * captions).sum(1) - positive).relu()
+        return visible(rows + columns.masked_fill(alone_column, 0.0), positive)
+
+
+def _hardest(
+    images: Tensor, captions: Tensor, groups: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Index of each picture's hardest caption and the reverse, and which have no negative."""
+    hardest_of_rows, caption = [], []
+    hardest = images.new_full((len(images),), -torch.inf)
+    image = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    for start in range(0, len(images), chunk_size):
+        here = slice(start, start + chunk_size)
+        scores = images[here] @ captions.T  # (b, B)
+        scores = scores.masked_fill(groups[here].unsqueeze(1) == groups, -torch.inf)
+        values, columns = scores.max(1)
+        hardest_of_rows.append(values)
+        caption.append(columns)
+        values, rows = scores.max(0)
+        better = (values > hardest) | values.isnan()  # no comparison with NaN is true
+        hardest = torch.where(better, values, hardest)
+        image = torch.where(better, rows + start, image)
+    return (
+        torch.cat(caption),
+        image,
+        torch.cat(hardest_of_rows) == -torch.inf,
+        hardest == -torch.inf,
+    )
 
 
 def chunked_sum_of_hinges(
@@ -75,9 +95,11 @@ def chunked_sum_of_hinges(
     """Sum of hinges of the dot products of embeddings; each chunk is computed again backwards.
 
     Arguments, result and errors as in `chunked_max_of_hinges`; as `SumOfHinges`, ``"none"``.
+    Inside ``torch.func.grad`` and its kin, where torch can compute nothing again, the hinges of
+    all chunks are kept.
     """
-    groups = _check(images, captions, groups, margin, chunk_size)
-    positive = (images * captions).sum(1) - margin  # (B,)
+    images, captions, groups = _checked(images, captions, groups, margin, chunk_size)
+    recomputes = _can_recompute()
 
     def hinges(images: Tensor, captions: Tensor, positive: Tensor, start: int) -> Tensor:
         here = slice(start, start + chunk_size)
@@ -87,24 +109,43 @@ def chunked_sum_of_hinges(
         columns = (scores - positive).relu().masked_fill(same, 0.0).sum(0)
         return columns.index_add(0, torch.arange(len(images), device=rows.device)[here], rows)
 
-    losses = torch.zeros_like(positive)
-    for start in range(0, len(images), chunk_size):
-        part = checkpoint(hinges, images, captions, positive, start, use_reentrant=False)
-        losses = losses + part
-    return losses
+    with without_autocast(images.device):
+        positive = (images * captions).sum(1) - margin  # (B,)
+        losses = torch.zeros_like(positive)
+        for start in range(0, len(images), chunk_size):
+            if recomputes:
+                part = checkpoint(hinges, images, captions, positive, start, use_reentrant=False)
+            else:
+                part = hinges(images, captions, positive, start)
+            losses = losses + part
+    return visible(losses, positive)
 
 
-def _check(
+def _can_recompute() -> bool:
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            return True
+    except RuntimeError:
+        return False
+
+
+def _checked(
     images: Tensor, captions: Tensor, groups: Tensor | None, margin: float, chunk_size: int
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     if images.ndim != 2 or images.shape != captions.shape or len(images) == 0:
         raise ValueError(
             f"need embeddings (B, D) twice, got {tuple(images.shape)} and {tuple(captions.shape)}"
         )
+    dtype = check_embeddings(images, captions)
     if not 0 <= margin < math.inf or chunk_size < 1:
         raise ValueError(f"need margin >= 0 and chunk_size >= 1, got {margin} and {chunk_size}")
     if groups is None:
-        return torch.arange(len(images), device=images.device)
+        groups = torch.arange(len(images), device=images.device)
     if groups.shape != (len(images),):
         raise ValueError(f"groups must have shape ({len(images)},), got {tuple(groups.shape)}")
-    return groups
+    if groups.device != images.device:
+        raise ValueError(f"groups are on {groups.device}, embeddings on {images.device}")
+    check_groups("groups", groups)
+    return widened(images.to(dtype)), widened(captions.to(dtype)), groups

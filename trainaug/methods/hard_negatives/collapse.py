@@ -13,6 +13,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from trainaug.checks import finite, widened
 from trainaug.methods.hard_negatives.losses import MaxOfHinges
 
 __all__ = ["CollapseMonitor", "is_collapsed"]
@@ -23,7 +24,7 @@ def is_collapsed(scores: Tensor, margin: float = 0.2) -> bool:
     r"""Whether scores are those of a collapsed model.
 
     Args:
-        scores: ``(B, B)``, true pairs on the diagonal.
+        scores: ``(B, B)``, floating and finite, true pairs on the diagonal.
         margin: That of the loss, above 0.
 
     Returns:
@@ -31,15 +32,36 @@ def is_collapsed(scores: Tensor, margin: float = 0.2) -> bool:
         diagonal have a standard deviation below 1e-3. Never true for a single pair.
 
     Raises:
-        ValueError: If the shape is wrong or the margin is not positive.
+        ValueError: If the shape or the type is wrong, a score is not finite, they are on the meta
+            device, or the margin is not positive.
+
+    Notes:
+        Scores that were rounded to half precision differ by that alone, so the loss may then be
+        off by another $2\varepsilon\max|S|$ (never by more than $\alpha$ in all) and the
+        deviation larger by $\varepsilon\max|S|/2$, with the type's $\varepsilon$. Rounded
+        scores are known by their values: converting them to float32 makes no difference.
     """
     if not margin > 0:
         raise ValueError(f"margin must be positive, got {margin}")
+    if scores.is_meta:
+        raise ValueError("scores on the meta device have no values to look at")
+    finite("scores", scores)
     loss = MaxOfHinges(margin, "mean")(scores)
     if len(scores) < 2:
         return False
+    scores = widened(scores)
     off = scores[~torch.eye(len(scores), dtype=torch.bool, device=scores.device)]
-    return bool((loss - 2 * margin).abs() <= 0.02 * margin) and bool(off.std() < 1e-3)
+    unit = _spacing(scores)
+    is_at_plateau = (loss - 2 * margin).abs() <= min(0.02 * margin + 2 * unit, margin)
+    return bool(is_at_plateau) and bool(off.std() < 1e-3 + unit / 2)
+
+
+def _spacing(scores: Tensor) -> float:
+    """Distance of neighbouring half-precision numbers at the largest score; 0 if none is half."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(scores.to(dtype).to(scores.dtype), scores):
+            return torch.finfo(dtype).eps * float(scores.abs().max())
+    return 0.0
 
 
 class CollapseMonitor:
@@ -56,7 +78,11 @@ class CollapseMonitor:
         self.margin, self.patience, self.streak, self.warned = margin, patience, 0, False
 
     def update(self, scores: Tensor) -> bool:
-        """Look at a batch of scores ``(B, B)``; true while the streak is ``patience`` or longer."""
+        """Look at a batch of scores ``(B, B)``; true while the streak is ``patience`` or longer.
+
+        Raises:
+            ValueError: As in `is_collapsed`; the streak then stays as it is.
+        """
         self.streak = self.streak + 1 if is_collapsed(scores, self.margin) else 0
         found = self.streak >= self.patience
         if found and not self.warned:

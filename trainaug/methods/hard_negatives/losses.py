@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from trainaug.checks import finite, widened
 
 __all__ = ["HingeCurriculum", "MaxOfHinges", "SumOfHinges", "group_mask", "subsample_negatives"]
 
@@ -29,10 +30,11 @@ def group_mask(groups: Tensor) -> Tensor:
         Boolean ``(B, B)``, true where the groups are equal, the diagonal included.
 
     Raises:
-        ValueError: If ``groups`` is not one-dimensional.
+        ValueError: If ``groups`` is not one-dimensional, or as in `check_groups`.
     """
     if groups.ndim != 1:
         raise ValueError(f"groups must have shape (B,), got {tuple(groups.shape)}")
+    check_groups("groups", groups)
     return groups.unsqueeze(0) == groups.unsqueeze(1)
 
 
@@ -78,7 +80,8 @@ class _Hinges(nn.Module):
     def extra_repr(self) -> str:
         return f"margin={self.margin}, reduction={self.reduction!r}"
 
-    def _reduce(self, losses: Tensor) -> Tensor:
+    def _reduce(self, losses: Tensor, positive: Tensor) -> Tensor:
+        losses = visible(losses, positive)
         if self.reduction == "none":
             return losses
         return losses.sum() if self.reduction == "sum" else losses.mean()
@@ -102,6 +105,10 @@ class SumOfHinges(_Hinges):
         >>> S = torch.tensor([[0.9, 0.8], [0.1, 0.5]])
         >>> round(SumOfHinges(margin=0.2)(S).item(), 6)
         0.6
+
+    Notes:
+        The loss of half-precision scores is a float32, where the sum of a large batch does not
+        overflow; their gradient is in their own type.
     """
 
     def __init__(
@@ -117,16 +124,23 @@ class SumOfHinges(_Hinges):
     def forward(self, scores: Tensor, positive_mask: Mask = None) -> Tensor:
         """Return the loss, a scalar or ``(B,)``.
 
+        The loss of a pair whose own score is infinite or NaN is NaN, and so is its gradient. The
+        same holds for NaN of a negative; a negative at -inf is as good as masked.
+
         Args:
-            scores: ``(B, B)``, rows pictures, columns captions, true pairs on the diagonal.
+            scores: ``(B, B)``, floating, rows pictures, columns captions, true pairs on the
+                diagonal.
             positive_mask: Pairs that are no negatives, boolean ``(B, B)`` with the diagonal; one
                 for both directions, or one for pictures and one for captions as queries. By
                 default the diagonal alone.
 
         Raises:
-            ValueError: If a shape is wrong or a mask lacks the diagonal.
+            ValueError: If a shape, type or device is wrong or a mask lacks the diagonal. Where a
+                mask has no value to look at (``torch.compile``, ``torch.vmap``, the meta device),
+                the diagonal counts as marked.
         """
         by_row, by_column = _masks(scores, positive_mask)
+        scores = widened(scores)
         positive = scores.diagonal()  # (B,)
         rows = (scores - (positive - self.margin).unsqueeze(1)).relu()
         columns = (scores - (positive - self.margin)).relu()
@@ -135,36 +149,7 @@ class SumOfHinges(_Hinges):
         if self.average_negatives:
             losses_rows = losses_rows / (~by_row).sum(1).clamp_min(1)
             losses_columns = losses_columns / (~by_column).sum(0).clamp_min(1)
-        return self._reduce(losses_rows + losses_columns)
-
-
-class _HardestHinges(torch.autograd.Function):
-    """The two largest hinges of each pair, ``(B,)``; backward fills one matrix instead of three."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, scores: Tensor, by_row: Tensor, by_column: Tensor, margin: float
-    ) -> Tensor:
-        masked = scores.masked_fill(by_row, -torch.inf)
-        row, caption = masked.max(1)  # (B,), -inf for a query without negatives
-        if by_column is not by_row:
-            masked = scores.masked_fill(by_column, -torch.inf)
-        column, image = masked.T.contiguous().max(1)  # faster than along the columns
-        positive = scores.diagonal() - margin
-        row, column = (row - positive).relu_(), (column - positive).relu_()
-        ctx.save_for_backward(caption, image, row > 0, column > 0)
-        return row + column
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        caption, image, by_row, by_column = ctx.saved_tensors
-        row, column = gradient * by_row, gradient * by_column
-        found = gradient.new_zeros(len(gradient), len(gradient))
-        found.scatter_(1, caption.unsqueeze(1), row.unsqueeze(1))
-        found.scatter_add_(0, image.unsqueeze(0), column.unsqueeze(0))
-        found.diagonal().sub_(row + column)
-        return found, None, None, None
+        return self._reduce(losses_rows + losses_columns, positive)
 
 
 class MaxOfHinges(_Hinges):
@@ -187,7 +172,21 @@ class MaxOfHinges(_Hinges):
     def forward(self, scores: Tensor, positive_mask: Mask = None) -> Tensor:
         """Return the loss, a scalar or ``(B,)``; arguments as in `SumOfHinges.forward`."""
         by_row, by_column = _masks(scores, positive_mask)
-        return self._reduce(_HardestHinges.apply(scores, by_row, by_column, self.margin))
+        scores = widened(scores)
+        found = scores.detach().masked_fill(by_row, -torch.inf)
+        row, caption = found.max(1)  # (B,), -inf for a query without negatives
+        if by_column is not by_row:
+            found = scores.detach().masked_fill(by_column, -torch.inf)
+        column, image = found.T.contiguous().max(1)  # faster than along the columns
+        size = len(scores)
+        numbers = torch.arange(size, device=scores.device)
+        # All that the loss needs in one gather: the backward pass then fills one matrix, not three.
+        places = torch.cat([numbers * (size + 1), numbers * size + caption, image * size + numbers])
+        positive, hardest_row, hardest_column = scores.reshape(-1).gather(0, places).chunk(3)
+        lead = positive - self.margin
+        rows = (hardest_row - lead).relu().masked_fill(row == -torch.inf, 0.0)
+        columns = (hardest_column - lead).relu().masked_fill(column == -torch.inf, 0.0)
+        return self._reduce(rows + columns, positive)
 
 
 class HingeCurriculum(nn.Module):
@@ -213,22 +212,23 @@ class HingeCurriculum(nn.Module):
         average_negatives: bool = False,
     ) -> None:
         super().__init__()
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
+        if not isinstance(warmup_steps, int) or warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be a whole number, at least 0, got {warmup_steps}")
         self.warmup_steps, self.steps = warmup_steps, 0
+        # Asked in `forward` in place of the count, on which torch.compile would specialise.
+        self._has_switched = warmup_steps == 0
         self.sum = SumOfHinges(margin, reduction, average_negatives=average_negatives)
         self.max = MaxOfHinges(margin, reduction)
 
     def step(self) -> bool:
         """Count one update; true if it was the last one with the sum."""
         self.steps += 1
+        self._has_switched = self.steps >= self.warmup_steps
         return self.steps == self.warmup_steps
 
     def forward(self, scores: Tensor, positive_mask: Mask = None) -> Tensor:
         """Return the loss of the current phase; arguments as in `SumOfHinges.forward`."""
-        loss: Tensor = (self.sum if self.steps < self.warmup_steps else self.max)(
-            scores, positive_mask
-        )
+        loss: Tensor = (self.max if self._has_switched else self.sum)(scores, positive_mask)
         return loss
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -238,26 +238,75 @@ class HingeCurriculum(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
         self.steps = int(state["steps"])
+        self._has_switched = self.steps >= self.warmup_steps
+
+
+def visible(losses: Tensor, positive: Tensor) -> Tensor:
+    """Make losses NaN where the true pair's score is not finite, and let gradients show it too.
+
+    The hinge of an infinite true score would be 0, and the slope of a hinge is finite even where
+    its value is not. Other losses are multiplied by 1 and get 0 added, which changes no number.
+
+    Args:
+        losses: Of the pairs, ``(B,)``.
+        positive: Scores of the true pairs, ``(B,)``.
+    """
+    value = losses.detach()
+    factor = torch.where(value.isfinite(), 1.0, value)
+    poison = torch.where(positive.detach().isfinite(), 0.0, torch.nan)
+    return losses * factor + positive * poison
+
+
+def check_groups(name: str, groups: Tensor) -> None:
+    """Raise a ValueError for numbers that would make one group of two, or two of one.
+
+    Half precision rounds whole numbers above 2048 (``bfloat16``: 256), and NaN equals nothing.
+    """
+    if groups.is_complex() or groups.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"{name} must be whole numbers of an integer type, got {groups.dtype}")
+    if groups.is_floating_point() and _answer(groups.isfinite().all()) is False:
+        finite(name, groups)
+
+
+def _answer(question: Tensor) -> bool | None:
+    """Return the truth of a boolean scalar, or None where it has no value yet."""
+    if torch.compiler.is_compiling() or question.is_meta:
+        return None
+    try:
+        return bool(question)
+    except RuntimeError:  # inside torch.vmap it is one a batch, and while tracing none at all
+        return None
 
 
 def _masks(scores: Tensor, positive_mask: Mask) -> tuple[Tensor, Tensor]:
     size = len(scores) if scores.ndim else 0
     if scores.shape != (size, size) or size == 0:
         raise ValueError(f"scores must have shape (B, B), B >= 1, got {tuple(scores.shape)}")
+    if not scores.is_floating_point():
+        raise ValueError(f"scores must be floating, got {scores.dtype}")
     if positive_mask is None:
         diagonal = torch.eye(size, dtype=torch.bool, device=scores.device)
         return diagonal, diagonal
-    masks = positive_mask if isinstance(positive_mask, tuple) else (positive_mask, positive_mask)
-    for mask in masks:
-        _check_mask(mask, size, scores.device)
-    return masks
+    if not isinstance(positive_mask, tuple):
+        positive_mask = _check_mask(positive_mask, size, scores.device)
+        return positive_mask, positive_mask
+    if len(positive_mask) != 2:
+        raise ValueError(f"expected one mask or two, got {len(positive_mask)}")
+    by_row, by_column = (_check_mask(mask, size, scores.device) for mask in positive_mask)
+    return by_row, by_column
 
 
-def _check_mask(mask: Tensor, size: int, device: torch.device) -> None:
+def _check_mask(mask: Tensor, size: int, device: torch.device) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"a mask must be a boolean tensor, got {type(mask).__name__}")
     if mask.shape != (size, size) or mask.dtype != torch.bool or mask.device != device:
         raise ValueError(
             f"a mask must be boolean ({size}, {size}) on {device}, "
             f"got {mask.dtype} {tuple(mask.shape)} on {mask.device}"
         )
-    if not bool(mask.diagonal().all()):
+    holds = _answer(mask.diagonal().all())
+    if holds is None:
+        return mask | torch.eye(size, dtype=torch.bool, device=device)
+    if not holds:
         raise ValueError("a mask must hold the diagonal: a true pair is no negative of its own")
+    return mask

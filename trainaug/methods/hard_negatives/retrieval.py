@@ -13,6 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trainaug.checks import finite
+from trainaug.methods.hard_negatives.losses import check_groups
+
 __all__ = ["RetrievalMetrics", "folded_metrics", "retrieval_metrics", "retrieval_ranks", "rsum"]
 
 Ties = Literal["pessimistic", "expected", "optimistic"]
@@ -43,8 +46,8 @@ def retrieval_ranks(
     """Rank of each query's best positive, counted from 0.
 
     Args:
-        scores: ``(Q, G)``, higher is better.
-        query_ids: What each query belongs to, ``(Q,)``.
+        scores: ``(Q, G)``, floating, higher is better. Rounding to half precision makes ties.
+        query_ids: What each query belongs to, ``(Q,)``, on the scores' device.
         gallery_ids: What each gallery item belongs to, ``(G,)``; equal ids are positives.
         ties: ``pessimistic`` puts negatives of equal score first, ``expected`` half of them,
             ``optimistic`` none, with which a constant score is always right.
@@ -53,14 +56,12 @@ def retrieval_ranks(
         float64 ``(Q,)``.
 
     Raises:
-        ValueError: If shapes do not fit, there is no query, a score is NaN, or a query has no
-            positive.
+        ValueError: If shapes, types or devices do not fit, there is no query, a score is not
+            finite, they are on the meta device, or a query has no positive.
     """
     _check(scores, query_ids, gallery_ids)
     if ties not in ("pessimistic", "expected", "optimistic"):
         raise ValueError(f"ties must be pessimistic, expected or optimistic, got {ties!r}")
-    if bool(scores.isnan().any()):
-        raise ValueError("a score is NaN")
     positive = query_ids.unsqueeze(1) == gallery_ids  # (Q, G)
     if not bool(positive.any(1).all()):
         raise ValueError(f"query {int((~positive.any(1)).nonzero()[0])} has no positive")
@@ -111,8 +112,8 @@ def folded_metrics(
         protocol "1K" of the paper.
 
     Raises:
-        ValueError: If shapes do not fit, ids repeat, a caption belongs to no picture, or there are
-            fewer pictures than folds.
+        ValueError: As in `retrieval_ranks`, and if ids repeat, a caption belongs to no picture,
+            or there are fewer pictures than folds.
     """
     _check(scores, image_ids, caption_ids)
     if len(set(image_ids.tolist())) != len(image_ids):
@@ -145,3 +146,12 @@ def _check(scores: Tensor, row_ids: Tensor, column_ids: Tensor) -> None:
             f"scores {tuple(scores.shape)} need that many ids, got {tuple(row_ids.shape)} for the "
             f"rows and {tuple(column_ids.shape)} for the columns"
         )
+    if not scores.is_floating_point():
+        raise ValueError(f"scores must be floating, got {scores.dtype}")
+    for name, ids in (("ids of the rows", row_ids), ("ids of the columns", column_ids)):
+        if ids.device != scores.device:
+            raise ValueError(f"{name} are on {ids.device}, the scores on {scores.device}")
+        check_groups(name, ids)
+    if scores.is_meta:
+        raise ValueError("scores on the meta device have no values to look at")
+    finite("scores", scores)

@@ -5,30 +5,35 @@ Chapter: notebooks/01_vse_hard_negatives.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+
+from trainaug.batches import OrderedBatchSampler
 
 __all__ = ["DistinctGroupBatchSampler"]
 
 
-class DistinctGroupBatchSampler(Sampler[list[int]]):
+class DistinctGroupBatchSampler(OrderedBatchSampler):
     """Batches of distinct groups; each epoch visits every item once in a fresh random order.
 
     The items of a group stand side by side in a random order of groups and are dealt to the
-    batches in turn. All batches have ``batch_size`` items or a few fewer, equal up to one.
+    batches in turn. All batches have ``batch_size`` items or a few fewer, equal up to one. With
+    several ranks this holds of the global batch, so that gathered embeddings are distinct, too.
 
     Args:
-        groups: Group of each item, say its picture's number, shape ``(N,)``.
-        batch_size: Largest size of a batch, at least 1.
-        generator: Source of the orders.
+        groups: Group of each item, say its picture's number, an integer type, shape ``(N,)``.
+        batch_size: Largest size of a batch, at least 1, of each rank.
+        generator: Source of the orders, with equal seeds on all ranks.
+        num_replicas: Processes that train together.
+        rank: This process.
 
     Raises:
-        ValueError: If ``groups`` is empty or not one-dimensional, ``batch_size`` is below 1, or a
-            group has more items than there are batches.
+        ValueError: If ``groups`` is empty, not one-dimensional or not of integers, ``batch_size``
+            is below 1, a group has more items than there are batches, or a rank would get an
+            empty batch; while loading, if a state belongs to other groups.
 
     Example:
         >>> sampler = DistinctGroupBatchSampler(
@@ -38,47 +43,52 @@ class DistinctGroupBatchSampler(Sampler[list[int]]):
         [3, 3]
     """
 
-    def __init__(self, groups: Tensor, batch_size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        groups: Tensor,
+        batch_size: int,
+        generator: torch.Generator,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
         if groups.ndim != 1 or len(groups) == 0 or batch_size < 1:
             raise ValueError(f"need groups (N,) and a batch, got {groups.shape}, {batch_size=}")
-        self.num_batches = -(-len(groups) // batch_size)
-        counts = torch.unique(groups, return_counts=True)[1]
+        if groups.is_floating_point() or groups.is_complex():
+            raise ValueError(f"groups must be numbers of an integer type, got {groups.dtype}")
+        super().__init__(len(groups), batch_size, generator, num_replicas=num_replicas, rank=rank)
+        self.num_batches = -(-len(groups) // (batch_size * num_replicas))
+        self.groups = groups.cpu()
+        kinds, self._kind_of, counts = torch.unique(
+            self.groups.long(), return_inverse=True, return_counts=True
+        )
+        self._num_kinds = len(kinds)
         if int(counts.max()) > self.num_batches:
             raise ValueError(
                 f"a group has {int(counts.max())} items, but there are only {self.num_batches} "
                 f"batches: batch_size must be smaller than {batch_size}"
             )
-        self.groups, self.generator = groups.cpu(), generator
-        self._remaining: list[list[int]] = []
-        self._resuming = False
+        if len(groups) // self.num_batches < num_replicas:
+            raise ValueError(
+                f"{len(groups)} items in {self.num_batches} batches do not give each of "
+                f"{num_replicas} ranks one: set another batch_size than {batch_size}"
+            )
 
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[list[int]]:
-        batches = self._remaining if self._resuming else []
-        self._resuming = False
-        if not batches:
-            batches = self._draw()
-        for number, batch in enumerate(batches):
-            self._remaining = batches[number + 1 :]
-            yield batch
+    def _draw_epoch(self) -> tuple[Tensor, list[int]]:
+        shuffled = self._permutation(self.num_examples)
+        places = self._permutation(self._num_kinds)
+        order = shuffled[places[self._kind_of[shuffled]].argsort(stable=True)]  # side by side
+        turn = self._permutation(self.num_batches).tolist()
+        batches = [order[start :: self.num_batches] for start in turn]
+        return torch.cat(batches), [len(batch) for batch in batches]
 
-    def _draw(self) -> list[list[int]]:
-        g = self.generator
-        size = len(self.groups)
-        shuffled = torch.randperm(size, generator=g, device=g.device).cpu()
-        kinds, inverse = torch.unique(self.groups[shuffled], return_inverse=True)
-        places = torch.randperm(len(kinds), generator=g, device=g.device).cpu()
-        order = shuffled[places[inverse].argsort(stable=True)]  # groups side by side
-        turn = torch.randperm(self.num_batches, generator=g, device=g.device).tolist()
-        return [order[start :: self.num_batches].tolist() for start in turn]
+    def _own_state(self) -> dict[str, Any]:
+        return super()._own_state() | {"kinds": self._kind_of}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the generator's state and the batches left of the epoch."""
-        return {"generator": self.generator.get_state(), "remaining": list(self._remaining)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``: the next iteration first finishes the interrupted epoch."""
-        self.generator.set_state(state["generator"])
-        self._remaining, self._resuming = list(state["remaining"]), True
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        if not torch.equal(state["kinds"], self._kind_of):
+            raise ValueError("state of other groups than those of this sampler")
+        super()._load_own_state(state)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainaug.methods.linear_robustness.norms import Norm, dual, dual_vector, norm
+from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
 
 __all__ = ["adversarial_paths"]
 
@@ -36,7 +37,7 @@ def adversarial_paths(
     every worst margin positive.
 
     Args:
-        Z: Signed rows of one problem, shape ``(N, D)``.
+        Z: Signed rows of one problem, float32 or float64, shape ``(N, D)``.
         attack: Norm of the perturbation.
         eps: Radii, at least 0, shape ``(E,)``.
         lr: Step length at the start for each radius, positive.
@@ -48,6 +49,7 @@ def adversarial_paths(
     Raises:
         ValueError: If a shape is wrong, a radius negative or not finite, a step length not
             positive or a step number out of order.
+        FloatingPointError: If the weights leave the range of their type.
 
     Example:
         >>> Z = torch.tensor([[4.0, 1.0], [1.0, 2.0]]).double()
@@ -55,8 +57,7 @@ def adversarial_paths(
         >>> bool((Z @ w).min() > 1.7 * w.abs().sum())
         True
     """
-    if Z.ndim != 2 or 0 in Z.shape or not bool(Z.isfinite().all()):
-        raise ValueError(f"Z must be finite of shape (N, D), got {tuple(Z.shape)}")
+    check_rows(Z, "(N, D)")
     if eps.ndim != 1 or not bool(((eps >= 0) & eps.isfinite()).all()):
         raise ValueError(f"eps must be finite, at least 0, of shape (E,), got {eps.tolist()}")
     if len(lr) != len(eps) or not all(0 < value < math.inf for value in lr):
@@ -67,11 +68,15 @@ def adversarial_paths(
     rates = torch.tensor(list(lr), dtype=Z.dtype, device=Z.device).unsqueeze(-1)  # (E, 1)
     w = torch.zeros(len(eps), Z.shape[1], dtype=Z.dtype, device=Z.device)
     found = []
-    for t in range(record_at[-1] + 1):
-        if t in record_at:
-            found.append(w)
-        q = torch.softmax(-(w @ Z.T), -1)  # (E, N); eps |w|_* is the same for every row
-        g = radii * dual_vector(w, weight_norm) - q @ Z  # (E, D)
-        length = norm(g, "l2").unsqueeze(-1)
-        w = w - rates / math.sqrt(t + 1) * torch.where(length > 0, g / length, 0.0)
-    return torch.stack(found)
+    with full_precision(Z):
+        for t in range(record_at[-1] + 1):
+            if t in record_at:
+                found.append(w)
+            q = torch.softmax(-(w @ Z.T), -1)  # (E, N); eps |w|_* is the same for every row
+            g = radii * dual_vector(w, weight_norm) - q @ Z  # (E, D)
+            length = norm(g, "l2").unsqueeze(-1)
+            w = w - rates / math.sqrt(t + 1) * torch.where(length > 0, g / length, 0.0)
+    weights = torch.stack(found)
+    if not bool(weights.isfinite().all()):
+        raise FloatingPointError(f"the weights leave the range of {Z.dtype}: scale Z")
+    return weights

@@ -20,12 +20,16 @@ from functools import lru_cache
 from operator import mul
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from trainaug.checks import sign_labels
 from trainaug.methods.linear_robustness.norms import FourierNorm, Norm, check_norm, dual
 from trainaug.methods.linear_robustness.robustness import signed_rows
 
-__all__ = ["Enclosure", "enclosure"]
+__all__ = ["Enclosure", "enclosure", "exact_witness"]
+
+_LARGEST_SUPPORT = 1000  # rows of an exact linear system; larger ones take minutes
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def enclosure(
     entries, unit = _integers(X.flatten().tolist())  # X = entries / unit
     Z = [
         [int(label) * entry for entry in entries[i * columns : (i + 1) * columns]]
-        for i, label in enumerate(y.tolist())
+        for i, label in enumerate(sign_labels(y).tolist())
     ]
     margins = [sum(map(mul, row, weights)) for row in Z]
     if min(margins) <= 0:
@@ -106,6 +110,46 @@ def enclosure(
     upper = _norm_above(gradient, attack, precision) / (unit * sum(multipliers))
     assert lower <= upper, "weak duality"
     return Enclosure(_outward(lower, 0.0), _outward(upper, math.inf))
+
+
+def exact_witness(Z: Tensor, q: Tensor) -> Tensor | None:
+    r"""Return the exact point of the simplex with $Z^\top q = 0$ behind a rounded one.
+
+    Such a point rules out that any $w$ separates the rows (Gordan). The floats of $Z$ are taken
+    exactly and the linear system of the rows in the support of ``q`` is solved in fractions.
+
+    Args:
+        Z: Signed rows, shape ``(N, D)``, finite.
+        q: Vertex of the simplex or of a program over it, shape ``(N,)``, float64.
+
+    Returns:
+        The point rounded to float64, shape ``(N,)``; None if the support of ``q`` holds no exact
+        one, or more than 1000 rows.
+    """
+    from flint import fmpz_mat
+
+    support = (q > 1e-12).nonzero().squeeze(1)
+    if not 0 < len(support) <= _LARGEST_SUPPORT:
+        return None
+    columns = Z[support].T
+    equations = []
+    for column in columns[(columns != 0).any(1)].tolist():
+        equation, _ = _integers(column)  # equations may be scaled one by one
+        factor = math.gcd(*equation)
+        equations.append([value // factor for value in equation])
+    if not equations:
+        return q
+    nullspace, nullity = fmpz_mat(equations).nullspace()
+    if nullity != 1:  # a vertex leaves exactly one direction
+        return None
+    values = [int(nullspace[i, 0]) for i in range(len(support))]
+    total = sum(values)
+    if total == 0 or any(value * total < 0 for value in values):
+        return None
+    exact = [float(Fraction(value, total)) for value in values]
+    return torch.zeros_like(q).index_put(
+        (support,), torch.tensor(exact, dtype=q.dtype, device=q.device)
+    )
 
 
 def _integers(values: Sequence[float]) -> tuple[list[int], int]:

@@ -5,12 +5,13 @@ Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and O
 2021, arXiv 2102.08868, lemma "maximally robust = minimum dual norm".
 
 A solver's word is not taken: its two points are rescaled until they are feasible, and the gap
-between them is computed here.
+between them is computed here. That there is no separating $w$ is only said with a proof.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainaug.methods.linear_robustness.enclosure import exact_witness
 from trainaug.methods.linear_robustness.norms import (
     FourierNorm,
     Norm,
@@ -25,8 +27,9 @@ from trainaug.methods.linear_robustness.norms import (
     check_norm,
     dual,
     norm,
+    project,
 )
-from trainaug.methods.linear_robustness.robustness import signed_rows
+from trainaug.methods.linear_robustness.robustness import full_precision, signed_rows
 
 __all__ = ["MaxMargin", "NotSeparableError", "SolverFailedError", "max_margin", "second_solver"]
 
@@ -36,27 +39,34 @@ _OPTIONS: dict[str, dict[str, float | str]] = {
     "HIGHS": {},
     "SCS": {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 200_000},
 }
+_GAP = 1e-4  # a pair of points that is further apart is solved again, or refused
+_RANGE = 1e150  # the squares of larger entries overflow
 
 
 class NotSeparableError(ValueError):
-    r"""The data have no separating $w$ (without bias).
+    r"""The data have no separating $w$ (without bias): proved in exact arithmetic.
 
     Attributes:
-        q: Witness in the simplex, shape ``(N,)``; $Z^\top q = 0$ rules every separator out.
-        distance: $\|Z^\top q\|_\infty$, zero up to rounding.
+        q: Witness in the simplex, shape ``(N,)``, rounded to float64; $Z^\top q = 0$ of the
+            exact one rules every separator out.
+        distance: $\|Z^\top q\|_\infty$ of the rounded witness.
     """
 
     def __init__(self, q: Tensor, distance: float) -> None:
         super().__init__(
             "the data are not linearly separable without bias: a convex combination of the rows "
-            f"y_i x_i has largest entry {distance:.1e}, so no w gives every row a positive margin"
+            f"y_i x_i is zero (largest entry {distance:.1e} after rounding), so no w gives every "
+            "row a positive margin"
         )
         self.q = q
         self.distance = distance
 
+    def __reduce__(self) -> tuple[type[NotSeparableError], tuple[Tensor, float]]:
+        return type(self), (self.q, self.distance)
+
 
 class SolverFailedError(RuntimeError):
-    """The solver stopped with a status other than *optimal*."""
+    """The solver found no pair of points with a small gap, and no proof says that there is none."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,10 @@ def second_solver(attack: Norm) -> str:
 def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") -> MaxMargin:
     r"""Find the maximally robust linear classifier, $\min\{\|w\|_* : y_i w^\top x_i \ge 1\}$.
 
+    The problem is handed to the solver as it is. Where that gives no two points with a relative gap
+    of 1e-4, it is solved again with the columns scaled to one size, and the dual point is corrected
+    in the unscaled units: columns of very different size hide from a solver what separates.
+
     Args:
         X: Inputs, shape ``(N, D)``; solved in float64 on the CPU.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
@@ -101,52 +115,157 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
         Both feasible points in float64 on the device of ``X``, with the gap between them.
 
     Raises:
-        ValueError: If the data are malformed or an option is unknown.
-        NotSeparableError: If no $w$ separates the data without bias.
-        SolverFailedError: If the status is not *optimal*.
+        ValueError: If the data are malformed, the largest entry is not between 1e-150 and 1e150, or
+            an option is unknown.
+        NotSeparableError: If no $w$ separates the data without bias, which is proved.
+        SolverFailedError: If no points with a relative gap of at most 1e-4 were found, and no proof
+            that the data are not separable either.
 
     Example:
         >>> X, y = torch.tensor([[3.0, 4.0], [-3.0, -4.0]]).double(), torch.tensor([1, -1])
         >>> round(max_margin(X, y, attack="l2").eps_star, 6)
         5.0
     """
-    import cvxpy as cp
-
     if solver not in _OPTIONS:
         raise ValueError(f"unknown solver {solver!r}, expected one of {', '.join(_OPTIONS)}")
     kind = dual(attack)
     Z = signed_rows(X, y).detach().to("cpu", torch.float64)
-    scale = float(norm(Z, attack).max())
-    if scale == 0:
-        raise NotSeparableError(Z.new_full((len(Z),), 1 / len(Z)), 0.0)
-    rows = (Z / scale).numpy()
-    variable = cp.Variable(Z.shape[1])
-    size: Any
-    if isinstance(kind, FourierNorm):
-        basis, alone = _real_basis(kind)
-        margin: Any = (rows @ basis.numpy()) @ variable >= 1
-        size = _half_spectrum_norm(variable, kind, alone)
-    else:
-        basis = None
-        margin = rows @ variable >= 1
-        size = cp.norm(variable, _ORDER[kind])
-    problem = cp.Problem(cp.Minimize(size), [margin])
-    status = _solve(problem, solver)
-    if status in ("infeasible", "infeasible_inaccurate"):
-        q, distance = _nearest_hull_point(rows)
-        if distance < 1e-7:
-            raise NotSeparableError(q, distance * scale)
-    if status != "optimal":
-        raise SolverFailedError(f"{solver} ended with status {status!r} on {tuple(X.shape)} data")
-    w = torch.as_tensor(variable.value, dtype=torch.float64, device="cpu") / scale
-    return _certify(
-        Z,
-        w if basis is None else basis @ w,
-        torch.as_tensor(margin.dual_value, dtype=torch.float64, device="cpu") / scale,
-        attack,
-        solver,
-        X.device,
+    zero_rows = (Z == 0).all(1)
+    if bool(zero_rows.any()):  # a row of zeros has margin zero, whatever w is
+        raise NotSeparableError(zero_rows.to(Z) / zero_rows.sum(), 0.0)
+    largest = float(Z.abs().max())
+    if not 1 / _RANGE <= largest <= _RANGE:
+        raise ValueError(
+            f"the largest entry of X must be between {1 / _RANGE} and {_RANGE}, got {largest}: "
+            "change the unit"
+        )
+    basis, alone = _real_basis(kind) if isinstance(kind, FourierNorm) else (None, 0)
+    with full_precision(Z):
+        try:
+            return _solved(Z, attack, solver, basis, alone, X.device)
+        except _UnsolvedError as error:
+            failure = error
+        witness = _witness(Z) if failure.infeasible else None
+        if witness is None:
+            found = _solved_scaled(Z, attack, solver, basis, alone, X.device)
+            if found is not None:
+                return found
+            witness = None if failure.infeasible else _witness(Z)
+    if witness is not None:
+        raise NotSeparableError(witness, float((witness @ Z).abs().max()))
+    raise SolverFailedError(
+        f"{failure} on {tuple(X.shape)} data, and neither separation nor its opposite is proved; "
+        f"columns from {float(Z.abs().amax(0).min()):.1e} to {largest:.1e}"
     )
+
+
+class _UnsolvedError(Exception):
+    """One attempt to solve the program has failed."""
+
+    infeasible = False
+
+
+def _solved(
+    Z: Tensor,
+    attack: Norm,
+    solver: str,
+    basis: Tensor | None,
+    alone: int,
+    device: torch.device,
+    columns: Tensor | None = None,
+    unit: float = 1.0,
+) -> MaxMargin:
+    """Solve once: in the plain variables, or with the variables divided by ``columns``.
+
+    ``unit`` is an estimate of the optimum, by which the scaled objective is divided.
+    """
+    import cvxpy as cp
+
+    kind = dual(attack)
+    scale = float(norm(Z, attack).max()) if columns is None else 1.0
+    variable = cp.Variable(Z.shape[1])
+    weights: Any = variable
+    if columns is None:
+        rows = (Z / scale).numpy()
+        rows = rows if basis is None else rows @ basis.numpy()
+    else:
+        rows = (Z / columns).numpy()
+        weights = cp.multiply((1 / (columns * unit)).numpy(), variable)
+        weights = weights if basis is None else basis.T.numpy() @ weights
+    margin: Any = rows @ variable >= 1
+    size: Any = (
+        _half_spectrum_norm(weights, kind, alone)
+        if isinstance(kind, FourierNorm)
+        else cp.norm(weights, _ORDER[kind])
+    )
+    problem = cp.Problem(cp.Minimize(size), [margin])
+    try:
+        status = _solve(problem, solver)
+    except SolverFailedError as error:
+        raise _UnsolvedError(str(error)) from error
+    if status != "optimal":
+        failure = _UnsolvedError(f"{solver} ended with status {status!r}")
+        failure.infeasible = status in ("infeasible", "infeasible_inaccurate")
+        raise failure
+    w = torch.as_tensor(variable.value, dtype=torch.float64, device="cpu") / scale
+    lam = torch.as_tensor(margin.dual_value, dtype=torch.float64, device="cpu") / scale
+    if columns is not None:
+        w = w / columns
+        lam = _corrected(Z, w, lam * unit, attack)
+    elif basis is not None:
+        w = basis @ w
+    found = _certify(Z, w, lam, attack, solver, device)
+    if not abs(found.gap) <= _GAP:
+        raise _UnsolvedError(f"{solver} left a relative gap of {found.gap:.1e}")
+    return found
+
+
+def _solved_scaled(
+    Z: Tensor,
+    attack: Norm,
+    solver: str,
+    basis: Tensor | None,
+    alone: int,
+    device: torch.device,
+) -> MaxMargin | None:
+    """Solve with all columns of one size, for several guesses of the size of the optimum."""
+    columns = Z.abs().amax(0)  # (D,)
+    columns = torch.where(columns > 0, columns, columns.max())
+    for unit in sorted({1 / float(columns.min()), 1 / float(columns.max()), 1.0}):
+        try:
+            return _solved(Z, attack, solver, basis, alone, device, columns, unit)
+        except _UnsolvedError:
+            continue
+    return None
+
+
+def _corrected(Z: Tensor, w: Tensor, lam: Tensor, attack: Norm) -> Tensor:
+    r"""Move a dual point so that $Z^\top\lambda$ is a subgradient of $\|w\|_*$ in all columns.
+
+    At the optimum it is one. A solver meets that to its tolerance in the scaled columns, which is
+    far too coarse in a large one.
+    """
+    lam = lam.clamp(min=0)
+    if not bool(lam.any() & w.any()):
+        return lam
+    best, least = lam, math.inf
+    for _ in range(5):
+        size = norm(lam @ Z, attack)
+        if float(size / lam.sum()) < least:
+            best, least = lam, float(size / lam.sum())
+        ray = w / torch.linalg.vector_norm(w)
+        target = project(lam @ Z + 1e6 * (1 + size) * ray, attack, 1.0)
+        active = lam > 1e-7 * lam.max()
+        change = torch.linalg.lstsq(
+            Z[active].T, (target - lam @ Z).unsqueeze(1), driver="gelsd"
+        ).solution.squeeze(1)
+        if not bool(change.isfinite().all()):
+            break
+        lam = lam.clone()
+        lam[active] = (lam[active] + change).clamp(min=0)
+        if not bool(lam.any()):
+            break
+    return best
 
 
 @cache
@@ -187,25 +306,35 @@ def _solve(problem: Any, solver: str) -> str:
     import numpy as np
 
     try:
-        with np.errstate(invalid="ignore"):  # cvxpy multiplies infinite bounds by zero
+        # cvxpy multiplies infinite bounds by zero, and warns of what the status says
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             problem.solve(solver=solver, **_OPTIONS[solver])
     except cp.SolverError as error:
         raise SolverFailedError(f"{solver} failed: {error}") from error
     return str(problem.status)
 
 
-def _nearest_hull_point(rows: Any) -> tuple[Tensor, float]:
-    """Minimise the largest entry of Z^T q over the simplex: zero proves non-separability."""
+def _witness(Z: Tensor) -> Tensor | None:
+    """Return a point of the simplex with Z^T q = 0, proved to round an exact one, if one is found.
+
+    The program is solved with all columns of one size; whether its vertex is a witness is decided
+    without rounding.
+    """
     import cvxpy as cp
 
+    columns = Z.abs().amax(0)
+    rows = (Z[:, columns > 0] / columns[columns > 0]).numpy()
     q = cp.Variable(len(rows), nonneg=True)
     problem = cp.Problem(cp.Minimize(cp.norm(rows.T @ q, "inf")), [cp.sum(q) == 1])
-    status = _solve(problem, "HIGHS")
+    try:
+        status = _solve(problem, "HIGHS")
+    except SolverFailedError:
+        return None
     if status != "optimal":
-        raise SolverFailedError(f"HIGHS ended with status {status!r} on the distance to the hull")
+        return None
     point = torch.as_tensor(q.value, dtype=torch.float64, device="cpu").clamp(min=0)
-    point = point / point.sum()
-    return point, float((point @ torch.as_tensor(rows, device="cpu")).abs().max())
+    return exact_witness(Z, point / point.sum())
 
 
 def _certify(
@@ -213,14 +342,15 @@ def _certify(
 ) -> MaxMargin:
     margins = Z @ w  # (N,)
     size = norm(w, dual(attack))
+    rounding = (Z.shape[1] + 2) * torch.finfo(torch.float64).eps * (Z.abs() @ w.abs())  # (N,)
+    if not bool((margins > rounding).all()):
+        raise _UnsolvedError(f"{solver} returned a w of smallest margin {margins.min():.1e}")
     kkt = {
         "primal": max(0.0, float(1 - margins.min())),
         "dual": max(0.0, float(norm(lam @ Z, attack) - 1), float(-lam.min() * size)),
         "complementarity": float((lam * (margins - 1)).abs().max() / size),
         "stationarity": abs(float(lam @ margins - size)) / float(size),
     }
-    if not float(margins.min()) > 0:
-        raise SolverFailedError(f"{solver} returned a w of smallest margin {margins.min():.1e}")
     w = w / margins.min()
     lam = lam.clamp(min=0)
     lam = lam / norm(lam @ Z, attack).clamp(min=torch.finfo(torch.float64).tiny)

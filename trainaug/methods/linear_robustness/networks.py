@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trainaug.methods.linear_robustness.norms import FourierNorm
+from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
 from trainaug.roots import sqrt
 
 __all__ = [
@@ -118,12 +119,14 @@ class CircularConvLinear(nn.Module):
 
     def linearize(self) -> Tensor:
         r"""Return $\beta = \mathcal F^{-1}[\hat w_1\odot\cdots\odot\hat w_L]$, shape ``(D,)``."""
-        return self.signal.invert(self.signal.transform(self.weight).prod(0))
+        beta = self.signal.invert(self.signal.transform(self.weight).prod(0))
+        return beta.to(self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map flattened signals ``(B, D)`` to scores ``(B,)``, layer by layer."""
         for weight in self.weight[:-1]:
-            x = self.signal.invert(self.signal.transform(weight).conj() * self.signal.transform(x))
+            product = self.signal.transform(weight).conj() * self.signal.transform(x)
+            x = self.signal.invert(product).to(torch.promote_types(x.dtype, weight.dtype))
         return x @ self.weight[-1]
 
 
@@ -252,7 +255,8 @@ def convolutional_paths(
     unitary transform keeps gradients and lengths, so the work is done on the half spectrum.
 
     Args:
-        Z: Signed rows, shape ``(P, N, D)``; problems with fewer rows are padded.
+        Z: Signed rows, float32 or float64, shape ``(P, N, D)``; problems with fewer rows are
+            padded.
         shape: Shape of the signal, with product ``D``.
         depths: The $M$ depths, each at least 1.
         lr: Step length for each depth, positive.
@@ -266,8 +270,9 @@ def convolutional_paths(
 
     Raises:
         ValueError: If a shape, a depth, a step number or a step length is invalid.
+        FloatingPointError: If the networks leave the range of their type.
     """
-    _check_stack(Z)
+    mask = check_rows(Z, "(P, N, D)", mask)
     if not depths or min(depths) < 1 or math.prod(shape) != Z.shape[-1]:
         raise ValueError(f"need depths >= 1 and signals of {Z.shape[-1]}, got {depths}, {shape}")
     size = math.prod(shape)
@@ -284,14 +289,9 @@ def dense_paths(
     mask: Tensor | None = None,
 ) -> NetworkPath:
     """Train stacked `DeepLinear` networks of depth two; arguments as in `convolutional_paths`."""
-    _check_stack(Z)
+    mask = check_rows(Z, "(P, N, D)", mask)
     start = _unit_columns((Z.shape[-1], Z.shape[-1]), generator)
     return _train(Z, _Dense(Z, start), [lr], 1, record_at, mask)
-
-
-def _check_stack(Z: Tensor) -> None:
-    if Z.ndim != 3 or 0 in Z.shape:
-        raise ValueError(f"Z must be finite of shape (P, N, D), got {tuple(Z.shape)}")
 
 
 @torch.no_grad()
@@ -301,30 +301,36 @@ def _train(
     lr: Sequence[float],
     count: int,
     record_at: Sequence[int],
-    mask: Tensor | None,
+    mask: Tensor,
 ) -> NetworkPath:
     if len(lr) != count or not all(0 < value < math.inf for value in lr):
         raise ValueError(f"need {count} positive step lengths, got {list(lr)}")
     if list(record_at) != sorted(set(record_at)) or not record_at or record_at[0] < 0:
         raise ValueError(f"record_at must increase from at least 0, got {list(record_at)}")
-    mask = torch.ones(Z.shape[:2], dtype=torch.bool, device=Z.device) if mask is None else mask
-    if mask.dtype != torch.bool or mask.shape != Z.shape[:2] or not bool(mask.any(-1).all()):
-        raise ValueError(
-            f"mask must be boolean of shape {tuple(Z.shape[:2])} with a row in each problem, "
-            f"got {mask.dtype} {tuple(mask.shape)}"
-        )
-    if not bool(Z[mask].isfinite().all()):
-        raise ValueError("Z must be finite of shape (P, N, D), a real row is not")
     Z = torch.where(mask.unsqueeze(-1), Z, 0.0)
     padding = torch.zeros_like(Z[..., 0]).masked_fill(~mask, -torch.inf).unsqueeze(1)  # (P, 1, N)
     Zt, rates = Z.mT.contiguous(), torch.tensor(list(lr), dtype=Z.dtype, device=Z.device)
     found: list[tuple[Tensor, Tensor]] = []
-    for t in range(record_at[-1] + 1):
-        beta = networks.beta()  # (P, M, D)
-        if t in record_at:
-            found.append((beta, networks.cost()))
-        q = torch.softmax(padding - beta @ Zt, -1)  # (P, M, N)
-        networks.step(q @ Z, rates)
+    with full_precision(Z):
+        for t in range(record_at[-1] + 1):
+            beta = networks.beta()  # (P, M, D)
+            if t in record_at:
+                found.append((beta, networks.cost()))
+            q = torch.softmax(padding - beta @ Zt, -1)  # (P, M, N)
+            networks.step(_in_range(q @ Z), rates)
     betas, costs = zip(*found, strict=True)
-    steps = torch.tensor(list(record_at), device=Z.device)
-    return NetworkPath(steps, torch.stack(betas), torch.stack(costs))
+    path = NetworkPath(
+        torch.tensor(list(record_at), device=Z.device), torch.stack(betas), torch.stack(costs)
+    )
+    if not bool(path.beta.isfinite().all() & path.cost.isfinite().all()):
+        raise FloatingPointError(f"the networks leave the range of {Z.dtype}: scale Z or lr")
+    return path
+
+
+def _in_range(g: Tensor) -> Tensor:
+    """Return a gradient whose squares neither vanish nor overflow; its length plays no part."""
+    largest = g.abs().amax(-1, keepdim=True)
+    usual = (largest >= 2.0**-24) & (largest <= 2.0**24)
+    return g * torch.where(
+        usual | (largest == 0), 1.0, 1 / largest.clamp(min=torch.finfo(g.dtype).tiny)
+    )

@@ -9,6 +9,9 @@ The optimiser's norm lives on the *weights*; robustness is against its dual on t
 A norm is named by a string, ``"l1"``, ``"l2"`` or ``"linf"``, or by a `FourierNorm`, the
 $\ell_1$ or $\ell_\infty$ norm of the moduli of a signal's unitary discrete Fourier transform. The
 latter are handled by one rule: apply the plain operation to the moduli, keep the phases.
+
+Half-precision vectors are computed in float32 and rounded once, at the end. Norms and dual vectors
+let NaN through to their result; projections and proximal steps refuse it.
 """
 
 from __future__ import annotations
@@ -16,10 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import index
 from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
+
+from trainaug.checks import finite, widened
 
 __all__ = [
     "NORMS",
@@ -53,7 +59,7 @@ class FourierNorm:
             where the norm is used.
 
     Raises:
-        ValueError: If the order is unknown or a side is below 1.
+        ValueError: If the order is unknown or a side is no whole number or below 1.
 
     Example:
         >>> round(float(norm(torch.tensor([3.0, -4.0]), FourierNorm("linf", (2,)))), 3)
@@ -66,8 +72,15 @@ class FourierNorm:
     def __post_init__(self) -> None:
         if self.order not in ("l1", "linf"):
             raise ValueError(f"the order of a Fourier norm is l1 or linf, got {self.order!r}")
-        if not self.shape or min(self.shape) < 1:
+        try:  # plain numbers, which a checkpoint may hold
+            sides = tuple(index(side) for side in self.shape)
+        except TypeError as error:
+            raise ValueError(
+                f"the shape of a signal is a tuple of whole numbers, got {self.shape!r}"
+            ) from error
+        if not sides or min(sides) < 1:
             raise ValueError(f"the shape of a signal needs sides of at least 1, got {self.shape}")
+        object.__setattr__(self, "shape", sides)
 
     def __str__(self) -> str:
         return f"fourier_{self.order}"
@@ -75,14 +88,19 @@ class FourierNorm:
     def transform(self, x: Tensor) -> Tensor:
         """Return the unitary transform of ``(..., D)``, complex, of the same shape.
 
+        Half precision is transformed in float32.
+
         Raises:
-            ValueError: If ``D`` is not the size of the signal.
+            ValueError: If ``D`` is not the size of the signal or ``x`` is not floating point.
         """
         if x.ndim == 0 or x.shape[-1] != math.prod(self.shape):
             raise ValueError(
                 f"a Fourier norm of signals {self.shape} needs vectors (..., "
                 f"{math.prod(self.shape)}), got {tuple(x.shape)}"
             )
+        if not x.is_floating_point():
+            raise ValueError(f"a Fourier norm needs real floating-point signals, got {x.dtype}")
+        x = widened(x)
         axes = tuple(range(-len(self.shape), 0))
         if x.numel() == 0:  # no rows: some FFT libraries refuse an empty batch
             return x.to(x.dtype.to_complex())
@@ -106,7 +124,7 @@ class FourierNorm:
         # the smallest normal number: dividing by a smaller one overflows
         safe = moduli >= torch.finfo(moduli.dtype).tiny
         phases = torch.where(safe, z / torch.where(safe, moduli, 1.0), 0.0)
-        return self.invert(operation(moduli) * phases)
+        return self.invert(operation(moduli) * phases).to(x.dtype)
 
 
 Norm = PlainNorm | FourierNorm
@@ -149,6 +167,24 @@ def dual(kind: Norm) -> Norm:
     return _DUAL[kind]
 
 
+def _check_vectors(x: Tensor) -> None:
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"expected vectors of shape (..., D) with D >= 1, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"expected floating-point vectors, got {x.dtype}: convert them first")
+
+
+def _length(x: Tensor) -> Tensor:
+    """Euclidean length; where the squares leave the range of the type, of the scaled vector."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    least = 2.0 ** (math.frexp(torch.finfo(x.dtype).tiny)[1] // 2 + 12)  # its square has all bits
+    unsafe = (length < least) | length.isinf()
+    largest = x.detach().abs().amax(-1)
+    unit = torch.where(unsafe & (largest > 0) & largest.isfinite(), largest, 1.0)
+    scaled = torch.where(unsafe.unsqueeze(-1), x / unit.unsqueeze(-1), 0.0)
+    return torch.where(unsafe, unit * torch.linalg.vector_norm(scaled, dim=-1), length)
+
+
 def norm(x: Tensor, kind: Norm) -> Tensor:
     """Compute the norm over the last dimension.
 
@@ -157,25 +193,26 @@ def norm(x: Tensor, kind: Norm) -> Tensor:
         kind: The norm.
 
     Returns:
-        Norms, shape ``(...,)``, same dtype and device as ``x``.
+        Norms, shape ``(...,)``, same dtype and device as ``x``; infinite where the norm itself is
+        above the largest number of the type, NaN where an entry is.
 
     Raises:
-        ValueError: If ``kind`` is unknown, or ``D`` is zero or not the size of a Fourier norm.
+        ValueError: If ``kind`` is unknown, ``x`` is not floating point, or ``D`` is zero or not the
+            size of a Fourier norm.
 
     Example:
         >>> norm(torch.tensor([3.0, -4.0]), "l1")
         tensor(7.)
     """
     kind = check_norm(kind)
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"expected vectors of shape (..., D) with D >= 1, got {tuple(x.shape)}")
+    _check_vectors(x)
     if isinstance(kind, FourierNorm):
-        return norm(kind.transform(x).abs(), kind.order)
+        return norm(kind.transform(x).abs(), kind.order).to(x.dtype)
+    wide = widened(x)
     if kind == "l1":
-        return x.abs().sum(-1)
+        return wide.abs().sum(-1).to(x.dtype)
     if kind == "l2":
-        length: Tensor = torch.linalg.vector_norm(x, dim=-1)
-        return length
+        return _length(wide).to(x.dtype)
     return x.abs().amax(-1)
 
 
@@ -193,26 +230,34 @@ def dual_vector(x: Tensor, kind: Norm) -> Tensor:
         kind: The norm that is differentiated.
 
     Returns:
-        Dual vectors, shape ``(..., D)``, same dtype and device as ``x``.
+        Dual vectors, shape ``(..., D)``, same dtype and device as ``x``; NaN where ``x`` is, and
+        somewhere in each vector that holds NaN.
 
     Raises:
-        ValueError: If ``kind`` is unknown.
+        ValueError: If ``kind`` is unknown, ``x`` is not floating point, or ``D`` is zero or not the
+            size of a Fourier norm.
 
     Example:
         >>> dual_vector(torch.tensor([3.0, -4.0]), "linf")
         tensor([ 0., -1.])
     """
     kind = check_norm(kind)
+    _check_vectors(x)
     if isinstance(kind, FourierNorm):
         order = kind.order
         return kind.on_moduli(x, lambda moduli: dual_vector(moduli, order))
     if kind == "l1":
-        return x.sign()
+        return _sign(x)
     if kind == "l2":
-        length = norm(x, "l2").unsqueeze(-1)  # (..., 1)
-        return torch.where(length > 0, x / length, 0.0)
+        wide = widened(x)
+        length = _length(wide).unsqueeze(-1)  # (..., 1)
+        return torch.where(length == 0, 0.0, wide / length).to(x.dtype)
     largest = x.abs().argmax(-1, keepdim=True)  # (..., 1)
-    return torch.zeros_like(x).scatter(-1, largest, x.gather(-1, largest).sign())
+    return torch.zeros_like(x).scatter(-1, largest, _sign(x.gather(-1, largest)))
+
+
+def _sign(x: Tensor) -> Tensor:
+    return torch.where(x.isnan(), x, x.sign())  # torch's own sign of NaN is 0
 
 
 def project(x: Tensor, kind: Norm, radius: float | Tensor) -> Tensor:
@@ -228,20 +273,30 @@ def project(x: Tensor, kind: Norm, radius: float | Tensor) -> Tensor:
         radius: Radius of the ball, at least 0; a number, or one a vector, shape ``(...)``.
 
     Returns:
-        Projected vectors, shape ``(..., D)``; vectors inside the ball are returned unchanged.
+        Projected vectors, shape ``(..., D)``, same dtype as ``x``; vectors inside the ball are
+        returned unchanged. In half precision the last rounding may leave the ball by one unit in
+        the last place of each entry.
 
     Raises:
-        ValueError: If ``kind`` is unknown or a radius is negative or not finite.
+        ValueError: If ``kind`` is unknown, ``x`` is not floating point, ``x`` or its norm is not
+            finite, or a radius is negative or not finite.
 
     Example:
         >>> project(torch.tensor([3.0, 1.0]), "l1", 2.0)
         tensor([2., 0.])
     """
     kind = check_norm(kind)
+    _check_vectors(x)
+    if x.is_meta:
+        raise ValueError("vectors on the meta device have no values to project")
+    narrow, x = x, widened(x)
     limit = torch.as_tensor(radius, dtype=x.dtype, device=x.device)
     if not bool(((limit >= 0) & limit.isfinite()).all()):
         raise ValueError(f"radius must be finite and at least 0, got {radius}")
     length = norm(x, kind).unsqueeze(-1)  # (..., 1)
+    if not bool(length.isfinite().all()):
+        finite("x", x)
+        raise ValueError(f"the norm of x leaves the range of {x.dtype}: scale x and the radius")
     limit = limit.unsqueeze(-1)  # (..., 1)
     if isinstance(kind, FourierNorm):
         order = kind.order
@@ -257,7 +312,7 @@ def project(x: Tensor, kind: Norm, radius: float | Tensor) -> Tensor:
         active = (sizes > levels).sum(-1, keepdim=True).clamp(min=1)  # (..., 1)
         level = levels.gather(-1, active - 1).clamp(min=0)  # (..., 1)
         inside = x.sign() * (x.abs() - level).clamp(min=0)
-    return torch.where(length > limit, inside, x)
+    return torch.where(length > limit, inside, x).to(narrow.dtype)
 
 
 def prox(x: Tensor, kind: Norm, tau: float | Tensor) -> Tensor:
@@ -273,13 +328,16 @@ def prox(x: Tensor, kind: Norm, tau: float | Tensor) -> Tensor:
         tau: Weight of the norm, at least 0; a number, or one a vector, shape ``(...)``.
 
     Returns:
-        Shape ``(..., D)``; exactly zero where the dual norm of ``x`` is at most ``tau``.
+        Shape ``(..., D)``, same dtype as ``x``; exactly zero where the dual norm of ``x`` is at
+        most ``tau``.
 
     Raises:
-        ValueError: If ``kind`` is unknown or ``tau`` is negative or not finite.
+        ValueError: If ``kind`` is unknown, ``x`` is not floating point, ``x`` or its dual norm is
+            not finite, or ``tau`` is negative or not finite.
 
     Example:
         >>> prox(torch.tensor([3.0, -0.5]), "l1", 1.0)
         tensor([2., 0.])
     """
-    return x - project(x, dual(kind), tau)
+    wide = widened(x)
+    return (wide - project(wide, dual(kind), tau)).to(x.dtype)

@@ -16,27 +16,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from trainaug.methods.linear_robustness.norms import Norm, check_norm, dual, norm, prox
+from trainaug.checks import widened
+from trainaug.methods.linear_robustness.norm_optimizer import (
+    NormOptimizer,
+    check_gradients,
+    check_range,
+    holds,
+)
+from trainaug.methods.linear_robustness.norms import Norm, dual, norm, prox
+from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
 from trainaug.roots import sqrt
 
 __all__ = ["ProximalGradient", "RegularisationPath", "regularisation_path"]
 
 
-def _all(value: float | Tensor, holds: Callable[[Any], Any]) -> bool:
-    """Whether a number, or every entry of a tensor on whatever device, passes a test."""
-    found = holds(value)
-    return bool(found.all()) if isinstance(found, Tensor) else bool(found)
-
-
-class ProximalGradient(Optimizer):
+class ProximalGradient(NormOptimizer):
     r"""Minimise $L(w) + \lambda\|w\|$: gradient steps on $L$, proximal steps on the norm (FISTA).
 
     A parameter of shape ``(..., D)`` is a stack of separate problems, each with its own momentum.
     With ``accelerate`` the gradient is evaluated at the extrapolated point, so ``step`` needs a
     closure; afterwards the parameter holds the iterate itself. Momentum restarts in a problem
-    whose last step went against its extrapolation.
+    whose last step went against its extrapolation. Half precision is computed in float32.
 
     Args:
         params: Parameters or parameter groups.
@@ -69,19 +70,17 @@ class ProximalGradient(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "norm": norm, "lam": lam, "accelerate": accelerate})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group after checking its options.
-
-        Raises:
-            ValueError: If an option is unknown or out of range.
-        """
-        options = {**self.defaults, **param_group}
-        check_norm(options["norm"])
-        if not _all(options["lr"], lambda lr: (lr > 0) & (lr < math.inf)):
-            raise ValueError(f"lr must be positive and finite, got {options['lr']}")
-        if not _all(options["lam"], lambda lam: (lam >= 0) & (lam < math.inf)):
+    def _check_options(self, options: dict[str, Any], *, positive: bool) -> None:
+        super()._check_options(options, positive=positive)
+        if not holds(options["lam"], lambda lam: (lam >= 0) & (lam < math.inf)):
             raise ValueError(f"lam must be finite and at least 0, got {options['lam']}")
-        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; arguments and errors as in `NormOptimizer.load_state_dict`."""
+        super().load_state_dict(state_dict)
+        for p, state in self._states(state_dict):
+            if "momentum" in state:  # torch casts it to half precision, where its square overflows
+                self.state[p]["momentum"] = state["momentum"].to(p.device, widened(p).dtype)
 
     @property
     def requires_closure(self) -> bool:
@@ -102,8 +101,10 @@ class ProximalGradient(Optimizer):
             $L$ where the gradient was taken, if known.
 
         Raises:
-            ValueError: If the closure is missing.
-            FloatingPointError: If a gradient is not finite.
+            ValueError: If the closure is missing, an option has become invalid, or a gradient is
+                sparse, complex or without values.
+            FloatingPointError: If a gradient is not finite or the step leaves the range of the
+                parameters. A step that raises leaves all parameters at their iterates.
         """
         if closure is None and self.requires_closure:
             raise ValueError("the accelerated step needs step(closure)")
@@ -117,29 +118,46 @@ class ProximalGradient(Optimizer):
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            if not all(bool(p.grad.isfinite().all()) for _, p in entries if p.grad is not None):
-                raise FloatingPointError("the gradient has a NaN or infinite entry")
+            for group in self.param_groups:
+                self._check_options(group, positive=False)
+            moving = [(group, p) for group, p in entries if p.grad is not None and p.numel()]
+            check_gradients([p for _, p in moving])
+            steps = [_proximal_step(p, group) for group, p in moving]
         except BaseException:
             for p, iterate in iterates.items():
                 p.copy_(iterate)
             raise
-        for group, p in entries:
-            if p.grad is None:
-                p.copy_(iterates[p])
-                continue
-            at, before = p.clone(), iterates[p]
-            rate = torch.as_tensor(group["lr"], dtype=p.dtype, device=p.device)
-            lam = torch.as_tensor(group["lam"], dtype=p.dtype, device=p.device)
-            p.copy_(prox(at - rate.unsqueeze(-1) * p.grad, group["norm"], rate * lam))
+        for (group, p), now in zip(moving, steps, strict=True):
             if group["accelerate"]:
-                state = self.state[p]
-                old = state.get("momentum", torch.ones_like(p[..., :1]))  # (..., 1)
-                uphill = ((at - p) * (p - before)).sum(-1, keepdim=True) > 0  # (..., 1)
-                old = torch.where(uphill, 1.0, old)
-                new = (1 + sqrt(1 + 4 * old**2)) / 2
-                state["momentum"] = new
-                state["ahead"] = p + torch.where(uphill, 0.0, (old - 1) / new) * (p - before)
+                self._extrapolate(p, before=iterates[p], now=now)
+            iterates[p] = now
+        for p, iterate in iterates.items():
+            p.copy_(iterate)
         return loss
+
+    def _extrapolate(self, p: Tensor, *, before: Tensor, now: Tensor) -> None:
+        state = self.state[p]
+        at, dtype = widened(p), p.dtype
+        before, now = widened(before), widened(now)
+        old = state.get("momentum", torch.ones_like(at[..., :1]))  # (..., 1)
+        uphill = ((at - now) * (now - before)).sum(-1, keepdim=True) > 0  # (..., 1)
+        old = torch.where(uphill, 1.0, old)
+        new = (1 + sqrt(1 + 4 * old**2)) / 2
+        state["momentum"] = new
+        ahead = now + torch.where(uphill, 0.0, (old - 1) / new) * (now - before)
+        state["ahead"] = ahead.to(dtype)
+
+
+def _proximal_step(p: Tensor, group: dict[str, Any]) -> Tensor:
+    at, gradient = widened(p), p.grad
+    assert gradient is not None
+    rate = torch.as_tensor(group["lr"], dtype=at.dtype, device=p.device)
+    lam = torch.as_tensor(group["lam"], dtype=at.dtype, device=p.device)
+    before = at - rate.unsqueeze(-1) * gradient
+    check_range(before)
+    now = prox(before, group["norm"], rate * lam).to(p.dtype)
+    check_range(now)
+    return now
 
 
 @dataclass(frozen=True)
@@ -161,6 +179,7 @@ class RegularisationPath:
     residual: Tensor
 
 
+@torch.no_grad()
 def regularisation_path(
     Z: Tensor, weight_norm: Norm, strengths: Sequence[float], *, steps: int
 ) -> RegularisationPath:
@@ -175,7 +194,7 @@ def regularisation_path(
     (Theorem 8).
 
     Args:
-        Z: Signed rows, shape ``(P, N, D)``.
+        Z: Signed rows, float32 or float64, shape ``(P, N, D)``.
         weight_norm: $\|\cdot\|_*$.
         strengths: Values of $\lambda/\lambda_{\max}$, each in ``(0, 1)``: from one on $w = 0$ and
             its radius is undefined.
@@ -185,7 +204,8 @@ def regularisation_path(
         The path.
 
     Raises:
-        ValueError: If a shape or an option is out of range.
+        ValueError: If a shape, a type or an option is out of range.
+        FloatingPointError: If the loss becomes flat or the solutions leave the range of the type.
 
     Example:
         >>> Z = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]).double()
@@ -193,8 +213,8 @@ def regularisation_path(
         >>> path.weights[0, 0] > 0
         tensor([False,  True])
     """
-    if Z.ndim != 3 or 0 in Z.shape or not bool(Z.isfinite().all()):
-        raise ValueError(f"Z must be finite of shape (P, N, D), got {tuple(Z.shape)}")
+    check_rows(Z, "(P, N, D)")
+    Z = Z.detach()
     if not strengths or not all(0 < s < 1 for s in strengths):
         raise ValueError(
             f"strengths must lie in (0, 1), in units of lambda_max, got {list(strengths)}"
@@ -217,14 +237,18 @@ def regularisation_path(
         wrong = torch.sigmoid(-(W @ Zt))  # (P, S, N)
         W.grad = -wrong @ Z / N
         bend = (wrong * (1 - wrong)).amax(-1)  # (P, S), at most 1/4
-        optimizer.param_groups[0]["lr"] = 1 / (spread * bend)
+        rates = 1 / (spread * bend)
+        if not bool(rates.isfinite().all()):
+            raise FloatingPointError(f"the loss is flat in {Z.dtype}: scale Z or use float64")
+        optimizer.param_groups[0]["lr"] = rates
         return W.new_zeros(())  # the optimiser hands the loss on and does not use it
 
-    for _ in range(steps):
-        optimizer.step(closure)
-    closure()
-    assert W.grad is not None
-    size = norm(W, weight_norm)
-    first = (norm(W.grad, attack) / lam - 1).abs()
-    second = (-(W.grad * W).sum(-1) / (lam * size) - 1).abs()
+    with full_precision(Z):
+        for _ in range(steps):
+            optimizer.step(closure)
+        closure()
+        assert W.grad is not None
+        size = norm(W, weight_norm)
+        first = (norm(W.grad, attack) / lam - 1).abs()
+        second = (-(W.grad * W).sum(-1) / (lam * size) - 1).abs()
     return RegularisationPath(share, lambda_max, W.detach(), torch.maximum(first, second))

@@ -16,9 +16,15 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from trainaug.checks import widened
+from trainaug.methods.linear_robustness.norm_optimizer import (
+    NormOptimizer,
+    check_gradients,
+    check_range,
+)
 from trainaug.methods.linear_robustness.norms import Norm, check_norm, dual, dual_vector, norm
+from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
 from trainaug.roots import log
 
 __all__ = [
@@ -32,11 +38,9 @@ __all__ = [
 StepRule = Literal["constant", "normalized", "log_loss"]
 
 
-def _check_step(step: str, lr: float | None) -> None:
+def _check_step(step: str) -> None:
     if step not in get_args(StepRule):
         raise ValueError(f"unknown step {step!r}, expected one of {', '.join(get_args(StepRule))}")
-    if lr is not None and not 0 < lr < float("inf"):
-        raise ValueError(f"lr must be positive and finite, got {lr}")
 
 
 def steepest_direction(g: Tensor, weight_norm: Norm) -> Tensor:
@@ -50,26 +54,31 @@ def steepest_direction(g: Tensor, weight_norm: Norm) -> Tensor:
         weight_norm: Norm of the weights.
 
     Returns:
-        Directions, shape ``(..., D)``; zero where the gradient is zero.
+        Directions, shape ``(..., D)``, same dtype as ``g``; zero where the gradient is zero, NaN
+        where it is NaN.
 
     Raises:
-        ValueError: If the norm is unknown.
+        ValueError: If the norm is unknown, ``g`` is not floating point or ``D`` is zero.
 
     Example:
         >>> steepest_direction(torch.tensor([3.0, -4.0]), "linf")
         tensor([-7.,  7.])
     """
     attack = dual(weight_norm)
+    if not g.is_floating_point():  # the negative of an unsigned number wraps round
+        raise ValueError(f"expected floating-point gradients, got {g.dtype}")
     if weight_norm == "l2":
         return -g  # exact, where the product below rounds
-    return -norm(g, attack).unsqueeze(-1) * dual_vector(g, attack)
+    wide = widened(g)
+    return (-norm(wide, attack).unsqueeze(-1) * dual_vector(wide, attack)).to(g.dtype)
 
 
-class SteepestDescent(Optimizer):
+class SteepestDescent(NormOptimizer):
     r"""Steepest descent in a norm as a PyTorch optimiser.
 
-    All tensors of a parameter group form *one* vector: the largest coordinate is sought over the
-    whole group. With $v$ the steepest direction a step is
+    All tensors of a parameter group that have a gradient form *one* vector, on one device: the
+    largest coordinate is sought over the whole group. Half precision is computed in float32. A step
+    moves all groups or, if it raises, none. With $v$ the steepest direction a step is
 
     - ``"constant"``: $w \mathrel{+}= \text{lr}\,v$;
     - ``"normalized"``: $w \mathrel{+}= \text{lr}\,v/\|v\|_*$;
@@ -79,8 +88,9 @@ class SteepestDescent(Optimizer):
 
     Args:
         params: Parameters or parameter groups.
-        lr: Step size, positive.
-        norm: Norm of the weights, ``"l1"`` (coordinate), ``"l2"`` (gradient) or ``"linf"`` (sign).
+        lr: Step size, positive: a number, or a tensor with one; a schedule may bring it to 0.
+        norm: Norm of the weights, ``"l1"`` (coordinate), ``"l2"`` (gradient), ``"linf"`` (sign) or
+            a `FourierNorm`.
         step: Step rule; ``"log_loss"`` needs ``step(closure)`` or ``step(loss=...)``.
 
     Raises:
@@ -97,20 +107,13 @@ class SteepestDescent(Optimizer):
     def __init__(
         self, params: Any, lr: float, norm: Norm = "l2", step: StepRule = "constant"
     ) -> None:
-        check_norm(norm)
-        _check_step(step, lr)
         super().__init__(params, {"lr": lr, "norm": norm, "step": step})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group after checking the options it sets itself.
-
-        Raises:
-            ValueError: If an option is unknown or out of range.
-        """
-        options = {**self.defaults, **param_group}
-        check_norm(options["norm"])
-        _check_step(options["step"], options["lr"])
-        super().add_param_group(param_group)
+    def _check_options(self, options: dict[str, Any], *, positive: bool) -> None:
+        _check_step(options["step"])
+        if isinstance(options["lr"], Tensor) and options["lr"].numel() != 1:
+            raise ValueError(f"lr must be one number, got shape {tuple(options['lr'].shape)}")
+        super()._check_options(options, positive=positive)
 
     @property
     def requires_closure(self) -> bool:
@@ -131,37 +134,49 @@ class SteepestDescent(Optimizer):
             The loss, if known.
 
         Raises:
-            ValueError: If ``"log_loss"`` is not given the loss.
-            FloatingPointError: If a gradient is not finite or the loss is not positive.
+            ValueError: If ``"log_loss"`` is not given the loss, an option has become invalid, or a
+                gradient is sparse, complex, without values or on another device than its group.
+            FloatingPointError: If a gradient is not finite, the loss is not positive, or the step
+                leaves the range of the parameters. `torch.amp.GradScaler` skips steps of the first
+                kind by itself.
         """
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        moves: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params = [p for p in group["params"] if p.grad is not None and p.numel()]
             if not params:
                 continue
-            g = torch.cat([p.grad.reshape(-1) for p in params])  # (D,)
-            if not bool(g.isfinite().all()):
-                raise FloatingPointError("the gradient has a NaN or infinite entry")
+            self._check_options(group, positive=False)
+            check_gradients(params)
+            if len({p.device for p in params}) > 1:
+                raise ValueError(
+                    "the parameters of a group form one vector and must be on one device, got "
+                    f"{', '.join(sorted({str(p.device) for p in params}))}"
+                )
+            g = widened(torch.cat([p.grad.reshape(-1) for p in params]))  # (D,)
             update = steepest_direction(g, group["norm"])
-            lr = group["lr"]
+            lr = float(group["lr"])
             if group["step"] == "normalized":
                 length = norm(g, dual(group["norm"]))
                 update = torch.where(length > 0, update / length, 0.0)
             elif group["step"] == "log_loss":
                 lr = lr / _positive(loss)
-            for p, part in zip(
-                params, torch.split(update, [p.numel() for p in params]), strict=True
-            ):
-                p.add_(part.view_as(p), alpha=lr)
+            parts = torch.split(update, [p.numel() for p in params])
+            for p, part in zip(params, parts, strict=True):
+                moved = torch.add(p, part.view_as(p), alpha=lr).to(p.dtype)
+                check_range(moved)
+                moves.append((p, moved))
+        for p, moved in moves:
+            p.copy_(moved)
         return loss
 
 
 def _positive(loss: Tensor | None) -> float:
     if loss is None:
         raise ValueError("step='log_loss' needs the loss: call step(closure) or step(loss=loss)")
-    value = float(loss.detach())
+    value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
     if not 0 < value < float("inf"):
         raise FloatingPointError(
             f"step='log_loss' needs a positive loss, got {value}; minimise "
@@ -212,7 +227,8 @@ def steepest_descent_paths(
     with $B = \max_i\|z_i\|$ in the norm dual to the weights. Where the gradient is zero $w$ stays.
 
     Args:
-        Z: Signed rows $y_i x_i$, shape ``(P, N, D)``; problems with fewer rows are padded.
+        Z: Signed rows $y_i x_i$, float32 or float64, shape ``(P, N, D)``; problems with fewer rows
+            are padded.
         weight_norms: The $M$ norms, one optimiser each.
         record_at: Increasing step numbers to record; the last one ends the run.
         lr: Step size in the units above, positive.
@@ -224,20 +240,17 @@ def steepest_descent_paths(
         The recorded iterates.
 
     Raises:
-        ValueError: If a shape, norm, step number or option is invalid, or a row is not finite.
+        ValueError: If a shape, norm, type, step number or option is invalid, a row is not finite,
+            or $B^2$ leaves the range of the type.
+        FloatingPointError: If the iterates leave the range of the type.
     """
-    _check_step(step, lr)
+    _check_step(step)
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"lr must be positive and finite, got {lr}")
     kinds = [check_norm(kind) for kind in weight_norms]
-    if Z.ndim != 3 or 0 in Z.shape or not kinds:
-        raise ValueError(f"Z must have shape (P, N, D), got {tuple(Z.shape)}, norms {kinds}")
-    mask = torch.ones(Z.shape[:2], dtype=torch.bool, device=Z.device) if mask is None else mask
-    if mask.dtype != torch.bool or mask.shape != Z.shape[:2] or not bool(mask.any(-1).all()):
-        raise ValueError(
-            f"mask must be boolean of shape {tuple(Z.shape[:2])} with a row in each problem, "
-            f"got {mask.dtype} {tuple(mask.shape)}"
-        )
-    if not bool(Z[mask].isfinite().all()):
-        raise ValueError("Z must be finite")
+    if not kinds:
+        raise ValueError(f"expected at least one weight norm, got norms {kinds}")
+    mask = check_rows(Z, "(P, N, D)", mask)
     if list(record_at) != sorted(set(record_at)) or not record_at or record_at[0] < 0:
         raise ValueError(f"record_at must increase from at least 0, got {list(record_at)}")
 
@@ -246,28 +259,38 @@ def steepest_descent_paths(
     Zt = Z.mT.contiguous()  # (P, D, N): the products below are three times faster for it
     log_count = log(mask.sum(-1, keepdim=True).to(Z))  # (P, 1)
     squares = torch.stack([norm(Z, dual(k)).amax(-1) ** 2 for k in kinds], -1)  # (P, M)
+    limits = torch.finfo(Z.dtype)
+    usual = (squares >= limits.tiny) & (squares <= 1 / limits.tiny)
+    if not bool((usual | ~Z.any(-1).any(-1, keepdim=True)).all()):
+        raise ValueError(f"the squared norms of the rows leave the range of {Z.dtype}: scale Z")
     alpha = torch.where(squares > 0, lr / squares, 0.0)  # (P, M); a problem of zeros stays at 0
     W = torch.zeros(Z.shape[0], len(kinds), Z.shape[2], dtype=Z.dtype, device=Z.device)
     upper = torch.full_like(squares, torch.inf)  # (P, M)
     weights, losses, uppers = [], [], []
     recorded = set(record_at)
-    for t in range(record_at[-1] + 1):
-        scores = padding - W @ Zt  # (P, M, N)
-        log_loss = torch.logsumexp(scores, dim=-1)  # (P, M)
-        G = (scores - log_loss.unsqueeze(-1)).exp_() @ Z  # (P, M, D): minus the gradient
-        lengths = torch.stack([norm(G[:, m], dual(k)) for m, k in enumerate(kinds)], -1)  # (P, M)
-        upper = torch.minimum(upper, lengths)
-        if t in recorded:
-            weights.append(W.clone())
-            losses.append(log_loss)
-            uppers.append(upper)
-            if on_record is not None:
-                on_record(t)
-        if step == "constant":
-            alpha = torch.minimum(lr * (log_loss - log_count).exp(), 1 / squares)
-        elif step == "normalized":
-            alpha = torch.where(lengths > 0, lr / (t + 1) ** 0.5 / lengths, 0.0)
-        for m, kind in enumerate(kinds):
-            W[:, m].addcmul_(steepest_direction(-G[:, m], kind), alpha[:, m, None])
+    with full_precision(Z):
+        for t in range(record_at[-1] + 1):
+            scores = padding - W @ Zt  # (P, M, N)
+            log_loss = torch.logsumexp(scores, dim=-1)  # (P, M)
+            G = (scores - log_loss.unsqueeze(-1)).exp_() @ Z  # (P, M, D): minus the gradient
+            lengths = torch.stack(
+                [norm(G[:, m], dual(k)) for m, k in enumerate(kinds)], -1
+            )  # (P, M)
+            upper = torch.minimum(upper, lengths)
+            if t in recorded:
+                weights.append(W.clone())
+                losses.append(log_loss)
+                uppers.append(upper)
+                if on_record is not None:
+                    on_record(t)
+            if step == "constant":
+                alpha = torch.minimum(lr * (log_loss - log_count).exp(), 1 / squares)
+            elif step == "normalized":
+                alpha = torch.where(lengths > 0, lr / (t + 1) ** 0.5 / lengths, 0.0)
+            for m, kind in enumerate(kinds):
+                W[:, m].addcmul_(steepest_direction(-G[:, m], kind), alpha[:, m, None])
     steps = torch.tensor(list(record_at), device=Z.device)
-    return Path(steps, torch.stack(weights), torch.stack(losses), torch.stack(uppers))
+    path = Path(steps, torch.stack(weights), torch.stack(losses), torch.stack(uppers))
+    if not bool(path.weights.isfinite().all()):
+        raise FloatingPointError(f"the iterates leave the range of {Z.dtype}: lower lr or scale Z")
+    return path

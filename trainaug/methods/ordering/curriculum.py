@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+
+from trainaug.batches import EpochBatchSampler, batch_sizes
 
 __all__ = [
     "Order",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 Order = Literal["ascending", "descending", "random"]
+_WHOLE = 1 << 13  # examples whose permutation costs less than a batch
 
 
 def _checked(a: float, b: float) -> None:
@@ -72,25 +74,32 @@ def exponential_pacing(progress: float, *, b: float, c: float, every: float) -> 
     return min(1.0, b * c ** math.floor(progress / every + 1e-9))
 
 
-class PacedSampler(Sampler[list[int]]):
+class PacedSampler(EpochBatchSampler):
     """Batches drawn from the first examples of a sorted list, ever more of them.
 
     While the pool stays the same it is used up in a random order before any example comes again;
-    when it grows a new pass begins. With ``pacing`` always 1 this is random reshuffling.
+    when it grows a new pass begins. With ``pacing`` always 1 this is random reshuffling. An
+    iteration, and so an epoch, is a whole run of ``num_steps``.
 
     Args:
         scores: Difficulty of each example, ``(n,)``; equal ones keep the order of their indices.
         pacing: Maps progress in [0, 1] to a share in (0, 1]; never falls, and is 1 at 1.
         num_steps: Batches to give; runs of different pacing are comparable at equal steps.
-        batch_size: Examples in a batch, fewer at the end of a pass.
+        batch_size: Examples in a batch, of each rank; fewer at the end of a pass.
         order: ``ascending``: easiest first. ``descending``: the exact reverse. ``random``: a
             random list with the same pacing, the control without which no curriculum is judged.
-        generator: Source of all draws.
+        generator: Source of all draws, with equal seeds on all ranks.
+        num_replicas: Processes that train together. All steps are theirs together: each takes its
+            share of every batch. With ``batch_size=1`` the end of a pass that is too small to
+            share is left out.
+        rank: This process.
 
     Raises:
         ValueError: If the scores are not finite or not ``(n,)``, the pacing breaks its rules, or
-            the first pool is smaller than a batch.
+            the first pool is smaller than a batch of all ranks.
     """
+
+    _fixed = ("num_examples", "batch_size", "num_steps", "num_replicas")
 
     def __init__(
         self,
@@ -101,7 +110,10 @@ class PacedSampler(Sampler[list[int]]):
         *,
         order: Order = "ascending",
         generator: torch.Generator,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
+        super().__init__(num_replicas, rank)
         if scores.ndim != 1 or not bool(scores.isfinite().all()):
             raise ValueError(f"scores must be finite and (n,), got shape {tuple(scores.shape)}")
         if order not in get_args(Order):
@@ -115,53 +127,98 @@ class PacedSampler(Sampler[list[int]]):
                 f"pacing must rise from above 0 to 1, got {shares[0]} at 0, {shares[-1]} at 1, "
                 f"{'never' if rising else 'sometimes'} falling"
             )
-        if _size(shares[0], len(scores)) < batch_size:
-            raise ValueError(f"the first pool, {shares[0]} of {len(scores)}, is below {batch_size}")
+        together = batch_size * num_replicas
+        if _size(shares[0], len(scores)) < together:
+            raise ValueError(f"the first pool, {shares[0]} of {len(scores)}, is below {together}")
         self.pacing, self.num_steps, self.batch_size = pacing, num_steps, batch_size
-        self.generator = generator
+        self.num_examples, self.generator = len(scores), generator
         ranked = scores.cpu().argsort(stable=True)
         if order == "descending":
             ranked = ranked.flip(0)
         elif order == "random":
             ranked = torch.randperm(len(scores), generator=generator, device=generator.device).cpu()
-        self.ranked: list[int] = ranked.tolist()
-        self._step, self._pool = 0, 0
-        self._queue: list[int] = []
-        self._resuming = False
+        self._ranked = ranked
+        self._first_state = generator.get_state()
+        self._go_to(0, 0, 0, torch.empty(0, dtype=torch.int64, device="cpu"))
 
     def __len__(self) -> int:
         return self.num_steps
 
+    @property
+    def ranked(self) -> list[int]:
+        """All examples in the order in which they come into use."""
+        found: list[int] = self._ranked.tolist()
+        return found
+
     def pool_size(self, step: int) -> int:
         """Examples in use at a step: $\\lceil p(t/T)\\,n\\rceil$."""
-        return _size(self.pacing(step / self.num_steps), len(self.ranked))
+        return _size(self.pacing(step / self.num_steps), len(self._ranked))
 
-    def __iter__(self) -> Iterator[list[int]]:
-        if not self._resuming:
-            self._step, self._pool, self._queue = 0, 0, []
-        self._resuming = False
+    def _go_to(self, step: int, pool: int, number: int, places: Tensor) -> None:
+        """Stand at a step, with so many batches of a pass over ``places`` of the list given."""
+        self._step, self._pool, self._number, self._places = step, pool, number, places
+        self._sizes: list[int] = []  # of the batches of the pass
+        if pool:
+            sizes = (self.batch_size, self.num_replicas)
+            drop_last = self.num_replicas > 1 and self.batch_size == 1
+            self._sizes = batch_sizes(pool, *sizes, drop_last=drop_last)
+        self._given_places = sum(self._sizes[:number])
+
+    def _begin(self) -> None:
+        self._go_to(0, 0, 0, self._places[:0])
+
+    def _has_no_more(self) -> bool:
+        return self._step == self.num_steps
+
+    def _next(self) -> list[int]:
+        if self._has_no_more():
+            return []
+        size = self.pool_size(self._step)
+        if size != self._pool or self._number == len(self._sizes):
+            self._go_to(self._step, size, 0, self._drawn(size))
+        start, end = self._given_places, self._given_places + self._sizes[self._number]
+        self._step, self._number, self._given_places = self._step + 1, self._number + 1, end
+        batch: list[int] = self._ranked[self._places[start:end]].tolist()
+        return batch
+
+    def _drawn(self, size: int) -> Tensor:
+        """A random order of a pool, or, where it is large, of as many as are used of it."""
         g = self.generator
-        while self._step < self.num_steps:
-            size = self.pool_size(self._step)
-            if size != self._pool or not self._queue:
-                places = torch.randperm(size, generator=g, device=g.device).tolist()
-                self._pool, self._queue = size, [self.ranked[place] for place in places]
-            batch, self._queue = self._queue[: self.batch_size], self._queue[self.batch_size :]
-            self._step += 1
-            yield batch
+        if size > _WHOLE:
+            together = self.batch_size * self.num_replicas
+            last, used = self._step, 0
+            while last < self.num_steps and self.pool_size(last) == size and 4 * used < size:
+                last, used = last + 1, used + together
+            if 4 * used < size:
+                found: dict[int, None] = {}
+                while len(found) < used:
+                    places = torch.randint(size, (2 * used,), generator=g, device=g.device)
+                    found |= dict.fromkeys(places.tolist())
+                return torch.tensor(list(found)[:used], dtype=torch.int64, device="cpu")
+        return torch.randperm(size, generator=g, device=g.device).cpu()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the generator's state, the list, and where the run stands."""
+    def _position(self) -> Any:
+        place = {"step": self._step, "pool": self._pool, "number": self._number}
+        return place | {"places": self._places}  # never changed in place
+
+    def _return_to(self, position: Any) -> None:
+        self._go_to(**position)
+
+    def _enter(self, epoch: int) -> None:
+        self.generator.set_state(self._first_state)
+        self.epoch = -1
+        for _ in range(epoch):
+            self._begin_next()
+            while self._next():
+                pass
+
+    def _own_state(self) -> dict[str, Any]:
         return {
+            "ranked": self._ranked,
             "generator": self.generator.get_state(),
-            "ranked": list(self.ranked),
-            "step": self._step,
-            "pool": self._pool,
-            "queue": list(self._queue),
+            "first_generator": self._first_state,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        self._ranked, self._first_state = state["ranked"], state["first_generator"]
         self.generator.set_state(state["generator"])
-        self.ranked, self._queue = list(state["ranked"]), list(state["queue"])
-        self._step, self._pool, self._resuming = state["step"], state["pool"], True

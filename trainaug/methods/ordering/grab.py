@@ -1,4 +1,4 @@
-r"""GraB: order the next epoch by balancing gradients, the order that has a theorem.
+"""GraB: order the next epoch by balancing gradients, the order that has a theorem.
 
 Chapter: notebooks/04_curriculum.ipynb
 Reference: Lu, Guo, De Sa, "GraB: Finding provably better data permutations than random
@@ -7,12 +7,17 @@ reshuffling", NeurIPS 2022, arXiv 2205.10733.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
+
+from trainaug.batches import _asking_loader, check_ranks
+from trainaug.checks import finite
 
 __all__ = ["GraBSampler"]
 
@@ -25,14 +30,22 @@ class GraBSampler(Sampler[int]):
     far. In the next epoch units of sign $+$ come first in order, those of sign $-$ last in
     reverse. Memory: three vectors of the gradient's size, and one number a unit.
 
+    An iteration gives the units of the running epoch that are not recorded yet: what is recorded
+    is what was trained on, however many a loader has fetched. The next epoch needs all of them.
+
     Args:
         num_units: Number of units, at least 1.
         dim: Length of a gradient, at least 1.
-        generator: Source of the first order.
+        generator: Source of the first order, with equal seeds on all ranks.
         device: Where the sums are kept.
+        num_replicas: Processes that train together; each visits every ``num_replicas``-th unit
+            of the order, and records the gathered gradients of all, in the order of the epoch.
+        rank: This process.
 
     Raises:
-        ValueError: If a size is below 1.
+        ValueError: If a size is below 1, or the ranks cannot get equally many units.
+        RuntimeError: While iterating, if an epoch was visited to its end and not all its gradients
+            were recorded, or not those of all ranks.
     """
 
     def __init__(
@@ -42,43 +55,99 @@ class GraBSampler(Sampler[int]):
         *,
         generator: torch.Generator,
         device: torch.device | str = "cpu",
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
         if min(num_units, dim) < 1:
             raise ValueError(f"need at least 1, got {num_units=} and {dim=}")
-        self.num_units = num_units
+        check_ranks(num_replicas, rank)
+        if num_units % num_replicas:
+            raise ValueError(f"{num_units} units cannot be shared by {num_replicas} ranks equally")
+        self.num_units, self.num_replicas, self.rank = num_units, num_replicas, rank
         g = generator
         self.order: list[int] = torch.randperm(num_units, generator=g, device=g.device).tolist()
         zeros = torch.zeros(dim, device=device)
         self._signed, self._sum, self._mean = zeros, zeros.clone(), zeros.clone()
         self._front: list[int] = []
         self._back: list[int] = []
+        self.epoch = 0  # that is running: so many were recorded to their end
+        self._loader: Mapping[str, Any] | None = None
+        self._given_to_the_end = -1  # epoch
 
     def __len__(self) -> int:
-        return self.num_units
+        return self.num_units // self.num_replicas
 
-    def __iter__(self) -> Iterator[int]:  # an interrupted epoch goes on where it stands
-        yield from self.order[len(self._front) + len(self._back) :]
+    @property
+    def _recorded(self) -> int:
+        return len(self._front) + len(self._back)
+
+    def __iter__(self) -> Iterator[int]:
+        self._check_recorded()
+        self._loader, epoch = _asking_loader(sys._getframe(1)), self.epoch
+        yield from self.order[self._recorded + self.rank :: self.num_replicas]
+        self._given_to_the_end = epoch
+
+    def _check_recorded(self) -> None:
+        """Raise a RuntimeError if this is the next epoch for the loop, but not for the records."""
+        loader = self._loader or {}
+        # A loop that was left has not visited what workers fetched; persistent ones hide it.
+        is_left = bool(loader.get("_task_info")) or loader.get("_persistent_workers", False)
+        if self._given_to_the_end == self.epoch and not is_left:
+            raise RuntimeError(
+                f"{self.num_units - self._recorded} of {self.num_units} units of the last epoch "
+                "were visited but not recorded: call record(unit, gradient) for every unit, in "
+                "the order of the epoch, before the next one"
+            )
+        if self._recorded % self.num_replicas:
+            raise RuntimeError(
+                f"{self._recorded} units are recorded, which is no multiple of "
+                f"{self.num_replicas} ranks: record the gathered gradients of all"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Confirm that ``epoch`` is the running one: an order depends on all gradients before it.
+
+        Raises:
+            RuntimeError: If it is not, as when gradients were not recorded, or a `state_dict` was
+                not loaded.
+        """
+        if epoch != self.epoch:
+            raise RuntimeError(
+                f"epoch {epoch} cannot be entered: {self._recorded} of {self.num_units} gradients "
+                f"of epoch {self.epoch} are recorded; record all, or load the state_dict of the "
+                "interrupted run"
+            )
 
     @torch.no_grad()
     def record(self, unit: int, gradient: Tensor) -> None:
         """Take in the gradient ``(dim,)`` of a unit, in the order of the epoch.
 
+        Half-precision gradients are summed in float32. With several ranks every rank records all
+        units, so that all have the same next order.
+
         Raises:
-            ValueError: If the gradient has another shape, or a unit comes out of order.
+            ValueError: If the gradient has another shape, is NaN or infinite, as that of a step
+                which a `GradScaler` skips, or a unit comes out of order.
         """
-        place = len(self._front) + len(self._back)
+        place = self._recorded
         if gradient.shape != self._sum.shape or self.order[place] != unit:
             raise ValueError(
                 f"expected the gradient {tuple(self._sum.shape)} of unit {self.order[place]}, got "
                 f"{tuple(gradient.shape)} of unit {unit}"
             )
+        gradient = gradient.to(self._sum.device)
         dtype = torch.promote_types(self._sum.dtype, gradient.dtype)
-        vectors = (self._signed, self._sum, self._mean)
-        self._signed, self._sum, self._mean = (vector.to(dtype) for vector in vectors)
+        signed, total, mean = (v.to(dtype) for v in (self._signed, self._sum, self._mean))
+        centred = gradient - mean
+        product = float(signed @ centred)
+        if not math.isfinite(product):
+            finite(f"gradient of unit {unit}", gradient)
+        if math.isnan(product):
+            raise ValueError(f"the sums overflow with the gradient of unit {unit}: scale it down")
+        self._signed, self._sum, self._mean = signed, total, mean
         self._sum += gradient
-        centred = gradient - self._mean
         # |S + c| <= |S - c| says the same as <S, c> <= 0
-        if float(self._signed @ centred) <= 0:
+        if product <= 0:
             self._signed += centred
             self._front.append(unit)
         else:
@@ -89,15 +158,34 @@ class GraBSampler(Sampler[int]):
             self._mean = self._sum / self.num_units
             self._front, self._back = [], []
             self._sum, self._signed = torch.zeros_like(self._sum), torch.zeros_like(self._sum)
+            self.epoch += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return the order, the sums, and what the running epoch has recorded."""
         vectors = {"signed": self._signed, "sum": self._sum, "mean": self._mean}
         units = {"order": self.order, "front": self._front, "back": self._back}
-        return {k: v.clone() for k, v in vectors.items()} | {k: list(v) for k, v in units.items()}
+        own = {k: v.clone() for k, v in vectors.items()} | {k: list(v) for k, v in units.items()}
+        return own | {"epoch": self.epoch}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
-        self._signed, self._sum = state["signed"].clone(), state["sum"].clone()
-        self._mean, self.order = state["mean"].clone(), list(state["order"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``.
+
+        Raises:
+            ValueError: If the state is of other sizes.
+        """
+        sizes = len(state["order"]), len(state["sum"])
+        if sizes != (self.num_units, len(self._sum)):
+            raise ValueError(
+                f"state of {sizes[0]} units with gradients of {sizes[1]}, need {self.num_units} "
+                f"and {len(self._sum)}"
+            )
+        device = self._sum.device
+        vectors = (state[name].to(device, copy=True) for name in ("signed", "sum", "mean"))
+        self._signed, self._sum, self._mean = vectors
+        self.order, self.epoch = list(state["order"]), state["epoch"]
         self._front, self._back = list(state["front"]), list(state["back"])
+        self._loader, self._given_to_the_end = None, -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader's iterator can be neither copied nor sent to another process.
+        return vars(self) | {"_loader": None}

@@ -7,16 +7,19 @@ algorithm is our reading of the author group's public code.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+
+from trainaug.batches import EpochBatchSampler, batch_sizes, from_all_ranks
 
 __all__ = ["PerfectOrderingSampler", "SampleLossSampler", "epoch_seed"]
 
+T = TypeVar("T")
 Scorer = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -33,56 +36,108 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed + 0x9E3779B97F4A7C15 * epoch) % 2**63
 
 
-class _EpochSampler(Sampler[list[int]]):
-    """Order of an epoch, resuming, and the refusal to run ahead of the training."""
+class _ModelSampler(EpochBatchSampler):
+    """Seeds of epochs, sizes of batches, and the refusal to run ahead of the training."""
+
+    _fixed = ("num_examples", "batch_size", "drop_last", "num_replicas")
 
     def __init__(
-        self, dataset: Indexed, batch_size: int, scorer: object, generator: torch.Generator
+        self,
+        dataset: Indexed,
+        batch_size: int,
+        scorer: object,
+        generators: dict[str, torch.Generator],
+        drop_last: bool,
+        num_replicas: int,
+        rank: int,
     ) -> None:
-        if batch_size < 1 or len(dataset) == 0:
-            raise ValueError(f"no batch: {len(dataset)} examples, {batch_size=}")
+        super().__init__(num_replicas, rank)
+        if batch_size < 1 or len(dataset) == 0 or (drop_last and batch_size > len(dataset)):
+            raise ValueError(f"no batch: {len(dataset)} examples, {drop_last=}, {batch_size=}")
+        sizes = batch_sizes(len(dataset), batch_size, num_replicas, drop_last=drop_last)
+        self._ends = list(itertools.accumulate(sizes))
+        self.num_examples = len(dataset)
         self.dataset, self.batch_size, self.scorer = dataset, batch_size, scorer
-        self.generators = {"order": generator}
-        self._seeds = {"order": generator.initial_seed()}
-        self._resuming = False
-        self._scored_at: int | None = None
+        self.drop_last, self.generators = drop_last, generators
+        self._seeds = {name: g.initial_seed() for name, g in generators.items()}
+        self._numbered = False
+        self._number = 0  # of batches given in this epoch
+        self._scored_at: tuple[object, int] | None = None
         self.emitted = 0
         self.seconds = 0.0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make the next epoch's draws depend on the generators' first seeds and ``epoch`` alone."""
-        if not self._resuming:
-            for name, generator in self.generators.items():
-                generator.manual_seed(epoch_seed(self._seeds[name], epoch))
+    def __len__(self) -> int:
+        return len(self._ends)
 
-    def _shuffled(self) -> list[int]:
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next iteration is; an interrupted one that was loaded goes on.
+
+        From the first call on, the draws of an epoch depend on the generators' first seeds and
+        its number alone.
+
+        Raises:
+            ValueError: If ``epoch`` is negative.
+        """
+        super().set_epoch(epoch)
+        self._numbered = True
+
+    def _enter(self, epoch: int) -> None:
+        self.epoch = epoch - 1
+
+    def _permutation(self) -> Tensor:
+        """Order in which an epoch begins, of the examples that its batches hold."""
+        if self._numbered:
+            for name, generator in self.generators.items():
+                generator.manual_seed(epoch_seed(self._seeds[name], self.epoch))
+        self._number, self._scored_at = 0, None  # what was given before belongs to another epoch
         g = self.generators["order"]
-        found: list[int] = torch.randperm(len(self.dataset), generator=g, device=g.device).tolist()
-        return found
+        order = torch.randperm(len(self.dataset), generator=g, device=g.device).cpu()
+        return order[: self._ends[-1]]
+
+    def _bounds(self, number: int) -> tuple[int, int]:
+        """First place and end of a batch among the examples of an epoch."""
+        return self._ends[number - 1] if number else 0, self._ends[number]
 
     def _refuse_to_run_ahead(self) -> None:
         version = getattr(self.scorer, "version", None)
-        if version is not None and self._scored_at == version():
+        if version is None:
+            return
+        workers = self._loader is not None and self._loader.get("_num_workers", 0) > 0
+        # A step that changes no parameter, as one that a GradScaler skips, built a graph before.
+        trained = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        seen = self._scored_at
+        if workers or (seen is not None and seen[1] == trained and seen[0] == version()):
             raise RuntimeError(
                 "asked for a batch before the model was updated with the one before, so its score "
-                "would be stale: use num_workers=0 and update the model after every batch"
+                "would be stale: use num_workers=0, no other loader that fetches ahead (such as "
+                "Accelerate's), and train on every batch before the next"
             )
 
     def _remember_version(self) -> None:
         version = getattr(self.scorer, "version", None)
-        self._scored_at = None if version is None else version()
+        if version is not None:
+            trained = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+            self._scored_at = version(), trained
 
-    def _generator_states(self) -> dict[str, Tensor]:
-        return {name: generator.get_state() for name, generator in self.generators.items()}
+    def _has_no_more(self) -> bool:
+        return self._number == len(self)
 
-    def _load_generators(self, states: dict[str, Tensor], seeds: dict[str, int]) -> None:
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "seeds": dict(self._seeds),
+            "numbered": self._numbered,
+            "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "emitted": self.emitted,
+        }
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
         for name, generator in self.generators.items():
-            generator.set_state(states[name])
-        self._seeds = dict(seeds)
-        self._scored_at = None
+            generator.set_state(state["generators"][name])
+        self._seeds, self._numbered = dict(state["seeds"]), state["numbered"]
+        self.emitted, self._scored_at = state["emitted"], None
 
 
-class PerfectOrderingSampler(_EpochSampler):
+class PerfectOrderingSampler(_ModelSampler):
     """Greedy order of batches: of a few candidates left, the one with the best score comes next.
 
     Every epoch cuts a fresh random permutation into batches; of the remaining ones
@@ -93,10 +148,12 @@ class PerfectOrderingSampler(_EpochSampler):
     Args:
         dataset: ``dataset[indices]`` is ``(x, y, index)``. It is read for scoring and again for
             training: both must see the same view, so augment after the loader, not in it.
-        batch_size: Examples in a batch.
+        batch_size: Examples in a batch, of each rank.
         scorer: Maps ``x`` ``(N, B, ...)``, ``y`` ``(N, B, ...)`` and a mask ``(N, B)`` or ``None``
             to scores ``(N,)``, larger is better: a ``BatchScorer`` or a function. If it has a
-            method ``version()`` the sampler refuses to emit before that number has moved.
+            method ``version()``, which is equal as long as its model is, the sampler refuses to
+            score before the batch given last was trained on: the model changed, or a graph for
+            gradients was built. A function without it is taken as it comes.
         num_candidates: Largest number scored for each batch, at least 1.
         candidates: ``partition``: the epoch's fixed batches. ``resampled``: random subsets of the
             remaining examples, which may overlap; so the author's code for ``min_loss``.
@@ -104,6 +161,10 @@ class PerfectOrderingSampler(_EpochSampler):
         generator: Source of the permutations.
         candidate_generator: Source of the candidates, another one, so that the permutations are
             the same for every number of candidates.
+        num_replicas: Processes that train together, with equal seeds. Each scores the whole global
+            candidates with its own copy of the model, and where `torch.distributed` is at work
+            all take the choice of rank 0.
+        rank: This process.
 
     Attributes:
         emitted: Batches emitted so far.
@@ -112,8 +173,9 @@ class PerfectOrderingSampler(_EpochSampler):
 
     Raises:
         ValueError: If there is no batch, a setting is out of range or the generators are the same.
-        RuntimeError: While iterating, if the model was not updated since the last batch.
-        FloatingPointError: While iterating, if a score is NaN, naming the batch.
+        RuntimeError: While iterating, if the last batch was not trained on, or the loader has
+            workers, which fetch ahead.
+        FloatingPointError: While iterating, if a score is NaN or infinite, naming the batch.
     """
 
     def __init__(
@@ -127,58 +189,71 @@ class PerfectOrderingSampler(_EpochSampler):
         drop_last: bool = False,
         generator: torch.Generator,
         candidate_generator: torch.Generator,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
-        super().__init__(dataset, batch_size, scorer, generator)
-        if num_candidates < 1 or (drop_last and batch_size > len(dataset)):
-            raise ValueError(f"no batch: {num_candidates=}, {drop_last=}, {batch_size=}")
+        generators = {"order": generator, "candidates": candidate_generator}
+        super().__init__(dataset, batch_size, scorer, generators, drop_last, num_replicas, rank)
+        if num_candidates < 1:
+            raise ValueError(f"no batch: {num_candidates=}, {batch_size=}")
         if candidates not in ("partition", "resampled"):
             raise ValueError(f"candidates must be partition or resampled, got {candidates!r}")
         if generator is candidate_generator:
             raise ValueError("generator and candidate_generator must be two generators")
         self.score_batches: Scorer = scorer
         self.num_candidates, self.candidates = num_candidates, candidates
-        self.drop_last = drop_last
-        self.generators["candidates"] = candidate_generator
-        self._seeds["candidates"] = candidate_generator.initial_seed()
-        self._remaining: list[list[int]] = []
+        empty = torch.empty(0, dtype=torch.int64, device="cpu")
+        self._order = self._left = empty  # examples of the epoch; numbers of batches left
+        self._pool = empty  # examples left, of ``resampled``
         self.last_scores: Tensor | None = None
 
-    def __len__(self) -> int:
-        rounding = 0 if self.drop_last else self.batch_size - 1
-        return (len(self.dataset) + rounding) // self.batch_size
+    def _begin(self) -> None:
+        self._order = self._pool = self._permutation()
+        self._left = torch.arange(len(self), device="cpu")
 
-    def __iter__(self) -> Iterator[list[int]]:
-        if not self._resuming:
-            order = self._shuffled()[: len(self) * self.batch_size]
-            size = self.batch_size
-            self._remaining = [order[start : start + size] for start in range(0, len(order), size)]
-        self._resuming = False
-        while self._remaining:
-            batch = self._take()
-            self.emitted += 1
-            yield batch
-
-    def _draw(self, count: int, size: int) -> list[int]:
-        g = self.generators["candidates"]
-        drawn: list[int] = torch.randperm(count, generator=g, device=g.device)[:size].tolist()
-        return drawn
-
-    def _take(self) -> list[int]:
+    def _next(self) -> list[int]:
         self.last_scores = None
-        if len(self._remaining) == 1 or self.num_candidates == 1:
-            return self._remaining.pop(0)
-        if self.candidates == "partition":
-            places = self._draw(len(self._remaining), self.num_candidates)
-            best = self._best([self._remaining[place] for place in places])
-            return self._remaining.pop(places[best])
-        pool = [index for batch in self._remaining for index in batch]
-        count = range(self.num_candidates)
-        offers = [[pool[p] for p in self._draw(len(pool), self.batch_size)] for _ in count]
-        batch = offers[self._best(offers)]
-        taken = set(batch)
-        left = [index for index in pool if index not in taken]
-        size = self.batch_size
-        self._remaining = [left[start : start + size] for start in range(0, len(left), size)]
+        if self._has_no_more():
+            return []
+        batch = self._take_batch() if self.candidates == "partition" else self._take_subset()
+        self._number += 1
+        self.emitted += 1
+        return batch
+
+    def _is_alone(self) -> bool:
+        return self.num_candidates == 1 or self._number == len(self) - 1
+
+    def _drawn(self, count: int, size: int) -> Tensor:
+        g = self.generators["candidates"]
+        return torch.randperm(count, generator=g, device=g.device)[:size].cpu()
+
+    def _take_batch(self) -> list[int]:
+        place = 0
+        if not self._is_alone():
+            places = self._drawn(len(self._left), self.num_candidates)
+            offers = [self._batch(number) for number in self._left[places].tolist()]
+            place = int(places[self._best(offers)])
+        batch = self._batch(int(self._left[place]))
+        self._left = torch.cat([self._left[:place], self._left[place + 1 :]])
+        return batch
+
+    def _batch(self, number: int) -> list[int]:
+        start, end = self._bounds(number)
+        batch: list[int] = self._order[start:end].tolist()
+        return batch
+
+    def _take_subset(self) -> list[int]:
+        start, end = self._bounds(self._number)
+        draws = [torch.arange(end - start, device="cpu")]
+        best = 0
+        if not self._is_alone():
+            count = range(self.num_candidates)
+            draws = [self._drawn(len(self._pool), end - start) for _ in count]
+            best = self._best([self._pool[draw].tolist() for draw in draws])
+        batch: list[int] = self._pool[draws[best]].tolist()
+        is_left = torch.ones(len(self._pool), dtype=torch.bool, device="cpu")
+        is_left[draws[best]] = False
+        self._pool = self._pool[is_left]
         return batch
 
     def _best(self, offers: Sequence[list[int]]) -> int:
@@ -196,45 +271,47 @@ class PerfectOrderingSampler(_EpochSampler):
         scores = self.score_batches(x.unflatten(0, shape), y.unflatten(0, shape), mask)
         if scores.shape != shape[:1]:
             raise ValueError(f"need one score a candidate, {shape[:1]}, got {scores.shape}")
-        if bool(scores.isnan().any()):
-            lost = offers[int(scores.isnan().nonzero()[0])]
-            raise FloatingPointError(f"the score of the batch {lost} is NaN")
+        _check_finite(scores, "score of the batch", offers)
         self.last_scores = scores.detach()
         self._remember_version()
+        best = _of_rank_0(int(scores.cpu().argmax()), self.num_replicas)
         self.seconds += time.perf_counter() - start
-        return int(scores.cpu().argmax())
+        return best
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the generators' states, what is left of the epoch, and the count emitted."""
-        return {
-            "generators": self._generator_states(),
-            "seeds": dict(self._seeds),
-            "remaining": [list(batch) for batch in self._remaining],
-            "emitted": self.emitted,
-        }
+    def _position(self) -> Any:  # no tensor is ever changed in place
+        return {"number": self._number, "left": self._left, "pool": self._pool}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``: the next iteration first finishes the interrupted epoch."""
-        self._remaining = [list(batch) for batch in state["remaining"]]
-        self.emitted = state["emitted"]
-        self._resuming = bool(self._remaining)
-        self._load_generators(state["generators"], state["seeds"])
+    def _return_to(self, position: Any) -> None:
+        self._number, self._left, self._pool = (position[k] for k in ("number", "left", "pool"))
+
+    def _own_state(self) -> dict[str, Any]:
+        return super()._own_state() | {"order": self._order}
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        super()._load_own_state(state)
+        self._order = state["order"]
 
 
-class SampleLossSampler(_EpochSampler):
+class SampleLossSampler(_ModelSampler):
     """The score ``sample_loss``: remaining examples sorted by their own loss, cut into batches.
 
     Args:
         dataset: As for ``PerfectOrderingSampler``.
-        batch_size: Examples in a batch.
+        batch_size: Examples in a batch, of each rank.
         losses_of: Maps indices to present losses ``(len(indices),)``; should leave the model
-            undisturbed.
+            undisturbed. With a method ``version()``, running ahead is refused as there.
         descending: Hardest first.
         refresh_every: Batches between two sortings of what remains, at least 1.
         generator: Source of the permutation that settles ties.
+        num_replicas: Processes that train together; where `torch.distributed` is at work all
+            take the sorting of rank 0.
+        rank: This process.
 
     Raises:
-        ValueError: If there is no batch or ``refresh_every`` is below 1.
+        ValueError: If there is no batch, ``refresh_every`` is below 1, or the losses have another
+            shape.
+        RuntimeError: While iterating, as for ``PerfectOrderingSampler``.
+        FloatingPointError: While iterating, if a loss is NaN or infinite, naming the example.
     """
 
     def __init__(
@@ -246,54 +323,69 @@ class SampleLossSampler(_EpochSampler):
         descending: bool = False,
         refresh_every: int = 10,
         generator: torch.Generator,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
-        super().__init__(dataset, batch_size, losses_of, generator)
+        generators = {"order": generator}
+        super().__init__(dataset, batch_size, losses_of, generators, False, num_replicas, rank)
         if refresh_every < 1:
             raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
         self.losses_of, self.descending = losses_of, descending
         self.refresh_every = refresh_every
-        self._remaining: list[int] = []
+        self._left = torch.empty(0, dtype=torch.int64, device="cpu")
         self._until_refresh = 0
 
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+    def _begin(self) -> None:
+        self._left, self._until_refresh = self._permutation(), 0
 
-    def __iter__(self) -> Iterator[list[int]]:
-        if not self._resuming:
-            self._remaining, self._until_refresh = self._shuffled(), 0
-        self._resuming = False
-        while self._remaining:
-            if self._until_refresh == 0:
-                self._sort()
-            batch = self._remaining[: self.batch_size]
-            self._remaining = self._remaining[self.batch_size :]
-            self._until_refresh -= 1
-            self.emitted += 1
-            yield batch
+    def _next(self) -> list[int]:
+        if self._has_no_more():
+            return []
+        if self._until_refresh == 0:
+            self._sort()
+        start, end = self._bounds(self._number)
+        batch, self._left = self._left.tensor_split([end - start])
+        self._until_refresh -= 1
+        self._number += 1
+        self.emitted += 1
+        found: list[int] = batch.tolist()
+        return found
 
     def _sort(self) -> None:
         self._refuse_to_run_ahead()
         start = time.perf_counter()
-        losses = self.losses_of(self._remaining)
-        order = losses.argsort(descending=self.descending, stable=True).tolist()
-        self._remaining = [self._remaining[place] for place in order]
+        losses = self.losses_of(self._left.tolist())
+        if losses.shape != self._left.shape:
+            shapes = tuple(self._left.shape), tuple(losses.shape)
+            raise ValueError(f"losses must have shape {shapes[0]}, got {shapes[1]}")
+        _check_finite(losses, "loss of the example", self._left)
+        order = losses.detach().argsort(descending=self.descending, stable=True).cpu()
+        self._left = self._left[_of_rank_0(order, self.num_replicas)]
         self._until_refresh = self.refresh_every
         self._remember_version()
         self.seconds += time.perf_counter() - start
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the generator's state, what is left of the epoch, and the count emitted."""
-        return {
-            "generators": self._generator_states(),
-            "seeds": dict(self._seeds),
-            "remaining": list(self._remaining),
-            "until_refresh": self._until_refresh,
-            "emitted": self.emitted,
-        }
+    def _position(self) -> Any:
+        left = self._left.clone()  # else the whole that it is a part of is saved
+        return {"number": self._number, "until_refresh": self._until_refresh, "left": left}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``: the next iteration first finishes the interrupted epoch."""
-        self._remaining = list(state["remaining"])
-        self._until_refresh, self.emitted = state["until_refresh"], state["emitted"]
-        self._resuming = bool(self._remaining)
-        self._load_generators(state["generators"], state["seeds"])
+    def _return_to(self, position: Any) -> None:
+        self._number, self._left = position["number"], position["left"]
+        self._until_refresh = position["until_refresh"]
+
+
+def _of_rank_0(value: T, num_replicas: int) -> T:
+    """What rank 0 chose, where the ranks can be asked: scores may differ in the last bit."""
+    found = None if num_replicas == 1 else from_all_ranks(value, num_replicas)
+    return value if found is None else found[0]
+
+
+def _check_finite(values: Tensor, what: str, names: Sequence[object] | Tensor) -> None:
+    """Raise a FloatingPointError that names the first that is NaN or infinite."""
+    wrong = ~values.detach().isfinite()
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        value = float(values[first])
+        shown = "NaN" if value != value else f"{value}"
+        name = int(names[first]) if isinstance(names, Tensor) else names[first]
+        raise FloatingPointError(f"the {what} {name} is {shown}")

@@ -11,6 +11,7 @@ Reference: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Literal, get_args
 
 import torch
@@ -19,6 +20,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from trainaug.methods.ordering.copies import Copies, Criterion, masked_means
+from trainaug.methods.ordering.fingerprint import fingerprint
 from trainaug.methods.ordering.state import preserve_state
 
 __all__ = ["BatchScorer", "Score", "batch_losses", "target_alignments", "trial_losses"]
@@ -200,9 +202,9 @@ class BatchScorer:
             self.target = target[0].to(self.device), target[1].to(self.device)
         self.forward_rows = self.backward_rows = 0
 
-    def version(self) -> int:
-        """A number that moves whenever the parameters are updated in place."""
-        return sum(p._version for p in self.model.parameters())
+    def version(self) -> Hashable:
+        """What is equal as long as no bit of a parameter changes."""
+        return fingerprint(self.model)
 
     def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the scores ``(N,)`` of candidates ``x`` ``(N, B, ...)``; NaN where a loss is."""

@@ -1,0 +1,451 @@
+"""What every batch sampler shares: the epoch, the share of a rank, and resuming where training is.
+
+A loader with workers asks its sampler for batches long before they are trained on. So a sampler
+remembers what it has given away, and learns from the loader's iterator which of these batches the
+training loop has got: the others are part of its state, and come first after a resume.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+__all__ = [
+    "EpochBatchSampler",
+    "OrderedBatchSampler",
+    "batch_sizes",
+    "check_ranks",
+    "from_all_ranks",
+]
+
+T = TypeVar("T")
+
+_FRAMES = 12  # between a sampler and the loader that asks it: wrappers of samplers add one each
+_REMEMBERED = 64  # batches that were trained on, for `untrained`
+
+
+def check_ranks(num_replicas: int, rank: int) -> None:
+    """Raise a ValueError unless ``rank`` is one of ``num_replicas`` processes."""
+    if num_replicas < 1 or not 0 <= rank < num_replicas:
+        raise ValueError(f"need 0 <= rank < num_replicas, got {rank=}, {num_replicas=}")
+
+
+def batch_sizes(
+    num_examples: int, batch_size: int, num_replicas: int = 1, *, drop_last: bool = False
+) -> list[int]:
+    """Sizes of an epoch's global batches, of which each rank gets an equal share up to one.
+
+    All have ``batch_size * num_replicas`` examples but the last. Where that would leave a rank
+    without an example, the last two share their examples evenly.
+
+    Raises:
+        ValueError: If there is no batch, or too few examples to give each rank one in each batch.
+    """
+    size = batch_size * num_replicas
+    if min(num_examples, batch_size) < 1 or (drop_last and size > num_examples):
+        raise ValueError(f"no batch: {num_examples=}, {batch_size=}, {num_replicas=}, {drop_last=}")
+    full, rest = divmod(num_examples, size)
+    sizes = [size] * full
+    if drop_last or rest == 0:
+        return sizes
+    if rest >= num_replicas:
+        return [*sizes, rest]
+    if not sizes or (size + rest) // 2 < num_replicas:
+        raise ValueError(
+            f"{num_examples} examples cannot give each of {num_replicas} ranks as many batches of "
+            f"at most {batch_size}: set drop_last, or another batch_size"
+        )
+    return [*sizes[:-1], (size + rest + 1) // 2, (size + rest) // 2]
+
+
+def from_all_ranks(value: T, num_replicas: int) -> list[T] | None:
+    """Return the values of all ranks in their order, or None where they cannot be asked.
+
+    They can where `torch.distributed` is initialised with ``num_replicas`` processes; all of them
+    must call this at the same place.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    if distributed.get_world_size() != num_replicas:
+        return None
+    values: list[Any] = [None] * num_replicas
+    distributed.all_gather_object(values, value)
+    return values
+
+
+class EpochBatchSampler(Sampler[list[int]], ABC):
+    """Base of samplers that give an epoch in batches, one iteration an epoch.
+
+    A subclass says how an epoch begins (`_begin`), what the next global batch is (`_next`), what
+    `_next` changes (`_position`, `_return_to`) and what else is its state (`_own_state`,
+    `_load_own_state`); here are epochs, ranks, workers and resuming. Where the length of an epoch
+    is known, ``len()`` is that of the present epoch until it is trained on, then of the next; of
+    an interrupted one it is the whole, as with PyTorch's loaders.
+
+    Args:
+        num_replicas: Processes that train together; global batches have so many times
+            ``batch_size`` examples, drawn alike in all of them from generators of equal seeds.
+        rank: This process; it gets every ``num_replicas``-th example of a global batch.
+
+    Attributes:
+        epoch: Number of the epoch begun last, from 0; -1 before the first.
+    """
+
+    _fixed: tuple[str, ...] = ("num_replicas",)  # attributes in which a state must agree
+
+    def __init__(self, num_replicas: int = 1, rank: int = 0) -> None:
+        check_ranks(num_replicas, rank)
+        self.num_replicas, self.rank = num_replicas, rank
+        self.epoch = -1
+        self._begun = False  # whether the epoch may have batches left; else the next is to begin
+        self._resuming = False
+        self._resumes_exactly = False  # this epoch was asked for, even if nothing is left of it
+        self._iteration: object | None = None  # the one that goes on now
+        self._given: deque[tuple[int, list[int]]] = deque()  # batch of the loader, global batch
+        self._pending: deque[list[int]] = deque()  # of a loaded state: drawn, not trained on
+        self._loader: Mapping[str, Any] | None = None
+        self._is_counted = False  # whether a loader that counts for itself has just loaded a state
+        self._snapshots: deque[tuple[int, dict[str, Any]]] = deque()  # states it was given
+
+    def __iter__(self) -> Iterator[list[int]]:
+        is_counted, self._is_counted = self._is_counted, False
+        return self._iterate(is_counted)
+
+    def _iterate(self, is_counted: bool) -> Iterator[list[int]]:
+        self._loader = _asking_loader(sys._getframe(1))
+        self._given.clear()
+        this = self._iteration = object()
+        resumed, self._resuming = self._resuming, False
+        try:
+            if not resumed:
+                self._begin_next()
+            batch = self._draw()
+            if resumed and not (batch or is_counted or self._resumes_exactly):
+                self._begin_next()  # nothing was left of the interrupted epoch
+                batch = self._draw()
+            while batch:
+                self._given.append((self._batch_of_loader(), batch))
+                self._forget()
+                yield batch[self.rank :: self.num_replicas]
+                if self._iteration is not this:
+                    raise RuntimeError(
+                        "another epoch was begun or loaded during this one: each loader that is "
+                        "used at the same time needs its own sampler"
+                    )
+                batch = self._draw()
+        finally:
+            if self._iteration is this:
+                self._iteration = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next iteration is; it draws what it would in a run from the start.
+
+        The present epoch or an interrupted one, and the next in turn, simply go on. Any other is
+        entered by drawing again, from the first, what the epochs before it draw.
+
+        Raises:
+            ValueError: If ``epoch`` is negative.
+            RuntimeError: If the epochs before it depended on the training, and no `state_dict` of
+                them was loaded.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}")
+        if epoch == self.epoch and self._resuming:
+            self._resumes_exactly = True
+            return
+        if epoch == self.epoch and not self._is_over():
+            return
+        if epoch != self.epoch + 1:
+            self._enter(epoch)
+            self._iteration = None
+        elif not self._resuming and not self._is_over():
+            return
+        self._forget_epoch()
+
+    def state_dict(self, *, untrained: int = 0) -> dict[str, Any]:
+        """Return all that decides what comes next, as of the last batch that was trained on.
+
+        A batch counts as trained on when the training loop has got it, however many its loader's
+        workers have fetched in advance. The state is the same on all ranks, unless it says so.
+
+        Args:
+            untrained: Batches that the loop got but has not trained on, say 1 where a library asks
+                the loader for the next batch before it trains on the present one.
+
+        Raises:
+            ValueError: If there are not so many, or the loader does not keep the order of batches.
+        """
+        # A stateful loader counts itself what it has fetched, and asks for the state of that.
+        is_counted = _asking_loader(sys._getframe(1)) is not None
+        is_between = is_counted and self._iteration is None and not self._resuming
+        ahead = [] if is_counted else self._untrained(untrained)
+        state = {
+            "settings": {name: getattr(self, name) for name in self._fixed},
+            "epoch": self.epoch,
+            "position": self._position() if self._begun and not is_between else None,
+            "pending": [list(batch) for batch in (*ahead, *self._pending)],
+            **self._own_state(),
+        }
+        if is_counted:
+            self._open_snapshots()
+            self._snapshots.append((self._batch_of_loader(), state))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``: the next iteration first finishes the interrupted epoch.
+
+        Raises:
+            ValueError: If the state belongs to a sampler of other sizes.
+        """
+        for name, value in state["settings"].items():
+            if getattr(self, name) != value:
+                what = f"{value} examples" if name == "num_examples" else f"{name}={value}"
+                raise ValueError(f"state of {what}, need {getattr(self, name)}")
+        self._load_own_state(state)
+        self._forget_epoch()
+        self.epoch, self._iteration = state["epoch"], None
+        self._begun = self._resuming = state["position"] is not None
+        self._pending.extend(list(batch) for batch in state["pending"])
+        self._is_counted = _asking_loader(sys._getframe(1)) is not None
+        if self._resuming:
+            self._return_to(state["position"])
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Draw what is drawn when the epoch ``self.epoch`` begins."""
+
+    @abstractmethod
+    def _next(self) -> list[int]:
+        """Draw the next global batch; empty at the end of the epoch."""
+
+    def _has_no_more(self) -> bool:
+        """Whether `_next` is known to give nothing."""
+        return False
+
+    @abstractmethod
+    def _position(self) -> Any:
+        """What `_next` changes: safe from later changes, plain data and tensors."""
+
+    @abstractmethod
+    def _return_to(self, position: Any) -> None:
+        """Take back a position."""
+
+    @abstractmethod
+    def _own_state(self) -> dict[str, Any]:
+        """What stays the same during an epoch, or follows the training rather than the loader."""
+
+    @abstractmethod
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `_own_state` gave; refuse what does not fit before changing anything."""
+
+    def _enter(self, epoch: int) -> None:
+        """Go to the place where ``epoch`` begins, out of turn."""
+        self._refuse_to_enter(epoch)
+
+    def _refuse_to_enter(self, epoch: int) -> NoReturn:
+        raise RuntimeError(
+            f"epoch {epoch} cannot be entered after epoch {self.epoch}: what it draws depends on "
+            "the training; load the state_dict of the interrupted run"
+        )
+
+    def _begin_next(self) -> None:
+        self._forget_epoch()
+        self.epoch += 1
+        try:
+            self._begin()
+        except BaseException:
+            self.epoch -= 1
+            raise
+        self._begun = True
+
+    def _forget_epoch(self) -> None:
+        """Leave the epoch as if all its batches were trained on."""
+        self._begun = self._resuming = self._resumes_exactly = False
+        self._given.clear()
+        self._pending.clear()
+        self._snapshots.clear()
+        if self._iteration is None:
+            self._loader = None
+
+    def _draw(self) -> list[int]:
+        return self._pending.popleft() if self._pending else self._next()
+
+    def _batch_of_loader(self) -> int:
+        """Number of the loader's batch for which a batch is drawn now."""
+        if self._loader is None:
+            return 0
+        number: int = self._loader.get("_send_idx", self._loader["_num_yielded"])
+        return number
+
+    def _is_handed_out(self, number: int) -> bool:
+        """Whether the training loop has got this batch of the loader."""
+        if self._loader is None:
+            return True
+        if "_task_info" in self._loader:  # with workers: what they were asked for
+            return number not in self._loader["_task_info"]
+        return bool(number < self._loader["_num_yielded"])
+
+    def _forget(self) -> None:
+        """Keep the batches that a state may still need."""
+        while len(self._given) > _REMEMBERED and all(
+            self._is_handed_out(self._given[place][0]) for place in (0, _REMEMBERED)
+        ):
+            self._given.popleft()
+
+    def _untrained(self, number: int) -> list[list[int]]:
+        """Batches given that are not trained on, ``number`` more than the loader knows of."""
+        handed_out = [batch for n, batch in self._given if self._is_handed_out(n)]
+        ahead = [batch for n, batch in self._given if not self._is_handed_out(n)]
+        if not 0 <= number <= len(handed_out):
+            raise ValueError(f"untrained must be from 0 to {len(handed_out)}, got {number}")
+        if number and self._loader is not None and not self._loader.get("_in_order", True):
+            raise ValueError("a loader with in_order=False hides which batches came last")
+        return [*handed_out[len(handed_out) - number :], *ahead]
+
+    def _open_snapshots(self) -> list[dict[str, Any]]:
+        """States that a loader asked for with its batches, of the last handed out and later ones.
+
+        What is learnt from the training of these batches belongs into them.
+        """
+        while len(self._snapshots) > 1 and self._is_handed_out(self._snapshots[1][0]):
+            self._snapshots.popleft()
+        return [state for _, state in self._snapshots]
+
+    def _is_over(self) -> bool:
+        """Whether the next iteration begins an epoch: the last is trained on, or abandoned.
+
+        Behind persistent workers this is so from the moment when the last batch was handed out.
+        """
+        if self._resuming:
+            return self._has_no_more() and not self._pending and not self._resumes_exactly
+        if self._iteration is not None:
+            return False
+        loader = self._loader
+        if loader is None or "_task_info" not in loader or loader.get("_shutdown", False):
+            return True
+        is_handed_out = not loader["_task_info"] and loader.get("_persistent_workers", False)
+        return bool(is_handed_out) and not self._awaits_last()
+
+    def _awaits_last(self) -> bool:
+        """Whether the last batch is known to be still in training."""
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader's iterator can be neither copied nor sent to another process, nor its iteration.
+        given = deque((int(not self._is_handed_out(n)), batch) for n, batch in self._given)
+        left = {"_loader": {"_num_yielded": 1}, "_iteration": None, "_snapshots": deque()}
+        return vars(self) | left | {"_given": given}
+
+
+class OrderedBatchSampler(EpochBatchSampler):
+    """Base of samplers that draw the order of an epoch's examples when it begins.
+
+    Args:
+        num_examples: N.
+        batch_size: B, of each rank.
+        generator: Source of the orders, with equal seeds on all ranks.
+        drop_last: Leave out an incomplete last batch.
+        num_replicas: Processes that train together.
+        rank: This process.
+    """
+
+    _fixed = ("num_examples", "batch_size", "drop_last", "num_replicas")
+
+    def __init__(
+        self,
+        num_examples: int,
+        batch_size: int,
+        generator: torch.Generator,
+        drop_last: bool = False,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(num_replicas, rank)
+        self.num_examples, self.batch_size = num_examples, batch_size
+        self.generator, self.drop_last = generator, drop_last
+        self._first_state: Tensor | None = None  # of the generator, before the first epoch
+        self._order = torch.empty(0, dtype=torch.int64, device="cpu")
+        self._ends: list[int] = []  # of the batches in the order
+        self._place = 0  # batches given
+
+    @abstractmethod
+    def _draw_epoch(self) -> tuple[Tensor, Sequence[int]]:
+        """Order of the examples of this epoch, on the CPU, and the sizes of its global batches."""
+
+    def _permutation(self, count: int) -> Tensor:
+        g = self.generator
+        return torch.randperm(count, generator=g, device=g.device).cpu()
+
+    def _begin(self) -> None:
+        first = self.generator.get_state() if self._first_state is None else self._first_state
+        self._order, sizes = self._draw_epoch()
+        self._ends, self._place, self._first_state = list(itertools.accumulate(sizes)), 0, first
+
+    def _next(self) -> list[int]:
+        if self._has_no_more():
+            return []
+        start = self._ends[self._place - 1] if self._place else 0
+        self._place += 1
+        batch: list[int] = self._order[start : self._ends[self._place - 1]].tolist()
+        return batch
+
+    def _has_no_more(self) -> bool:
+        return self._place == len(self._ends)
+
+    def _position(self) -> Any:
+        return self._place
+
+    def _return_to(self, position: Any) -> None:
+        self._place = position
+
+    def _enter(self, epoch: int) -> None:
+        if self._first_state is not None:
+            self.generator.set_state(self._first_state)
+        self.epoch = -1
+        for _ in range(epoch):
+            self._begin_next()
+            self._pass_over()
+
+    def _pass_over(self) -> None:
+        """Draw what `_next` draws in an epoch."""
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator.get_state(),
+            "first_generator": self._first_state,
+            "order": self._order,  # never changed in place
+            "ends": list(self._ends),
+        }
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self._first_state = state["first_generator"]
+        self._order, self._ends = state["order"], list(state["ends"])
+
+
+def _asking_loader(frame: FrameType | None) -> Mapping[str, Any] | None:
+    """Attributes of the loader's iterator that is asking, if one is.
+
+    They outlive the iterator: no reference to itself is kept, so that its workers end with it.
+    """
+    for _ in range(_FRAMES):
+        if frame is None:
+            break
+        asking = frame.f_locals.get("self")
+        if hasattr(asking, "_next_index") and isinstance(
+            getattr(asking, "_num_yielded", None), int
+        ):
+            return vars(asking)
+        frame = frame.f_back
+    return None

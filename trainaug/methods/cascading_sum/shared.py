@@ -1,0 +1,69 @@
+"""What a mixer and its copies in the workers of a loader know in common.
+
+Chapter: notebooks/05_cascading_sum.ipynb
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["SharedCount"]
+
+LARGEST = 256  # weights that have room; workers cannot see memory that is allocated later
+
+
+class SharedCount:
+    """K and the fixed weights of a mix, in memory that the processes of a loader share.
+
+    Forked and spawned workers read what the main process writes. A deep copy, and what comes from
+    a file, has memory of its own.
+
+    Args:
+        k: Samples in a mix.
+    """
+
+    def __init__(self, k: int) -> None:
+        with torch.inference_mode(False):
+            numbers = torch.zeros(3, 2 + LARGEST, dtype=torch.float64, device="cpu")
+        self._open(numbers)
+        self.write(k, None)
+
+    def _open(self, numbers: Tensor) -> None:
+        # Rows 0 and 1 hold K, the number of weights and the weights; row 2 counts the writes. A
+        # write fills the row that is not read and then turns to it.
+        self._numbers = numbers.share_memory_()  # type: ignore[no-untyped-call]
+        *self._rows, last = self._numbers.unbind()
+        self._turn = last[0]
+
+    def write(self, k: int, weights: Tensor | None) -> None:
+        """Hold K and weights, ``(K,)`` or None."""
+        count = 0 if weights is None else len(weights)
+        if count > LARGEST:
+            raise ValueError(f"at most {LARGEST} weights can be set, got {count}")
+        turn = int(self._turn) + 1
+        row = self._rows[turn % 2]
+        row[0], row[1] = k, count
+        if weights is not None:
+            row[2 : 2 + count] = weights.detach()
+        self._turn.fill_(turn)
+
+    def read(self) -> tuple[int, Tensor | None]:
+        """Return K and the weights, float64 on the CPU."""
+        while True:
+            turn = int(self._turn)
+            row = self._rows[turn % 2]
+            k, count = (int(number) for number in row[:2].tolist())
+            weights = row[2 : 2 + count].clone() if count else None
+            if int(self._turn) == turn:  # else the row may have been written to meanwhile
+                return k, weights
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the memory itself, which a spawned worker opens."""
+        return {"numbers": self._numbers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Go on with memory that is shared already, as in a worker, or share a copy."""
+        self._open(state["numbers"].cpu())

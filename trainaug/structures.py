@@ -1,0 +1,128 @@
+"""What comes wrapped: batches nested in tuples, lists and mappings, and models inside wrappers."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils.rnn import PackedSequence
+
+__all__ = ["eagerly", "full_precision", "map_tensors", "num_rows", "take_rows", "unwrapped"]
+
+_PLAIN = (str, bytes, bool, int, float, type(None))
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply ``function`` to each tensor in nested tuples, lists and mappings; leave the rest."""
+    return _rebuilt(value, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf)
+
+
+def num_rows(value: Any) -> int:
+    """Return how many examples a nested batch has, the first size of all its tensors.
+
+    A list of plain values, say of captions, is a column, too.
+
+    Raises:
+        TypeError: If there is no tensor, or something that is neither a tensor nor plain.
+        ValueError: If a tensor is a scalar, or the sizes differ.
+    """
+    sizes = []
+    for column in _columns(value):
+        if isinstance(column, Tensor) and column.ndim == 0:
+            raise ValueError("a batch needs tensors of shape (B, ...), got a scalar")
+        sizes.append(len(column))
+    if not sizes:
+        raise TypeError(f"a batch needs tensors of shape (B, ...), got {type(value).__name__}")
+    if len(set(sizes)) > 1:
+        raise ValueError(f"the tensors of a batch must have equally many rows, got {sizes}")
+    return sizes[0]
+
+
+def take_rows(value: Any, rows: Tensor) -> Any:
+    """Return some examples of a nested batch, in its structure.
+
+    Args:
+        value: As for ``num_rows``, whose errors this has.
+        rows: Which, ``(M,)`` int64; it may be on another device.
+    """
+
+    def taken(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf[rows.to(leaf.device)]
+        if _is_column(leaf):
+            return type(leaf)(leaf[i] for i in rows.tolist())
+        return leaf
+
+    for _ in _columns(value):
+        pass
+    return _rebuilt(value, taken)
+
+
+def _is_column(value: Any) -> bool:
+    """Tell a list of values, one for each example, from a list of tensors."""
+    is_list = type(value) in (list, tuple) and len(value) > 0
+    return is_list and all(isinstance(item, _PLAIN) for item in value)
+
+
+def _rebuilt(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply ``function`` to the leaves and columns, and keep the structure."""
+    if type(value) is dict:
+        return {key: _rebuilt(item, function) for key, item in value.items()}
+    if isinstance(value, MutableMapping):  # of Hugging Face, whose items are attributes, too
+        result = copy.copy(value)
+        for key, item in value.items():
+            result[key] = _rebuilt(item, function)
+        return result
+    if isinstance(value, Mapping):
+        return {key: _rebuilt(item, function) for key, item in value.items()}
+    if isinstance(value, tuple | list) and not _is_column(value):
+        items = [_rebuilt(item, function) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return function(value)
+
+
+def _columns(value: Any) -> Iterator[Any]:
+    if isinstance(value, Tensor) or _is_column(value):
+        yield value
+    elif isinstance(value, PackedSequence):
+        raise TypeError("rows of a PackedSequence are no examples: give padded ones and lengths")
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _columns(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _columns(item)
+    elif not isinstance(value, _PLAIN):
+        raise TypeError(f"a batch must be of tensors, got {type(value).__name__}")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside ``DataParallel``, ``DistributedDataParallel``, ``torch.compile``."""
+    while True:
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Run what is compiled as it was written: compiled code runs no hooks and one backward pass."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and the import is slow
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Switch off autocast, which would round the products of a method's own sums."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
