@@ -127,7 +127,7 @@ def separable(g: Given) -> tuple[Tensor, Tensor]:
 
 def separator(g: Given) -> Tensor:
     """Weights that separate `separable`."""
-    return 0.01 * g.x("w", 3) + torch.tensor([1.0, 0.0, 0.0], dtype=g.dtype)
+    return 0.01 * g.x("w", 3) + torch.tensor([1.0, 0.0, 0.0], dtype=g.dtype, device="cpu")
 
 
 def rows_of(g: Given) -> Tensor:
@@ -178,7 +178,7 @@ def estimate(kind: str) -> Callable[[Given], Tensor]:
             estimator: Any = gc.StratifiedEstimator(cross_entropy, data, clusters)
         else:
             make = gc.SGEstimator if kind == "sg" else gc.SVRGEstimator
-            estimator = make(cross_entropy, data, 3)
+            estimator = make(cross_entropy, data, max(1, g.rows), replacement=False)
         estimator.refresh(model)
         found: Tensor = estimator.sample(model, rng())
         return found
@@ -302,7 +302,7 @@ def landscape(name: str, **options: Any) -> Callable[[Given], float]:
 
 def halves(g: Given) -> Tensor:
     """Test-time augmentation of a small net."""
-    return cs.SumTTA(g.net(), g.x("bank", 5, 4), repeats=3, generator=rng())(g.x("x", g.rows, 4))
+    return cs.SumTTA(g.net(), g.x("bank", 5, 4), repeats=32, generator=rng())(g.x("x", g.rows, 4))
 
 
 def begun(g: Given) -> list[Tensor]:
@@ -401,7 +401,7 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "cascading_sum.SumTTA": halves,
     "cascading_sum.begin_stage": begun,
     "cascading_sum.equalise_variance": lambda g: cs.equalise_variance(
-        g.x("x", g.rows, 4), torch.tensor([0.5, 0.5])
+        g.x("x", g.rows, 4), torch.tensor([0.5, 0.5], device="cpu")
     ),
     "cascading_sum.gradient_lipschitz": landscape("gradient_lipschitz", radius=0.1, draws=2),
     "cascading_sum.hessian_top_eigenvalue": landscape("hessian_top_eigenvalue", iterations=200),
@@ -484,7 +484,7 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     ),
     "linear_robustness.SteepestDescent": descend(lambda params: lr.SteepestDescent(params, 0.1)),
     "linear_robustness.adversarial_paths": lambda g: lr.adversarial_paths(
-        rows_of(g)[0], "l2", torch.tensor([0.1], dtype=g.dtype), lr=[0.1], record_at=[2]
+        rows_of(g)[0], "l2", torch.tensor([0.1], dtype=g.dtype, device="cpu"), lr=[0.1], record_at=[2]
     ),
     "linear_robustness.certificate": lambda g: lr.certificate(g.x("w", 3), *separable(g), "l2"),
     "linear_robustness.convolutional_paths": lambda g: lr.convolutional_paths(
@@ -495,7 +495,7 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     ).beta,
     "linear_robustness.dual_vector": lambda g: lr.dual_vector(g.x("x", g.rows, 4), "l2"),
     "linear_robustness.enclosure": lambda g: lr.enclosure(
-        *separable(g), "l2", separator(g), torch.ones(g.rows, dtype=g.dtype)
+        *separable(g), "l2", separator(g), torch.ones(g.rows, dtype=g.dtype, device="cpu")
     ).upper,
     "linear_robustness.max_margin": lambda g: lr.max_margin(*separable(g), "l2").eps_star,
     "linear_robustness.norm": lambda g: lr.norm(g.x("x", g.rows, 4), "l2"),
