@@ -574,7 +574,8 @@ NO_TENSORS = {
             hard_negatives.RetrievalMetrics linear_robustness.Certificate
             linear_robustness.Enclosure linear_robustness.MaxMargin linear_robustness.NetworkPath
             linear_robustness.Path linear_robustness.RegularisationPath""",
-        "an exception": """autoassist.WorkerError linear_robustness.NotSeparableError
+        "an exception": """autoassist.WorkerError gradient_clustering.UnsupportedLayerError
+            linear_robustness.NotSeparableError
             linear_robustness.SolverFailedError""",
         "takes numbers, names or shapes": """attacks.equal_bands attacks.radial_band
             autoassist.RandomSkip autoassist.constant_threshold autoassist.decaying_threshold
