@@ -214,7 +214,9 @@ def test_precomputed_lines_end_as_anywhere(tmp_path) -> None:
     folder = layout(tmp_path, ROWS[:1], [])
     text = "a\r\n é\u2028\re \n\nd\ne"  # a blank line counts, other separators do not
     (folder / "dev_caps.txt").write_bytes(text.encode())
-    assert precomputed_features(folder, "dev").captions == ("a", "é\u2028\re", "", "d", "e")
+    found = precomputed_features(folder, "dev")
+    assert found.captions == ("a", "é\u2028\re", "d", "e")
+    assert found.image_ids.tolist() == [0] * 4
 
 
 def test_precomputed_unknown_split_names_the_known_ones(tmp_path) -> None:
@@ -262,5 +264,5 @@ def test_precomputed_empty_and_damaged_files_raise(tmp_path) -> None:
             precomputed_features(folder, "dev")
     with whole.open("wb") as stream:
         np.savez(stream, x=ROWS)
-    with pytest.raises(ValueError, match=r"dev_ims\.npy: not a floating point matrix"):
+    with pytest.raises(ValueError, match=r"dev_ims\.npy: not a plain array: it is a zip archive"):
         precomputed_features(folder, "dev")

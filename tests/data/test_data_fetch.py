@@ -535,5 +535,6 @@ def test_bad_idx_raises(data, message) -> None:
 
 def test_gzip_bomb_is_stopped(monkeypatch) -> None:
     monkeypatch.setattr("trainaug.data.idx.MAX_BYTES", 1000)
+    header = bytes([0, 0, 8, 1]) + (10**6).to_bytes(4, "big")
     with pytest.raises(CorruptDataError, match="more than 1000 bytes"):
-        parse_idx_gz(gzip.compress(bytes(10**6)))
+        parse_idx_gz(gzip.compress(header + bytes(10**6)))

@@ -10,18 +10,32 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["DATA_CACHE", "REGISTRY", "cache_folder"]
+__all__ = ["DATA_CACHE", "REGISTRY", "cache_folder", "named_folder"]
 
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def named_folder(variable: str) -> Path | None:
+    """Return the absolute folder that an environment variable names; None where it is empty.
+
+    A leading ``~`` is the home folder: env files and container settings leave it to the program.
+    """
+    named = os.environ.get(variable, "").strip()
+    if not named:
+        return None
+    try:
+        return Path(named).expanduser().resolve()
+    except RuntimeError as error:  # no such user, or no home
+        raise ValueError(f"{variable}: {named!r} names no folder: {error}") from error
 
 
 def _user_caches() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return named_folder("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    return named_folder("XDG_CACHE_HOME") or Path.home() / ".cache"
 
 
 def cache_folder(package: Path = _PACKAGE) -> Path:
@@ -30,8 +44,8 @@ def cache_folder(package: Path = _PACKAGE) -> Path:
     Args:
         package: Folder of the package ``trainaug``.
     """
-    if named := os.environ.get("TRAINAUG_DATA"):
-        return Path(named).resolve()
+    if named := named_folder("TRAINAUG_DATA"):
+        return named
     checkout = package.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / "claims").is_dir():
         return checkout / "data" / "cache"
