@@ -20,7 +20,7 @@ from trainaug.data.placeholders import SHORT, what_it_is
 __all__ = ["Archive"]
 
 HEADER_BYTES = 1 << 18  # of one member, its extended headers included
-MEMBERS = 200_000
+MEMBERS = 50_000
 _BLOCK = 1 << 16
 _UNPACKERS: dict[bytes, Callable[[BinaryIO], IO[bytes]]] = {
     b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
@@ -52,7 +52,8 @@ class Archive:
 
         Raises:
             CorruptDataError: If the archive is damaged, unpacks to more than the budget, has a
-                header of more than 256 kB, or a path that is absolute or has ``..``.
+                header of more than 256 kB, more than 50 000 members, a size below 0, or a path
+                that is absolute or has ``..``.
         """
         try:
             self._forward.allow(HEADER_BYTES)
@@ -64,8 +65,11 @@ class Archive:
                     if path.is_absolute() or ".." in path.parts:
                         raise CorruptDataError(f"{self._name}: unsafe path {member.name!r}")
                     count += 1
-                    if count > MEMBERS:
-                        raise CorruptDataError(f"{self._name}: more than {MEMBERS} members")
+                    if count > MEMBERS or member.size < 0:
+                        reason = (
+                            f"more than {MEMBERS} members" if count > MEMBERS else "size below 0"
+                        )
+                        raise CorruptDataError(f"{self._name}: {reason} at {member.name!r}")
                     yield member
                     self._forward.allow(HEADER_BYTES)
             if self._forward.header.strip(b"\0"):  # `tarfile` takes such a header for the end

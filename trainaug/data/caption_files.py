@@ -9,6 +9,7 @@ visual-semantic alignments", CVPR 2015 (the splits); Faghri et al., "VSE++", BMV
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from trainaug.data.files import (
 __all__ = ["CaptionSet", "coco_captions", "karpathy_captions", "precomputed_features"]
 
 CAPTIONS_PER_PICTURE = 5  # of the VSE++ authors' files, which state no owners
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # JSON can escape NUL and half a UTF-16 couple
 T = TypeVar("T")
 
 
@@ -151,7 +153,7 @@ def precomputed_features(folder: FilePath, split: str) -> CaptionSet:
     """
     folder = as_path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
+        raise ValueError(f"{folder}: is not a folder")
     known = sorted(path.name.removesuffix("_ims.npy") for path in folder.glob("*_ims.npy"))
     if split not in known:
         raise ValueError(f"{folder}: no split {split!r}; it has {known}")
@@ -214,8 +216,8 @@ def _field(entry: object, key: str, kind: type[T], file: Path) -> T:
     value = entry[key]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{file}: {key!r} is {_shown(value)}, expected {kind.__name__}")
-    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError(f"{file}: {key!r} is {_shown(value)!a}, half of a character")
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        raise ValueError(f"{file}: {key!r} is {_shown(value)!a}, which holds what is no character")
     return value
 
 

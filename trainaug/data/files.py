@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from trainaug.data.paths import expanded
 from trainaug.data.placeholders import SHORT, what_it_is
 
 __all__ = [
@@ -65,10 +66,7 @@ def as_path(path: FilePath) -> Path:
         raise TypeError(f"a path must be text or a pathlib.Path, got {path!r}")
     if not text or "\0" in text:
         raise ValueError(f"a path must not be empty or hold a NUL character, got {text!r}")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no such user, so `~` is part of a name
-        return Path(text)
+    return expanded(text)
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -82,7 +80,7 @@ def open_file(path: Path) -> BinaryIO:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode):
             return path.open("rb")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingFileError(f"{path}: no such file{_link(path)}") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
@@ -129,7 +127,7 @@ def read_text(path: Path, what: str = "UTF-8 text") -> str:
         ) from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise ValueError(f"{path}: not {what}: NUL character in line {line}")
+        raise ValueError(f"{path}: not {what}: NUL character in line {line} (UTF-16 perhaps)")
     return text.lstrip(BOM)
 
 
@@ -225,15 +223,17 @@ def read_npy(path: Path) -> NDArray[Any]:
     """
     with open_file(path) as stream:
         head = stream.read(SHORT + 1)
-    if not head.startswith(b"\x93NUMPY"):
-        reason = what_it_is(head) or f"something that begins with {head[:20]!r}"
+    if not head.startswith(b"\x93NUMPY") or len(head) < 12:
+        known = what_it_is(head) if len(head) > 12 else None
+        reason = known or f"something that begins with {head[:20]!r}"
         raise ValueError(f"{path}: not a plain array: it is {reason}")
     if int.from_bytes(head[8 : 10 if head[6] == 1 else 12], "little") > LONGEST_HEADER:
         raise ValueError(f"{path}: not a plain array: its header is too long")
     try:
-        rows = np.lib.format.open_memmap(path, mode="r")
+        with np.errstate(over="ignore"):  # a huge shape is refused in any case
+            rows = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged header fails in a dozen ways
-        raise ValueError(f"{path}: not a plain array: {error or type(error).__name__}") from error
+        raise ValueError(f"{path}: not a plain array: {error!r}") from error
     surplus = path.stat().st_size - rows.offset - rows.nbytes
     if surplus:
         raise ValueError(f"{path}: not a plain array: {surplus} bytes follow it")

@@ -58,7 +58,8 @@ class IndexedDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
             where = where.long()
         if where.dtype == torch.bool or where.is_floating_point():
             raise TypeError(f"indices must be integers, got {where.dtype}")
+        where = where.long()  # bytes compare and add modulo 256
         if where.numel() and (where.min() < -len(self) or where.max() >= len(self)):
             raise IndexError(f"index out of range for {len(self)} items: {index}")
-        where = torch.where(where < 0, where + len(self), where).long()
+        where = torch.where(where < 0, where + len(self), where)
         return self.x[where], self.y[where], where

@@ -188,7 +188,7 @@ def iwslt_pairs(
     """
     folder = as_path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
+        raise ValueError(f"{folder}: is not a folder")
     names = (f"{source}-{target}", f"{target}-{source}")
     stems = (
         [f"train.tags.{name}." for name in names]

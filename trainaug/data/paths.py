@@ -10,10 +10,18 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["DATA_CACHE", "REGISTRY", "cache_folder", "named_folder"]
+__all__ = ["DATA_CACHE", "REGISTRY", "cache_folder", "expanded", "named_folder"]
 
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def expanded(path: str) -> Path:
+    """Return a path whose leading ``~`` is the home folder, as it stands where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user, so `~` is part of a name, as shells have it
+        return Path(path)
 
 
 def named_folder(variable: str) -> Path | None:
@@ -22,12 +30,7 @@ def named_folder(variable: str) -> Path | None:
     A leading ``~`` is the home folder: env files and container settings leave it to the program.
     """
     named = os.environ.get(variable, "").strip()
-    if not named:
-        return None
-    try:
-        return Path(named).expanduser().resolve()
-    except RuntimeError as error:  # no such user, or no home
-        raise ValueError(f"{variable}: {named!r} names no folder: {error}") from error
+    return expanded(named).resolve() if named else None
 
 
 def _user_caches() -> Path:

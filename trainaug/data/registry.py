@@ -166,7 +166,7 @@ def fetch(name: str) -> None:
         try:
             cache_path(name).unlink(missing_ok=True)
         except OSError as refusal:
-            raise CorruptDataError(f"{refusal}; remove it by hand, since {error}") from error
+            raise CorruptDataError(f"{refusal}: remove it by hand") from error
         tried = [f"cache: removed, {error}"]
     _make_cache(name)
     for route in entry.routes:
@@ -247,9 +247,12 @@ def _fetch_once(name: str) -> None:
     """Fetch a data set; of several processes that need it now, one does and the others wait."""
     path = cache_path(name)
     _make_cache(name)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            fetch(name)
+    try:
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                fetch(name)
+    except OSError as error:
+        raise DataUnavailableError(f"{name}: the cache cannot be written: {error}") from error
 
 
 @lru_cache(maxsize=8)
