@@ -12,7 +12,7 @@ import lzma
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from trainaug.data.arrays import CorruptDataError
 from trainaug.data.placeholders import SHORT, what_it_is
@@ -22,7 +22,7 @@ __all__ = ["Archive"]
 HEADER_BYTES = 1 << 18  # of one member, its extended headers included
 MEMBERS = 50_000
 _BLOCK = 1 << 16
-_UNPACKERS: dict[bytes, Callable[[BinaryIO], IO[bytes]]] = {
+_UNPACKERS: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
     b"BZ": bz2.BZ2File,
     b"\xfd7": lzma.LZMAFile,

@@ -170,7 +170,7 @@ def precomputed_features(folder: FilePath, split: str) -> CaptionSet:
     _refuse_not_finite(rows, array_file)
     step = CAPTIONS_PER_PICTURE if count and len(rows) == len(captions) else 1
     kind = np.float64 if rows.dtype.itemsize == 8 else np.float32
-    features = np.array(rows[::step], dtype=kind, order="C")  # (N, D)
+    features: NDArray[np.floating[Any]] = np.array(rows[::step], kind, order="C")  # (N, D)
     for shift in range(1, step):
         if not np.array_equal(rows[shift::step], features):
             raise ValueError(f"{array_file}: rows are not repeated {step} times")
