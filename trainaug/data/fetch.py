@@ -43,8 +43,8 @@ LOCAL_KINDS = ("scikit-learn", "generated")  # need no network and no cache
 CONNECT_SECONDS = 5.0
 DOWNLOAD_SECONDS = 600.0
 MAX_BYTES = 1 << 28
-MAX_UNPACKED = 1 << 31  # of a whole archive, most of which is passed over
 APT_OPTIONS = ["-q", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10"]
+MAX_UNPACKED = 1 << 31  # of a whole archive, most of which is passed over
 
 
 class RouteError(RuntimeError):
