@@ -1,15 +1,14 @@
 """The one place that knows the directories of the book.
 
 ``TRAINAUG_RUNS`` and ``TRAINAUG_DATA`` move the raw runs and the data cache elsewhere, say to a
-larger disk or to a folder of a test.
+larger disk or to a folder of a test; a leading ``~`` is the home folder.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from trainaug.data.paths import DATA_CACHE
+from trainaug.data.paths import DATA_CACHE, named_folder
 
 __all__ = [
     "BENCHMARKS",
@@ -32,4 +31,4 @@ PROFILES = NOTEBOOKS / "profiles"
 CLAIMS = ROOT / "claims"
 RESULTS = ROOT / "results"
 BENCHMARKS = ROOT / "benchmarks"
-RUNS = Path(os.environ.get("TRAINAUG_RUNS", ROOT / "runs")).resolve()
+RUNS = named_folder("TRAINAUG_RUNS") or (ROOT / "runs").resolve()

@@ -114,3 +114,34 @@ def test_weights_of_the_emoji_are_those_of_scikit_learn():
     expected, found = sklearn_weights(texts, train), own_weights(texts, train)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)  # float32
+
+
+def test_no_text_gives_no_row_and_one_text_is_no_sequence() -> None:
+    assert token_matrix([], {"man": 1}).shape == (0, 0)
+    with pytest.raises(TypeError, match="got one text"):
+        token_matrix("man", {"man": 1})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_weights_do_not_depend_on_the_type_of_integers(dtype) -> None:
+    vocabulary = build_vocabulary(TEXTS)
+    tokens, train = token_matrix(TEXTS, vocabulary), torch.tensor([0, 1, 6])
+    expected = tf_idf(tokens, train, len(vocabulary))
+    assert torch.equal(tf_idf(tokens.to(dtype), train.to(dtype), len(vocabulary)), expected)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "train"),
+    [
+        ([[1, 3]], [0]),
+        ([[-1, 2]], [0]),
+        ([[1.0, 2.0]], [0]),
+        ([[1, 2]], [1]),
+        ([[1, 2]], [-1]),
+        ([[1, 2]], [True]),
+        ([[1, 2]], [0.0]),
+    ],
+)
+def test_numbers_that_are_no_tokens_or_rows_are_refused(tokens, train) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        tf_idf(torch.tensor(tokens), torch.tensor(train), 2)

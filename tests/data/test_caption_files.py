@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from trainaug.data.caption_files import coco_captions, karpathy_captions, precomputed_features
 
@@ -177,6 +178,64 @@ def test_bad_karpathy_file_raises(content, message, write) -> None:
         karpathy_captions(write(content), "train")
 
 
+# --- captions without a word, pictures that occur twice
+
+
+def as_coco(*captions: list[str]) -> dict[str, Any]:
+    notes = [(i, caption) for i, texts in enumerate(captions) for caption in texts]
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(len(captions))],
+        "annotations": [{"image_id": i, "caption": caption} for i, caption in notes],
+    }
+
+
+def as_karpathy(*captions: list[str]) -> dict[str, Any]:
+    pictures = [{"filename": f"{i}.jpg", "split": "train"} for i in range(len(captions))]
+    sentences = [[{"raw": caption} for caption in texts] for texts in captions]
+    return {"images": [p | {"sentences": s} for p, s in zip(pictures, sentences, strict=True)]}
+
+
+FORMATS = pytest.mark.parametrize(
+    ("make", "load"),
+    [(as_coco, coco_captions), (as_karpathy, lambda file: karpathy_captions(file, "train"))],
+    ids=["coco", "karpathy"],
+)
+WORDLESS = ["", "  ", "\n", "\u200b", "\xa0", "\ufeff", " .", "…"]
+
+
+@FORMATS
+@pytest.mark.parametrize("empty", WORDLESS)
+def test_caption_without_a_word_is_left_out(empty, make, load, write) -> None:
+    found = load(write(make(["a teal mug", empty], [empty, "two oars\ufeff", empty], ["😀"])))
+    assert found.captions == ("a teal mug", "two oars", "😀")
+    assert found.image_ids.tolist() == [0, 1, 2]
+
+
+@FORMATS
+@pytest.mark.parametrize("empty", WORDLESS)
+def test_picture_whose_captions_are_all_empty_is_named(empty, make, load, write) -> None:
+    for captions in ([["a teal mug"], [empty, empty]], [[empty], [empty]]):
+        name = f"{len(captions[0][0]) > 3:d}.jpg"
+        with pytest.raises(ValueError, match=rf"tiny\.json: picture '{name}' has no caption"):
+            load(write(make(*captions)))
+
+
+@FORMATS
+def test_picture_that_occurs_twice_is_named(make, load, write) -> None:
+    content = make(["a"], ["b"], ["c"])
+    for key in ("file_name", "filename"):
+        content["images"][2][key] = "1.jpg"
+    with pytest.raises(ValueError, match=r"tiny\.json: picture '1.jpg' occurs twice"):
+        load(write(content))
+
+
+@pytest.mark.parametrize("value", [None, 3, ["a"], {"raw": "a"}, True])
+@FORMATS
+def test_caption_that_is_no_text_is_named(value, make, load, write) -> None:
+    with pytest.raises(ValueError, match=r"tiny\.json: '(caption|raw)' is .*, expected str"):
+        load(write(make(["a mug"], ["two oars", value])))
+
+
 # --- features in the VSE++ authors' layout
 
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -214,7 +273,9 @@ def test_precomputed_lines_end_as_anywhere(tmp_path) -> None:
     folder = layout(tmp_path, ROWS[:1], [])
     text = "a\r\n é\u2028\re \n\nd\ne"  # a blank line counts, other separators do not
     (folder / "dev_caps.txt").write_bytes(text.encode())
-    assert precomputed_features(folder, "dev").captions == ("a", "é\u2028\re", "", "d", "e")
+    found = precomputed_features(folder, "dev")
+    assert found.captions == ("a", "é\u2028\re", "d", "e")
+    assert found.image_ids.tolist() == [0] * 4
 
 
 def test_precomputed_unknown_split_names_the_known_ones(tmp_path) -> None:
@@ -262,5 +323,96 @@ def test_precomputed_empty_and_damaged_files_raise(tmp_path) -> None:
             precomputed_features(folder, "dev")
     with whole.open("wb") as stream:
         np.savez(stream, x=ROWS)
-    with pytest.raises(ValueError, match=r"dev_ims\.npy: not a floating point matrix"):
+    with pytest.raises(ValueError, match=r"dev_ims\.npy: not a plain array: it is a zip archive"):
         precomputed_features(folder, "dev")
+
+
+@pytest.mark.parametrize("repeats", [1, 5])
+@pytest.mark.parametrize("kind", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"])
+def test_precomputed_features_go_into_torch(kind, repeats, tmp_path) -> None:
+    rows = np.asfortranarray(ROWS.repeat(repeats, axis=0).astype(kind))
+    found = precomputed_features(layout(tmp_path, rows, LINES), "dev").features
+    assert found is not None
+    assert found.dtype == (np.float64 if kind.endswith("8") else np.float32)
+    assert found.dtype.isnative
+    assert found.flags.c_contiguous
+    assert found.flags.writeable
+    assert torch.equal(torch.from_numpy(found).float(), torch.from_numpy(ROWS))
+
+
+@pytest.mark.parametrize("kind", ["i4", "u1", "?", "c8", "U5", "longdouble", "f4,f4"])
+def test_precomputed_other_types_are_named(kind, tmp_path) -> None:
+    rows = np.zeros((3, 4), kind)
+    if rows.dtype == np.float64:
+        pytest.skip("longdouble is float64 here")
+    with pytest.raises(ValueError, match=r"dev_ims\.npy: (not a floating|float128|longdouble)"):
+        precomputed_features(layout(tmp_path, rows, LINES), "dev")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("repeats", "row"), [(1, 2), (5, 7), (5, 10)])
+def test_precomputed_row_that_is_not_finite_is_named(repeats, row, value, tmp_path) -> None:
+    rows = ROWS.repeat(repeats, axis=0)
+    rows[row, 3] = value
+    with pytest.raises(ValueError, match=rf"dev_ims\.npy: row {row} holds {value}"):
+        precomputed_features(layout(tmp_path, rows, LINES), "dev")
+
+
+def npy(header: str, version: int = 1, length: int | None = None) -> bytes:
+    size = (length or len(header)).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + size + header.encode() + ROWS.tobytes()
+
+
+def claim(shape: str, version: int = 1) -> bytes:
+    return npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n", version)
+
+
+DAMAGED = {
+    "more rows": claim("(4, 4)"),
+    "fewer rows": claim("(2, 4)"),
+    "petabytes": claim("(4611686018427387904, 4)"),
+    "negative": claim("(-3, -4)"),
+    "no rows, huge ones": claim("(0, 9223372036854775807)"),
+    "shape of text": claim("'34'"),
+    "code": claim("(__import__('os').getpid(), 4)"),
+    "parentheses": npy("(" * 9000),
+    "signs": npy("-" * 9000 + "1"),
+    "long header": npy("{}", 2, length=1 << 30),
+    "future": claim("(3, 4)", 9),
+    "magic": b"\x93NUMPY",
+    "two arrays": claim("(3, 4)") + claim("(3, 4)"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_precomputed_header_is_not_trusted(what, tmp_path) -> None:
+    folder = layout(tmp_path, ROWS, LINES)
+    (folder / "dev_ims.npy").write_bytes(DAMAGED[what])
+    with pytest.raises(ValueError, match=r"dev_ims\.npy: not a plain array"):
+        precomputed_features(folder, "dev")
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_precomputed_header_of_every_version_is_read(version, tmp_path) -> None:
+    folder = layout(tmp_path, ROWS, LINES)
+    (folder / "dev_ims.npy").write_bytes(claim("(3, 4)", version))
+    np.testing.assert_array_equal(precomputed_features(folder, "dev").features, ROWS)
+
+
+def test_precomputed_blank_lines_keep_their_place(tmp_path) -> None:
+    lines = [*LINES[:4], " ", *LINES[5:9], "\u200b", *LINES[10:]]
+    found = precomputed_features(layout(tmp_path, ROWS, lines), "dev")
+    assert found.captions == (*LINES[:4], *LINES[5:9], *LINES[10:])
+    assert found.image_ids.tolist() == [0] * 4 + [1] * 4 + [2] * 5
+    lines[5:10] = [""] * 5
+    with pytest.raises(ValueError, match=r"dev_caps\.txt: picture in row 1 has no caption"):
+        precomputed_features(layout(tmp_path, ROWS, lines), "dev")
+    with pytest.raises(ValueError, match="3 rows do not fit 16 captions"):
+        precomputed_features(layout(tmp_path, ROWS, [*LINES, ""]), "dev")
+
+
+def test_precomputed_folder_must_be_one(tmp_path) -> None:
+    layout(tmp_path, ROWS, LINES)
+    for place in (tmp_path / "nowhere", tmp_path / "dev_ims.npy"):
+        with pytest.raises(ValueError, match=rf"{place.name}: is not a folder"):
+            precomputed_features(place, "dev")

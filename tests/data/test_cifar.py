@@ -235,3 +235,24 @@ def test_damaged_archive_raises(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(CorruptDataError, match=r"damaged\.tar\.gz: not a whole tar archive"):
             load(path, 100)
+
+
+# --- refusals: files
+
+
+@BOTH
+def test_file_of_any_size_is_read_up_to_what_it_may_have(classes, tmp_path):
+    files, _ = official(classes)
+    folder = in_folder(tmp_path, files)
+    with (folder / TEST[classes]).open("r+b") as stream:
+        stream.truncate(1 << 40)  # takes no space
+    with pytest.raises(CorruptDataError, match=f"{TEST[classes]}: 10001 pictures, expected 10000"):
+        load(folder, classes)
+
+
+@BOTH
+def test_labels_are_bytes_and_pictures_may_be_written(classes, tmp_path):
+    files, _ = official(classes)
+    for array in load(in_folder(tmp_path, files), classes).values():
+        assert array.dtype == np.uint8
+        assert array.flags.writeable

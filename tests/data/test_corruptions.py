@@ -168,3 +168,9 @@ def test_inside_a_meta_context_values_are_the_same(same_inside_meta):
 @pytest.mark.gpu
 def test_on_cuda_values_are_the_same(same_on_cuda):
     same_on_cuda(everything, pictures(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_pictures_of_bytes_are_refused(kind):
+    with pytest.raises(ValueError, match=r"floating point in \[0, 1\], got torch.uint8"):
+        corrupted(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), kind, 1)

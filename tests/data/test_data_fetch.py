@@ -13,6 +13,7 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -525,6 +526,12 @@ RAW = gzip.decompress(GOOD)
         (gzip.compress(RAW[:-1]), "23 values do not fill shape"),
         (gzip.compress(RAW + b"\0"), "25 values do not fill shape"),
         (gzip.compress(RAW[:4] + b"\xff" * 12), "0 values do not fill shape"),
+        (gzip.compress(RAW[:4] + bytes(4) + b"\xff" * 8), "shape .* is damaged"),
+        (gzip.compress(RAW[:4] + b"\xff" * 8 + bytes(4)), "shape .* is damaged"),
+        (gzip.compress(RAW[:12] + bytes(2)), "do not fill shape"),
+        (gzip.compress(RAW) * 2, "followed by other bytes"),
+        (RAW, "an IDX file that is not gzipped"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
     ],
     ids=lambda value: value if isinstance(value, str) else "bytes",
 )
@@ -535,5 +542,17 @@ def test_bad_idx_raises(data, message) -> None:
 
 def test_gzip_bomb_is_stopped(monkeypatch) -> None:
     monkeypatch.setattr("trainaug.data.idx.MAX_BYTES", 1000)
+    header = bytes([0, 0, 8, 1]) + (10**6).to_bytes(4, "big")
     with pytest.raises(CorruptDataError, match="more than 1000 bytes"):
-        parse_idx_gz(gzip.compress(bytes(10**6)))
+        parse_idx_gz(gzip.compress(header + bytes(10**6)))
+
+
+def test_no_more_than_the_header_claims_is_unpacked() -> None:
+    bomb = gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2]) + bytes(32 << 20), 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptDataError, match="at least 3 values do not fill"):
+            parse_idx_gz(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

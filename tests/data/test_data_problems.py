@@ -215,6 +215,16 @@ def test_index_out_of_range_raises(dataset, index) -> None:
         dataset[index]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_small_integers_index_a_large_set(dtype) -> None:
+    dataset = IndexedDataset(torch.arange(70_000), torch.zeros(70_000))
+    _, _, index = dataset[torch.tensor([0, 100], dtype=dtype)]
+    assert index.tolist() == [0, 100]
+    assert index.dtype == torch.int64
+    if dtype != torch.uint8:
+        assert dataset[torch.tensor([-1], dtype=dtype)][2].tolist() == [69_999]
+
+
 @pytest.mark.parametrize("index", [[0.5, 1.0], torch.ones(10, dtype=torch.bool)])
 def test_index_that_is_no_integer_raises(dataset, index) -> None:
     with pytest.raises(TypeError, match="indices must be integers"):

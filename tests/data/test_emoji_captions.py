@@ -142,7 +142,12 @@ def test_icon_that_does_not_render_is_corrupt(icon) -> None:
         decoded(files)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"<html>", b"\xff\xfe\x00", b"3", b"[]", b"null"])
+NESTED = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"<html>", b"\xff\xfe\x00", b"3", b"[]", b"null", NESTED]
+)
 @pytest.mark.parametrize("name", ["openmoji/chars", "noto/categories", "derived/es"])
 def test_file_that_is_not_the_expected_json_is_corrupt(name, data) -> None:
     files = {key: json.dumps(content).encode() for key, content in tiny_set().items()}

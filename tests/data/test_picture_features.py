@@ -205,6 +205,39 @@ def test_bad_smallest_raises(smallest) -> None:
         random_crops(torch.zeros(1, 3, 8, 8), smallest=smallest, generator=seeded(0))
 
 
+# --- types and values
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_single(dtype) -> None:
+    pictures = draw(5, 3, 16, 24).to(dtype)
+    assert torch.equal(picture_features(pictures), picture_features(pictures.float()).to(dtype))
+    half = random_crops(pictures, generator=seeded(1))
+    assert torch.equal(half, random_crops(pictures.float(), generator=seeded(1)).to(dtype))
+
+
+def test_no_pictures_give_no_rows() -> None:
+    none = torch.zeros(0, 3, 16, 16)
+    assert picture_features(none).shape == (0, FEATURES)
+    assert random_crops(none, generator=seeded(0)).shape == none.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool], ids=str)
+def test_pictures_of_integers_are_refused(dtype) -> None:
+    whole = torch.ones(2, 3, 8, 8).to(dtype)
+    for function in (picture_features, lambda x: random_crops(x, generator=seeded(0))):
+        with pytest.raises(ValueError, match=rf"floating point in \[0, 1\], got {dtype}"):
+            function(whole)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_features_of_what_is_not_finite_are_refused(value) -> None:
+    pictures = draw(6, 2, 8, 8)
+    pictures[1, 2, 3, 4] = value
+    with pytest.raises(ValueError, match=f"pictures must be finite, row 1 holds {value}"):
+        picture_features(pictures)
+
+
 # --- devices
 
 

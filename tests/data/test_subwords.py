@@ -238,3 +238,35 @@ def test_numbers_outside_the_vocabulary_are_refused(number) -> None:
 def test_counts_of_another_vocabulary_are_refused() -> None:
     with pytest.raises(ValueError, match=r"counts are of \(4,\) units, expected 5"):
         tfidf_bags(torch.tensor([[4]]), 5, DocumentCounts(1, torch.zeros(4)))
+
+
+# --- what is no model, and types of numbers
+
+
+@pytest.mark.parametrize("change", [lambda m: m, lambda m: "\ufeff" + m])
+def test_model_is_read_with_or_without_a_byte_order_mark(change) -> None:
+    model = train_subwords(["ab ab"], 20).to_json()
+    assert Subwords(change(model)).to_json() == model
+
+
+@pytest.mark.parametrize(
+    "model", ["", "{}", "null", "[" * 100_000, "<html></html>", "version https://git-lfs"]
+)
+def test_text_that_is_no_model_is_refused(model) -> None:
+    with pytest.raises(ValueError, match="not the JSON text of sub-word units"):
+        Subwords(model)
+
+
+def test_model_of_other_special_units_is_refused() -> None:
+    model = train_subwords(["ab ab"], 20).to_json()
+    with pytest.raises(ValueError, match="the first sub-word units must be"):
+        Subwords(model.replace("<start>", "[CLS]"))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_bags_of_small_integers_are_the_same(dtype) -> None:
+    ids = torch.tensor([[5, 4, 5, END], [7, END, PAD, PAD]])
+    for found, expected in zip(tfidf_bags(ids.to(dtype), 8), tfidf_bags(ids, 8), strict=True):
+        assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="integer type"):
+        tfidf_bags(ids.float(), 8)

@@ -106,6 +106,7 @@ def test_svg_text_is_not_drawn_whatever_fonts_there_are() -> None:
         ({"stamps/animals/bird.svg": b"\xff\xff"}, "animals/bird.svg: not a picture"),
         ({"stamps/animals/bird.txt": b"\nde.utf8=Vogel"}, "animals/bird.txt: no English caption"),
         ({"stamps/animals/bird.txt": b"\xff\xfe"}, "animals/bird.txt: not UTF-8"),
+        ({"stamps/animals/bird.txt": b"\xef\xbb\xbf\r\n"}, "animals/bird.txt: no English caption"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Words of the command line; those of this process by default.
 
     Returns:
-        Exit status: 2 if a data set is unknown, damaged or cannot be had.
+        Exit status: 2 if a data set is unknown, damaged or cannot be had, or the cache cannot be
+        used.
     """
     parser = argparse.ArgumentParser(prog="python -m trainaug.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             action = _fetch if asked.command == "fetch" else _verify
             action(asked.names or registry.names())
-    except (ValueError, DataUnavailableError, CorruptDataError) as error:
+    except (ValueError, OSError, DataUnavailableError, CorruptDataError) as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
     return 0

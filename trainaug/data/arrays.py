@@ -8,11 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trainaug.data.files import FilePath, MissingFileError, as_path, open_file
+from trainaug.data.placeholders import SHORT, what_it_is
 
 __all__ = [
     "Arrays",
@@ -36,6 +40,7 @@ class CorruptDataError(RuntimeError):
 # classes have ``train_x`` of shape (N, ...), ``train_y`` with class numbers from 0 of shape (N,),
 # and the official test part as ``test_x`` and ``test_y``, of length 0 where there is none.
 Arrays = dict[str, NDArray[Any]]
+MAX_BYTES = 1 << 30  # of all arrays of a file
 
 
 def hash_arrays(arrays: Arrays) -> str:
@@ -60,13 +65,14 @@ def hash_arrays(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
+def write_arrays(path: FilePath, arrays: Arrays) -> None:
     """Write arrays so that readers and other writers see the old file or the whole new one.
 
     Args:
         path: An ``.npz`` file; its folder is made when missing.
         arrays: The arrays by name.
     """
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -81,7 +87,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
         raise
 
 
-def read_arrays(path: Path) -> Arrays:
+def read_arrays(path: FilePath) -> Arrays:
     """Read what `write_arrays` wrote; nothing is unpickled.
 
     Args:
@@ -92,12 +98,34 @@ def read_arrays(path: Path) -> Arrays:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CorruptDataError: If the file is not a whole ``.npz``.
+        CorruptDataError: If it is not a whole ``.npz``, but a folder, say, or holds more than 1 GB.
     """
-    with path.open("rb") as stream:
+    path = as_path(path)
+    try:
+        stream = open_file(path)
+    except MissingFileError:
+        raise
+    except ValueError as error:
+        raise CorruptDataError(str(error)) from error
+    with stream:
         try:
-            with np.load(stream, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+            return _read_npz(stream)
         except Exception as error:  # a damaged zip fails in a dozen ways
             raise CorruptDataError(f"{path} is not readable as npz: {error!r}") from error
-    return arrays
+
+
+def _read_npz(stream: BinaryIO) -> Arrays:
+    known = what_it_is(stream.read(SHORT + 1))
+    if known and "(or .npz)" not in known:
+        raise zipfile.BadZipFile(f"it is {known}")
+    stream.seek(0)
+    with zipfile.ZipFile(stream) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > MAX_BYTES:
+        raise zipfile.BadZipFile(f"it unpacks to {size} bytes")
+    stream.seek(0)
+    with np.load(stream, allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    if not all(isinstance(array, np.ndarray) for array in found.values()):
+        raise zipfile.BadZipFile("it holds other files than arrays")
+    return found

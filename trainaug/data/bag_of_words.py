@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainaug.checks import class_labels, indices
 from trainaug.roots import log
 
 __all__ = ["build_vocabulary", "split_words", "tf_idf", "token_matrix"]
@@ -43,12 +44,20 @@ def token_matrix(texts: Sequence[str], vocabulary: Mapping[str, int]) -> Tensor:
         vocabulary: Numbers of the known words, from 1.
 
     Returns:
-        int64 ``(N, T)``: each known word of a text once, in order of appearance, then zeros.
+        int64 ``(N, T)``: each known word of a text once, in order of appearance, then zeros;
+        ``(0, 0)`` of no text.
+
+    Raises:
+        TypeError: If ``texts`` is one text, whose letters would count as texts.
     """
+    if isinstance(texts, str):
+        raise TypeError("texts must be a sequence of texts, got one text")
     rows = []
     for text in texts:
         known = dict.fromkeys(w for w in split_words(text) if w in vocabulary)
         rows.append(torch.tensor([vocabulary[w] for w in known], dtype=torch.long))
+    if not rows:
+        return torch.zeros(0, 0, dtype=torch.long)
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
@@ -63,7 +72,11 @@ def tf_idf(tokens: Tensor, train: Tensor, size: int) -> Tensor:
     Returns:
         float32 ``(N, size)``, rows of unit length (zero where no word is known): 1 or 0 times
         ``log((1 + M) / (1 + df)) + 1``, scikit-learn's smooth idf.
+
+    Raises:
+        ValueError: If a token is not in ``0 .. size``, or ``train`` does not hold row numbers.
     """
+    tokens, train = class_labels(tokens, size + 1), indices(train, len(tokens))
     counts = torch.zeros(len(tokens), size + 1, device=tokens.device).scatter_(1, tokens, 1.0)[
         :, 1:
     ]  # (N, size)

@@ -9,7 +9,8 @@ visual-semantic alignments", CVPR 2015 (the splits); Faghri et al., "VSE++", BMV
 
 from __future__ import annotations
 
-import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from trainaug.data.files import (
+    FilePath,
+    as_path,
+    has_words,
+    read_json,
+    read_lines,
+    read_npy,
+    stripped,
+)
+
 __all__ = ["CaptionSet", "coco_captions", "karpathy_captions", "precomputed_features"]
 
 CAPTIONS_PER_PICTURE = 5  # of the VSE++ authors' files, which state no owners
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # JSON can escape NUL and half a UTF-16 couple
 T = TypeVar("T")
 
 
@@ -30,7 +42,7 @@ class CaptionSet:
 
     Attributes:
         pictures: File names ``folder/name`` or ``name``, one a picture; or None.
-        features: Floating point ``(N, D)``, one row a picture; or None.
+        features: float32 or float64 ``(N, D)``, finite, one row a picture; or None.
         captions: The texts, in the file's order.
         image_ids: Row of the picture that each caption belongs to, in ``0 .. N - 1``.
     """
@@ -41,7 +53,7 @@ class CaptionSet:
     image_ids: NDArray[np.int64]
 
 
-def coco_captions(annotation_file: Path) -> CaptionSet:
+def coco_captions(annotation_file: FilePath) -> CaptionSet:
     """Read an official ``captions_*.json`` of COCO.
 
     Args:
@@ -49,13 +61,16 @@ def coco_captions(annotation_file: Path) -> CaptionSet:
             ``annotations[image_id, caption]``.
 
     Returns:
-        File names and captions, both in the file's order; no features.
+        File names and captions, both in the file's order; no features. Captions without a letter,
+        digit or symbol are left out.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is not such JSON, a caption's picture is unknown, a picture
-            occurs twice or has no caption, or there is none.
+            occurs twice or has no caption left, or there is none.
     """
-    content = _read_json(annotation_file)
+    annotation_file = as_path(annotation_file)
+    content = read_json(annotation_file)
     rows: dict[int, int] = {}
     pictures: list[str] = []
     for image in _field(content, "images", list, annotation_file):
@@ -70,12 +85,12 @@ def coco_captions(annotation_file: Path) -> CaptionSet:
         number = _field(annotation, "image_id", int, annotation_file)
         if number not in rows:
             raise ValueError(f"{annotation_file}: caption of unknown picture {number}")
-        captions.append(_field(annotation, "caption", str, annotation_file).strip())
+        captions.append(_field(annotation, "caption", str, annotation_file))
         owners.append(rows[number])
     return _caption_set(annotation_file, pictures, captions, owners)
 
 
-def karpathy_captions(json_file: Path, split: str, *, restval: bool = False) -> CaptionSet:
+def karpathy_captions(json_file: FilePath, split: str, *, restval: bool = False) -> CaptionSet:
     """Read one part of Karpathy's ``dataset_flickr30k.json`` or ``dataset_coco.json``.
 
     Args:
@@ -85,16 +100,19 @@ def karpathy_captions(json_file: Path, split: str, *, restval: bool = False) -> 
         restval: Add the part ``restval`` to ``train``, as in the rows "+rV" of VSE++.
 
     Returns:
-        File names and raw captions in the file's order; no features.
+        File names and raw captions in the file's order; no features. Captions without a letter,
+        digit or symbol are left out.
 
     Raises:
-        ValueError: If the file is not such JSON or has no such split, a picture has no caption,
-            or ``restval`` is asked for another split than ``train``.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not such JSON or has no such split, a picture occurs twice or
+            has no caption left, or ``restval`` is asked for another split than ``train``.
     """
+    json_file = as_path(json_file)
     if restval and split != "train":
         raise ValueError(f"restval belongs to the split 'train', got {split!r}")
     wanted = [split, *(["restval"] if restval else [])]
-    images = _field(_read_json(json_file), "images", list, json_file)
+    images = _field(read_json(json_file), "images", list, json_file)
     splits = [_field(image, "split", str, json_file) for image in images]
     for name in wanted:
         if name not in splits:
@@ -107,13 +125,13 @@ def karpathy_captions(json_file: Path, split: str, *, restval: bool = False) -> 
             folder = _field(image, "filepath", str, json_file) if "filepath" in image else ""
             name = _field(image, "filename", str, json_file)
             for sentence in _field(image, "sentences", list, json_file):
-                captions.append(_field(sentence, "raw", str, json_file).strip())
+                captions.append(_field(sentence, "raw", str, json_file))
                 owners.append(len(pictures))
             pictures.append(f"{folder}/{name}" if folder else name)
     return _caption_set(json_file, pictures, captions, owners)
 
 
-def precomputed_features(folder: Path, split: str) -> CaptionSet:
+def precomputed_features(folder: FilePath, split: str) -> CaptionSet:
     """Read one part of the VSE++ authors' layout: picture features and captions in order.
 
     Args:
@@ -122,42 +140,51 @@ def precomputed_features(folder: Path, split: str) -> CaptionSet:
         split: ``train``, ``dev``, ``test`` or, for COCO, ``testall``.
 
     Returns:
-        Features, one row a picture, and captions in the file's order; no file names.
+        Features, one row a picture, in this machine's byte order, float16 as float32; and captions
+        in the file's order; no file names. Captions without a letter, digit or symbol are left out.
 
     Raises:
-        ValueError: If there is no such split, the array is not a floating point matrix, needs
-            unpickling, has repeated rows that differ, or does not fit the number of captions.
+        ValueError: If there is no such split, the array is not a matrix of float16, float32 or
+            float64, needs unpickling, holds NaN or infinity, has repeated rows that differ, or does
+            not fit the number of captions, or a picture has no caption left.
 
     Notes:
         Departure from the authors' code: of COCO's ``dev`` they read the first 1000 pictures.
     """
+    folder = as_path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: is not a folder")
     known = sorted(path.name.removesuffix("_ims.npy") for path in folder.glob("*_ims.npy"))
     if split not in known:
         raise ValueError(f"{folder}: no split {split!r}; it has {known}")
     array_file, text_file = folder / f"{split}_ims.npy", folder / f"{split}_caps.txt"
-    if not text_file.is_file():
-        raise ValueError(f"{text_file}: no such file beside {array_file.name}")
-    try:
-        rows = np.load(array_file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{array_file}: not a plain array: {error}") from error
-    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != "f":
+    captions = read_lines(text_file)
+    rows = read_npy(array_file)
+    if rows.ndim != 2 or rows.dtype.kind != "f" or not rows.shape[1]:
         raise ValueError(f"{array_file}: not a floating point matrix (N, D)")
-    try:
-        text = text_file.read_bytes().decode().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{text_file}: not UTF-8: {error}") from error
-    captions = [line.strip() for line in text.split("\n")] if text else []
+    if rows.dtype.itemsize > 8:
+        raise ValueError(f"{array_file}: {rows.dtype}, which torch lacks; save it as float64")
     count, rest = divmod(len(captions), CAPTIONS_PER_PICTURE)
     if rest or len(rows) not in (count, len(captions)):
         raise ValueError(f"{array_file}: {len(rows)} rows do not fit {len(captions)} captions")
+    _refuse_not_finite(rows, array_file)
     step = CAPTIONS_PER_PICTURE if count and len(rows) == len(captions) else 1
-    features = np.array(rows[::step])  # (N, D)
+    kind = np.float64 if rows.dtype.itemsize == 8 else np.float32
+    features: NDArray[np.floating[Any]] = np.array(rows[::step], kind, order="C")  # (N, D)
     for shift in range(1, step):
         if not np.array_equal(rows[shift::step], features):
             raise ValueError(f"{array_file}: rows are not repeated {step} times")
     owners = np.repeat(np.arange(count), CAPTIONS_PER_PICTURE).tolist()
     return _caption_set(text_file, None, captions, owners, features)
+
+
+def _refuse_not_finite(rows: NDArray[np.floating[Any]], file: Path) -> None:
+    for start in range(0, len(rows), 4096):  # in pieces: the file may be larger than memory
+        bad = np.flatnonzero(~np.isfinite(rows[start : start + 4096]).all(axis=1))
+        if len(bad):
+            row = start + int(bad[0])
+            value = rows[row][~np.isfinite(rows[row])][0]
+            raise ValueError(f"{file}: row {row} holds {float(value)}, features must be finite")
 
 
 def _caption_set(
@@ -167,30 +194,35 @@ def _caption_set(
     owners: Sequence[int],
     features: NDArray[np.floating[Any]] | None = None,
 ) -> CaptionSet:
+    if pictures is not None and len(set(pictures)) < len(pictures):
+        [(twice, _)] = Counter(pictures).most_common(1)
+        raise ValueError(f"{file}: picture {twice!r} occurs twice")
     if not captions:
         raise ValueError(f"{file}: no captions")
-    image_ids = np.array(owners, dtype=np.int64)
-    if pictures is not None:
-        alone = np.flatnonzero(np.bincount(image_ids, minlength=len(pictures)) == 0)
-        if len(alone):
-            raise ValueError(f"{file}: picture {pictures[alone[0]]!r} has no caption")
+    kept = [(stripped(c), row) for c, row in zip(captions, owners, strict=True) if has_words(c)]
+    image_ids = np.array([row for _, row in kept], dtype=np.int64)
+    count = len(pictures) if pictures is not None else max(owners) + 1
+    alone = np.flatnonzero(np.bincount(image_ids, minlength=count) == 0)
+    if len(alone):
+        name = repr(pictures[alone[0]]) if pictures is not None else f"in row {alone[0]}"
+        raise ValueError(f"{file}: picture {name} has no caption, or empty ones only")
     names = None if pictures is None else tuple(pictures)
-    return CaptionSet(names, features, tuple(captions), image_ids)
-
-
-def _read_json(file: Path) -> object:
-    try:
-        with file.open("rb") as stream:
-            content: object = json.load(stream)
-    except ValueError as error:  # of syntax, and of encoding
-        raise ValueError(f"{file}: not JSON: {error}") from error
-    return content
+    return CaptionSet(names, features, tuple(text for text, _ in kept), image_ids)
 
 
 def _field(entry: object, key: str, kind: type[T], file: Path) -> T:
     if not isinstance(entry, dict) or key not in entry:
-        raise ValueError(f"{file}: no key {key!r} in {str(entry)[:80]}")
+        raise ValueError(f"{file}: no key {key!r} in {_shown(entry)}")
     value = entry[key]
-    if not isinstance(value, kind):
-        raise ValueError(f"{file}: {key!r} is {str(value)[:80]}, expected {kind.__name__}")
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{file}: {key!r} is {_shown(value)}, expected {kind.__name__}")
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        raise ValueError(f"{file}: {key!r} is {_shown(value)!a}, which holds what is no character")
     return value
+
+
+def _shown(value: object) -> str:
+    try:
+        return str(value)[:80]
+    except RecursionError:
+        return f"a {type(value).__name__}, nested deeply"

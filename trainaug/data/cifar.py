@@ -9,20 +9,22 @@ that of https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version".
 
 from __future__ import annotations
 
-import tarfile
-import zlib
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainaug.data.archives import Archive
 from trainaug.data.arrays import Arrays, CorruptDataError, DataUnavailableError
+from trainaug.data.files import FilePath, as_path, open_file
+from trainaug.data.placeholders import what_it_is
 
 __all__ = ["load_cifar"]
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 PIXELS = 3 * 32 * 32  # red, green, blue, each row by row
+MAX_BYTES = 1 << 29  # unpacked; the official archives have 185 MB
 
 
 class _Layout(NamedTuple):
@@ -48,7 +50,7 @@ LAYOUTS = {
 }
 
 
-def load_cifar(path: Path, num_classes: Literal[10, 100], *, complete: bool = True) -> Arrays:
+def load_cifar(path: FilePath, num_classes: Literal[10, 100], *, complete: bool = True) -> Arrays:
     """Read the training and the test part.
 
     Args:
@@ -65,17 +67,22 @@ def load_cifar(path: Path, num_classes: Literal[10, 100], *, complete: bool = Tr
     Raises:
         ValueError: If ``num_classes`` is another number.
         DataUnavailableError: If a file is missing; the message says where to get it.
-        CorruptDataError: If the archive is damaged, has an unsafe path, a wanted file twice or a
-            link in its place, or if a file has a wrong length or a label out of range.
+        CorruptDataError: If the archive is damaged, unpacks to more than 512 MB, has an unsafe
+            path, a wanted file twice or a link in its place, or if a file cannot be read, has a
+            wrong length or a label out of range.
     """
     if num_classes not in LAYOUTS:
         raise ValueError(f"num_classes must be one of {tuple(LAYOUTS)}, got {num_classes!r}")
     layout = LAYOUTS[num_classes]
     names = list(layout.pictures)
-    if path.is_dir():
-        files = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
-    else:
-        files = _read_archive(path, layout) if path.is_file() else {}
+    path = as_path(path)
+    try:
+        if path.is_dir():
+            files = _read_folder(path, layout)
+        else:
+            files = _read_archive(path, layout) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise CorruptDataError(str(error)) from error
     missing = [name for name in names if name not in files]
     if missing:
         raise DataUnavailableError(
@@ -88,25 +95,27 @@ def load_cifar(path: Path, num_classes: Literal[10, 100], *, complete: bool = Tr
     return train | {"test_x": x[-1], "test_y": y[-1]}
 
 
+def _read_folder(folder: Path, layout: _Layout) -> dict[str, bytes]:
+    files = {}
+    for name, pictures in layout.pictures.items():
+        if (folder / name).exists():
+            with open_file(folder / name) as stream:
+                files[name] = stream.read((pictures + 1) * (len(layout.labels) + PIXELS))
+    return files
+
+
 def _read_archive(archive: Path, layout: _Layout) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     largest = max(layout.pictures.values()) * (len(layout.labels) + PIXELS)
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:  # in the archive's order: going back would decompress anew
-                path = PurePosixPath(member.name)
-                if path.is_absolute() or ".." in path.parts:
-                    raise CorruptDataError(f"{archive}: unsafe path {member.name!r}")
-                if path.name not in layout.pictures or member.isdir():
-                    continue
-                stream = tar.extractfile(member) if member.isreg() else None
-                if stream is None or member.size > largest or path.name in files:
-                    raise CorruptDataError(f"{archive}: no usable file {member.name!r}")
-                files[path.name] = stream.read()
-            while tar.fileobj is not None and tar.fileobj.read(1 << 20):
-                pass  # to the end, where gzip has its checksum
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise CorruptDataError(f"{archive}: not a whole tar archive: {error}") from error
+    with open_file(archive) as stream:
+        members = Archive(stream, str(archive), MAX_BYTES)
+        for member in members:
+            name = PurePosixPath(member.name).name
+            if name not in layout.pictures or member.isdir():
+                continue
+            if member.size > largest or name in files:
+                raise CorruptDataError(f"{archive}: no usable file {member.name!r}")
+            files[name] = members.read(member)
     return files
 
 
@@ -116,7 +125,10 @@ def _decode(
     head = len(layout.labels)
     count, rest = divmod(len(data), head + PIXELS)
     if rest or not count:
-        raise CorruptDataError(f"{what}: {len(data)} bytes are not records of {head} + {PIXELS}")
+        reason = f": it is {known}" if (known := what_it_is(data)) else ""
+        raise CorruptDataError(
+            f"{what}: {len(data)} bytes are not records of {head} + {PIXELS}{reason}"
+        )
     official = layout.pictures[name]
     if count > official or (complete and count < official):
         raise CorruptDataError(f"{what}: {count} pictures, expected {official}")

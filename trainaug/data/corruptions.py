@@ -34,13 +34,15 @@ def corrupt(
         generator: Source of the noise, which alone needs one.
 
     Raises:
-        ValueError: If an option is unknown, or noise has no generator.
+        ValueError: If an option is unknown, noise has no generator, or ``x`` is of integers.
     """
     if kind not in CORRUPTIONS or severity not in SEVERITIES:
         raise ValueError(
             f"kind must be one of {', '.join(CORRUPTIONS)} and severity 1 to 5, "
             f"got {kind!r}, {severity!r}"
         )
+    if not x.is_floating_point():
+        raise ValueError(f"pictures must be floating point in [0, 1], got {x.dtype}")
     if kind == "noise":
         if generator is None:
             raise ValueError("noise needs a generator")

@@ -40,7 +40,7 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
             is everywhere.
     """
     try:
-        parsed = {name: json.loads(data) for name, data in files.items()}
+        parsed = {name: _parsed(name, data) for name, data in files.items()}
         icons = {vendor: _by_key(parsed[f"{vendor}/chars"]) for vendor in VENDORS}
         captions = {code: _captions(parsed, code) for code in ("en", *LANGUAGES)}
         groups = parsed[f"{VENDORS[0]}/categories"]["categories"]
@@ -65,6 +65,13 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
         "keywords": ["|".join(captions["en"][key][1]) for key in keys],
     } | {f"names_{code}": [captions[code][key][0] for key in keys] for code in LANGUAGES}
     return {"pictures": pictures} | {name: np.array(values) for name, values in text.items()}
+
+
+def _parsed(name: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CorruptDataError(f"{name}: not the expected JSON: {error!r}") from error
 
 
 def _by_key(chars: Mapping[str, str]) -> dict[str, str]:

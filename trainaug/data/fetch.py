@@ -12,19 +12,21 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from trainaug.data.archives import Archive
 from trainaug.data.arrays import Arrays, CorruptDataError
+from trainaug.data.files import FilePath, as_path, open_file
 from trainaug.data.gaussian import reference_arrays
+from trainaug.data.placeholders import what_it_is
 from trainaug.data.progress import progress_bar
 from trainaug.data.sklearn_sets import bundled_arrays
 
@@ -42,6 +44,7 @@ CONNECT_SECONDS = 5.0
 DOWNLOAD_SECONDS = 600.0
 MAX_BYTES = 1 << 28
 APT_OPTIONS = ["-q", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10"]
+MAX_UNPACKED = 1 << 31  # of a whole archive, most of which is passed over
 
 
 class RouteError(RuntimeError):
@@ -103,7 +106,7 @@ def attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
     raise ValueError(f"unknown route kind {route.kind!r}")
 
 
-def read_members(archive: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
+def read_members(archive: FilePath, wanted: Mapping[str, str]) -> dict[str, bytes]:
     """Read named files of a tar archive in memory; nothing is written.
 
     Args:
@@ -114,41 +117,47 @@ def read_members(archive: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
         Key to contents; below a folder, ``key/rest of the path`` to contents.
 
     Raises:
-        CorruptDataError: If the archive is damaged, has an absolute path or one with ``..``
-            anywhere, lacks what is wanted or has a link there, or if a wanted file, or all files
-            below a wanted folder, exceed 256 MB.
+        CorruptDataError: If the archive is missing or damaged, has an absolute path or one with
+            ``..`` anywhere, lacks what is wanted or has it twice or as a link, if a wanted file, or
+            all files below a wanted folder, exceed 256 MB, or the whole unpacks to more than 2 GB.
     """
+    archive = as_path(archive)
+    contents: dict[str, bytes] = {}
+    sizes = dict.fromkeys(wanted, 0)
     try:
-        with tarfile.open(archive) as tar:
-            members = {str(PurePosixPath(member.name)): member for member in tar}
-            for name in members:
-                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                    raise CorruptDataError(f"{archive.name}: unsafe path {name!r}")
-            contents = {}
-            for key, name in wanted.items():
-                chosen = {key: members.get(name)}
-                if name.endswith("/"):
-                    chosen = {
-                        f"{key}/{path.removeprefix(name)}": member
-                        for path, member in members.items()
-                        if path.startswith(name) and not member.isdir()
-                    }
-                usable = [m for m in chosen.values() if m is not None and m.isfile()]
-                size = sum(member.size for member in usable)
-                if not usable or len(usable) < len(chosen) or size > MAX_BYTES:
+        stream = open_file(archive)
+    except ValueError as error:
+        raise CorruptDataError(str(error)) from error
+    with stream:
+        members = Archive(stream, archive.name, MAX_UNPACKED)
+        for member in members:
+            path = str(PurePosixPath(member.name))
+            for key, inner in _keys(path, wanted, folder=member.isdir()):
+                name = wanted[key]
+                sizes[key] += max(member.size, 0)
+                if not member.isreg() or sizes[key] > MAX_BYTES or inner in contents:
                     raise CorruptDataError(f"{archive.name}: no usable file {name!r}")
-                for inner, member in zip(chosen, usable, strict=True):
-                    stream = tar.extractfile(member)
-                    contents[inner] = stream.read() if stream else b""
-            return contents
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise CorruptDataError(f"{archive.name}: not a whole tar archive: {error}") from error
+                contents[inner] = members.read(member)
+    for key, name in wanted.items():
+        if key not in contents and not any(inner.startswith(f"{key}/") for inner in contents):
+            raise CorruptDataError(f"{archive.name}: no usable file {name!r}")
+    return contents
+
+
+def _keys(path: str, wanted: Mapping[str, str], *, folder: bool) -> Iterator[tuple[str, str]]:
+    """Keys that want the file at a path of an archive, and the names that it gets."""
+    for key, name in wanted.items():
+        if path == name:
+            yield key, key
+        elif name.endswith("/") and path.startswith(name) and not folder:
+            yield key, f"{key}/{path.removeprefix(name)}"
 
 
 def _check_sha256(data: bytes, expected: str, what: str) -> None:
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
-        raise CorruptDataError(f"{what}: sha256 {found}, expected {expected}")
+        reason = f"; it is {known}" if (known := what_it_is(data)) else ""
+        raise CorruptDataError(f"{what}: sha256 {found}, expected {expected}{reason}")
 
 
 def _decode(decoder: str, files: Mapping[str, bytes]) -> Arrays:

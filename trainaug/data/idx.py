@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainaug.data.arrays import Arrays, CorruptDataError
+from trainaug.data.placeholders import what_it_is
 
 __all__ = ["decode", "parse_idx_gz"]
 
@@ -36,26 +37,50 @@ def parse_idx_gz(data: bytes, *, what: str = "IDX file") -> NDArray[np.uint8]:
 
     Raises:
         CorruptDataError: If the gzip stream is damaged, truncated, followed by other bytes or
-            larger than 256 MB, or if magic number or sizes do not fit the payload.
+            larger than 256 MB, or if magic number or sizes do not fit the payload. No more than the
+            header claims is unpacked.
 
     Example:
         >>> import gzip
         >>> parse_idx_gz(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9])))
         array([7, 9], dtype=uint8)
     """
-    stream = zlib.decompressobj(wbits=31)  # 31: gzip, with its checksum
-    try:
-        raw = stream.decompress(data, MAX_BYTES + 1)
-    except zlib.error as error:
-        raise CorruptDataError(f"{what}: not a gzip stream: {error}") from error
-    if len(raw) > MAX_BYTES:
+    unpacked = _Unpacked(data, what)
+    magic = unpacked.take(4)
+    if magic[:3] != b"\0\0\x08" or len(magic) < 4 or not 1 <= magic[3] <= 4:
+        raise CorruptDataError(f"{what}: IDX magic {magic.hex()}, expected 00000801..00000804")
+    sizes = unpacked.take(4 * magic[3])
+    shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4))
+    count = math.prod(shape)
+    values = unpacked.take(min(count, MAX_BYTES) + 1)  # what is claimed, and no more
+    if len(values) > MAX_BYTES:
         raise CorruptDataError(f"{what}: unpacks to more than {MAX_BYTES} bytes")
-    if not stream.eof or stream.unused_data:
-        raise CorruptDataError(f"{what}: gzip stream is truncated or followed by other bytes")
-    if raw[:3] != b"\0\0\x08" or len(raw) < 4 or not 1 <= raw[3] <= 4:
-        raise CorruptDataError(f"{what}: IDX magic {raw[:4].hex()}, expected 00000801..00000804")
-    start = 4 + 4 * raw[3]
-    shape = tuple(int.from_bytes(raw[i : i + 4], "big") for i in range(4, start, 4))
-    if len(raw) < start or len(raw) - start != math.prod(shape):
-        raise CorruptDataError(f"{what}: {len(raw) - start} values do not fill shape {shape}")
-    return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
+    if len(sizes) < 4 * magic[3] or len(values) != count:
+        more = "at least " if len(values) > count else ""
+        raise CorruptDataError(f"{what}: {more}{len(values)} values do not fill shape {shape}")
+    if math.prod(size or 1 for size in shape) > MAX_BYTES:  # no values, and a shape beyond NumPy
+        raise CorruptDataError(f"{what}: shape {shape} is damaged")
+    return np.frombuffer(values, dtype=np.uint8).reshape(shape)
+
+
+class _Unpacked:
+    """Reads a gzip stream in pieces of bounded length."""
+
+    def __init__(self, data: bytes, what: str) -> None:
+        self._stream = zlib.decompressobj(wbits=31)  # 31: gzip, with its checksum
+        self._rest, self._what = data, what
+
+    def take(self, count: int) -> bytes:
+        """Unpack so many bytes; fewer are left only at the end of a whole stream."""
+        try:
+            found = self._stream.decompress(self._rest, count)
+        except zlib.error as error:
+            known = what_it_is(self._rest)
+            reason = f"it is {known}" if known and not known.startswith("gzip") else error
+            raise CorruptDataError(f"{self._what}: not a gzip stream: {reason}") from error
+        self._rest = self._stream.unconsumed_tail
+        if len(found) < count and (not self._stream.eof or self._stream.unused_data):
+            raise CorruptDataError(
+                f"{self._what}: gzip stream is truncated or followed by other bytes"
+            )
+        return found

@@ -11,14 +11,15 @@ Reference: Bojar et al., "Findings of the 2014 workshop on statistical machine t
 from __future__ import annotations
 
 import hashlib
-import html
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainaug.data import registry
+from trainaug.data.files import FilePath, as_path, has_text, read_lines, stripped
 from trainaug.data.libreoffice_decode import texts_of
+from trainaug.data.segments import joined_segments
 
 __all__ = ["PARTS", "ParallelText", "iwslt_pairs", "libreoffice_help", "page_part", "plain_pairs"]
 
@@ -117,30 +118,52 @@ def _levelled(text: str) -> str:
     return re.sub(r"\d+", "0", text.casefold())
 
 
-def plain_pairs(source_file: Path, target_file: Path) -> ParallelText:
+def plain_pairs(source_file: FilePath, target_file: FilePath) -> ParallelText:
     """Read two files whose lines belong together: ``train.en`` and ``train.de`` of WMT14.
 
     Args:
-        source_file: UTF-8 text, one sentence a line.
+        source_file: UTF-8 text, one sentence a line; only a line feed ends a line.
         target_file: As many lines, the translations.
 
     Returns:
-        The pairs in the files' order, white space at the ends removed; pairs with an empty side
-        are left out.
+        The pairs in the files' order, white space at the ends and byte order marks removed; pairs
+        with a side that shows nothing are left out.
 
     Raises:
-        ValueError: If a file is missing or not UTF-8, the numbers of lines differ, or no pair is
-            left.
+        ValueError: If a file is missing, is not UTF-8 text or is markup, the numbers of lines
+            differ, or no pair is left.
     """
-    return _aligned((source_file, target_file), [_lines(f) for f in (source_file, target_file)])
+    files = (as_path(source_file), as_path(target_file))
+    sides = [read_lines(file) for file in files]
+    for file, lines in zip(files, sides, strict=True):
+        _refuse_markup(file, lines)
+    return _aligned(files, sides)
 
 
 _TAGS = "url|speaker|talkid|title|description|keywords|reviewer|translator|doc|seekvideo|transcript"
-_TAG_LINE = re.compile(rf"\s*</?({_TAGS})\b")
-_SEGMENT = re.compile(r"<seg\b[^>]*>(.*?)</seg>", re.DOTALL)
+_TAG_LINE = re.compile(rf"\s*</?({_TAGS})\b", re.IGNORECASE)
+_MARKUP = re.compile(
+    r"\s*(<[?!]|</?(seg|srcset|refset|tstset|mteval|tmx|tuv?|xliff|doc)\b|(<[^<>]+>\s*)+$)",
+    re.IGNORECASE,
+)
+_WORDS_LIKE_TAGS = re.compile(r"\s*(</?(unk|s|pad|bos|eos|mask)>\s*)+$", re.IGNORECASE)
 
 
-def iwslt_pairs(folder: Path, split: str, source: str = "de", target: str = "en") -> ParallelText:
+def _refuse_markup(file: Path, lines: Iterable[str]) -> None:
+    """Look at the first line alone: texts from the web have a tag here and there."""
+    first = next((stripped(line) for line in lines if has_text(line)), "")
+    if _WORDS_LIKE_TAGS.match(first):
+        return
+    if _MARKUP.match(first) or _TAG_LINE.match(first):
+        raise ValueError(
+            f"{file}: not plain text: it begins with the tag {first[:60]!r}; give one sentence a"
+            " line, or the files of IWSLT to iwslt_pairs"
+        )
+
+
+def iwslt_pairs(
+    folder: FilePath, split: str, source: str = "de", target: str = "en"
+) -> ParallelText:
     """Read one part of IWSLT14 in the official layout of a language pair.
 
     Args:
@@ -151,17 +174,21 @@ def iwslt_pairs(folder: Path, split: str, source: str = "de", target: str = "en"
         target: Language to translate to; the files may be named ``de-en`` or ``en-de``.
 
     Returns:
-        The pairs in the files' order. Of ``train``, lines of talk data (``<url>``, ``<title>`` and
-        so on) are dropped; of the XML files the ``<seg>`` elements are taken, entities replaced.
-        Pairs with an empty side are left out.
+        The pairs in the order of the source file. Of ``train``, lines of talk data (``<url>``,
+        ``<title>`` and so on) are dropped; of the XML files the ``<seg>`` elements are paired by
+        document and number. Pairs with a side that shows nothing are left out.
 
     Raises:
-        ValueError: If there is no such part, a file is missing, not UTF-8 or has no segment, or
-            the numbers of sentences differ.
+        ValueError: If there is no such folder or part, a file is missing, not UTF-8, no well-formed
+            XML or has no segment, the numbers of sentences differ, or a segment is in one file only
+            or twice in a file.
 
     Notes:
         Departure from fairseq's script, which keeps titles and descriptions as training sentences.
     """
+    folder = as_path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: is not a folder")
     names = (f"{source}-{target}", f"{target}-{source}")
     stems = (
         [f"train.tags.{name}." for name in names]
@@ -171,38 +198,20 @@ def iwslt_pairs(folder: Path, split: str, source: str = "de", target: str = "en"
     ending = "" if split == "train" else ".xml"
     for stem in stems:
         files = [folder / f"{stem}{code}{ending}" for code in (source, target)]
-        if any(file.exists() for file in files):
+        if any(file.exists() or file.is_symlink() for file in files):
             break
     else:
         known = sorted(path.name for path in folder.glob("*"))
         raise ValueError(f"{folder}: no split {split!r} of {source}-{target}; it has {known}")
-    read = _segments if ending else _untagged
-    return _aligned(files, [read(file) for file in files])
+    if ending:
+        return _kept(files[0], joined_segments(*files))
+    return _aligned(files, [_untagged(file) for file in files])
 
 
 def _untagged(file: Path) -> list[str]:
-    return [line for line in _lines(file) if not _TAG_LINE.match(line)]
-
-
-def _segments(file: Path) -> list[str]:
-    found = [html.unescape(text) for text in _SEGMENT.findall(_text(file))]
-    if not found:
-        raise ValueError(f"{file}: no <seg> element")
-    return found
-
-
-def _lines(file: Path) -> list[str]:
-    text = _text(file).removesuffix("\n")
-    return text.split("\n") if text else []  # not splitlines: it also splits at U+2028
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_bytes().decode()
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: no such file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8: {error}") from error
+    lines = [line for line in read_lines(file) if not _TAG_LINE.match(stripped(line))]
+    _refuse_markup(file, lines)
+    return lines
 
 
 def _aligned(files: Sequence[Path], sides: Sequence[Sequence[str]]) -> ParallelText:
@@ -212,8 +221,11 @@ def _aligned(files: Sequence[Path], sides: Sequence[Sequence[str]]) -> ParallelT
             f"{files[0]} has {counts[0]} sentences, {files[1].name} has {counts[1]}; they must"
             " be aligned line by line"
         )
-    stripped = [(a.strip(), b.strip()) for a, b in zip(*sides, strict=True)]
-    pairs = [pair for pair in stripped if all(pair)]
-    if not pairs:
-        raise ValueError(f"{files[0]}: no pair of sentences")
-    return _parallel(pairs)
+    return _kept(files[0], zip(*sides, strict=True))
+
+
+def _kept(file: Path, pairs: Iterable[tuple[str, str]]) -> ParallelText:
+    kept = [(stripped(a), stripped(b)) for a, b in pairs if has_text(a) and has_text(b)]
+    if not kept:
+        raise ValueError(f"{file}: no pair of sentences")
+    return _parallel(kept)

@@ -10,18 +10,35 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["DATA_CACHE", "REGISTRY", "cache_folder"]
+__all__ = ["DATA_CACHE", "REGISTRY", "cache_folder", "expanded", "named_folder"]
 
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def expanded(path: str) -> Path:
+    """Return a path whose leading ``~`` is the home folder, as it stands where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user, so `~` is part of a name, as shells have it
+        return Path(path)
+
+
+def named_folder(variable: str) -> Path | None:
+    """Return the absolute folder that an environment variable names; None where it is empty.
+
+    A leading ``~`` is the home folder: env files and container settings leave it to the program.
+    """
+    named = os.environ.get(variable, "").strip()
+    return expanded(named).resolve() if named else None
 
 
 def _user_caches() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return named_folder("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    return named_folder("XDG_CACHE_HOME") or Path.home() / ".cache"
 
 
 def cache_folder(package: Path = _PACKAGE) -> Path:
@@ -30,8 +47,8 @@ def cache_folder(package: Path = _PACKAGE) -> Path:
     Args:
         package: Folder of the package ``trainaug``.
     """
-    if named := os.environ.get("TRAINAUG_DATA"):
-        return Path(named).resolve()
+    if named := named_folder("TRAINAUG_DATA"):
+        return named
     checkout = package.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / "claims").is_dir():
         return checkout / "data" / "cache"

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainaug.checks import finite, widened
 from trainaug.roots import sqrt
 
 __all__ = ["FEATURES", "picture_features", "random_crops"]
@@ -30,13 +31,18 @@ def picture_features(pictures: Tensor) -> Tensor:
     Returns:
         Shape ``(B, 768)``, same dtype and device: mean colours of 8x8 cells; square roots of the
         gradient energy of the grey picture in 8 directions in each cell, divided by the picture's
-        total; square roots of the shares of 4x4x4 colours.
+        total; square roots of the shares of 4x4x4 colours. Half precision is computed in float32.
 
     Raises:
-        ValueError: If the shape is wrong.
+        ValueError: If the shape is wrong, or the values are integers, NaN or infinite.
     """
     if pictures.ndim != 4 or pictures.shape[1] != 3 or any(s % CELLS for s in pictures.shape[2:]):
         raise ValueError(f"need (B, 3, H, W), sides multiples of 8, got {tuple(pictures.shape)}")
+    _check_floating(pictures)
+    finite("pictures", pictures)
+    if not len(pictures):
+        return pictures.new_zeros(0, FEATURES)
+    dtype, pictures = pictures.dtype, widened(pictures)
     grid = F.adaptive_avg_pool2d(pictures, CELLS)  # (B, 3, 8, 8)
     grey = F.pad(pictures.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     right = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2  # (B, 1, H, W)
@@ -63,7 +69,12 @@ def picture_features(pictures: Tensor) -> Tensor:
     one = torch.ones((), dtype=pictures.dtype, device=pictures.device)
     shares.scatter_add_(1, colour.flatten(1), one.expand(colour.flatten(1).shape))
     shares = sqrt(shares / colour[0].numel())  # (B, 64)
-    return torch.cat([grid.flatten(1), cells, shares], 1)
+    return torch.cat([grid.flatten(1), cells, shares], 1).to(dtype)
+
+
+def _check_floating(pictures: Tensor) -> None:
+    if not pictures.is_floating_point():
+        raise ValueError(f"pictures must be floating point in [0, 1], got {pictures.dtype}")
 
 
 def random_crops(pictures: Tensor, *, smallest: float = 0.75, generator: torch.Generator) -> Tensor:
@@ -75,13 +86,18 @@ def random_crops(pictures: Tensor, *, smallest: float = 0.75, generator: torch.G
         generator: Source of windows and colour gains (each channel times 0.8 to 1.2).
 
     Returns:
-        Shape, dtype and device of ``pictures``, values in [0, 1].
+        Shape, dtype and device of ``pictures``, values in [0, 1]. Half precision is computed in
+        float32.
 
     Raises:
-        ValueError: If ``smallest`` is not in ``(0, 1]``.
+        ValueError: If ``smallest`` is not in ``(0, 1]`` or the pictures are of integers.
     """
     if not 0 < smallest <= 1:
         raise ValueError(f"smallest must be in (0, 1], got {smallest}")
+    _check_floating(pictures)
+    if not len(pictures):
+        return pictures.clone()
+    dtype, pictures = pictures.dtype, widened(pictures)
     draws = torch.rand(len(pictures), 6, generator=generator, device=generator.device).to(pictures)
     side = smallest + (1 - smallest) * draws[:, 0]  # (B,)
     shift = (1 - side)[:, None] * (2 * draws[:, 1:3] - 1)  # (B, 2), in [-1, 1] coordinates
@@ -91,4 +107,4 @@ def random_crops(pictures: Tensor, *, smallest: float = 0.75, generator: torch.G
     grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
     crops = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
     gain = 0.8 + 0.4 * draws[:, 3:, None, None]  # (B, 3, 1, 1)
-    return (crops * gain).clamp(0, 1)
+    return (crops * gain).clamp(0, 1).to(dtype)

@@ -126,12 +126,12 @@ def describe() -> list[dict[str, str]]:
     Returns:
         Rows with ``name, title, licence, state``; state is ``bundled`` (no fetch needed),
         ``cached`` (not verified here), ``optional`` (not fetched, and nothing needs it) or
-        ``missing``.
+        ``missing``, also where a folder has its name.
     """
     rows = []
     for name, entry in _entries().items():
         absent = "optional" if entry.optional else "missing"
-        cached = "cached" if cache_path(name).exists() else absent
+        cached = "cached" if cache_path(name).is_file() else absent
         state = "bundled" if entry.is_local else cached
         rows.append({"name": name, "title": entry.title, "licence": entry.licence, "state": state})
     return rows
@@ -148,8 +148,11 @@ def fetch(name: str) -> None:
 
     Raises:
         ValueError: If there is no such data set.
-        DataUnavailableError: If every route failed; the message names each with its reason.
-        CorruptDataError: If a bundled or generated set is not the pinned one.
+        DataUnavailableError: If every route failed; the message names each with its reason. If
+            there can be no folder for the cache.
+        CorruptDataError: If a bundled or generated set is not the pinned one, or a corrupt cache
+            file cannot be removed: a folder of its name, say, which containers make of a mount.
+        OSError: If the cache cannot be written.
     """
     entry = info(name)
     try:
@@ -160,8 +163,12 @@ def fetch(name: str) -> None:
     except CorruptDataError as error:
         if entry.is_local:
             raise
-        cache_path(name).unlink(missing_ok=True)
+        try:
+            cache_path(name).unlink(missing_ok=True)
+        except OSError as refusal:
+            raise CorruptDataError(f"{refusal}: remove it by hand") from error
         tried = [f"cache: removed, {error}"]
+    _make_cache(name)
     for route in entry.routes:
         for label, get in attempts(route):
             for attempt in ("", " (second download)"):
@@ -182,6 +189,13 @@ def fetch(name: str) -> None:
         f" copy {cache_path(name).name} from another machine to {paths.DATA_CACHE}"
         " (or set TRAINAUG_DATA to a folder that has it)."
     )
+
+
+def _make_cache(name: str) -> None:
+    try:
+        cache_path(name).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataUnavailableError(f"{name}: no folder for the cache: {error}") from error
 
 
 def verify(name: str) -> None:
@@ -232,10 +246,13 @@ def load(name: str) -> Arrays:
 def _fetch_once(name: str) -> None:
     """Fetch a data set; of several processes that need it now, one does and the others wait."""
     path = cache_path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            fetch(name)
+    _make_cache(name)
+    try:
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                fetch(name)
+    except OSError as error:
+        raise DataUnavailableError(f"{name}: the cache cannot be written: {error}") from error
 
 
 @lru_cache(maxsize=8)

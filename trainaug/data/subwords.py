@@ -14,6 +14,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from trainaug.checks import class_labels
 from trainaug.roots import log
 
 __all__ = [
@@ -39,11 +40,20 @@ class Subwords:
 
     Args:
         model: JSON text, as `to_json` gives it.
+
+    Raises:
+        ValueError: If the text is another, or its first units are not the four special ones.
     """
 
     def __init__(self, model: str) -> None:
         """See the class."""
-        self._tokenizer = Tokenizer.from_str(model)
+        try:
+            self._tokenizer = Tokenizer.from_str(model.removeprefix("\ufeff"))
+        except Exception as error:  # the library's errors have no common base
+            raise ValueError(f"not the JSON text of sub-word units: {error}") from error
+        first = [self._tokenizer.id_to_token(number) for number in range(len(SPECIAL))]
+        if first != SPECIAL:
+            raise ValueError(f"the first sub-word units must be {SPECIAL}, got {first}")
         self._tokenizer.encode_special_tokens = True  # "<end>" in a text is text
 
     def __len__(self) -> int:
@@ -179,6 +189,7 @@ def tfidf_bags(
         raise ValueError(
             f"counts are of {tuple(counts.counts.shape)} units, expected {vocabulary_size}"
         )
+    ids = class_labels(ids)
     idf = log((1 + counts.total) / (1 + counts.counts.double())) + 1  # (V,)
     rows, units, occurrences = _distinct(ids, vocabulary_size)  # (M,) each
     sizes = torch.bincount(rows, minlength=len(ids))  # (N,)
@@ -193,6 +204,7 @@ def tfidf_bags(
 
 def _distinct(ids: Tensor, vocabulary_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Row, unit and occurrences of each distinct unit of each row, sorted by row and unit."""
+    ids = class_labels(ids)
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary_size:
         raise ValueError(f"unit numbers must be in 0 .. {vocabulary_size - 1}")
     row, _ = torch.where(kept := ids > END)  # (M',) each

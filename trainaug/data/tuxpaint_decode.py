@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainaug.data.arrays import Arrays, CorruptDataError
+from trainaug.data.files import has_text, stripped
 
 __all__ = ["SIZE", "decode", "read_picture"]
 
@@ -55,10 +56,10 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
 
 def _caption(data: bytes, name: str) -> str:
     try:
-        caption = data.partition(b"\n")[0].decode().strip()
+        caption = stripped(data.partition(b"\n")[0].decode())
     except UnicodeDecodeError as error:
         raise CorruptDataError(f"{name}: not UTF-8: {error}") from error
-    if not caption:
+    if not has_text(caption):
         raise CorruptDataError(f"{name}: no English caption")
     return caption
 
