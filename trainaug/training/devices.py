@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
@@ -37,11 +38,17 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``function`` to each tensor in nested tuples, lists and dicts; leave the rest."""
+    """Apply ``function`` to each tensor in nested tuples, lists and dicts; leave the rest.
+
+    Containers keep their types, as the outputs of Hugging Face models.
+    """
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(function, item) for key, item in value.items()}
+    if isinstance(value, MutableMapping):
+        result = copy.copy(value)  # also of a subclass that cannot be made of a dict
+        for key in list(result):
+            result[key] = map_tensors(function, value[key])
+        return result
     if isinstance(value, tuple | list):
         items = [map_tensors(function, item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

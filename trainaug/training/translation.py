@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainaug.checks import class_labels, finite, widened
 from trainaug.training.models import undisturbed
 from trainaug.training.randomness import initialise
 
@@ -126,8 +127,9 @@ def translation_losses(logits: Tensor, target: Tensor) -> Tensor:
         target: Next tokens, ``(B, T)``; padding does not count.
 
     Raises:
-        ValueError: If shapes do not fit, or a sentence has no token.
+        ValueError: If shapes do not fit, a sentence has no token, or a token is none of V.
     """
+    logits, target = widened(logits), class_labels(target, logits.shape[-1])
     if logits.ndim != 3 or logits.shape[:2] != target.shape:
         raise ValueError(
             f"need logits (B, T, V), target (B, T): {tuple(logits.shape)}, {tuple(target.shape)}"
@@ -154,6 +156,10 @@ def greedy_decode(
 
     Returns:
         Tokens without `START` and `END`, ``(N, T)``, padded.
+
+    Raises:
+        ValueError: If there is nothing to decode, a sentence has no token, or the model's logits
+            are not finite.
     """
     if source.ndim != 2 or len(source) == 0 or batch_size < 1 or most <= 0:
         raise ValueError(f"nothing to decode: {tuple(source.shape)}, {batch_size=}, {most=}")
@@ -171,6 +177,7 @@ def greedy_decode(
             for step in range(int(limits[rows].max())):
                 states = model.decode(memory, part, tokens)[:, -1]  # (b, D)
                 logits = model.score(states)
+                finite("logits", logits)
                 logits[:, [PAD, START]] = -torch.inf
                 after = logits.argmax(1)
                 going = (after != END) & (limits[rows] > step)
