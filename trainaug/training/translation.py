@@ -120,7 +120,8 @@ class TranslationModel(nn.Module):
 def translation_losses(logits: Tensor, target: Tensor) -> Tensor:
     """Return the mean cross-entropy of a token of each sentence, ``(B,)``.
 
-    A mean over tokens, so that long sentences are not taken for hard ones.
+    A mean over tokens, so that long sentences are not taken for hard ones. In float32 for logits
+    in half precision.
 
     Args:
         logits: ``(B, T, V)``.
@@ -129,11 +130,11 @@ def translation_losses(logits: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes do not fit, a sentence has no token, or a token is none of V.
     """
-    logits, target = widened(logits), class_labels(target, logits.shape[-1])
     if logits.ndim != 3 or logits.shape[:2] != target.shape:
         raise ValueError(
             f"need logits (B, T, V), target (B, T): {tuple(logits.shape)}, {tuple(target.shape)}"
         )
+    logits, target = widened(logits), class_labels(target, logits.shape[-1])
     counted = target != PAD
     if not bool(counted.any(1).all()):
         raise ValueError(f"sentence {int((~counted.any(1)).nonzero()[0])} has no token")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import pickle
 import signal
 import sys
 from collections import deque
 from collections.abc import Iterator
 from multiprocessing import connection, current_process, resource_tracker
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -59,9 +59,9 @@ class AsyncBatches:
     thus depends on timing: only ``base=1``, constant predictions and ``synchronous`` repeat.
 
     Args:
-        build: Importable function, not one of a notebook's cell, that returns an `AssistedSampler` and its `AssistantTrainer`, or
-            ``None`` if there is nothing to learn, called in the worker as
-            ``build(*args, attempt=attempt)``; ``attempt`` counts restarts and belongs in the seeds,
+        build: Importable function, not one of a notebook's cell, that returns an `AssistedSampler`
+            and its `AssistantTrainer`, or ``None`` if there is nothing to learn, called in the
+            worker as ``build(*args, attempt=attempt)``; ``attempt`` counts restarts and belongs in the seeds,
             or a restart repeats orders.
         args: Picklable; tensors and modules among them are moved to shared memory, so that the
             Boss sees an Assistant learn and it outlives the worker.
@@ -393,7 +393,7 @@ def _check_startable(build: Any) -> None:
     home = getattr(build, "__module__", None) or type(build).__module__
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
-    importable = getattr(main, "__spec__", None) is not None or (file and os.path.exists(file))
+    importable = getattr(main, "__spec__", None) is not None or (file and Path(file).exists())
     if home == "__main__" and not importable:
         name = getattr(build, "__qualname__", type(build).__qualname__)
         raise ValueError(
