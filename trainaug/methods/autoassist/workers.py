@@ -61,8 +61,8 @@ class AsyncBatches:
     Args:
         build: Importable function, not one of a notebook's cell, that returns an `AssistedSampler`
             and its `AssistantTrainer`, or ``None`` if there is nothing to learn, called in the
-            worker as ``build(*args, attempt=attempt)``; ``attempt`` counts restarts and belongs in the seeds,
-            or a restart repeats orders.
+            worker as ``build(*args, attempt=attempt)``; ``attempt`` counts restarts and belongs in
+            the seeds, or a restart repeats orders.
         args: Picklable; tensors and modules among them are moved to shared memory, so that the
             Boss sees an Assistant learn and it outlives the worker.
         num_examples: N, as in the sampler.
