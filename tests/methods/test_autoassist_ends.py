@@ -278,14 +278,14 @@ def test_a_boss_that_forgets_to_close_ends_in_silence(run_script):
 START = """
 import sys
 sys.path.insert(0, {folder!r})
-from trainaug.methods.autoassist import AsyncBatches
+from trainaug.methods.autoassist import AsyncBatches, WorkerError
 from autoassist_processes import plain as imported
 
 {define}
     try:
         with AsyncBatches({build}, {args}, num_examples=203, batch_size=8, timeout=60) as batches:
             print(len(next(iter(batches))))
-    except Exception as error:
+    except (ValueError, WorkerError) as error:
         print(type(error).__name__, str(error).replace(chr(10), " "))
 """
 BUILD = """

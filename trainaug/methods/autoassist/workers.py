@@ -428,7 +428,7 @@ def _death(code: int | None, started: bool) -> str:
 
 
 def _advice(text: str) -> str:
-    if "__main__" in text.rstrip().rpartition("\n")[2]:
+    if "main__" in text.rstrip().rpartition("\n")[2]:
         return (
             "\nbuild, and the classes of args, must be importable from a module: a worker sees "
             'neither a notebook\'s cells nor what stands under if __name__ == "__main__":'
