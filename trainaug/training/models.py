@@ -103,12 +103,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode, parameters, buffers in modes:
                 module.training = mode
-                for table, entries in (
-                    (module._parameters, parameters),
-                    (module._buffers, buffers),
-                ):
-                    table.clear()
-                    table.update(entries)
+                module._parameters.clear()
+                module._parameters.update(parameters)
+                module._buffers.clear()
+                module._buffers.update(buffers)
             with torch.no_grad():
                 for t, value, requires_grad, grad in values:
                     if t.dtype != value.dtype or t.device != value.device:

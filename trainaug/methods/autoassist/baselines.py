@@ -303,7 +303,7 @@ def _store(table: Tensor, index: Tensor, losses: Tensor) -> None:
     losses = losses.detach().float().cpu()
     check_losses(index, losses)
     where = example_numbers(index, len(table))
-    if len(where.unique()) < len(where):
+    if len(torch.unique(where)) < len(where):
         last = {example: place for place, example in enumerate(where.tolist())}
         places = torch.tensor(list(last.values()), device="cpu")
         where, losses = where[places], losses[places]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -180,7 +180,7 @@ def _has_step_hooks(optimizer: Optimizer) -> bool:
     return any(getattr(optimizer, name, None) for name in names)
 
 
-def _check_stackable(named: dict[str, Tensor], optimizer: Optimizer) -> None:
+def _check_stackable(named: Mapping[str, Tensor], optimizer: Optimizer) -> None:
     """Raise unless one optimiser over stacked parameters makes the optimiser's own steps."""
     name = type(optimizer).__name__
     advice = "step one by one (together=False)"

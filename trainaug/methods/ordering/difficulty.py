@@ -211,7 +211,7 @@ def largest_losses(losses: Tensor, count: int) -> Tensor:
 
 def _visits(index: Tensor) -> list[Tensor]:
     """Places ``(b,)`` in ``index`` in which no example comes twice: first visits, second, ..."""
-    if len(index.unique()) == len(index):
+    if len(torch.unique(index)) == len(index):
         return [torch.arange(len(index), device="cpu")]
     places: list[list[int]] = []
     times: dict[int, int] = {}

@@ -111,7 +111,7 @@ class _Module:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.training = module, module.training
-        tables = (module._parameters, module._buffers, module._modules)
+        tables: tuple[Any, ...] = (module._parameters, module._buffers, module._modules)
         self.tables = [(table, dict(table)) for table in tables]
         self.attributes = _tensors_of(module)
 
