@@ -23,6 +23,7 @@ import gradient_clustering
 import hard_negatives
 import linear_robustness
 import ordering
+import samplers
 import torch
 
 from companion.evidence.store import write_atomic
@@ -335,6 +336,13 @@ BENCHMARKS = (
         "share",
         0.1,
         "of the Boss's",
+    ),
+    Benchmark(
+        "a batch of 256 of 1 281 167 examples, slowest sampler that runs no model",
+        samplers.slowest_batch,
+        "milliseconds",
+        0.2,
+        "ms",
     ),
 )
 

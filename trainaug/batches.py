@@ -114,8 +114,14 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         self._given: deque[tuple[int, list[int]]] = deque()  # batch of the loader, global batch
         self._pending: deque[list[int]] = deque()  # of a loaded state: drawn, not trained on
         self._loader: Mapping[str, Any] | None = None
+        self._is_counted = False  # whether a loader that counts for itself has just loaded a state
+        self._snapshots: deque[tuple[int, dict[str, Any]]] = deque()  # states it was given
 
     def __iter__(self) -> Iterator[list[int]]:
+        is_counted, self._is_counted = self._is_counted, False
+        return self._iterate(is_counted)
+
+    def _iterate(self, is_counted: bool) -> Iterator[list[int]]:
         self._loader = _asking_loader(sys._getframe(1))
         self._given.clear()
         this = self._iteration = object()
@@ -124,7 +130,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
             if not resumed:
                 self._begin_next()
             batch = self._draw()
-            if resumed and not batch and not self._resumes_exactly:
+            if resumed and not (batch or is_counted or self._resumes_exactly):
                 self._begin_next()  # nothing was left of the interrupted epoch
                 batch = self._draw()
             while batch:
@@ -181,14 +187,19 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         """
         # A stateful loader counts itself what it has fetched, and asks for the state of that.
         is_counted = _asking_loader(sys._getframe(1)) is not None
+        is_between = is_counted and self._iteration is None and not self._resuming
         ahead = [] if is_counted else self._untrained(untrained)
-        return {
+        state = {
             "settings": {name: getattr(self, name) for name in self._fixed},
             "epoch": self.epoch,
-            "position": self._position() if self._begun else None,
+            "position": self._position() if self._begun and not is_between else None,
             "pending": [list(batch) for batch in (*ahead, *self._pending)],
             **self._own_state(),
         }
+        if is_counted:
+            self._open_snapshots()
+            self._snapshots.append((self._batch_of_loader(), state))
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``: the next iteration first finishes the interrupted epoch.
@@ -205,6 +216,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         self.epoch, self._iteration = state["epoch"], None
         self._begun = self._resuming = state["position"] is not None
         self._pending.extend(list(batch) for batch in state["pending"])
+        self._is_counted = _asking_loader(sys._getframe(1)) is not None
         if self._resuming:
             self._return_to(state["position"])
 
@@ -261,6 +273,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         self._begun = self._resuming = self._resumes_exactly = False
         self._given.clear()
         self._pending.clear()
+        self._snapshots.clear()
         if self._iteration is None:
             self._loader = None
 
@@ -299,6 +312,15 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
             raise ValueError("a loader with in_order=False hides which batches came last")
         return [*handed_out[len(handed_out) - number :], *ahead]
 
+    def _open_snapshots(self) -> list[dict[str, Any]]:
+        """States that a loader asked for with its batches, of the last handed out and later ones.
+
+        What is learnt from the training of these batches belongs into them.
+        """
+        while len(self._snapshots) > 1 and self._is_handed_out(self._snapshots[1][0]):
+            self._snapshots.popleft()
+        return [state for _, state in self._snapshots]
+
     def _is_over(self) -> bool:
         """Whether the next iteration begins an epoch: the last is trained on, or abandoned.
 
@@ -321,8 +343,12 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
     def __getstate__(self) -> dict[str, Any]:
         # A loader's iterator can be neither copied nor sent to another process, nor its iteration.
         given = deque((int(not self._is_handed_out(n)), batch) for n, batch in self._given)
-        own: dict[str, Any] = {"_given": given, "_loader": {"_num_yielded": 1}, "_iteration": None}
-        return vars(self) | own
+        left: dict[str, Any] = {
+            "_loader": {"_num_yielded": 1},
+            "_iteration": None,
+            "_snapshots": deque(),
+        }
+        return vars(self) | left | {"_given": given}
 
 
 class OrderedBatchSampler(EpochBatchSampler):
@@ -393,6 +419,10 @@ class OrderedBatchSampler(EpochBatchSampler):
         self.epoch = -1
         for _ in range(epoch):
             self._begin_next()
+            self._pass_over()
+
+    def _pass_over(self) -> None:
+        """Draw what `_next` draws in an epoch."""
 
     def _own_state(self) -> dict[str, Any]:
         return {

@@ -16,7 +16,10 @@ class IndexedDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     ``dataset[indices]`` is one gather. With a loader, let a batch sampler ask for whole batches:
     ``DataLoader(dataset, sampler=batch_sampler, batch_size=None)``. The ordinary
-    ``DataLoader(dataset, batch_size=32)`` gives the same batches, slower.
+    ``DataLoader(dataset, batch_sampler=batch_sampler)`` gives the same batches, slower. Behind
+    workers, too, the ``state_dict()`` of a batch sampler of this library is that of the last batch
+    which the training loop got; where the loop fetches n batches ahead of its training, as
+    Accelerate does with one, ask for ``state_dict(untrained=n)``.
 
     Args:
         x: Inputs, shape ``(N, ...)``.
@@ -43,8 +46,8 @@ class IndexedDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
         """Return the items at an index or at a batch of indices.
 
         Args:
-            index: An integer, or a list or int64 tensor of shape ``(B,)``; negative ones count
-                from the end.
+            index: An integer, or a list or tensor of any integer type, shape ``(B,)``; negative
+                ones count from the end.
 
         Returns:
             ``x``, ``y`` and the non-negative int64 index, each with a leading ``B`` for a batch.
@@ -58,7 +61,8 @@ class IndexedDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
             where = where.long()
         if where.dtype == torch.bool or where.is_floating_point():
             raise TypeError(f"indices must be integers, got {where.dtype}")
+        where = where.long()  # in int8 the sum with the length may wrap round
         if where.numel() and (where.min() < -len(self) or where.max() >= len(self)):
             raise IndexError(f"index out of range for {len(self)} items: {index}")
-        where = torch.where(where < 0, where + len(self), where).long()
+        where = torch.where(where < 0, where + len(self), where)
         return self.x[where], self.y[where], where

@@ -59,6 +59,7 @@ def train(
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
     precision: Precision = "fp32",
+    first_epoch: int = 0,
 ) -> History:
     """Train a model in place, on the device where its parameters are.
 
@@ -69,7 +70,7 @@ def train(
         model: Put in train mode; ``model(x)`` gives what ``criterion`` takes.
         dataset: ``dataset[indices]`` is a batch ``(x, y, index)``; it is moved to the model.
         batch_sampler: Gives lists of indices; iterated anew each epoch, after its
-            ``set_epoch(epoch)`` if it has one.
+            ``set_epoch(first_epoch + k)`` if it has one.
         criterion: Returns per-example losses ``(B,)``, as with ``reduction="none"``.
         optimizer: Stepped with a closure that computes loss and gradients of the batch if its
             attribute ``requires_closure`` is true; the first call then is the one observed.
@@ -83,6 +84,8 @@ def train(
         evaluate: Called in eval mode, undisturbed, at the end and every
         evaluate_every: so many steps; without it, every epoch.
         precision: ``"bf16"`` runs the model, not the criterion, under autocast.
+        first_epoch: Number that ``set_epoch`` gets first: ``batch_sampler.epoch`` after loading a
+            state from mid-epoch, ``batch_sampler.epoch + 1`` to go on with epochs after others.
 
     Raises:
         ValueError: If an option or a shape is wrong, or an epoch has no batch.
@@ -146,7 +149,7 @@ def train(
     for epoch in itertools.count() if num_epochs is None else range(num_epochs):
         steps_before = history.steps
         if hasattr(batch_sampler, "set_epoch"):
-            batch_sampler.set_epoch(epoch)
+            batch_sampler.set_epoch(first_epoch + epoch)
         for indices in batch_sampler:
             take_step(indices)
             if evaluate_every is not None and history.steps % evaluate_every == 0:

@@ -284,12 +284,13 @@ class SnoozeSampler(_SubsetSampler):
         if not bool(a.isfinite().all()):
             bad = int((~a.isfinite()).nonzero()[0])
             raise FloatingPointError(f"the loss of example {int(i[bad])} is {float(a[bad])}")
-        self._is_due[i] = False
         self._length_ahead = None
-        if self.num_replicas > 1:
-            self._news.append((i.clone(), a.clone()))
-        else:
-            self._average_in(i, a)
+        for kept in (vars(self), *self._open_snapshots()):
+            kept["_is_due"][i] = False
+            if self.num_replicas > 1:
+                kept["_news"].append((i.clone(), a.clone()))
+            else:
+                self._average_in(kept, i, a)
 
     def __len__(self) -> int:
         if self._is_over():
@@ -339,7 +340,7 @@ class SnoozeSampler(_SubsetSampler):
         for of_rank in news:  # a loss that several ranks have counts once
             is_new = ~is_known
             for i, a in of_rank:
-                self._average_in(i[is_new[i]], a[is_new[i]])
+                self._average_in(vars(self), i[is_new[i]], a[is_new[i]])
                 is_known[i] = True
         self._news, self._heard_of, self._length_ahead = [], epoch, None
 
@@ -355,9 +356,9 @@ class SnoozeSampler(_SubsetSampler):
             )
         super()._load_own_state(state)
 
-    def _average_in(self, i: Tensor, a: Tensor) -> None:
-        self._average[i] = self.beta * self._average[i] + (1 - self.beta) * a
-        self._visits[i] += 1
+    def _average_in(self, kept: Mapping[str, Any], i: Tensor, a: Tensor) -> None:
+        kept["_average"][i] = self.beta * kept["_average"][i] + (1 - self.beta) * a
+        kept["_visits"][i] += 1
 
     def weights(self, index: Tensor) -> Tensor:
         r"""Return the weights ``(B,)`` of the losses of examples of this epoch, on their device.
