@@ -56,7 +56,7 @@ def scored_step(data: str, name: str) -> dict[str, Any]:
     """Time a step that first scores eight candidates by ``min_loss`` against a plain step."""
     model, optimizer, x, y, one = _setting(data, name)
     score: Score = "min_loss"
-    scorer = BatchScorer(score, model, losses_of)
+    scorer = BatchScorer(score, model, losses_of, independent=True)
 
     def plain() -> None:
         train_in_order(model, optimizer, losses_of, [one], [0])

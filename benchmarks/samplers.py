@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from trainaug.methods.gradient_clustering import (
     StratifiedSampler,
 )
 from trainaug.methods.hard_negatives import DistinctGroupBatchSampler
+from trainaug.methods.ordering import PacedSampler, linear_pacing
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 BATCH, EXAMPLES, CLUSTERS = 256, 1_281_167, 128
@@ -47,6 +49,11 @@ def _random_snooze(n: int) -> EpochBatchSampler:
     return RandomSnoozeSampler(n, BATCH, stream(0, "order"), [n, n // 2])
 
 
+def _paced(n: int) -> EpochBatchSampler:
+    pacing, scores = partial(linear_pacing, a=0.5, b=0.2), torch.arange(n)
+    return PacedSampler(scores, pacing, -(-n // BATCH), BATCH, generator=stream(0, "order"))
+
+
 MAKE = {
     "RandomBatchSampler": _plain,
     "DistinctGroupBatchSampler": _groups,
@@ -54,6 +61,7 @@ MAKE = {
     f"StratifiedSampler with {CLUSTERS} clusters": _strata,
     "SnoozeSampler": _snooze,
     "RandomSnoozeSampler": _random_snooze,
+    "PacedSampler, growing": _paced,
 }
 
 

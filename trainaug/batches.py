@@ -343,7 +343,11 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
     def __getstate__(self) -> dict[str, Any]:
         # A loader's iterator can be neither copied nor sent to another process, nor its iteration.
         given = deque((int(not self._is_handed_out(n)), batch) for n, batch in self._given)
-        left = {"_loader": {"_num_yielded": 1}, "_iteration": None, "_snapshots": deque()}
+        left: dict[str, Any] = {
+            "_loader": {"_num_yielded": 1},
+            "_iteration": None,
+            "_snapshots": deque(),
+        }
         return vars(self) | left | {"_given": given}
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -317,7 +317,8 @@ class _Records:
 
     def items(self, formula: Formula, seeds: Iterable[int]) -> Items | None:
         """The number of each test item, a row a seed; ``None`` where the records have no items."""
-        if (item_values := self.functions.get(ITEM_VALUES)) is None:
+        item_values: Callable[..., Any] | None = self.functions.get(ITEM_VALUES)
+        if item_values is None:
             return None
         rows = [formula.evaluate_items(self.by_seed[seed], item_values) for seed in seeds]
         known = [row for row in rows if row is not None]

@@ -278,6 +278,56 @@ def test_bad_masks_are_named() -> None:
         equal_bands((0, 4), 1)
 
 
+# --- types and values
+
+
+@pytest.mark.parametrize(("kind", "banded"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_single(
+    kind: AttackNorm, banded: bool, dtype: torch.dtype, randn: Randn
+) -> None:
+    shape = (4, 2, 6, 10)
+    x = (3 * randn(17, *shape)).to(dtype)
+    band = factors_for(shape, 18) if banded else None
+    spacing = torch.finfo(dtype).eps
+    for eps in (1e-3, 0.8, 20.0):
+        result = project_ball(x, kind, eps, band)
+        assert result.dtype == dtype
+        exact = project_ball(x.double(), kind, eps, band)
+        assert bool(((result - exact).abs() <= spacing * exact.abs() + 1e-6 * eps + 6e-8).all())
+        if kind != "fourier_linf":
+            assert naive_length(result, kind) <= eps * (1 + 1e-6)
+        assert torch.equal(project_ball(x * 0, kind, 0.0, band), x * 0)
+    step = steepest_step(x, kind, band)
+    assert step.dtype == dtype
+    exact = steepest_step(x.double(), kind, band)
+    torch.testing.assert_close(step.double(), exact, rtol=spacing, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "banded"), CASES)
+def test_empty_batches_and_values_that_are_none(kind: AttackNorm, banded: bool) -> None:
+    band = torch.ones(3, 4) if banded else None
+    calls = (lambda x: project_ball(x, kind, 0.5, band), lambda x: steepest_step(x, kind, band))
+    for call in calls:
+        for dtype in (torch.float16, torch.float64):
+            empty = call(torch.zeros(0, 2, 3, 4, dtype=dtype))
+            assert empty.shape == (0, 2, 3, 4)
+            assert empty.dtype == dtype
+        for bad in (math.nan, math.inf):
+            x = torch.zeros(3, 1, 3, 4)
+            x[1, 0, 0, 0] = bad
+            with pytest.raises(ValueError, match="row 1"):
+                call(x)
+        with pytest.raises(ValueError, match="meta"):
+            call(torch.zeros(1, 1, 3, 4, device="meta"))
+        with pytest.raises(TypeError, match="ndarray"):
+            call(np.zeros((1, 1, 3, 4)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="meta"):
+        project_ball(torch.zeros(1, 4), "fourier_linf", 0.5, torch.ones(4, device="meta"))
+    with pytest.raises(ValueError, match=r"\(2,\)"):
+        project_ball(torch.zeros(2, 4), "l2", torch.ones(2))  # type: ignore[arg-type]
+
+
 # --- devices
 
 

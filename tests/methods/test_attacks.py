@@ -236,6 +236,7 @@ def test_equal_generators_give_equal_attacks(kind: AttackNorm, digits: Any) -> N
         assert torch.equal(first, run(5))
 
 
+@pytest.mark.filterwarnings("ignore:pgd")  # no gradient at x
 @pytest.mark.parametrize(("kind", "banded"), CASES)
 def test_misclassified_beats_a_larger_loss(kind: AttackNorm, banded: bool) -> None:
     """The worst of four restarts is the worst, example by example, of four single ones."""

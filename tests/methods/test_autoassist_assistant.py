@@ -331,3 +331,98 @@ def test_a_batch_without_examples_does_not_spoil_the_mean():
     with contextlib.suppress(ValueError):  # or leave it as it was
         trainer.feedback(torch.arange(0), torch.ones(0))
     assert trainer.mean_loss == 1.0
+
+
+# --- what training loops bring
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool], ids=str)
+def test_classes_and_tokens_of_any_type_give_the_same_logits(dtype):
+    x, y = pictures(5)
+    y = y.clamp(max=1)
+    model = ImageAssistant(6, 3, stream(0, "init"), scale=1.0)
+    assert torch.equal(model(x, y.to(dtype)), model(x, y))
+    text = TextAssistant(4, 4, stream(0, "init"), scale=1.0)
+    tokens, tfidf = y[:, None] * torch.ones(2).long(), torch.rand(5, 2, generator=stream(1, "x"))
+    expected = text(tokens, tfidf, tokens, tfidf)
+    assert torch.equal(text(tokens.to(dtype), tfidf, tokens.to(dtype), tfidf), expected)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float64], ids=str
+)
+def test_inputs_of_any_type_are_numbers(dtype):
+    x, y = pictures(5)
+    x = (8 * x.abs()).round()
+    model = ImageAssistant(6, 3, stream(0, "init"), scale=1.0)
+    assert torch.equal(model(x.to(dtype), y), model(x, y))
+    text = TextAssistant(4, 4, stream(0, "init"), scale=1.0)
+    tokens, weights = y[:, None] * torch.ones(2).long(), x.flatten(1)[:, :2].clamp(max=3)
+    torch.testing.assert_close(
+        text(tokens, weights.to(dtype), tokens, weights.to(dtype)).float(),
+        text(tokens, weights, tokens, weights),
+    )
+
+
+def test_features_that_do_not_fit_are_refused():
+    x, y = pictures(5)
+    model, text = ImageAssistant(6, 3, stream(0, "init")), TextAssistant(4, 4, stream(0, "init"))
+    for bad in ((x, y - 1), (x, y + 1), (x, y / 1), (x, y[:, None]), (x[:4], y), (x[..., :2], y)):
+        with pytest.raises(ValueError, match=r"labels must be|need \(B"):
+            model(*bad)
+    side = y[:, None], torch.ones(5, 1)
+    for bad in (
+        (y[:, None] - 1, side[1]),
+        (y[:, None] + 2, side[1]),
+        (y, side[1][:, 0]),
+        (side[0], torch.ones(5, 2)),
+    ):
+        with pytest.raises(ValueError, match=r"labels must be|need \(B"):
+            text(*side, *bad)
+    assert model(x[:0], y[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16, None], ids=str)
+def test_an_index_of_any_integer_type_and_half_precision_train_alike(dtype, half):
+    x, y = pictures(8)
+    index, losses = torch.tensor([1, 0, 1, 1]), torch.tensor([0.5, 1.0, 2.0, 2.0])
+    ours, theirs = trainer_of(x, y, lr=0.5), trainer_of(x, y, lr=0.5)
+    if half is not None:
+        ours.assistant.to(half)
+    ours.feedback(index.to(dtype), losses.to(half or torch.float32))
+    theirs.feedback(index, losses)
+    assert ours.mean_loss == theirs.mean_loss
+    assert ours.positives == theirs.positives
+    got, expected = ours.predict(index.to(dtype)), theirs.predict(index)
+    assert got.dtype == torch.float32
+    assert torch.isfinite(got).all()
+    torch.testing.assert_close(got, expected, rtol=0, atol=0 if half is None else 0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_equal_losses_are_not_above_their_mean_in_half_precision(dtype):
+    x, y = pictures(8)
+    trainer = trainer_of(x, y)
+    value = torch.tensor([1.0 + torch.finfo(dtype).eps], dtype=dtype)
+    trainer.mean_loss, trainer.momentum = float(value) - 1e-6, 0.999
+    trainer.feedback(torch.arange(4), value.expand(4))
+    assert trainer.positives == 1.0  # just above, which rounding to half precision would hide
+
+
+def test_an_index_that_is_none_and_logits_of_another_shape_are_refused():
+    x, y = pictures(8)
+    trainer = trainer_of(x, y)
+    for bad in (torch.tensor([-1]), torch.tensor([0.5]), torch.tensor([True]), torch.tensor([[1]])):
+        with pytest.raises(ValueError, match=r"index must be|must have shape"):
+            trainer.predict(bad)
+        with pytest.raises(ValueError, match=r"index must be|must have shape"):
+            trainer.feedback(bad, torch.ones(len(bad)))
+    with pytest.raises(ValueError, match="one example or more"):
+        trainer.feedback(torch.arange(0), torch.ones(0))
+    layer = torch.nn.Linear(6, 1, device="meta").to_empty(device="cpu")
+    wide = AssistantTrainer(layer, lambda i: (x[i].flatten(1),))
+    with pytest.raises(ValueError, match=r"must give \(2,\), got \(2, 1\)"):
+        wide.predict(torch.arange(2))

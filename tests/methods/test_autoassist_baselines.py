@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import io
 import itertools
 import math
 
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainaug.methods.autoassist import (
+    AssistantTrainer,
     AssistedSampler,
+    ImageAssistant,
     LossTable,
     RandomSkip,
     ScreenerWeights,
@@ -393,3 +396,97 @@ def test_bad_input_is_refused():
             rival.feedback(torch.tensor([2, 7]), torch.tensor([1.0, NAN]))
     with pytest.raises(FloatingPointError, match="the loss of example 1 is nan"):
         SelectiveBackprop(lambda index: torch.tensor([0.0, NAN])).predict(torch.arange(2))
+
+
+# --- what training loops bring
+
+
+def screener():
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    return ScreenerWeights(model, lambda i: i[:, None].to(model.weight.dtype) / 10, optimizer)
+
+
+RIVALS = {
+    "table": lambda: LossTable(6),
+    "paced": lambda: SelfPacedWeights(6, 2),
+    "screener": screener,
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_types_of_index_and_losses_change_no_weight(name, dtype, half):
+    index, losses = torch.tensor([1, 0, 1, 5]), torch.tensor([0.5, 1.0, 2.0, 3.0])
+    ours, theirs = RIVALS[name](), RIVALS[name]()
+    for _ in range(3):
+        ours.feedback(index.to(dtype), losses.to(half))
+        theirs.feedback(index, losses)
+        for rival in (ours, theirs):
+            if isinstance(rival, LossTable):
+                assert rival.losses.tolist()[:2] == [1.0, 2.0]  # the last of a repeated one
+                rival.on_pass()
+        assert torch.equal(ours.weights(index.to(dtype)), theirs.weights(index))
+        if isinstance(ours, LossTable):
+            assert torch.equal(ours.predict(index.to(dtype)), theirs.predict(index))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_a_screener_in_half_precision_gives_finite_weights(half):
+    rival = screener()
+    rival.screener.to(half)
+    index = torch.arange(4)
+    rival.feedback(index, torch.tensor([0.0, 1.0, 300.0, 60_000.0]))
+    weights = rival.weights(index)
+    assert weights.dtype == torch.float32
+    assert bool(((weights >= 0) & (weights <= 1)).all())
+
+
+@pytest.mark.parametrize("name", ["table", "paced"])
+def test_examples_and_losses_that_a_table_cannot_hold_are_refused(name):
+    rival = RIVALS[name]()
+    before, index = rival.losses.clone(), torch.tensor([0, 1])
+    for bad in (index - 1, index + 5, index / 2, index > 0):
+        with pytest.raises(ValueError, match="index must be"):
+            rival.feedback(bad, torch.ones(2))
+        with pytest.raises(ValueError, match="index must be"):
+            rival.weights(bad)
+    for bad in (NAN, math.inf, 1e300):
+        with pytest.raises(FloatingPointError, match="the loss of example 1"):
+            rival.feedback(index, torch.tensor([1.0, bad], dtype=torch.float64))
+    assert torch.equal(rival.losses, before)
+    with pytest.raises(ValueError, match="the state is of 6 examples, need 5"):
+        (LossTable(5) if name == "table" else SelfPacedWeights(5, 2)).load_state_dict(
+            rival.state_dict()
+        )
+
+
+def test_settings_that_are_no_numbers_are_refused():
+    for make in (
+        lambda: SelectiveBackprop(lambda i: i, beta=NAN),
+        lambda: SelfPacedWeights(3, 1, q=NAN),
+        lambda: SelfPacedWeights(3, 1, start=NAN),
+        lambda: ScreenerWeights(torch.nn.ReLU(), lambda i: i, None, margin=NAN),
+    ):
+        with pytest.raises(ValueError, match="nan"):
+            make()
+
+
+def test_every_state_is_loaded_from_a_file_without_trust():
+    index, losses = torch.arange(3), torch.tensor([0.5, 1.0, 2.0])
+    selective = SelectiveBackprop(lambda i: losses[i])
+    selective.predict(index)
+    rivals = [LossTable(3), SelfPacedWeights(3, 2), selective, RandomSkip(torch.tensor([0.5]))]
+    for rival in rivals[:2]:
+        rival.feedback(index, losses)
+    x = torch.randn(3, 2, generator=stream(0, "measure"))
+    trainer = AssistantTrainer(ImageAssistant(2, 2, stream(0, "init")), lambda i: (x[i], i % 2))
+    trainer.feedback(index, losses)
+    for each in (*rivals, trainer):
+        file = io.BytesIO()
+        torch.save(each.state_dict(), file)
+        file.seek(0)
+        each.load_state_dict(torch.load(file))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -269,3 +271,70 @@ def test_a_boss_that_forgets_to_close_ends_in_silence(run_script):
     out, errors = boss.communicate(timeout=90)
     assert (out, errors, boss.returncode) == ("26\n", "", 0)
     assert is_gone(pid)
+
+
+# --- scripts and notebooks that cannot start a worker
+
+START = """
+import sys
+sys.path.insert(0, {folder!r})
+from trainaug.methods.autoassist import AsyncBatches, WorkerError
+from autoassist_processes import plain as imported
+
+{define}
+    try:
+        with AsyncBatches({build}, {args}, num_examples=203, batch_size=8, timeout=60) as batches:
+            print(len(next(iter(batches))))
+    except (ValueError, WorkerError) as error:
+        print(type(error).__name__, str(error).replace(chr(10), " "))
+"""
+BUILD = """
+def build(*args, attempt):
+    return imported(attempt)
+
+class Thing:
+    pass
+"""
+GUARDED = 'if __name__ == "__main__":'
+CASES = {
+    "cell": (f"{BUILD}if True:", "build", "()", r"ValueError .*build=build from __main__.*module"),
+    "thing": (f"{BUILD}if True:", "imported", "(Thing(),)", r"WorkerError .*Thing.*importable"),
+    "lambda": ("if True:", "lambda attempt: 0", "()", r"ValueError (build|.*__main__)"),
+    "import": ("if True:", "imported", "()", "8"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_stands_in_a_cell_is_named_or_works(name):
+    define, build, args, expected = CASES[name]
+    folder = str(Path(__file__).parent)
+    code = START.format(folder=folder, define=define, build=build, args=args)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    assert re.match(expected, done.stdout), done.stdout + done.stderr
+
+
+SCRIPTS = {
+    "unguarded": ("if True:", "imported", r"WorkerError .*before it could start.*if __name__"),
+    "guarded": (
+        GUARDED + BUILD.replace("\n", "\n    "),
+        "build",
+        r"WorkerError .*AttributeError.*importable",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_that_workers_cannot_import_are_told_why(tmp_path, name):
+    define, build, expected = SCRIPTS[name]
+    path, folder = tmp_path / "boss.py", str(Path(__file__).parent)
+    code = START.format(folder=folder, define=define, build=build, args="()")
+    path.write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=90)
+    assert re.search(expected, done.stdout), done.stdout + done.stderr
+
+
+def test_arguments_that_cannot_be_sent_are_named(make):
+    with pytest.raises(ValueError, match=r"args\[1\] cannot be pickled.*lock"):
+        make(plain, (1, threading.Lock()))
+    with pytest.raises(ValueError, match="build cannot be pickled"):
+        make(lambda attempt: plain(attempt))

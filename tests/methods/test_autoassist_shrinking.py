@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -296,3 +297,37 @@ def test_other_bad_input_is_refused():
     for bad in ((-1.0, 1.0), (1.0, 0.0), (math.inf, 1.0), (NAN, 1.0)):
         with pytest.raises(ValueError, match=f"got {bad[0]}, {bad[1]}"):
             threshold_floor(*bad)
+
+
+# --- other types
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_keeps_whom_double_keeps(dtype):
+    r = torch.linspace(0, 1, 9).to(dtype)
+    u = torch.rand(9, generator=stream(0, "keep"))
+    p = keep_probability(r, 0.3)
+    assert p.dtype == dtype
+    torch.testing.assert_close(p.double(), keep_probability(r.double(), 0.3), rtol=0, atol=4e-3)
+    assert torch.equal(keep(r, 0.3, u), keep(r.double(), 0.3, u.double()))
+
+
+def test_indicators_of_any_type_are_probabilities():
+    kept, u = torch.tensor([True, False, True]), torch.full((3,), 0.5)
+    gradients = torch.arange(6.0).view(3, 2)
+    for r in (kept, kept.byte(), kept.int()):
+        assert keep_probability(r, 0.25).tolist() == [1.0, 0.25, 1.0]
+        assert torch.equal(keep(r, 0.25, u), kept)
+        assert torch.equal(shrinking_bias(gradients, r), shrinking_bias(gradients, kept.float()))
+
+
+def test_thresholds_can_be_pickled_and_bounds_refuse_what_is_no_number():
+    for threshold in (constant_threshold(0.5), decaying_threshold(2.0)):
+        twin = pickle.loads(pickle.dumps(threshold))  # noqa: S301 - our own bytes
+        assert twin(4) == threshold(4) == 0.5
+    for bad in (NAN, math.inf):
+        for place in range(3):
+            numbers = [1.0, 1.0, 1.0]
+            numbers[place] = bad
+            with pytest.raises(ValueError, match=str(bad)):
+                distance_bound(3, *numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cache
 
@@ -286,13 +287,13 @@ def test_bad_input_is_refused():
     for bad_x, bad_y in ((X[0], y), (X, y[:4]), (X[:0], y[:0])):
         with pytest.raises(ValueError, match=r"need X \(N, D\) and y \(N,\), got"):
             pegasos(bad_x, bad_y, 0.1, order)
-    with pytest.raises(ValueError, match=r"labels must be -1 or 1, got .*0\.5"):
+    with pytest.raises(ValueError, match=r"labels must be -1 or \+1, got .*0\.5"):
         svm_objective(X[0], X, y / 2, 0.1)
     for lam in (0.0, -1.0, NAN):
         with pytest.raises(ValueError, match=f"lambda must be > 0, got {lam}"):
             importance_pegasos(X, y, lam, 3, g)
     for bad in (order + 1, order - 1, order[:0], order[None]):
-        with pytest.raises(ValueError, match="order must be of indices below 5, got"):
+        with pytest.raises(ValueError, match=r"(order|index) must be"):
             pegasos(X, y, 0.1, bad)
     for option, named in (
         ({"project": "box"}, r"project must be one of .*, got 'box'"),
@@ -310,3 +311,74 @@ def test_bad_input_is_refused():
     for make in (violators, random_rule, lambda b, g: authors_rule(y, b, 1.0, g)):
         with pytest.raises(ValueError, match=r"got 1\.5"):
             make(1.5, g)
+
+
+# --- tables with gaps, and other types
+
+
+def calls(X, y):
+    """Everything that takes a problem, as functions without arguments."""
+    w, g = torch.ones(2, dtype=torch.float64), stream(0, "draws")
+    return (
+        lambda: pegasos(X, y, 0.1, torch.arange(5)),
+        lambda: importance_pegasos(X, y, 0.1, 3, g),
+        lambda: svm_objective(w, X, y, 0.1),
+        lambda: svm_gradients(w, X, y, 0.1),
+        lambda: gradient_threshold(X, y, 0.1, constant_threshold(1.0)),
+    )
+
+
+@pytest.mark.parametrize("bad", [NAN, math.inf])
+def test_gaps_in_the_inputs_are_refused(bad):
+    X, y = problem(5, 2, 0)
+    X[3, 1] = bad
+    for call in calls(X, y):
+        with pytest.raises(ValueError, match=rf"X must be finite, row 3 holds {bad}"):
+            call()
+    with pytest.raises(ValueError, match="x_norms must be finite"):
+        authors_rule(X.norm(dim=1), 0.3, 1.0, stream(0, "keep"))
+    with pytest.raises(ValueError, match="threshold of iterate 1 is NaN"):
+        gradient_threshold(*problem(5, 2, 0), 0.1, lambda k: NAN)(1, 0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.uint8, torch.float16, torch.bfloat16], ids=str
+)
+def test_inputs_of_other_types_are_refused_and_labels_are_signs(dtype):
+    X, y = problem(5, 2, 0)
+    for call in calls(X.abs().to(dtype), y):
+        with pytest.raises(ValueError, match=f"X must be float32 or float64, got {dtype}"):
+            call()
+    for labels in (y > 0, y.clamp(min=0).to(dtype), y.cfloat()):
+        for call in calls(X, labels):
+            with pytest.raises(ValueError, match="labels must be"):
+                call()
+    for labels in (y.to(torch.int8), y.half()):
+        want, got = pegasos(X, y, 0.1, torch.arange(5)), pegasos(X, labels, 0.1, torch.arange(5))
+        assert all(map(torch.equal, got.weights, want.weights))
+        for function in (svm_objective, svm_gradients):
+            assert torch.equal(function(X[0], X, labels, 0.1), function(X[0], X, y, 0.1))
+    for order in (torch.arange(5) / 1, torch.arange(5) > 1):
+        with pytest.raises(ValueError, match="index must be"):
+            pegasos(X, y, 0.1, order)
+    for w in (X[0].to(dtype), X[0, :1], X):
+        with pytest.raises(ValueError, match="weights must be"):
+            svm_gradients(w, X, y, 0.1)
+    assert torch.equal(pegasos(X, y, 0.1, torch.arange(5).byte()).weights[-1], want.weights[-1])
+
+
+def test_weights_that_are_not_finite_show():
+    X, y = problem(5, 2, 0)
+    w = torch.tensor([NAN, 0.0], dtype=torch.float64)
+    assert svm_objective(w, X, y, 0.1).isnan()
+    assert svm_gradients(w, X, y, 0.1).isnan().any()
+
+
+def test_rules_can_be_copied():
+    X, y = problem(5, 2, 0)
+    g = stream(0, "keep")
+    threshold = gradient_threshold(X, y, 0.1, decaying_threshold(1.0))
+    for rule in (violators(0.3, g), random_rule(0.3, g), authors_rule(y, 0.3, 1.0, g), threshold):
+        twin = copy.deepcopy(rule)
+        asked = [(k, k % 5, 1.0, 0.5) for k in range(1, 20)]
+        assert [twin(*each) for each in asked] == [rule(*each) for each in asked]

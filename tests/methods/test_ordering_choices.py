@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from trainaug.methods.ordering import (
     PerfectOrderingSampler,
     SampleLossSampler,
     example_losses,
+    exponential_pacing,
+    linear_pacing,
+    root_pacing,
+    step_pacing,
 )
 from trainaug.training.models import MLP
 from trainaug.training.randomness import RandomBatchSampler, stream
@@ -154,3 +159,16 @@ def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):
 @pytest.mark.gpu
 def test_on_cuda_values_are_the_same(same_on_cuda, randn):
     same_on_cuda(everything, randn(1, 14, 2))
+
+
+@pytest.mark.parametrize("progress", [float("nan"), -0.01, 1.01, float("inf")])
+def test_progress_outside_a_run_is_refused(progress):
+    for pacing in (
+        partial(linear_pacing, a=0.5, b=0.5),
+        partial(root_pacing, a=0.5, b=0.5),
+        partial(step_pacing, a=0.5, b=0.5),
+        partial(exponential_pacing, b=0.5, c=2.0, every=0.5),
+    ):
+        assert pacing(1.0) == 1.0
+        with pytest.raises(ValueError, match=r"progress must be in \[0, 1\]"):
+            pacing(progress)

@@ -161,3 +161,73 @@ def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):
 @pytest.mark.gpu
 def test_on_cuda_values_are_the_same(same_on_cuda, randn):
     same_on_cuda(everything, randn(1, 6))
+
+
+# --- what training loops bring
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_an_index_of_any_integer_type_and_repeats_are_visits_in_order(dtype):
+    index, right = torch.tensor([1, 0, 1, 1], dtype=dtype), torch.tensor([1, 0, 0, 1])
+    for correct in (right.bool(), right.byte(), right):
+        tracker = ForgettingTracker(3)
+        tracker.record(index, correct)
+        assert tracker.events.tolist() == [0, 1, 0]
+        assert tracker.learned.tolist() == [False, True, False]
+    for losses_type in (torch.float16, torch.bfloat16, torch.float64):
+        running = RunningHardness(3, 0.5)
+        running.record(index, torch.tensor([1.0, 5.0, 3.0, 4.0], dtype=losses_type))
+        assert running.values.tolist() == [5.0, 3.0, 0.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e300])
+def test_losses_that_are_not_finite_are_not_stored(bad):
+    losses = torch.tensor([1.0, bad], dtype=torch.float64)
+    running = RunningHardness(3)
+    with pytest.raises(ValueError, match="must be finite, row 1"):
+        running.record(torch.arange(2), losses)
+    assert running.values.tolist() == [0.0] * 3
+    if bad != 1e300:
+        with pytest.raises(ValueError, match="must be finite"):
+            self_paced_weights(losses, 2.0)
+        assert not largest_losses(losses, 1).isfinite().all()
+    with pytest.raises(ValueError, match="NaN"):
+        self_paced_weights(losses[:1], math.nan)
+
+
+def test_records_and_states_that_do_not_fit_are_refused():
+    index = torch.arange(2)
+    for make, good in ((ForgettingTracker, torch.ones(2).bool()), (RunningHardness, torch.ones(2))):
+        for where, values in (
+            (index - 1, good),
+            (index + 2, good),
+            (index / 1, good),
+            (index, good[:1]),
+        ):
+            with pytest.raises(ValueError, match="must be"):
+                make(3).record(where, values)
+        with pytest.raises(ValueError, match="state is of 4 examples, need 3"):
+            make(3).load_state_dict(make(4).state_dict())
+        make(3).record(index[:0], good[:0])
+    with pytest.raises(ValueError, match="true or false"):
+        ForgettingTracker(3).record(index, torch.tensor([1, 2]))
+    assert (
+        len(largest_losses(torch.zeros(0), 3)) == len(self_paced_weights(torch.zeros(0), 1.0)) == 0
+    )
+    with pytest.raises(ValueError, match=r"\(B,\)"):
+        largest_losses(torch.zeros(()), 1)
+
+
+def test_examples_of_several_parts_are_scored_and_what_does_not_fit_is_refused(randn):
+    class Sum(nn.Module):
+        def forward(self, x):
+            return x["a"] + x["b"][0]
+
+    x, y = {"a": randn(1, 5, 3), "b": (randn(2, 5, 3),)}, torch.arange(5) % 3
+    expected = losses_of(x["a"] + x["b"][0], y)
+    assert torch.equal(example_losses(Sum(), losses_of, x, y, batch_size=2), expected)
+    for bad in ({"x": x, "y": y[:4]}, {"x": x["a"][:0], "y": y[:0]}):
+        with pytest.raises(ValueError, match="need examples of one number"):
+            example_losses(Sum(), losses_of, **bad)
+    with pytest.raises(ValueError, match="per-example losses"):
+        example_losses(Sum(), F.cross_entropy, x, y)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 from typing import get_args
 
 import pytest
@@ -15,6 +17,7 @@ from trainaug.methods.ordering import (
     BatchScorer,
     PerfectOrderingSampler,
     batch_losses,
+    preserve_state,
     target_alignments,
     trial_losses,
 )
@@ -228,9 +231,10 @@ def test_rows_are_counted(mask, randn):
     expected |= {"delta_target": (rows + 6 * held, rows), "grad_align": (2 * rows + held, held)}
     assert sorted(expected) == sorted(SCORES)
     for (score, counts), together in itertools.product(expected.items(), [True, False]):
-        scorer = BatchScorer(
-            score, model, losses_of, optimizer=optimizer, target=target, together=together
-        )
+        options = {"target": target, "together": together, "independent": True}
+        scorer = BatchScorer(score, model, losses_of, optimizer=optimizer, **options)
+        if mask is not None and not together and score.startswith("delta"):
+            counts = (counts[0] - (12 if counts[0] == 40 else 6), counts[1] - 6)  # none is filled
         for times in (1, 2):
             scorer(randn(1, 5, 4, 4), LABELS, mask)
             found = (scorer.forward_rows, scorer.backward_rows)
@@ -298,3 +302,300 @@ def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):
 @pytest.mark.gpu
 def test_on_cuda_values_are_the_same(same_on_cuda, randn):
     same_on_cuda(everything, randn(1, 5, 4, 1, 6, 6))
+
+
+# --- in other people's loops
+
+
+class Signs(torch.optim.Optimizer):
+    """Sign steps written through ``.data``, which no version counter sees."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.data.add_(p.grad.sign(), alpha=-group["lr"])
+
+
+def by_hand(model, make, criterion, x, y):
+    """Drop of each candidate's own loss after a step of a copy of the model, in eval mode."""
+    drops = []
+    for inputs, targets in zip(x, y, strict=True):
+        twin = copy.deepcopy(model).eval()
+        optimizer = make(twin.parameters())
+        before = criterion(twin(inputs), targets).mean()
+        before.backward()
+        optimizer.step()
+        drops.append((before - criterion(twin(inputs), targets).mean()).item())
+    return torch.tensor(drops, dtype=torch.float64)
+
+
+def test_the_version_moves_with_every_sign_of_training_and_no_other(randn):
+    model, x = model_of("mlp"), randn(1, 5, 4, 4)
+    optimizer = Signs(model.parameters(), 0.01)
+    scorer = BatchScorer("delta_abs", model, losses_of, optimizer=optimizer, together=False)
+
+    def moved(act):
+        before = scorer.version()
+        assert scorer.version() == before
+        act()
+        return scorer.version() != before
+
+    def train():
+        losses_of(model(x[0]), LABELS[0]).mean().backward()
+
+    assert not moved(lambda: scorer(x, LABELS))  # its trial steps, too
+    with preserve_state(model):
+        assert moved(model.float)
+    assert not moved(lambda: model(x[0]))
+    assert moved(train)  # accumulation, or a step that a scaler skips
+    assert moved(optimizer.step)
+    assert moved(lambda: model[1].weight.data.neg_())
+    first = model[1].weight.data[0]
+    assert moved(lambda: model[1].weight.data[0].copy_(first.flip(0)))
+    assert moved(lambda: model[1].bias.data.fill_(math.nan))
+    assert not moved(lambda: model[1].bias.data.fill_(math.nan))
+
+
+def test_an_epoch_of_steps_that_a_scaler_skips_and_of_accumulated_ones(randn):
+    model = model_of("mlp")
+    pairs = torch.utils.data.TensorDataset(randn(1, 12, 4), LABELS.flatten()[:12])
+
+    class Data(list):
+        def __getitem__(self, index):
+            return *pairs[index], torch.tensor(index)
+
+    for update in (False, True):  # never, and after every second batch
+        g = {"generator": stream(0, "order"), "candidate_generator": stream(0, "candidates")}
+        scorer = BatchScorer("min_loss", model, losses_of)
+        seen = []
+        for index in PerfectOrderingSampler(Data(range(12)), 2, scorer=scorer, **g):
+            x, y = pairs[index]
+            losses_of(model(x), y).mean().backward()
+            seen += index
+            if update and len(seen) % 4 == 0:
+                torch.optim.SGD(model.parameters(), 0.1).step()
+            model.zero_grad()
+        assert sorted(seen) == list(range(12))
+
+
+def linear(features, outputs, seed=0):
+    """A layer that takes nothing from the global generator."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return nn.Linear(features, outputs)
+
+
+class Pairs(nn.Module):
+    """Scores of all pairs of a batch, as a retrieval model gives them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (linear(4, 3, seed).double() for seed in (0, 1))
+
+    def forward(self, x):
+        left, right = (x["left"], x["right"]) if isinstance(x, dict) else x
+        return {"scores": self.first(left) @ self.second(right).T}
+
+
+def hinges(outputs, y):
+    scores = outputs["scores"]
+    worst = (1 + scores - scores.diagonal().unsqueeze(1)).clamp(min=0)
+    return (worst * (1 - torch.eye(len(scores)))).amax(1)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("mask", [None, RAGGED], ids=["full", "ragged"])
+def test_examples_that_look_at_their_batch_are_scored_in_it(score, together, mask, randn):
+    model, x = Pairs(), (randn(1, 5, 4, 4), randn(2, 5, 4, 4))
+    target = (x[0][0], x[1][1]), torch.zeros(4)
+
+    def score_of(x, y, mask):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        options = {"optimizer": optimizer, "target": target, "together": together}
+        return BatchScorer(score, model, hinges, **options)(x, y, mask)
+
+    expected = []
+    for n in range(5):
+        kept = slice(None) if mask is None else mask[n]
+        part = tuple(t[n : n + 1, kept] for t in x)
+        expected.append(score_of(part, torch.zeros(part[0].shape[:2]), None))
+    got = score_of({"left": x[0], "right": x[1]}, torch.zeros(5, 4), mask)
+    torch.testing.assert_close(got, torch.cat(expected), rtol=1e-9, atol=1e-12)
+
+
+def weight_normed(model):
+    nn.utils.parametrizations.weight_norm(model[1])
+    return model
+
+
+def tied(model):
+    again = linear(6, 3).double()
+    again.weight = model[3].weight
+    return nn.Sequential(model, nn.Tanh(), nn.ConstantPad1d((0, 3), 0.0), again)
+
+
+def frozen(model):
+    model[1].weight.requires_grad_(False)
+    return model
+
+
+def compiled(model):
+    model[1].compile(backend="eager")
+    return torch.compile(model, backend="eager")
+
+
+class Fixed(nn.Module):
+    """Cannot be run by ``torch.vmap``: it asks for a number."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) if x.sum().item() > -1e9 else x
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("wrap", [weight_normed, tied, frozen], ids=lambda f: f.__name__)
+def test_trial_steps_of_unusual_models_equal_those_by_hand(wrap, together, randn):
+    model, x = wrap(model_of("mlp")), randn(1, 5, 4, 4)
+
+    def make(parameters):
+        return torch.optim.SGD(parameters, 0.1, weight_decay=0.1)
+
+    optimizer = make(model.parameters())
+    got = BatchScorer("delta_abs", model, losses_of, optimizer=optimizer, together=together)
+    expected = by_hand(model, make, losses_of, x, LABELS)
+    torch.testing.assert_close(got(x, LABELS), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("score", SCORES)
+def test_half_precision_scores_are_near_those_in_double(score, dtype, randn):
+    found = []
+    for each in (dtype, torch.float64):
+        model = model_of("mlp", dtype).to(each)
+        x, target = randn(1, 5, 4, 4).to(dtype), randn(2, 6, 4).to(dtype)
+        options = {"optimizer": torch.optim.SGD(model.parameters(), 0.5), "together": False}
+        options |= {"target": (target.to(each), LABELS.flatten()[:6])}
+        found.append(BatchScorer(score, model, losses_of, **options)(x.to(each), LABELS))
+    assert found[0].dtype == torch.float32
+    torch.testing.assert_close(found[0].double(), found[1], rtol=0.1, atol=0.03)
+
+
+def test_compiled_models_are_scored_by_the_module_inside(randn):
+    model, x = model_of("mlp"), randn(1, 5, 4, 4)
+    options = {"target": (randn(2, 6, 4), LABELS.flatten()[:6])}
+    for score in SCORES:
+        found = []
+        for each in (model, compiled(copy.deepcopy(model))):
+            each(x[0])
+            options["optimizer"] = torch.optim.SGD(each.parameters(), 0.1)
+            found.append(BatchScorer(score, each, losses_of, **options)(x, LABELS))
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("independent", [True, False])
+@pytest.mark.parametrize("mask", [None, RAGGED], ids=["full", "ragged"])
+def test_alignments_without_forward_mode_are_inner_products(mask, independent, randn):
+    with torch.random.fork_rng([]):
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    model = nn.Sequential(layer, nn.Flatten(), linear(8, 3)).double().eval()
+    x, target = randn(1, 5, 4, 2, 4), (randn(2, 6, 2, 4), LABELS.flatten()[:6])
+    kept = [slice(None)] * 5 if mask is None else list(mask)
+    along = gradient(model, *target)
+    expected = [gradient(model, x[i][kept[i]], LABELS[i][kept[i]]) @ along for i in range(5)]
+    scorer = BatchScorer("grad_align", model, losses_of, target=target, independent=independent)
+    for _ in range(2):
+        torch.testing.assert_close(scorer(x, LABELS, mask), torch.stack(expected))
+
+
+def test_scoring_in_inference_mode_is_the_same(randn):
+    model, x = model_of("mlp"), randn(1, 5, 4, 4)
+    for score in SCORES:
+        options = {"optimizer": torch.optim.SGD(model.parameters(), 0.1)}
+        scorer = BatchScorer(score, model, losses_of, target=(x[0], LABELS[0]), **options)
+        expected = scorer(x, LABELS)
+        with torch.inference_mode():
+            assert torch.equal(scorer(x.clone(), LABELS), expected)
+        assert scorer.version() == scorer.version()
+
+
+def test_what_copies_would_get_wrong_is_refused_by_name_and_done_one_by_one(randn):
+    x = randn(1, 5, 4, 4)
+
+    def scored(change, together, wrap=lambda model: model):
+        model = wrap(model_of("mlp"))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        change(model, optimizer)
+        scorer = BatchScorer("delta_abs", model, losses_of, optimizer=optimizer, together=together)
+        return scorer(x, LABELS)
+
+    extra = torch.zeros(1, requires_grad=True)
+    for change, named in (
+        (lambda m, o: o.register_step_pre_hook(lambda *_: None), "SGD has step hooks"),
+        (lambda m, o: m[1].weight.register_hook(lambda g: 0 * g), "1.weight has gradient hooks"),
+        (lambda m, o: o.add_param_group({"params": [extra]}), "1 parameters that are not the mod"),
+    ):
+        with pytest.raises(TypeError, match=rf"{named}.*together=False"):
+            scored(change, True)
+        assert scored(change, False).isfinite().all()
+    with pytest.raises(RuntimeError, match=r"torch.vmap.*together=False"):
+        scored(lambda m, o: None, True, Fixed)
+    assert scored(lambda m, o: None, False, Fixed).isfinite().all()
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("score", SCORES)
+def test_batches_and_losses_of_other_shapes_are_refused(score, together, randn):
+    model, x = model_of("mlp"), randn(1, 5, 4, 4)
+    options = {"optimizer": torch.optim.SGD(model.parameters(), 0.1), "together": together}
+    options |= {"target": (x[0], LABELS[0])}
+    scorer = BatchScorer(score, model, losses_of, **options)
+    empty = torch.zeros(5, 4, dtype=torch.bool)
+    for bad, named in (
+        ((x[:0], LABELS[:0]), "N, B >= 1"),
+        ((x[:, :0], LABELS[:, :0]), "N, B >= 1"),
+        ((x, LABELS[:, :3]), "need candidates"),
+        ((x, LABELS, empty), "candidate 0 has no example"),
+        ((x, LABELS, empty.long()), "mask must be bool"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            scorer(*bad)
+    for criterion in (F.cross_entropy, lambda o, y: losses_of(o, y).unsqueeze(1)):
+        with pytest.raises((ValueError, RuntimeError), match="per-example losses"):
+            BatchScorer(score, model, criterion, **options)(x, LABELS)
+
+
+def test_models_without_memory_or_parameters_are_refused(randn):
+    for model in (nn.ReLU(), nn.Linear(4, 3, device="meta")):
+        scorer = BatchScorer("min_loss", model, losses_of)
+        for ask in (scorer.version, lambda scorer=scorer: scorer(randn(1, 5, 4, 4), LABELS)):
+            with pytest.raises(ValueError, match="nothing to score with"):
+                ask()
+    model = frozen(model_of("mlp"))
+    for p in model.parameters():
+        p.requires_grad_(False)
+    options = {"optimizer": torch.optim.SGD(model.parameters(), 0.1)}
+    for together in (True, False):
+        with pytest.raises(ValueError, match="no parameter that requires gradients"):
+            BatchScorer("delta_abs", model, losses_of, together=together, **options)(
+                randn(1, 5, 4, 4), LABELS
+            )
+
+
+def test_scorers_and_their_models_can_be_copied(randn):
+    model, x = model_of("mlp"), randn(1, 5, 4, 4)
+    scorer = BatchScorer("min_loss", model, losses_of)
+    scorer.version()
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(scorer)))  # noqa: S301 - our own bytes
+    assert torch.equal(twin(x, LABELS), scorer(x, LABELS))
+    before = twin.version()
+    losses_of(model(x[0]), LABELS[0]).mean().backward()
+    assert twin.version() == before
+    assert not copy.deepcopy(model)[1].weight._backward_hooks

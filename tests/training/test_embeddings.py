@@ -226,3 +226,13 @@ def test_the_whole_has_the_same_values_under_another_default_device(same_inside_
         return dual("cnn", "gru")((x, (tokens, weights))).detach()
 
     same_inside_meta(call, pictures_for("cnn"), TOKENS, WEIGHTS)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 3e4])
+def test_half_precision_embeddings_have_length_one_and_zeros_stay_zeros(size):
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]]).mul(size / 5).half()
+    both = DualEncoder(nn.Identity(), nn.Identity(), cosine_scores)
+    for found in (both.embed_pictures(rows), both.embed_captions(rows)):
+        assert found.dtype == torch.float16
+        expected = torch.tensor([[0.6, 0.8], [0.0, 0.0]])
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=2e-3)

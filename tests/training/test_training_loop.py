@@ -489,3 +489,31 @@ def test_cuda_follows_the_cpu(run, tiny_set):
     # float32 convolutions summed in another order, four steps apart
     assert on_cuda.losses == pytest.approx(on_cpu.losses, rel=1e-2)
     assert weights_of(cpu) != weights_of(SmallCNN(10, stream(0, "init")))
+
+
+# --- what other loops bring
+
+
+@pytest.mark.parametrize("batches", [[[]], [[0], []], [3]])
+def test_batches_without_examples_are_refused(batches, run, tiny_set):
+    with pytest.raises(ValueError, match="must give lists of indices, got"):
+        run(tiny_set, batch_sampler=batches, num_epochs=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_losses_are_averaged_in_single(dtype, run, tiny_set):
+    heard = []
+
+    def criterion(logits, y):
+        return (60_000 + 0 * F.cross_entropy(logits, y, reduction="none")).to(dtype)
+
+    _, history = run(
+        tiny_set,
+        criterion=criterion,
+        weights=lambda index: torch.full((len(index),), 2.0),
+        feedback=lambda index, losses: heard.append(losses),
+        num_epochs=1,
+    )
+    expected = 2 * float(torch.tensor(60_000.0).to(dtype))
+    assert history.losses == [pytest.approx(expected)] * len(history.losses)
+    assert all(losses.dtype == torch.float32 for losses in heard)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, UserDict
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,3 +137,67 @@ def test_run_model_precision():
     assert run_model(model.double(), x.double()).dtype == torch.float64
     with pytest.raises(ValueError, match="got 'fp16'"):
         run_model(model, x, "fp16")
+
+
+# --- what other loops bring
+
+
+class Output(OrderedDict):
+    """Like the outputs of Hugging Face models: entries are attributes, too."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+def test_containers_keep_their_types():
+    x = Output(logits=torch.ones(2, dtype=torch.bfloat16), rest=UserDict(a=(torch.ones(1),)))
+    got = run_model(Wrapped(nn.Linear(1, 1, device="meta").to_empty(device="cpu")), x)
+    assert type(got) is Output
+    assert got.logits.dtype == torch.float32
+    assert type(got.rest) is UserDict
+    assert x.logits.dtype == torch.bfloat16
+
+
+class Wrapped(nn.Module):
+    """Gives back what it gets."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return x
+
+
+def test_undisturbed_returns_replaced_buffers_and_precision_after_a_failure():
+    model = small_model()
+    norm, before = model[1], snapshot(model)
+    mean = norm.running_mean
+
+    def spoil():
+        with undisturbed(model):
+            model.half()
+            norm.running_mean = torch.ones(6)
+            norm.register_buffer("more", torch.ones(1))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        spoil()
+    assert norm.running_mean is mean
+    assert snapshot(model) == before
+    assert {t.dtype for t in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64], ids=str)
+def test_accuracy_takes_labels_of_any_integer_type_and_no_nan_for_a_hit(dtype):
+    x = torch.eye(3)
+    model = Wrapped(nn.Linear(1, 1, device="meta").to_empty(device="cpu"))
+    y = torch.tensor([0, 1, 0], dtype=dtype)
+    found = evaluate(model, IndexedDataset(x, y), "test")
+    assert found["test/accuracy"] == pytest.approx(2 / 3)
+    x[0, 0] = float("nan")
+    found = evaluate(model, IndexedDataset(x, y), "test")
+    assert found["test/accuracy"] == pytest.approx(1 / 3)
+    assert found["test/loss"] != found["test/loss"]
+    with pytest.raises(ValueError, match="labels must be"):
+        evaluate(model, IndexedDataset(x, torch.tensor([0, 1, 3], dtype=dtype)), "test")

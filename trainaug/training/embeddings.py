@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainaug.checks import widened
 from trainaug.training.randomness import initialise
 
 __all__ = ["BagOfTokens", "CaptionGRU", "DualEncoder", "FeatureEncoder", "PictureCNN"]
@@ -127,14 +128,19 @@ class DualEncoder(nn.Module):
     def embed_pictures(self, x: Tensor) -> Tensor:
         """Return the embeddings of pictures, ``(B, D)``."""
         embedded: Tensor = self.pictures(x)
-        return F.normalize(embedded, dim=1) if self.normalise == "both" else embedded
+        return _unit(embedded) if self.normalise == "both" else embedded
 
     def embed_captions(self, caption: Caption) -> Tensor:
         """Return the embeddings of captions, ``(B, D)``."""
         embedded: Tensor = self.captions(caption)
-        return embedded if self.normalise == "none" else F.normalize(embedded, dim=1)
+        return embedded if self.normalise == "none" else _unit(embedded)
 
     def forward(self, x: tuple[Tensor, Caption]) -> Tensor:
         """Return the scores of all pairs of a batch, ``(B, B)``, rows pictures."""
         picture, caption = x
         return self.score(self.embed_pictures(picture), self.embed_captions(caption))
+
+
+def _unit(embedded: Tensor) -> Tensor:
+    """Rows of length one; float16 holds neither their squares nor the least length, 1e-12."""
+    return F.normalize(widened(embedded), dim=1).to(embedded.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from trainaug.checks import widened
 from trainaug.training.devices import device_of, to_device
 from trainaug.training.models import IndexedData, Precision, run_model, undisturbed
 
@@ -22,7 +23,10 @@ Batch = tuple[Any, Any, Tensor]  # x, y, index
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss at ``step`` is NaN or infinite; the model was not updated with it."""
+    """The loss at ``step`` is NaN or infinite; the model was not updated with it.
+
+    An optimiser that takes a closure may have moved the parameters before its second call.
+    """
 
     def __init__(self, step: int, value: float) -> None:
         super().__init__(f"the loss at step {step} is {value}")
@@ -71,7 +75,8 @@ def train(
         dataset: ``dataset[indices]`` is a batch ``(x, y, index)``; it is moved to the model.
         batch_sampler: Gives lists of indices; iterated anew each epoch, after its
             ``set_epoch(first_epoch + k)`` if it has one.
-        criterion: Returns per-example losses ``(B,)``, as with ``reduction="none"``.
+        criterion: Returns per-example losses ``(B,)``, as with ``reduction="none"``; those in half
+            precision are weighed, averaged and handed on in float32.
         optimizer: Stepped with a closure that computes loss and gradients of the batch if its
             attribute ``requires_closure`` is true; the first call then is the one observed.
         num_epochs: Length of the run in passes over ``batch_sampler``; give this or
@@ -88,7 +93,8 @@ def train(
             state from mid-epoch, ``batch_sampler.epoch + 1`` to go on with epochs after others.
 
     Raises:
-        ValueError: If an option or a shape is wrong, or an epoch has no batch.
+        ValueError: If an option or a shape is wrong, a batch is empty or not a list of indices,
+            or an epoch has no batch.
         NonFiniteLossError: If the loss is NaN or infinite.
     """
     if (num_epochs is None) == (max_steps is None):
@@ -101,6 +107,10 @@ def train(
     history = History(precision)
 
     def take_step(indices: Sequence[int]) -> None:
+        if not hasattr(indices, "__len__") or len(indices) == 0:
+            raise ValueError(
+                f"batch_sampler must give lists of indices, got {indices!r} at step {history.steps}"
+            )
         batch = to_device(dataset[indices], device)
         x, y, index = batch if batch_transform is None else batch_transform(batch)
         seen: list[Tensor] = []  # the losses of the first pass
@@ -110,6 +120,7 @@ def train(
             optimizer.zero_grad()
             losses = criterion(run_model(model, x, precision), y)  # (B,)
             _check_rows("losses (give the criterion reduction='none')", losses, len(index))
+            losses = widened(losses)
             history.forward_examples += len(losses)
             w = torch.ones_like(losses) if weights is None else weights(index).to(losses)
             _check_rows("weights", w, len(losses))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainaug.checks import class_labels
 from trainaug.training.devices import device_of, map_tensors, to_device
 from trainaug.training.randomness import initialise
 
@@ -84,11 +85,15 @@ class SmallCNN(nn.Module):
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Give the model back as it was: every measurement during training runs in here.
 
-    Restored are parameters, their gradients and ``requires_grad``, buffers, the train or eval
-    mode of each module, and PyTorch's global random state (CPU, and the model's CUDA device).
+    Restored, also after an exception, are parameters, their gradients and ``requires_grad``,
+    buffers, those replaced by other tensors included, the train or eval mode of each module, and
+    PyTorch's global random state (CPU, and the model's CUDA device).
     """
     device = device_of(model)
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [
+        (module, module.training, dict(module._parameters), dict(module._buffers))
+        for module in model.modules()
+    ]
     tensors = [*model.parameters(), *model.buffers()]
     values = [(t, t.detach().clone(), t.requires_grad, t.grad) for t in tensors]
     grads = [(t.grad, t.grad.clone()) for t in tensors if t.grad is not None]
@@ -96,14 +101,20 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
+            for module, mode, parameters, buffers in modes:
+                module.training = mode
+                module._parameters.clear()
+                module._parameters.update(parameters)
+                module._buffers.clear()
+                module._buffers.update(buffers)
             with torch.no_grad():
                 for t, value, requires_grad, grad in values:
+                    if t.dtype != value.dtype or t.device != value.device:
+                        t.grad, t.data = None, value.clone()
                     t.requires_grad_(requires_grad).copy_(value)
                     t.grad = grad
                 for grad, value in grads:
                     grad.copy_(value)
-            for module, mode in modes:
-                module.training = mode
 
 
 def run_model(model: nn.Module, x: Any, precision: Precision = "fp32") -> Any:
@@ -138,7 +149,16 @@ def predict(
 def evaluate(
     model: nn.Module, dataset: IndexedData, split: str, precision: Precision = "fp32"
 ) -> dict[str, float]:
-    """Return ``{split}/accuracy`` (0 to 1) and ``{split}/loss`` (cross-entropy) of a classifier."""
-    logits, y = predict(model, dataset, precision=precision)
-    hits = int((logits.argmax(1) == y).sum())
+    """Return ``{split}/accuracy`` (0 to 1) and ``{split}/loss`` (cross-entropy) of a classifier.
+
+    Labels may have any integer type. A row of logits with NaN counts as wrong, and makes the loss
+    NaN.
+    """
+    logits, targets = predict(model, dataset, precision=precision)
+    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(
+            f"need logits (N, C) and labels (N,), got {tuple(logits.shape)}, {tuple(targets.shape)}"
+        )
+    y = class_labels(targets, logits.shape[1])
+    hits = int(((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum())
     return {f"{split}/accuracy": hits / len(y), f"{split}/loss": F.cross_entropy(logits, y).item()}

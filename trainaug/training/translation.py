@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainaug.checks import class_labels, finite, widened
 from trainaug.training.models import undisturbed
 from trainaug.training.randomness import initialise
 
@@ -119,19 +120,21 @@ class TranslationModel(nn.Module):
 def translation_losses(logits: Tensor, target: Tensor) -> Tensor:
     """Return the mean cross-entropy of a token of each sentence, ``(B,)``.
 
-    A mean over tokens, so that long sentences are not taken for hard ones.
+    A mean over tokens, so that long sentences are not taken for hard ones. In float32 for logits
+    in half precision.
 
     Args:
         logits: ``(B, T, V)``.
         target: Next tokens, ``(B, T)``; padding does not count.
 
     Raises:
-        ValueError: If shapes do not fit, or a sentence has no token.
+        ValueError: If shapes do not fit, a sentence has no token, or a token is none of V.
     """
     if logits.ndim != 3 or logits.shape[:2] != target.shape:
         raise ValueError(
             f"need logits (B, T, V), target (B, T): {tuple(logits.shape)}, {tuple(target.shape)}"
         )
+    logits, target = widened(logits), class_labels(target, logits.shape[-1])
     counted = target != PAD
     if not bool(counted.any(1).all()):
         raise ValueError(f"sentence {int((~counted.any(1)).nonzero()[0])} has no token")
@@ -154,6 +157,10 @@ def greedy_decode(
 
     Returns:
         Tokens without `START` and `END`, ``(N, T)``, padded.
+
+    Raises:
+        ValueError: If there is nothing to decode, a sentence has no token, or the model's logits
+            are not finite.
     """
     if source.ndim != 2 or len(source) == 0 or batch_size < 1 or most <= 0:
         raise ValueError(f"nothing to decode: {tuple(source.shape)}, {batch_size=}, {most=}")
@@ -171,6 +178,7 @@ def greedy_decode(
             for step in range(int(limits[rows].max())):
                 states = model.decode(memory, part, tokens)[:, -1]  # (b, D)
                 logits = model.score(states)
+                finite("logits", logits)
                 logits[:, [PAD, START]] = -torch.inf
                 after = logits.argmax(1)
                 going = (after != END) & (limits[rows] > step)

@@ -33,7 +33,9 @@ def item_values(arm: Record, metric: str) -> NDArray[np.float64] | None:
     if metric != f"test/{direction}/r1" or direction not in arm.get("hits", {}):
         return None
     right, times = (_digits(text) for text in (arm["hits"][direction], arm["galleries"]))
-    return np.divide(100 * right, times, out=np.full(len(right), np.nan), where=times > 0)
+    shares = np.full(len(right), np.nan)
+    np.divide(100 * right, times, out=shares, where=times > 0)
+    return shares
 
 
 def _digits(text: str) -> NDArray[np.float64]:

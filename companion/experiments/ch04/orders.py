@@ -168,10 +168,13 @@ def _greedy(
     model = make_model(settings["model"], data, seed)
     optimizer = _optimizer(model, settings)
     target = data.target.x, data.target.y
+    scorer = BatchScorer(
+        score, model, losses_of, optimizer=optimizer, target=target, independent=True
+    )
     sampler = PerfectOrderingSampler(
         data.train,
         BATCH,
-        scorer=BatchScorer(score, model, losses_of, optimizer=optimizer, target=target),
+        scorer=scorer,
         num_candidates=len(batches),
         generator=stream(seed, "order"),  # the same permutation as the exhaustive study
         candidate_generator=stream(seed, "candidates"),

@@ -131,9 +131,12 @@ def _selection(settings: dict[str, Any], seed: int) -> dict[str, Any]:
             scores = {}
             for name in get_args(Score):
                 target = data.target.x, data.target.y
-                scorer = BatchScorer(name, model, losses_of, optimizer=optimizer, target=target)
+                scorer = BatchScorer(
+                    name, model, losses_of, optimizer=optimizer, target=target, independent=True
+                )
                 scores[name] = scorer(x, y)
-            loss, norm = batch_losses(model, losses_of, x, y), _gradient_norms(model, x, y)
+            loss = batch_losses(model, losses_of, x, y, independent=True)
+            norm = _gradient_norms(model, x, y)
             for name in ("delta_abs", "delta_rel", "delta_target", "grad_align"):
                 for what, values in (
                     ("loss", loss),

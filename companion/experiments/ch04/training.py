@@ -157,7 +157,9 @@ def _sampler(
     # random reshuffling has one candidate: the same permutations, nothing is scored
     target = data.target.x, data.target.y
     score: Score = "min_loss" if random else order
-    scorer = BatchScorer(score, model, losses_of, optimizer=optimizer, target=target)
+    scorer = BatchScorer(
+        score, model, losses_of, optimizer=optimizer, target=target, independent=True
+    )
     sampler = PerfectOrderingSampler(
         data.train,
         BATCH,

@@ -181,7 +181,13 @@ def project_ball(delta: Tensor, norm: AttackNorm, eps: float, band: Tensor | Non
     finite("delta", delta)
     if len(delta) == 0:
         return delta.clone()
-    return ball.narrowed(torch.zeros_like(delta), ball.project(widened(delta)))
+    wide = widened(delta)
+    result = ball.project(wide)
+    if wide is delta:
+        return result
+    if ball.norm != "fourier_linf" and ball.eps > 0:  # rounding of long vectors leaves the ball
+        result = result / ball.gauge(result).clamp(min=1)
+    return ball.narrowed(torch.zeros_like(delta), result)
 
 
 def steepest_step(gradient: Tensor, norm: AttackNorm, band: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -227,12 +227,13 @@ class _Attack:
     def judge(self, x: Tensor, when: str) -> tuple[Tensor, Tensor]:
         """Return whether the attack succeeds on each example, and what it raises, both ``(B,)``."""
         logits = _logits(self.model(x), len(x))
-        _check_finite("logits", logits.clamp(min=0), when)  # minus infinity masks a class
+        _check_finite("logits", logits.detach().clamp(min=0), when)  # minus infinity masks a class
         if not self.is_checked:
             self.read_labels(logits)
         labels = self.labels
         if self.criterion is None:
-            losses = nn.functional.cross_entropy(widened(logits), labels, reduction="none")
+            classes = cast(Tensor, labels)
+            losses = nn.functional.cross_entropy(widened(logits), classes, reduction="none")
         else:
             losses = self.criterion(logits, self.y if labels is None else labels)
         if not isinstance(losses, Tensor) or losses.shape != (len(x),):
@@ -267,8 +268,8 @@ class _Attack:
     def point(self, delta: Tensor) -> Tensor:
         """Return inputs to look at, in their own type."""
         x = self.x + delta
-        if self.bounds is not None and (self.keep == "worst" or self.x is not self.inputs):
-            x = x.clamp(*self.bounds)
+        if self.keep == "worst" or self.x is not self.inputs:
+            x = self.boxed(x)
         return self.ball.narrowed(self.inputs, x, self.bounds)
 
     def step(
@@ -318,8 +319,13 @@ class _Attack:
         moves = (gradient != 0).flatten(1).any(1, keepdim=True)
         return delta + torch.where(moves, share * way, 0.0).view(delta.shape)
 
+    def boxed(self, x: Tensor) -> Tensor:
+        if self.bounds is None:
+            return x
+        return x.clamp(*cast("tuple[float, float]", self.bounds))  # or two tensors
+
     def clip(self, delta: Tensor) -> Tensor:
-        return delta if self.bounds is None else (self.x + delta).clamp(*self.bounds) - self.x
+        return delta if self.bounds is None else self.boxed(self.x + delta) - self.x
 
     def sweep(self, delta: Tensor, sweeps: int) -> Tensor:
         """Project on the ball and on the box in turn; the box holds in the end."""
@@ -345,8 +351,7 @@ class _Attack:
         """Return valid inputs: what still leaves the ball is scaled towards 0 in the end."""
         is_flat = self.bounds is not None and not bool(self.ball.factors.all())
         delta = self.meet(delta) if is_flat else self.sweep(delta, _LAST_SWEEPS)
-        x = self.x + delta / self.ball.gauge(delta).clamp(min=1)
-        x = x if self.bounds is None else x.clamp(*self.bounds)
+        x = self.boxed(self.x + delta / self.ball.gauge(delta).clamp(min=1))
         return self.ball.narrowed(self.inputs, x, self.bounds)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainaug.checks import class_labels, indices, widened
 from trainaug.methods.autoassist.shrinking import check_base
 
 __all__ = ["AssistantTrainer", "Features", "ImageAssistant", "TextAssistant", "guarded_base"]
@@ -47,8 +48,19 @@ class ImageAssistant(nn.Module):
         self.class_bias = _drawn(num_classes, generator, scale)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return logits ``(B,)`` of inputs ``(B, ...)`` with classes ``(B,)``."""
-        return x.flatten(1) @ self.weight + self.class_bias[y]
+        """Return logits ``(B,)`` of inputs ``(B, ...)`` with classes ``(B,)``, of any integer type.
+
+        Raises:
+            ValueError: If shapes do not fit, or a class is not from 0 to K - 1.
+        """
+        labels, size = class_labels(y, len(self.class_bias)), len(self.weight)
+        if x.ndim < 2 or labels.shape != x.shape[:1] or x.flatten(1).shape[1] != size:
+            raise ValueError(
+                f"need (B, ...) of {size} numbers an example and (B,), got "
+                f"{tuple(x.shape)}, {tuple(y.shape)}"
+            )
+        numbers = x.flatten(1).to(self.weight.dtype)
+        return numbers @ self.weight + self.class_bias[labels]
 
 
 class TextAssistant(nn.Module):
@@ -85,10 +97,21 @@ class TextAssistant(nn.Module):
     def forward(
         self, source: Tensor, source_tfidf: Tensor, target: Tensor, target_tfidf: Tensor
     ) -> Tensor:
-        """Return logits ``(B,)``; each side has distinct tokens ``(B, T)`` and their tf-idf."""
+        """Return logits ``(B,)``; each side has distinct tokens ``(B, T)`` and their tf-idf.
+
+        Raises:
+            ValueError: If shapes do not fit, or a token is not in its vocabulary.
+        """
         logits = self.bias.expand(len(source))
         sides = ((source, source_tfidf), (target, target_tfidf))
-        for side, (tokens, tfidf) in enumerate(sides):
+        for side, (numbers, tfidf) in enumerate(sides):
+            if numbers.ndim != 2 or len(numbers) != len(source) or tfidf.shape != numbers.shape:
+                raise ValueError(
+                    f"need (B, T) twice a side, got {tuple(numbers.shape)}, {tuple(tfidf.shape)}"
+                )
+            tokens = class_labels(numbers, len(self.counted[side]))
+            if not tfidf.is_floating_point() or widened(tfidf) is not tfidf:
+                tfidf = tfidf.to(self.bias)
             present = (tokens != 0).to(tfidf)  # (B, T)
             count = present.sum(1)
             total = (self.counted[side][tokens] * present).sum(1)
@@ -142,7 +165,9 @@ class AssistantTrainer:
                 f"need a mean of {get_args(Mean)}, 0 <= momentum < 1: {mean!r}, {momentum}"
             )
         self.assistant, self.features = assistant, features
-        self.optimizer = torch.optim.SGD(assistant.parameters(), lr, weight_decay=weight_decay)
+        self.optimizer = torch.optim.SGD(
+            assistant.parameters(), float(lr), weight_decay=float(weight_decay)
+        )
         self.mean, self.momentum = mean, momentum
         self.mean_loss: float | None = None
         self.confidence, self.num_steps = 0.0, 0
@@ -156,8 +181,12 @@ class AssistantTrainer:
 
     @torch.no_grad()
     def predict(self, index: Tensor) -> Tensor:
-        r"""Return $r=\sigma(\text{logit})$ of examples ``(B,)``, in ``[0, 1]``, ``(B,)``."""
-        return self.assistant(*self.features(index.cpu())).sigmoid()  # type: ignore[no-any-return]
+        r"""Return $r=\sigma(\text{logit})$ of examples ``(B,)``, in ``[0, 1]``, ``(B,)``.
+
+        Raises:
+            ValueError: If the index is not of integers from 0, or the logits not ``(B,)``.
+        """
+        return self._logits(index).sigmoid()
 
     def feedback(self, index: Tensor, losses: Tensor) -> None:
         """Learn from the Boss's losses ``(B,)`` of the examples ``index`` ``(B,)``.
@@ -165,11 +194,11 @@ class AssistantTrainer:
         Of ``epoch`` means the first epoch's losses are only collected.
 
         Raises:
-            ValueError: If the shapes differ.
+            ValueError: If the shapes differ, there are none, or the index is not of integers.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
         check_losses(index, losses)
-        losses = losses.detach()
+        losses = widened(losses.detach())
         mean = float(losses.double().mean())
         total, count = self._epoch
         self._epoch = (total + mean * len(losses), count + len(losses))
@@ -194,7 +223,7 @@ class AssistantTrainer:
             The binary cross-entropy before the step.
         """
         with torch.enable_grad():
-            logits = self.assistant(*self.features(index.cpu()))
+            logits = self._logits(index)
             target = hard.to(logits)
             loss = F.binary_cross_entropy_with_logits(logits, target)
             self.optimizer.zero_grad()
@@ -206,6 +235,15 @@ class AssistantTrainer:
         self._hard += int(hard.sum())
         self._seen += len(index)
         return loss.item()
+
+    def _logits(self, index: Tensor) -> Tensor:
+        """Logits ``(B,)``, in float32 of a half-precision Assistant."""
+        logits: Tensor = self.assistant(*self.features(example_numbers(index)))
+        if logits.shape != index.shape:
+            raise ValueError(
+                f"the Assistant must give {tuple(index.shape)}, got {tuple(logits.shape)}"
+            )
+        return widened(logits)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the Assistant's weights, its optimiser's state and the counters."""
@@ -231,12 +269,22 @@ def guarded_base(base: float, confidence: float) -> float:
     return max(base, 1 - confidence)
 
 
+def example_numbers(index: Tensor, num_examples: int | None = None) -> Tensor:
+    """Return an index ``(B,)`` as int64 on the CPU: unsigned bytes would index as a mask.
+
+    Raises:
+        ValueError: If it is not of integers, or an example is not one of N.
+    """
+    return indices(index, torch.iinfo(torch.int64).max if num_examples is None else num_examples)
+
+
 def check_losses(index: Tensor, losses: Tensor) -> None:
     """Raise a ValueError on shapes, a FloatingPointError on a loss that is not finite."""
     if index.ndim != 1 or losses.shape != index.shape:
         raise ValueError(f"losses must have shape {tuple(index.shape)}, got {tuple(losses.shape)}")
     if len(index) == 0:
         raise ValueError("need the losses of one example or more, got none")
+    example_numbers(index)
     if not bool(losses.isfinite().all()):
         bad = int((~losses.isfinite()).nonzero()[0])
         raise FloatingPointError(f"the loss of example {int(index[bad])} is {losses[bad].item()}")

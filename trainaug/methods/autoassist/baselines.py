@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainaug.methods.autoassist.assistant import check_losses
+from trainaug.checks import widened
+from trainaug.methods.autoassist.assistant import check_losses, example_numbers
 from trainaug.methods.autoassist.shrinking import check_base
 from trainaug.roots import power
 
@@ -35,9 +36,9 @@ class RandomSkip:
     """
 
     def __init__(self, rates: Sequence[float]) -> None:
-        if not rates or not all(0 < rate <= 1 for rate in rates):
+        if len(rates) == 0 or not all(0 < rate <= 1 for rate in rates):
             raise ValueError(f"need rates in (0, 1], got {list(rates)}")
-        self.rates, self.passes = tuple(rates), 0
+        self.rates, self.passes = tuple(float(rate) for rate in rates), 0
 
     def predict(self, index: Tensor) -> Tensor:
         """Return the rate of this pass for every example, ``(B,)``."""
@@ -95,17 +96,21 @@ class LossTable:
 
     def predict(self, index: Tensor) -> Tensor:
         """Return 0 for examples below the mean at the start of the pass, else 1, ``(B,)``."""
-        return (~self._is_low[index.cpu()]).float()
+        return (~self._is_low[example_numbers(index, len(self.losses))]).float()
 
     def weights(self, index: Tensor) -> Tensor:
         """Return ``(B,)``: $1/p$ with the examples' probabilities of being kept."""
-        p = torch.where(self._is_low[index.cpu()], self.base, 1.0)
+        p = torch.where(self._is_low[example_numbers(index, len(self.losses))], self.base, 1.0)
         return (1 / p if self.rescale else torch.ones_like(p)).to(index.device)
 
     def feedback(self, index: Tensor, losses: Tensor) -> None:
-        """Take the losses ``(B,)`` of the examples ``index`` ``(B,)``."""
-        check_losses(index, losses)
-        self.losses[index.cpu()] = losses.detach().float().cpu()
+        """Take the losses ``(B,)`` of the examples ``index`` ``(B,)``; the last, where one repeats.
+
+        Raises:
+            ValueError: If the shapes differ, there are none, or an example is not one of N.
+            FloatingPointError: If a loss is NaN or infinite, naming the example.
+        """
+        _store(self.losses, index, losses)
 
     def on_pass(self) -> None:
         """Compare with the mean of the losses known, for the next pass."""
@@ -122,7 +127,8 @@ class LossTable:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
+        """Continue from ``state``; ValueError if it is of another number of examples."""
+        _check_length(state["losses"], self.losses)
         vars(self).update(
             {n: v.clone() if isinstance(v := state[n], Tensor) else v for n in self._state}
         )
@@ -143,14 +149,19 @@ class SelectiveBackprop:
     def __init__(
         self, losses_of: Callable[[Tensor], Tensor], *, beta: float = 1.0, history: int = 1024
     ) -> None:
-        if beta <= 0 or history < 1:
+        if not 0 < beta < torch.inf or history < 1:
             raise ValueError(f"need beta > 0 and history >= 1, got {beta}, {history}")
         self.losses_of, self.beta, self.forwards = losses_of, beta, 0
         self._recent: deque[float] = deque(maxlen=history)
 
     @torch.no_grad()
     def predict(self, index: Tensor) -> Tensor:
-        """Return $\\mathrm{cdf}^\\beta$ of the examples, ``(B,)``, in ``(0, 1]``."""
+        """Return $\\mathrm{cdf}^\\beta$ of the examples, ``(B,)``, in ``(0, 1]``.
+
+        Raises:
+            ValueError: If the shapes differ, or there are none.
+            FloatingPointError: If a loss is NaN or infinite, naming the example.
+        """
         losses = self.losses_of(index).detach().cpu().double()
         check_losses(index, losses)
         self.forwards += len(index)
@@ -195,7 +206,8 @@ class SelfPacedWeights:
         epochs: int = 5,
         q: float = 4.0,
     ) -> None:
-        if min(num_examples, epoch_steps, epochs) < 1 or q <= 1 or start <= 0:
+        numbers = 1 < q < torch.inf and 0 < start < torch.inf
+        if min(num_examples, epoch_steps, epochs) < 1 or not numbers:
             raise ValueError(
                 f"out of range: {num_examples=}, {epoch_steps=}, {epochs=}, {q=}, {start=}"
             )
@@ -209,14 +221,19 @@ class SelfPacedWeights:
         if late == 0:
             share = 1.0 if self.epochs == 1 else min(1.0, 0.25 + 0.75 * e / (self.epochs - 1))
             self._pace = float(self.losses.quantile(share))
-        easy = (1 - self.losses[index.cpu()] / max(self._pace, 1e-12)).clamp(min=0)
+        last = self.losses[example_numbers(index, len(self.losses))]
+        easy = (1 - last / max(self._pace, 1e-12)).clamp(min=0)
         w = power(easy, 1 / (self.q - 1)) + 0.01
         return (w / w.mean()).to(index.device)
 
     def feedback(self, index: Tensor, losses: Tensor) -> None:
-        """Take the losses ``(B,)`` of the examples ``index`` ``(B,)``."""
-        check_losses(index, losses)
-        self.losses[index.cpu()] = losses.detach().float().cpu()
+        """Take the losses ``(B,)`` of the examples ``index`` ``(B,)``; the last, where one repeats.
+
+        Raises:
+            ValueError: If the shapes differ, there are none, or an example is not one of N.
+            FloatingPointError: If a loss is NaN or infinite, naming the example.
+        """
+        _store(self.losses, index, losses)
         self._steps += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,7 +241,8 @@ class SelfPacedWeights:
         return {"losses": self.losses.clone(), "_steps": self._steps, "_pace": self._pace}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
+        """Continue from ``state``; ValueError if it is of another number of examples."""
+        _check_length(state["losses"], self.losses)
         vars(self).update({name: state[name] for name in self._state})
         self.losses = state["losses"].clone()
 
@@ -253,7 +271,7 @@ class ScreenerWeights:
         margin: float = 1.0,
         penalty: float = 0.01,
     ) -> None:
-        if margin <= 0 or penalty < 0:
+        if not (0 < margin < torch.inf and 0 <= penalty < torch.inf):
             raise ValueError(f"need margin > 0 and penalty >= 0, got {margin}, {penalty}")
         self.screener, self.inputs, self.optimizer = screener, inputs, optimizer
         self.margin, self.penalty = margin, penalty
@@ -270,10 +288,28 @@ class ScreenerWeights:
             s = self._weigh(index)
             fixed = losses.detach().to(s)
             loss = ((1 - s) ** 2 * fixed + s**2 * (self.margin - fixed).clamp(min=0)).mean()
-            sizes = torch.cat([p.abs().flatten() for p in self.screener.parameters()])
+            sizes = torch.cat([widened(p).abs().flatten() for p in self.screener.parameters()])
             self.optimizer.zero_grad()
             (loss + self.penalty * sizes.mean()).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
 
     def _weigh(self, index: Tensor) -> Tensor:
-        return self.screener(self.inputs(index)).reshape(len(index)).sigmoid()  # type: ignore[no-any-return]
+        s: Tensor = self.screener(self.inputs(index)).reshape(len(index))
+        return widened(s).sigmoid()
+
+
+def _store(table: Tensor, index: Tensor, losses: Tensor) -> None:
+    """Write losses ``(B,)`` into a table ``(N,)``; of an example that repeats, the last."""
+    losses = losses.detach().float().cpu()
+    check_losses(index, losses)
+    where = example_numbers(index, len(table))
+    if len(torch.unique(where)) < len(where):
+        last = {example: place for place, example in enumerate(where.tolist())}
+        places = torch.tensor(list(last.values()), device="cpu")
+        where, losses = where[places], losses[places]
+    table[where] = losses
+
+
+def _check_length(found: Tensor, own: Tensor) -> None:
+    if found.shape != own.shape:
+        raise ValueError(f"the state is of {len(found)} examples, need {len(own)}")

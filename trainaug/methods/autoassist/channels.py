@@ -52,13 +52,17 @@ class Used(NamedTuple):
     counters: dict[str, Any]
 
 
+class Started(NamedTuple):
+    """The worker runs, and has yet to build."""
+
+
 class Failed(NamedTuple):
     """The worker raised."""
 
     text: str
 
 
-Message = Formed | PassEnd | Used | Failed
+Message = Formed | PassEnd | Used | Started | Failed
 
 
 class Slots:
@@ -130,6 +134,7 @@ def check_feedback(index: Tensor, losses: Tensor, num_examples: int, batch_size:
     """
     if index.is_floating_point() or index.dtype == torch.bool:
         raise TypeError(f"indices must be integers, got {index.dtype}")
+    index = index.long()
     if index.ndim == 1 and not 0 < len(index) <= batch_size:
         raise ValueError(f"need 1 to {batch_size} losses, got {len(index)}")
     outside = (index < 0) | (index >= num_examples)

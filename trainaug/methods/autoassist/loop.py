@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn
 
 import torch
@@ -24,6 +25,7 @@ from trainaug.methods.autoassist.channels import (
     Message,
     PassEnd,
     Slots,
+    Started,
     Used,
     clock,
 )
@@ -32,6 +34,27 @@ from trainaug.methods.autoassist.sampler import AssistedSampler
 __all__ = ["Build"]
 
 Build = Callable[..., tuple[AssistedSampler, AssistantTrainer | None]]
+
+
+class Packed:
+    """Values that are unpickled by the worker's own code, where what goes wrong can be told."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+        self.pickled = b""
+
+    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+        return _packed, (bytes(ForkingPickler.dumps(self.values)),)
+
+    def unpack(self) -> Any:
+        """Return the values, in the worker."""
+        return ForkingPickler.loads(self.pickled) if self.pickled else self.values
+
+
+def _packed(pickled: bytes) -> Packed:
+    packed = Packed(None)
+    packed.pickled = pickled
+    return packed
 
 
 class Maker:
@@ -152,14 +175,15 @@ class Loop:
             self.events.append(Event("assistant", what, start, clock(), *self.slots.depths()))
 
 
-def work(pipe: Connection, slots: Slots, train_when: int, trace: bool, what: Any) -> None:
+def work(pipe: Connection, slots: Slots, train_when: int, trace: bool, what: Packed) -> None:
     """Run the worker's process: a `Maker` of ``what``, until the Boss is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch_parent, daemon=True).start()
     torch.set_num_threads(1)
     loop = Loop(pipe, slots, train_when, trace)
     try:
-        loop.run(Maker(*what))
+        loop.send(Started())
+        loop.run(Maker(*what.unpack()))
     except Gone:
         os._exit(0)  # at once: to take torch's modules down takes a second
     except Exception:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from trainaug.checks import widened
 
 __all__ = [
     "constant_threshold",
@@ -37,7 +40,7 @@ def _check_utility(r: Tensor) -> None:
 
 
 def keep_probability(r: Tensor, base: float) -> Tensor:
-    r"""Return the probabilities $p=\gamma_0+(1-\gamma_0)\,r$ of keeping examples.
+    r"""Return the probabilities $p=\gamma_0+(1-\gamma_0)\,r$ of keeping examples, in r's precision.
 
     Args:
         r: Predicted probabilities of being useful, or indicators, ``(B,)``, in ``[0, 1]``.
@@ -52,7 +55,8 @@ def keep_probability(r: Tensor, base: float) -> Tensor:
     """
     check_base(base)
     _check_utility(r)
-    return base + (1 - base) * r
+    p = base + (1 - base) * widened(r)
+    return p.to(r.dtype) if r.is_floating_point() else p
 
 
 def keep(r: Tensor, base: float, u: Tensor) -> Tensor:
@@ -82,6 +86,7 @@ def keep(r: Tensor, base: float, u: Tensor) -> Tensor:
         raise ValueError(f"u must be in [0, 1) with shape {tuple(r.shape)}, got {u}")
     if base == 1:
         return torch.ones_like(r, dtype=torch.bool)
+    r, u = widened(r), widened(u)
     return (u < base) | ((u - base) / (1 - base) < r) | (r == 1)  # the quotient may round to 1
 
 
@@ -89,20 +94,24 @@ def constant_threshold(value: float) -> Threshold:
     """Return $T_k=T$: leaves a floor under the distance to the optimum (`threshold_floor`)."""
     if not value >= 0:
         raise ValueError(f"a threshold must be >= 0, got {value}")
-    return lambda k: value
+    return partial(_constant, value)
 
 
 def decaying_threshold(c: float) -> Threshold:
     """Return $T_k=c/k$ for $k=1,2,\\ldots$: keeps the rate of SGD (`distance_bound`)."""
     if not c >= 0:
         raise ValueError(f"c must be >= 0, got {c}")
+    return partial(_decaying, c)
 
-    def threshold(k: int) -> float:
-        if k < 1:
-            raise ValueError(f"k counts from 1, got {k}")
-        return c / k
 
-    return threshold
+def _constant(value: float, k: int) -> float:
+    return value
+
+
+def _decaying(c: float, k: int) -> float:
+    if k < 1:
+        raise ValueError(f"k counts from 1, got {k}")
+    return c / k
 
 
 def shrinking_bias(gradients: Tensor, p: Tensor) -> Tensor:
@@ -120,7 +129,8 @@ def shrinking_bias(gradients: Tensor, p: Tensor) -> Tensor:
     _check_utility(p)
     if gradients.ndim != 2 or p.shape != gradients.shape[:1]:
         raise ValueError(f"need (N, P) and (N,), got {tuple(gradients.shape)}, {tuple(p.shape)}")
-    return -((1 - p)[:, None] * gradients).mean(0)
+    skipped = 1 - (p.to(gradients) if p.dtype == torch.bool else p)
+    return -(skipped[:, None] * gradients).mean(0)
 
 
 def distance_bound(k: int, gradient: float, c: float, sigma: float, base: float = 0.0) -> float:
@@ -144,7 +154,8 @@ def distance_bound(k: int, gradient: float, c: float, sigma: float, base: float 
         1.0
     """
     check_base(base)
-    if k < 2 or sigma <= 0 or min(gradient, c) < 0:
+    good = gradient >= 0 and c >= 0 and sigma > 0  # NaN is not
+    if k < 2 or not good or not all(math.isfinite(v) for v in (gradient, c, sigma)):
         raise ValueError(f"need k >= 2, G, c >= 0, sigma > 0, got {k}, {gradient}, {c}, {sigma}")
     return 4 * (gradient**2 + ((1 - base) * c) ** 2) / (sigma**2 * (k + 1))
 

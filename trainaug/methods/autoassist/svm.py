@@ -8,13 +8,16 @@ Reference: Shalev-Shwartz, Singer, Srebro, "Pegasos", ICML 2007; Zhang, Yu, Dhil
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from trainaug.checks import finite, indices, sign_labels
 from trainaug.methods.autoassist.shrinking import check_base
 from trainaug.roots import sqrt
 
@@ -57,25 +60,47 @@ class Path:
     largest_gradient: float = 0.0
 
 
-def _check_problem(X: Tensor, y: Tensor, lam: float) -> None:
+def _check_problem(X: Tensor, y: Tensor, lam: float) -> Tensor:
+    """Return the labels in a signed type; ValueError on whatever a machine cannot be trained on."""
     if X.ndim != 2 or y.shape != X.shape[:1] or len(X) == 0:
         raise ValueError(f"need X (N, D) and y (N,), got {tuple(X.shape)}, {tuple(y.shape)}")
-    if not bool((y.abs() == 1).all()):
-        raise ValueError(f"labels must be -1 or 1, got {sorted(set(y.tolist()))}")
-    if not lam > 0:
+    if X.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"X must be float32 or float64, got {X.dtype}: convert with .float()")
+    finite("X", X)
+    labels = sign_labels(y)
+    if not 0 < lam < math.inf:
         raise ValueError(f"lambda must be > 0, got {lam}")
+    return labels
+
+
+def _check_weights(w: Tensor, X: Tensor, dims: tuple[int, ...]) -> None:
+    if w.ndim not in dims or w.shape[-1] != X.shape[1] or w.dtype != X.dtype:
+        raise ValueError(
+            f"weights must be {X.dtype} of {X.shape[1]} numbers, got {w.dtype} {tuple(w.shape)}"
+        )
 
 
 def svm_objective(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
-    """Return F(w), a scalar, or ``(M,)`` for weights ``(M, D)``; X is ``(N, D)``, y ``(N,)``."""
-    _check_problem(X, y, lam)
+    """Return F(w), a scalar, or ``(M,)`` for weights ``(M, D)``; X is ``(N, D)``, y ``(N,)``.
+
+    Raises:
+        ValueError: If shapes, types, labels or $\\lambda$ are wrong, or X is not finite. Weights
+            that are not finite give NaN or infinity.
+    """
+    y = _check_problem(X, y, lam)
+    _check_weights(w, X, (1, 2))
     margins = y * (w @ X.T)  # (..., N)
     return lam / 2 * w.square().sum(-1) + (1 - margins).clamp(min=0).mean(-1)
 
 
 def svm_gradients(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
-    r"""Return $\lambda w-\mathbb 1[y_i\langle w,x_i\rangle<1]\,y_ix_i$ of all i, ``(N, D)``."""
-    _check_problem(X, y, lam)
+    r"""Return $\lambda w-\mathbb 1[y_i\langle w,x_i\rangle<1]\,y_ix_i$ of all i, ``(N, D)``.
+
+    Raises:
+        ValueError: As `svm_objective`.
+    """
+    y = _check_problem(X, y, lam)
+    _check_weights(w, X, (1,))
     violated = (y * (X @ w) < 1).to(X)
     return lam * w - (violated * y)[:, None] * X
 
@@ -87,17 +112,13 @@ def violators(base: float, generator: torch.Generator) -> Keep:
     skipped gradients of the hinge are 0.
     """
     check_base(base)
-
-    def is_kept(k: int, i: int, margin: float, norm: float) -> bool:
-        return margin < 1 or (base > 0 and _uniform(generator) < base)
-
-    return is_kept
+    return partial(_is_violator, base, generator)
 
 
 def random_rule(rate: float, generator: torch.Generator) -> Keep:
     """Keep a share of the examples at random: the control of every saving."""
     check_base(rate)
-    return lambda k, i, margin, norm: _uniform(generator) < rate
+    return partial(_is_drawn, rate, generator)
 
 
 def authors_rule(x_norms: Tensor, base: float, eps: float, generator: torch.Generator) -> Keep:
@@ -105,16 +126,15 @@ def authors_rule(x_norms: Tensor, base: float, eps: float, generator: torch.Gene
 
     As in the authors' code, with 0.3 and 1; ``x_norms`` are $\|x_i\|$, ``(N,)``, probabilities only
     up to 1.
+
+    Raises:
+        ValueError: If a number is out of range, or not finite.
     """
     check_base(base)
-    norms = x_norms.tolist()
-
-    def is_kept(k: int, i: int, margin: float, norm: float) -> bool:
-        if _uniform(generator) < base:
-            return True
-        return bool(_uniform(generator) < norms[i] * (margin < 1) - eps / (k + 1))
-
-    return is_kept
+    finite("x_norms", x_norms)
+    if not math.isfinite(eps):
+        raise ValueError(f"eps must be finite, got {eps}")
+    return partial(_is_kept_by_authors, x_norms.tolist(), base, eps, generator)
 
 
 def gradient_threshold(X: Tensor, y: Tensor, lam: float, threshold: Callable[[int], float]) -> Keep:
@@ -123,13 +143,53 @@ def gradient_threshold(X: Tensor, y: Tensor, lam: float, threshold: Callable[[in
     $\|\nabla f_i\|^2=\lambda^2\|w\|^2+[-2\lambda m+\|x_i\|^2]\,\mathbb 1[m<1]$ with margin m.
     """
     _check_problem(X, y, lam)
-    squares = X.square().sum(1).tolist()
+    return partial(_is_above, X.square().sum(1).tolist(), lam, threshold)
 
-    def is_kept(k: int, i: int, margin: float, norm: float) -> bool:
-        square = lam**2 * norm**2 + (squares[i] - 2 * lam * margin if margin < 1 else 0.0)
-        return bool(max(square, 0.0) ** 0.5 >= threshold(k))
 
-    return is_kept
+# Rules are partial functions of these, so that they can be copied and pickled.
+
+
+def _is_violator(
+    base: float, generator: torch.Generator, k: int, i: int, margin: float, norm: float
+) -> bool:
+    return margin < 1 or (base > 0 and _uniform(generator) < base)
+
+
+def _is_drawn(
+    rate: float, generator: torch.Generator, k: int, i: int, margin: float, norm: float
+) -> bool:
+    return _uniform(generator) < rate
+
+
+def _is_kept_by_authors(
+    norms: list[float],
+    base: float,
+    eps: float,
+    generator: torch.Generator,
+    k: int,
+    i: int,
+    margin: float,
+    norm: float,
+) -> bool:
+    if _uniform(generator) < base:
+        return True
+    return bool(_uniform(generator) < norms[i] * (margin < 1) - eps / (k + 1))
+
+
+def _is_above(
+    squares: list[float],
+    lam: float,
+    threshold: Callable[[int], float],
+    k: int,
+    i: int,
+    margin: float,
+    norm: float,
+) -> bool:
+    square = lam**2 * norm**2 + (squares[i] - 2 * lam * margin if margin < 1 else 0.0)
+    least = threshold(k)
+    if least != least:
+        raise ValueError(f"the threshold of iterate {k} is NaN")
+    return bool(max(square, 0.0) ** 0.5 >= least)
 
 
 def pegasos(
@@ -151,8 +211,9 @@ def pegasos(
     a kept violator is added as $\eta_ky_ix_i$. Skipped and kept iterations count alike in k.
 
     Args:
-        X: ``(N, D)``, floating point, on the CPU (one example a step is no work for a GPU).
-        y: Labels -1 or 1, ``(N,)``.
+        X: ``(N, D)``, finite, float32 or float64, on the CPU (one example a step is no work for a
+            GPU).
+        y: Labels -1 or 1, ``(N,)``, floating point or integer.
         lam: $\lambda>0$.
         order: Examples of the iterations, integers ``(K,)``: equal orders make runs comparable.
         keep: The rule; without one all are kept.
@@ -169,14 +230,17 @@ def pegasos(
         The path from $w_1=0$.
 
     Raises:
-        ValueError: If shapes, labels or numbers are wrong, or an index is out of range.
+        ValueError: If shapes, types, labels or numbers are wrong, X is not finite, or an index is
+            out of range.
     """
-    _check_problem(X, y, lam)
+    y = _check_problem(X, y, lam)
     if project not in get_args(Project):
         raise ValueError(f"project must be one of {get_args(Project)}, got {project!r}")
-    if order.ndim != 1 or len(order) == 0 or int(order.min()) < 0 or int(order.max()) >= len(X):
+    if order.ndim != 1 or len(order) == 0:
         raise ValueError(f"order must be of indices below {len(X)}, got {order}")
-    if record_every < 1 or step_offset + 1 < step_scale:  # else a weight would change its sign
+    order = indices(order, len(X))
+    fits = 0 <= step_scale <= step_offset + 1 < math.inf  # else a weight would change its sign
+    if record_every < 1 or not fits:
         raise ValueError(
             f"need record_every >= 1, t0 + 1 >= s, got {record_every=}, {step_offset=}"
         )
@@ -245,13 +309,13 @@ def importance_pegasos(
         record_every: Updates between two recorded iterates.
 
     Raises:
-        ValueError: If an argument is wrong.
+        ValueError: If an argument is wrong, or X is not finite.
     """
-    _check_problem(X, y, lam)
+    y = _check_problem(X, y, lam)
     if utility not in get_args(Utility) or project not in get_args(Project):
         raise ValueError(f"unknown utility {utility!r} or projection {project!r}")
     refresh = len(X) if refresh is None else refresh
-    if min(num_steps, refresh, record_every) < 1 or floor < 0:
+    if min(num_steps, refresh, record_every) < 1 or not 0 <= floor < math.inf:
         raise ValueError(f"need >= 1: {num_steps=}, {refresh=}, {record_every=}; {floor=} >= 0")
     rows, labels, n = list(X), y.tolist(), len(X)
     squares, signed = X.square().sum(1), y[:, None] * X

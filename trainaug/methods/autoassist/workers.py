@@ -7,10 +7,14 @@ losses. Here a queue is slots in shared memory and a pipe that says which are fu
 from __future__ import annotations
 
 import contextlib
+import functools
+import pickle
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterator
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection, current_process, resource_tracker
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -25,11 +29,12 @@ from trainaug.methods.autoassist.channels import (
     Message,
     PassEnd,
     Slots,
+    Started,
     Used,
     check_feedback,
     clock,
 )
-from trainaug.methods.autoassist.loop import Build, Maker, work
+from trainaug.methods.autoassist.loop import Build, Maker, Packed, work
 
 __all__ = ["AsyncBatches", "WorkerError"]
 
@@ -37,7 +42,7 @@ _PATIENCE = 2.0  # seconds that a worker has to end by itself, then again after 
 
 
 class WorkerError(RuntimeError):
-    """The worker raised, with its traceback, or died, with its exit code."""
+    """The worker raised, with its traceback, or died, with its exit code or signal."""
 
 
 class AsyncBatches:
@@ -46,17 +51,18 @@ class AsyncBatches:
     An iteration is one pass of the sampler and gives lists of indices, as the training loop wants
     them; one that is left early goes on in the next. `tensors` gives data instead. Call `feedback`
     after a step. A worker is started at once, by ``spawn``: scripts need the usual
-    ``if __name__ == "__main__":``. Use in a ``with`` statement, or call `close`.
+    ``if __name__ == "__main__":``, and notebooks must import ``build``, and the classes of what is
+    in ``args``, from a module. Use in a ``with`` statement, or call `close`.
 
     The worker forms batches ahead until ``queue_size`` are ready. When ``train_when`` are ready and
     losses have come, it takes one step of the Assistant first. Which Assistant decides on a batch
     thus depends on timing: only ``base=1``, constant predictions and ``synchronous`` repeat.
 
     Args:
-        build: Importable function that returns an `AssistedSampler` and its `AssistantTrainer`, or
-            ``None`` if there is nothing to learn, called in the worker as
-            ``build(*args, attempt=attempt)``; ``attempt`` counts restarts and belongs in the seeds,
-            or a restart repeats orders.
+        build: Importable function, not one of a notebook's cell, that returns an `AssistedSampler`
+            and its `AssistantTrainer`, or ``None`` if there is nothing to learn, called in the
+            worker as ``build(*args, attempt=attempt)``; ``attempt`` counts restarts and belongs in
+            the seeds, or a restart repeats orders.
         args: Picklable; tensors and modules among them are moved to shared memory, so that the
             Boss sees an Assistant learn and it outlives the worker.
         num_examples: N, as in the sampler.
@@ -84,7 +90,10 @@ class AsyncBatches:
             the Assistant had learnt from when it was decided; at most AQ + BQ, and the one at work.
 
     Raises:
-        ValueError: If a setting is out of range.
+        ValueError: If a setting is out of range, or a worker could not import ``build`` or unpickle
+            ``args``.
+        RuntimeError: In a script that starts a worker whenever it is imported.
+        WorkerError: While iterating, if the worker raised or died.
     """
 
     def __init__(
@@ -240,15 +249,17 @@ class AsyncBatches:
         self._free_feedback = list(range(len(self._slots.losses)))
         self._given, self._is_warm = 0, False
         self._failure = ""
+        self._started = False
         what = (self._build, self._args, self.attempt, self._sizes, self.counters)
         if self.synchronous:
             self._maker = Maker(*what)
             return
+        _check_startable(self._build)
         context = mp.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         process = context.Process(
             target=work,
-            args=(theirs, self._slots, self.train_when, self.trace, what),
+            args=(theirs, self._slots, self.train_when, self.trace, Packed(what)),
             name="autoassist",
             daemon=True,
         )
@@ -257,6 +268,13 @@ class AsyncBatches:
         try:
             process.start()
             self._process = process
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            self._pipe.close()
+            raise ValueError(
+                f"{_unpicklable(self._build, self._args)} cannot be pickled for the worker: "
+                f"{error}; build must be a function of a module, no lambda or local function, and "
+                "args picklable"
+            ) from error
         finally:
             theirs.close()  # so that the worker's end closes with the worker
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -331,10 +349,7 @@ class AsyncBatches:
                 message, events = self._pipe.recv() if self._pipe.poll() else _end()
             except (EOFError, OSError):
                 self._process.join(_PATIENCE)
-                code = self._process.exitcode
-                self._failure = (
-                    f"the worker died with exit code {code}: restart() goes on with its Assistant"
-                )
+                self._failure = _death(self._process.exitcode, self._started)
             except BaseException:
                 self._failure = "interrupted while a message came: call restart()"
                 raise
@@ -347,8 +362,10 @@ class AsyncBatches:
             case Used(slot, counters):
                 self._free_feedback.append(slot)
                 self.counters = counters
+            case Started():
+                self._started = True
             case Failed(text):
-                self._failure = f"the worker raised\n{text}"
+                self._failure = f"the worker raised\n{text}{_advice(text)}"
             case _:
                 self._ready.append(message)
 
@@ -360,6 +377,63 @@ class AsyncBatches:
     def _record(self, who: Any, what: Any, start: float) -> None:
         if self.trace:
             self._events.append(Event(who, what, start, clock(), *self._slots.depths()))
+
+
+def _check_startable(build: Any) -> None:
+    """Raise where it is certain that a worker cannot start."""
+    if getattr(current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "a worker imports the script that started it, and this one starts a worker at import: "
+            'put AsyncBatches under if __name__ == "__main__":'
+        )
+    if current_process().daemon:
+        raise RuntimeError("a worker of a loader cannot start one: use synchronous=True there")
+    while isinstance(build, functools.partial):
+        build = build.func
+    home = getattr(build, "__module__", None) or type(build).__module__
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    importable = getattr(main, "__spec__", None) is not None or (file and Path(file).exists())
+    if home == "__main__" and not importable:
+        name = getattr(build, "__qualname__", type(build).__qualname__)
+        raise ValueError(
+            f"a worker cannot import build={name} from __main__, which has no file, as in a "
+            "notebook: move it to a module, a file beside the notebook, and import it from there"
+        )
+
+
+def _unpicklable(build: Any, args: tuple[Any, ...]) -> str:
+    for name, value in (("build", build), *((f"args[{i}]", arg) for i, arg in enumerate(args))):
+        try:
+            pickle.dumps(value)
+        except Exception:
+            return name
+    return "build or args"
+
+
+def _death(code: int | None, started: bool) -> str:
+    """Say why a worker ended without a word."""
+    again = "restart() goes on with its Assistant"
+    if code is not None and code < 0:
+        name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
+        memory = ", as where memory runs out" if name == "SIGKILL" else ""
+        return f"the worker was killed by {name}{memory}, exit code {code}: {again}"
+    if started:
+        return f"the worker died with exit code {code}: {again}"
+    return (
+        f"the worker died with exit code {code} before it could start; its own words are on stderr."
+        " It first imports the script that started it: that must work, and what starts workers "
+        'must stand under if __name__ == "__main__":'
+    )
+
+
+def _advice(text: str) -> str:
+    if "main__" in text.rstrip().rpartition("\n")[2]:
+        return (
+            "\nbuild, and the classes of args, must be importable from a module: a worker sees "
+            'neither a notebook\'s cells nor what stands under if __name__ == "__main__":'
+        )
+    return ""
 
 
 def _end() -> NoReturn:

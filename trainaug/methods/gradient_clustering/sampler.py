@@ -67,6 +67,9 @@ class StratifiedSampler(OrderedBatchSampler):
             num_examples, batch_size, generator, drop_last, num_replicas=num_replicas, rank=rank
         )
         self._sizes = batch_sizes(num_examples, batch_size, num_replicas, drop_last=drop_last)
+        self._cluster_of: Tensor | None = None  # (N,) numbers 0 to M - 1
+        self._starts_of_queues: list[int] = []  # cluster after cluster
+        self._ends_of_queues: list[int] = []
         self._clustered_later = False  # so that what was drawn before cannot be drawn again
         self._leave_clusters()
 
@@ -129,10 +132,9 @@ class StratifiedSampler(OrderedBatchSampler):
         self._empty_queues()
 
     def _leave_clusters(self) -> None:
-        self._cluster_of: Tensor | None = None  # (N,) numbers 0 to M - 1
+        self._cluster_of = None
         self._cluster_weights = self._members = torch.empty(0, device="cpu")
-        self._starts_of_queues: list[int] = []
-        self._ends_of_queues: list[int] = []
+        self._starts_of_queues, self._ends_of_queues = [], []
         self._empty_queues()
 
     def _empty_queues(self) -> None:
@@ -146,7 +148,8 @@ class StratifiedSampler(OrderedBatchSampler):
         return order
 
     def _refill(self, cluster: int) -> int:
-        start, end = self._starts_of_queues[cluster], self._ends_of_queues[cluster]
+        start: int = self._starts_of_queues[cluster]
+        end = self._ends_of_queues[cluster]
         if end - start > 1:
             order = self._permutation(end - start)
             self._queues[start:end] = self._members[start:end][order].tolist()

@@ -7,14 +7,20 @@ arXiv 2211.14395, which the author's code makes one after another.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 from torch.func import functional_call
 from torch.optim import Optimizer
+
+from trainaug.checks import widened
+from trainaug.methods.ordering.nested import eager, leaves, per_example
+from trainaug.methods.ordering.state import GradientCount
+from trainaug.structures import unwrapped
 
 __all__ = ["ELEMENTWISE", "Copies", "Criterion", "is_elementwise", "masked_means"]
 
@@ -37,15 +43,19 @@ _COUNTERS = ("step", "mu_product")
 
 
 def is_elementwise(optimizer: Optimizer) -> bool:
-    """Whether ``Copies`` can stack an optimiser."""
-    return type(optimizer) in ELEMENTWISE
+    """Whether ``Copies`` can stack an optimiser: its type is known, and no hook changes a step."""
+    return type(optimizer) in ELEMENTWISE and not _has_step_hooks(optimizer)
 
 
 def masked_means(losses: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the last dimension of the losses where ``mask`` is true, ``(..., B) -> (...)``."""
+    """Mean over the last dimension of the losses where ``mask`` is true, ``(..., B) -> (...)``.
+
+    Half-precision losses are averaged, and returned, in float32.
+    """
+    losses = widened(losses)
     if mask is None:
         return losses.mean(-1)
-    return (losses * mask).sum(-1) / mask.sum(-1)
+    return torch.where(mask, losses, 0).sum(-1) / mask.sum(-1)
 
 
 class Copies:
@@ -53,24 +63,29 @@ class Copies:
 
     The originals are never touched. Copy ``k`` has its own parameters, buffers and optimiser
     state, and sees its own batch. Dropout draws from the global generator, one draw for each copy.
+    Inputs and targets may be tensors, or tuples, lists and dicts of them.
 
     Args:
-        model: Its modes decide whether batch normalisation updates the copies' statistics.
+        model: Its modes decide whether batch normalisation updates the copies' statistics. Of a
+            compiled or data-parallel model, the module inside is run, eagerly.
         optimizer: An optimiser of its parameters that ``is_elementwise``.
         criterion: Returns per-example losses ``(B,)``.
         count: Number of copies, at least 1.
 
     Raises:
-        TypeError: If the optimiser is not elementwise.
+        TypeError: If the optimiser is not elementwise, a parameter has gradient hooks, or the
+            optimiser trains parameters outside the model, which copies would leave out.
+        ValueError: If the model has no parameters that require gradients.
+        RuntimeError: While stepping, if model or criterion cannot run under ``torch.vmap``.
     """
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, criterion: Criterion, count: int = 1
     ) -> None:
-        if not is_elementwise(optimizer):
-            raise TypeError(f"{type(optimizer).__name__} is not elementwise: step one by one")
-        self.model, self.criterion, self._original = model, criterion, optimizer
+        model = unwrapped(model)
         named = dict(model.named_parameters())
+        _check_stackable(named, optimizer)
+        self.model, self.criterion, self._original = model, criterion, optimizer
         self.parameters = {name: _stack(p, count) for name, p in named.items()}
         self.buffers = {name: _stack(b, count) for name, b in model.named_buffers()}
         states = {
@@ -128,12 +143,16 @@ class Copies:
 
         dims = (0, 0, None if shared else 0)
         call = torch.vmap(one, dims, randomness="different", chunk_size=chunk_size)
-        return call(self.parameters, self.buffers, x)
+        with _explained():
+            return call(self.parameters, self.buffers, x)
 
     def losses(self, x: Any, y: Any, *, shared: bool = False) -> Tensor:
         """Per-example losses of every copy on its batch, ``(K, B)``."""
         dims = (0, None if shared else 0)
-        return torch.vmap(self.criterion, dims)(self.outputs(x, shared=shared), y)
+        outputs = self.outputs(x, shared=shared)
+        with _explained():
+            losses = torch.vmap(self.criterion, dims)(outputs, y)
+        return per_example(losses, len(self), leaves(x)[0].shape[0 if shared else 1])
 
     def step(self, x: Any, y: Any, mask: Tensor | None = None) -> Tensor:
         """Update every copy on its own batch.
@@ -141,7 +160,8 @@ class Copies:
         Args:
             x: Inputs, each tensor ``(K, B, ...)``.
             y: Targets, likewise.
-            mask: Which examples count, bool ``(K, B)``; all without it.
+            mask: Which examples count, bool ``(K, B)``; all without it. The others are still
+                seen by a model or criterion that looks at the batch as a whole.
 
         Returns:
             Mean losses before the update, ``(K,)``.
@@ -149,9 +169,65 @@ class Copies:
         self.optimizer.zero_grad()
         with torch.enable_grad():
             means = masked_means(self.losses(x, y), mask)  # (K,)
-            means.sum().backward()  # type: ignore[no-untyped-call]
+            trained = [p for p in self.parameters.values() if p.requires_grad]
+            # nothing else, say a parameter of the criterion, may gather gradients
+            means.sum().backward(inputs=trained)  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return means.detach()
+
+
+def _has_step_hooks(optimizer: Optimizer) -> bool:
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    return any(getattr(optimizer, name, None) for name in names)
+
+
+def _check_stackable(named: Mapping[str, Tensor], optimizer: Optimizer) -> None:
+    """Raise unless one optimiser over stacked parameters makes the optimiser's own steps."""
+    name = type(optimizer).__name__
+    advice = "step one by one (together=False)"
+    if not is_elementwise(optimizer):
+        why = "has step hooks" if _has_step_hooks(optimizer) else "is not elementwise"
+        raise TypeError(f"{name} {why}: {advice}")
+    if not any(p.requires_grad for p in named.values()):
+        raise ValueError("the model has no parameter that requires gradients")
+    hooked = [
+        key
+        for key, p in named.items()
+        for hook in (
+            *(p._backward_hooks or {}).values(),
+            *(getattr(p, "_post_accumulate_grad_hooks", None) or {}).values(),
+        )
+        if not isinstance(hook, GradientCount)
+    ]
+    if hooked:
+        raise TypeError(f"the parameter {hooked[0]} has gradient hooks: {advice}")
+    own = set(named.values())
+    others = [
+        p
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if p not in own and p.requires_grad
+    ]
+    if others:
+        raise TypeError(
+            f"{name} trains {len(others)} parameters that are not the model's, which copies would "
+            f"leave as they are: {advice}"
+        )
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Run eagerly, and say of what torch.vmap refuses how to do without it."""
+    try:
+        with eager():
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:  # NotImplementedError is a RuntimeError
+        raise RuntimeError(
+            "the model or the criterion failed under torch.vmap, which runs copies side by side; "
+            f"together=False steps them one after another: {error}"
+        ) from error
 
 
 def _copied(value: Any) -> Any:

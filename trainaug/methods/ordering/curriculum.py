@@ -1,7 +1,7 @@
 r"""Curricula with a pacing function: which share of the sorted examples is in use when.
 
-Progress $\tau = t/T$ goes from 0 to 1; $b$ is the share at the start, $a$ the progress at which
-all examples are in use.
+Progress $\tau = t/T$ goes from 0 to 1, and another is a ValueError; $b$ is the share at the start,
+$a$ the progress at which all examples are in use.
 
 Chapter: notebooks/04_curriculum.ipynb
 Reference: Wu, Dyer, Neyshabur, "When do curricula work?", ICLR 2021, arXiv 2012.03107; Hacohen,
@@ -33,7 +33,9 @@ Order = Literal["ascending", "descending", "random"]
 _WHOLE = 1 << 13  # examples whose permutation costs less than a batch
 
 
-def _checked(a: float, b: float) -> None:
+def _checked(progress: float, a: float, b: float) -> None:
+    if not 0 <= progress <= 1:  # NaN is refused, too
+        raise ValueError(f"progress must be in [0, 1], got {progress}")
     if not (0 < a <= 1 and 0 < b <= 1):
         raise ValueError(f"a and b must be in (0, 1], got {a=} and {b=}")
 
@@ -54,22 +56,22 @@ def linear_pacing(progress: float, *, a: float, b: float) -> float:
 
 def root_pacing(progress: float, *, a: float, b: float, q: float = 2.0) -> float:
     r"""Share $\min(1, (b^q + (1 - b^q)\tau/a)^{1/q})$ with $q > 0$."""
-    _checked(a, b)
-    if not q > 0:
+    _checked(progress, a, b)
+    if not 0 < q < math.inf:
         raise ValueError(f"q must be positive, got {q}")
     return min(1.0, (b**q + (1 - b**q) * progress / a) ** (1 / q)) if progress < a else 1.0
 
 
 def step_pacing(progress: float, *, a: float, b: float) -> float:
     r"""Share $b$ while $\tau < a$, then 1."""
-    _checked(a, b)
+    _checked(progress, a, b)
     return b if progress < a else 1.0
 
 
 def exponential_pacing(progress: float, *, b: float, c: float, every: float) -> float:
     r"""Share $\min(1, b\,c^{\lfloor\tau/\Delta\rfloor})$ with $c > 1$, grown ``every`` $\Delta$."""
-    _checked(every, b)
-    if not c > 1:
+    _checked(progress, every, b)
+    if not 1 < c < math.inf:
         raise ValueError(f"c must be above 1, got {c}")
     return min(1.0, b * c ** math.floor(progress / every + 1e-9))
 

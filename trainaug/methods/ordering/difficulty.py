@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainaug.checks import finite, indices, widened
+from trainaug.methods.ordering.nested import leaves, per_example
+from trainaug.structures import map_tensors
+
 __all__ = [
     "ForgettingTracker",
     "RunningHardness",
@@ -27,8 +31,8 @@ __all__ = [
 def example_losses(
     model: nn.Module,
     criterion: Callable[[Any, Any], Tensor],
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any,
     *,
     batch_size: int = 512,
 ) -> Tensor:
@@ -37,13 +41,36 @@ def example_losses(
     Of another, better model these are *teacher* scores; of the same model, trained before without
     a curriculum, *self-taught* ones. Scores of a model that has memorised its training data, or
     noisy labels in it, say little: train the teacher on other examples.
+
+    Args:
+        model: Left in the modes it is in; batches are moved to its parameters.
+        criterion: Returns per-example losses ``(B,)``.
+        x: Inputs ``(n, ...)``, or tuples, lists and dicts of such tensors.
+        y: Targets ``(n, ...)``, likewise.
+        batch_size: Examples at a time.
+
+    Raises:
+        ValueError: If there is no example, lengths differ, or ``criterion`` gives another shape.
     """
+    lengths = {len(t) for t in leaves((x, y))}
+    if len(lengths) != 1 or 0 in lengths or batch_size < 1:
+        raise ValueError(f"need examples of one number, got {sorted(lengths)}; {batch_size=}")
+    count = lengths.pop()
+    home = next(model.parameters(), None)
+
+    def part(value: Any, start: int) -> Any:
+        rows = map_tensors(lambda t: t[start : start + batch_size], value)
+        return rows if home is None else map_tensors(lambda t: t.to(home.device), rows)
+
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
-            parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
-            return torch.cat([criterion(model(part), target) for part, target in parts])
+            found = []
+            for start in range(0, count, batch_size):
+                losses = criterion(model(part(x, start)), part(y, start))
+                found.append(per_example(losses, min(batch_size, count - start)))
+            return torch.cat(found)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -65,11 +92,23 @@ class ForgettingTracker:
         self._was_right = torch.zeros(num_examples, dtype=torch.bool, device="cpu")
 
     def record(self, index: Tensor, correct: Tensor) -> None:
-        """Note whether the examples ``index`` ``(B,)``, each once, are ``correct`` now."""
-        index, correct = index.cpu(), correct.cpu()
-        self.events[index] += (self._was_right[index] & ~correct).long()
-        self._was_right[index] = correct
-        self.learned[index] |= correct
+        """Note whether the examples ``index`` ``(B,)`` are ``correct`` ``(B,)`` now.
+
+        An example that comes several times is visited so often, in their order.
+
+        Raises:
+            ValueError: If an index is out of range, shapes differ, or an entry of ``correct`` is
+                not true or false, 0 or 1.
+        """
+        index, correct = indices(index, len(self.events)), correct.detach().cpu()
+        if correct.shape != index.shape or not bool(((correct == 0) | (correct == 1)).all()):
+            raise ValueError(f"correct must be true or false, {tuple(index.shape)}, got {correct}")
+        correct = correct.bool()
+        for visit in _visits(index):
+            where, right = index[visit], correct[visit]
+            self.events[where] += (self._was_right[where] & ~right).long()
+            self._was_right[where] = right
+            self.learned[where] |= right
 
     def scores(self) -> Tensor:
         """Difficulty, float ``(n,)``: events; one above the most for examples never right."""
@@ -81,7 +120,8 @@ class ForgettingTracker:
         return {name: value.clone() for name, value in names.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from ``state``."""
+        """Continue from ``state``; ValueError if it is of another number of examples."""
+        _check_length(state["events"], self.events)
         self.events, self.learned = state["events"].clone(), state["learned"].clone()
         self._was_right = state["was_right"].clone()
 
@@ -105,18 +145,30 @@ class RunningHardness:
         self._seen = torch.zeros(num_examples, dtype=torch.bool, device="cpu")
 
     def record(self, index: Tensor, losses: Tensor) -> None:
-        """Take in the losses ``(B,)`` of the examples ``index`` ``(B,)``, each once."""
-        index, losses = index.cpu(), losses.detach().float().cpu()
-        mixed = self.gamma * losses + (1 - self.gamma) * self.values[index]
-        self.values[index] = torch.where(self._seen[index], mixed, losses)
-        self._seen[index] = True
+        """Take in the losses ``(B,)`` of the examples ``index`` ``(B,)``.
+
+        An example that comes several times is visited so often, in their order.
+
+        Raises:
+            ValueError: If an index is out of range, shapes differ, or a loss is not finite.
+        """
+        index, losses = indices(index, len(self.values)), losses.detach().float().cpu()
+        if losses.shape != index.shape:
+            raise ValueError(f"losses must be {tuple(index.shape)}, got {tuple(losses.shape)}")
+        finite("losses", losses)
+        for visit in _visits(index):
+            where, new = index[visit], losses[visit]
+            mixed = self.gamma * new + (1 - self.gamma) * self.values[where]
+            self.values[where] = torch.where(self._seen[where], mixed, new)
+            self._seen[where] = True
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the values."""
         return {"values": self.values.clone(), "seen": self._seen.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from ``state``."""
+        """Continue from ``state``; ValueError if it is of another number of examples."""
+        _check_length(state["values"], self.values)
         self.values, self._seen = state["values"].clone(), state["seen"].clone()
 
 
@@ -124,8 +176,14 @@ def self_paced_weights(losses: Tensor, threshold: float) -> Tensor:
     r"""Weights $w_i = 1[\ell_i < \lambda]$, the minimiser of $\sum_i w_i(\ell_i - \lambda)$.
 
     Over $w \in [0, 1]^B$; raise the threshold $\lambda$ during training until all examples count.
+
+    Raises:
+        ValueError: If a loss is not finite or the threshold NaN: a weight of 0 would hide it.
     """
-    return (losses.detach() < threshold).to(losses.dtype)
+    finite("losses", losses)
+    if threshold != threshold:
+        raise ValueError("the threshold is NaN")
+    return (widened(losses.detach()) < threshold).to(losses.dtype)
 
 
 def largest_losses(losses: Tensor, count: int) -> Tensor:
@@ -136,10 +194,37 @@ def largest_losses(losses: Tensor, count: int) -> Tensor:
         count: Examples that count, at least 1; all where ``B`` is smaller.
 
     Returns:
-        Losses ``(B,)``: zero for the others, whose gradients are zero too.
+        Losses ``(B,)``: zero for the others, whose gradients are zero too. Where one is NaN or
+        infinite, so is one of these. None of none.
+
+    Raises:
+        ValueError: If ``count`` is below 1 or the losses are not ``(B,)``.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    count = min(count, len(losses))
-    chosen = torch.zeros_like(losses).scatter_(0, losses.detach().topk(count).indices, 1.0)
+    if losses.ndim != 1:
+        raise ValueError(f"losses must be (B,), got {tuple(losses.shape)}")
+    count = max(1, min(count, len(losses)))
+    largest = losses.detach().topk(min(count, len(losses))).indices
+    chosen = torch.zeros_like(losses).scatter_(0, largest, 1.0)
     return losses * chosen * (len(losses) / count)
+
+
+def _visits(index: Tensor) -> list[Tensor]:
+    """Places ``(b,)`` in ``index`` in which no example comes twice: first visits, second, ..."""
+    if len(torch.unique(index)) == len(index):
+        return [torch.arange(len(index), device="cpu")]
+    places: list[list[int]] = []
+    times: dict[int, int] = {}
+    for place, example in enumerate(index.tolist()):
+        before = times.get(example, 0)
+        if before == len(places):
+            places.append([])
+        places[before].append(place)
+        times[example] = before + 1
+    return [torch.tensor(each, device="cpu") for each in places]
+
+
+def _check_length(found: Tensor, own: Tensor) -> None:
+    if found.shape != own.shape:
+        raise ValueError(f"the state is of {len(found)} examples, need {len(own)}")

@@ -13,18 +13,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainaug.checks import widened
 from trainaug.methods.ordering.copies import Copies, Criterion
+from trainaug.methods.ordering.nested import leaves, per_example
 from trainaug.methods.ordering.state import preserve_state
+from trainaug.structures import map_tensors, unwrapped
 
 __all__ = ["all_orders", "exhaustive_orders", "position_shares", "train_in_order"]
 
 ROWS = 1024  # evaluated at once: more does not fit a processor's cache
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Any]  # inputs and targets
 
 
 def all_orders(num_batches: int, *, max_batches: int = 8) -> Tensor:
@@ -48,11 +52,19 @@ def train_in_order(
     batches: Sequence[Batch],
     order: Sequence[int],
 ) -> None:
-    """Train on the batches in the given order, in place: the definition, step by step."""
+    """Train on the batches in the given order, in place: the definition, step by step.
+
+    Raises:
+        ValueError: If ``criterion`` does not give per-example losses ``(B,)``, or there are none.
+    """
     for number in order:
         x, y = batches[number]
+        rows = len(leaves(x)[0])
+        if rows == 0:
+            raise ValueError(f"batch {number} is empty")
         optimizer.zero_grad()
-        criterion(model(x), y).mean().backward()  # type: ignore[no-untyped-call]
+        losses = widened(per_example(criterion(model(x), y), rows))
+        losses.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
@@ -61,8 +73,8 @@ def exhaustive_orders(
     optimizer: Optimizer,
     criterion: Criterion,
     batches: Sequence[Batch],
-    evaluate: Callable[[Tensor], Tensor],
-    held_out: Tensor,
+    evaluate: Callable[[Any], Tensor],
+    held_out: Any,
     *,
     max_batches: int = 8,
     together: bool = True,
@@ -73,7 +85,8 @@ def exhaustive_orders(
         model: Trained in the mode it is in, evaluated in eval mode; left as it was.
         optimizer: Left as it was.
         criterion: Returns per-example losses ``(B,)``.
-        batches: At most ``max_batches`` pairs of inputs and targets of equal shapes.
+        batches: At most ``max_batches`` pairs of inputs and targets of equal shapes, each a
+            tensor or tuples, lists and dicts of them.
         evaluate: Maps outputs on ``held_out``, ``(N, ...)``, to numbers ``(E,)``; pure PyTorch.
         held_out: Inputs that no batch holds.
         max_batches: Guard against $M!$.
@@ -83,12 +96,18 @@ def exhaustive_orders(
         Orders, ``(M!, M)``, lexicographic, and their measures, ``(M!, E)``.
 
     Raises:
-        ValueError: If there are too many batches or none, or their shapes differ.
-        TypeError: If ``together`` and the optimiser is not elementwise.
+        ValueError: If there are too many batches or none, their shapes differ, or one or
+            ``held_out`` is empty.
+        TypeError: If ``together`` and ``Copies`` cannot stack the optimiser's steps.
+        RuntimeError: If ``together`` and ``torch.vmap`` cannot run model or criterion.
     """
+    model = unwrapped(model)
     orders = all_orders(len(batches), max_batches=max_batches)
-    if len({(tuple(x.shape), tuple(y.shape)) for x, y in batches}) > 1:
+    if len({tuple(t.shape for t in leaves(batch)) for batch in batches}) > 1:
         raise ValueError("all batches must have the same shape; drop the incomplete one")
+    num_held_out = len(leaves(held_out)[0])
+    if min(num_held_out, len(leaves(batches[0])[0])) == 0:
+        raise ValueError("the batches and held_out must have examples")
     if not together:
         found = []
         for order in orders.tolist():
@@ -97,27 +116,37 @@ def exhaustive_orders(
                 with torch.no_grad():
                     found.append(evaluate(model.eval()(held_out)))
         return orders, torch.stack(found)
-    inputs, targets = (torch.stack(parts) for parts in zip(*batches, strict=True))  # (M, B, ...)
+    inputs, targets = (_stacked(parts) for parts in zip(*batches, strict=True))  # (M, B, ...)
+
+    def of(numbers: Any) -> Batch:
+        return map_tensors(lambda t: t[numbers], inputs), map_tensors(lambda t: t[numbers], targets)
+
     modes = [(module, module.training) for module in model.modules()]
     with preserve_state(model):
         root = Copies(model, optimizer, criterion)
         measures = []
         for first in range(len(batches)):  # one subtree at a time bounds the memory
             branch = root.select(torch.tensor([0], device="cpu"))
-            branch.step(inputs[[first]], targets[[first]])
+            branch.step(*of([first]))
             used = torch.tensor([[first]], device="cpu")
             while used.shape[1] < len(batches):
                 parent, used = _children(used, len(batches))
                 branch = branch.select(parent)
-                branch.step(inputs[used[:, -1]], targets[used[:, -1]])
+                branch.step(*of(used[:, -1]))
             model.eval()
             with torch.no_grad():
-                chunk = max(1, ROWS // len(held_out))
+                chunk = max(1, ROWS // num_held_out)
                 ends = branch.outputs(held_out, shared=True, chunk_size=chunk)  # (K, N, ...)
                 measures.append(torch.vmap(evaluate)(ends))
             for module, mode in modes:
                 module.training = mode
     return orders, torch.cat(measures)
+
+
+def _stacked(parts: Sequence[Any]) -> Any:
+    """One nested value of stacked tensors from several of the same structure."""
+    columns = iter(zip(*(leaves(part) for part in parts), strict=True))
+    return map_tensors(lambda _: torch.stack(next(columns)), parts[0])
 
 
 def _children(used: Tensor, num_batches: int) -> tuple[Tensor, Tensor]:
@@ -138,8 +167,15 @@ def position_shares(orders: Tensor, values: Tensor) -> Tensor:
         values: One number an order, ``(K,)``.
 
     Returns:
-        Shares in [0, 1], ``(M,)``; NaN where all values are equal.
+        Shares in [0, 1], ``(M,)``; NaN where all values are equal, or one is not finite.
+
+    Raises:
+        ValueError: If there is no order or shapes do not fit.
     """
+    if orders.ndim != 2 or len(orders) == 0 or values.shape != orders.shape[:1]:
+        raise ValueError(
+            f"need orders (K, M), values (K,): {tuple(orders.shape)}, {tuple(values.shape)}"
+        )
     values = values.double()
     if bool((values == values[0]).all()):
         return torch.full((orders.shape[1],), torch.nan, dtype=values.dtype, device=values.device)

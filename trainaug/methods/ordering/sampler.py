@@ -62,7 +62,7 @@ class _ModelSampler(EpochBatchSampler):
         self._seeds = {name: g.initial_seed() for name, g in generators.items()}
         self._numbered = False
         self._number = 0  # of batches given in this epoch
-        self._scored_at: tuple[object, int] | None = None
+        self._scored_at: object = None
         self.emitted = 0
         self.seconds = 0.0
 
@@ -103,10 +103,7 @@ class _ModelSampler(EpochBatchSampler):
         if version is None:
             return
         workers = self._loader is not None and self._loader.get("_num_workers", 0) > 0
-        # A step that changes no parameter, as one that a GradScaler skips, built a graph before.
-        trained = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        seen = self._scored_at
-        if workers or (seen is not None and seen[1] == trained and seen[0] == version()):
+        if workers or (self._scored_at is not None and self._scored_at == version()):
             raise RuntimeError(
                 "asked for a batch before the model was updated with the one before, so its score "
                 "would be stale: use num_workers=0, no other loader that fetches ahead (such as "
@@ -116,8 +113,7 @@ class _ModelSampler(EpochBatchSampler):
     def _remember_version(self) -> None:
         version = getattr(self.scorer, "version", None)
         if version is not None:
-            trained = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-            self._scored_at = version(), trained
+            self._scored_at = version()
 
     def _has_no_more(self) -> bool:
         return self._number == len(self)
@@ -151,9 +147,8 @@ class PerfectOrderingSampler(_ModelSampler):
         batch_size: Examples in a batch, of each rank.
         scorer: Maps ``x`` ``(N, B, ...)``, ``y`` ``(N, B, ...)`` and a mask ``(N, B)`` or ``None``
             to scores ``(N,)``, larger is better: a ``BatchScorer`` or a function. If it has a
-            method ``version()``, which is equal as long as its model is, the sampler refuses to
-            score before the batch given last was trained on: the model changed, or a graph for
-            gradients was built. A function without it is taken as it comes.
+            method ``version()``, which stays equal until a batch has been trained on, the sampler
+            refuses to score before it has moved. A function without it is taken as it comes.
         num_candidates: Largest number scored for each batch, at least 1.
         candidates: ``partition``: the epoch's fixed batches. ``resampled``: random subsets of the
             remaining examples, which may overlap; so the author's code for ``min_loss``.

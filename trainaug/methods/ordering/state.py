@@ -16,17 +16,32 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["preserve_state"]
+__all__ = ["GradientCount", "preserve_state"]
+
+_PLAIN = int | float | str | None
+
+
+class GradientCount:
+    """A hook on parameters that counts the gradients they get, and changes none."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, gradient: Tensor) -> None:
+        self.count += 1
 
 
 @contextmanager
 def preserve_state(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[None]:
     """Undo, bit for bit, whatever the block does to a model, its optimiser and random states.
 
-    Restored are parameters, gradients, ``requires_grad``, buffers (non-persistent ones too), the
-    train or eval mode of every submodule, the optimiser's state and settings (a state that was
-    empty is empty again, not zero), and the global random states of PyTorch, Python and NumPy.
-    Tensors keep their memory, so that references to them stay valid.
+    Restored, also after an exception, are the submodules, parameters (dtype and device, too),
+    gradients, ``requires_grad``, buffers (non-persistent ones too), tensors that are attributes of
+    a module, as pruning and weight normalisation keep them, the train or eval mode of every
+    submodule, the optimiser's parameters that are not the model's, its state and settings (a state
+    that was empty is empty again, not zero), the same of optimisers that it wraps, and the global
+    random states of PyTorch, Python and NumPy. Tensors keep their memory, so that references to
+    them stay valid. Other attributes of modules are left alone.
 
     Args:
         model: Any module.
@@ -40,14 +55,14 @@ def preserve_state(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
         >>> model.weight.item() == before
         True
     """
-    modules = [
-        (module, module.training, dict(module._parameters), dict(module._buffers))
-        for module in model.modules()
-    ]
-    tensors = [*model.parameters(), *model.buffers()]
-    values = [(t, t.detach().clone(), t.requires_grad, t.grad) for t in tensors]
-    grads = [(t.grad, t.grad.detach().clone()) for t in tensors if t.grad is not None]
-    kept = None if optimizer is None else _optimizer_state(optimizer)
+    modules = [_Module(module) for module in model.modules()]
+    optimizers = [_OptimizerState(each) for each in _with_wrapped(optimizer)]
+    tensors = dict.fromkeys([*model.parameters(), *model.buffers()])  # each once
+    for kept in optimizers:
+        tensors |= dict.fromkeys(p for group in kept.groups for p in group[1])
+    for module in modules:
+        tensors |= dict.fromkeys(t for t in module.attributes.values() if not t.requires_grad)
+    values = [_Tensor(t) for t in tensors]
     cuda = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
     numpy = sys.modules.get("numpy")  # where nobody imported it there is no state to keep
     numpy_state = None if numpy is None else numpy.random.get_state()
@@ -56,50 +71,131 @@ def preserve_state(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
         try:
             yield
         finally:
-            for module, mode, parameters, buffers in modules:
-                module.training = mode
-                module._parameters.clear()
-                module._parameters.update(parameters)
-                module._buffers.clear()
-                module._buffers.update(buffers)
             with torch.no_grad():
-                for t, value, requires_grad, grad in values:
-                    t.requires_grad_(requires_grad).copy_(value)
-                    t.grad = grad
-                for grad, value in grads:
-                    grad.copy_(value)
-            if optimizer is not None and kept is not None:
-                _restore(optimizer, *kept)
+                for module in modules:
+                    module.restore()
+                for value in values:
+                    value.restore()
+                for kept in optimizers:
+                    kept.restore()
             random.setstate(python_state)
             if numpy is not None:
                 numpy.random.set_state(numpy_state)
+
+
+class _Tensor:
+    """A parameter or buffer: where it lies, its values, and its gradient."""
+
+    def __init__(self, t: Tensor) -> None:
+        self.tensor, self.requires_grad = t, t.requires_grad
+        self.memory, self.value = t.detach(), t.detach().clone()
+        grad = t.grad if t.is_leaf else None
+        self.grad = None if grad is None else _Tensor(grad)
+
+    def restore(self) -> None:
+        t = self.tensor
+        if not _is_at(t, self.memory):
+            t.grad = None  # which must always have the dtype of its tensor
+            t.data = self.memory
+        if t.requires_grad != self.requires_grad:
+            t.requires_grad_(self.requires_grad)
+        t.copy_(self.value)
+        if self.grad is not None:
+            self.grad.restore()
+        if t.is_leaf:
+            t.grad = None if self.grad is None else self.grad.tensor
+
+
+class _Module:
+    """The parts of one module, without those of its submodules."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.training = module, module.training
+        tables: tuple[Any, ...] = (module._parameters, module._buffers, module._modules)
+        self.tables = [(table, dict(table)) for table in tables]
+        self.attributes = _tensors_of(module)
+
+    def restore(self) -> None:
+        self.module.training = self.training
+        for table, entries in self.tables:
+            table.clear()
+            table.update(entries)
+        for name in _tensors_of(self.module).keys() - self.attributes.keys():
+            del vars(self.module)[name]
+        vars(self.module).update(self.attributes)
+
+
+class _OptimizerState:
+    """State, groups and plain attributes of one optimiser."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.state = {
+            p: {name: (v, _copied(v)) for name, v in own.items()}
+            for p, own in optimizer.state.items()
+        }
+        self.groups = [
+            (group, list(group["params"]), {k: (v, _copied(v)) for k, v in _settings(group)})
+            for group in optimizer.param_groups
+        ]
+        self.attributes = {
+            name: (value, _copied(value))
+            for name, value in vars(optimizer).items()
+            if isinstance(value, _PLAIN | Tensor)
+        }
+
+    def restore(self) -> None:
+        state = self.optimizer.state
+        state.clear()
+        for p, own in self.state.items():
+            state[p] = {name: _returned(*pair) for name, pair in own.items()}
+        for group, params, settings in self.groups:
+            for name, _ in _settings(group):
+                if name not in settings:
+                    del group[name]
+            group["params"][:] = params
+            group.update({name: _returned(*pair) for name, pair in settings.items()})
+        self.optimizer.param_groups[:] = [group for group, _, _ in self.groups]
+        own = vars(self.optimizer)
+        for name in [name for name, v in own.items() if isinstance(v, _PLAIN | Tensor)]:
+            if name not in self.attributes:
+                del own[name]
+        own.update({name: _returned(*pair) for name, pair in self.attributes.items()})
+
+
+def _with_wrapped(optimizer: Optimizer | None) -> list[Optimizer]:
+    """The optimiser and those that it holds, as sharpness-aware ones and look-ahead do."""
+    found: list[Optimizer] = []
+    waiting = [] if optimizer is None else [optimizer]
+    while waiting:
+        each = waiting.pop()
+        if not any(each is other for other in found):
+            found.append(each)
+            waiting += [value for value in vars(each).values() if isinstance(value, Optimizer)]
+    return found
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+
+
+def _settings(group: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in group.items() if name != "params"]
+
+
+def _is_at(t: Tensor, memory: Tensor) -> bool:
+    if t.dtype != memory.dtype or t.device != memory.device or t.shape != memory.shape:
+        return False
+    return t.is_meta or t.layout != torch.strided or t.is_set_to(memory)
 
 
 def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
-def _optimizer_state(optimizer: Optimizer) -> tuple[dict[Tensor, Any], list[dict[str, Any]]]:
-    state = {
-        p: {name: (v, _copied(v)) for name, v in own.items()} for p, own in optimizer.state.items()
-    }
-    groups = [
-        {name: _copied(v) for name, v in group.items() if name != "params"}
-        for group in optimizer.param_groups
-    ]
-    return state, groups
-
-
-@torch.no_grad()
-def _restore(optimizer: Optimizer, state: dict[Tensor, Any], groups: list[dict[str, Any]]) -> None:
-    optimizer.state.clear()
-    for p, own in state.items():
-        for name, (original, value) in own.items():
-            if isinstance(original, Tensor):
-                original.copy_(value)
-                value = original
-            optimizer.state[p][name] = value
-    for group, settings in zip(optimizer.param_groups, groups, strict=True):
-        for name in [name for name in group if name != "params" and name not in settings]:
-            del group[name]
-        group.update(settings)
+def _returned(original: Any, value: Any) -> Any:
+    """The tensor itself with its values of before, or the copy of what is no tensor."""
+    if not isinstance(original, Tensor):
+        return value
+    original.copy_(value)
+    return original
