@@ -366,9 +366,9 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "attacks.project_ball": lambda g: at.project_ball(g.x("delta", g.rows, 4), "l2", 0.5),
     "attacks.steepest_step": lambda g: at.steepest_step(g.x("gradient", g.rows, 4), "l2"),
     "autoassist.AssistantTrainer": assisted,
-    "autoassist.ImageAssistant": lambda g: aa.ImageAssistant(4, 2, rng())
-    .to(g.dtype)(g.x("x", g.rows, 4), g.labels(g.rows))
-    .detach(),
+    "autoassist.ImageAssistant": lambda g: (
+        aa.ImageAssistant(4, 2, rng()).to(g.dtype)(g.x("x", g.rows, 4), g.labels(g.rows)).detach()
+    ),
     "autoassist.LossTable": with_losses(aa.LossTable),
     "autoassist.ScreenerWeights": screened,
     "autoassist.SelectiveBackprop": lambda g: aa.SelectiveBackprop(
@@ -376,9 +376,9 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     ).predict(torch.arange(g.rows, device="cpu")),
     "autoassist.SelfPacedWeights": with_losses(lambda n: aa.SelfPacedWeights(n, 1)),
     "autoassist.TextAssistant": text_logits,
-    "autoassist.authors_rule": lambda g: aa.authors_rule(
-        g.positive("norms", 4), 0.3, 1.0, rng()
-    )(1, 0, 0.5, 1.0),
+    "autoassist.authors_rule": lambda g: aa.authors_rule(g.positive("norms", 4), 0.3, 1.0, rng())(
+        1, 0, 0.5, 1.0
+    ),
     "autoassist.gradient_threshold": lambda g: aa.gradient_threshold(
         *separable(g), 0.1, aa.constant_threshold(0.5)
     )(1, 0, 0.5, 1.0),
@@ -427,9 +427,9 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
         2,
     ),
     "gradient_clustering.flat_gradients": lambda g: gc.flat_gradients(factors_of(g)),
-    "gradient_clustering.gradient_moments": lambda g: gc.gradient_moments(
-        g.x("samples", g.rows, 3)
-    ).variance,
+    "gradient_clustering.gradient_moments": lambda g: (
+        gc.gradient_moments(g.x("samples", g.rows, 3)).variance
+    ),
     "gradient_clustering.gram_matrix": lambda g: gc.gram_matrix(factors_of(g), factors_of(g)),
     "gradient_clustering.layer_factors": lambda g: gc.flat_gradients(factors_of(g)),
     "gradient_clustering.move_deltas": lambda g: gc.move_deltas(
@@ -458,21 +458,22 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "hard_negatives.CollapseMonitor": lambda g: hn.CollapseMonitor().update(
         g.x("scores", g.rows, g.rows)
     ),
-    "hard_negatives.HingeCurriculum": lambda g: hn.HingeCurriculum(2)(g.x("scores", g.rows, g.rows)),
+    "hard_negatives.HingeCurriculum": lambda g: hn.HingeCurriculum(2)(
+        g.x("scores", g.rows, g.rows)
+    ),
     "hard_negatives.MaxOfHinges": lambda g: hn.MaxOfHinges()(g.x("scores", g.rows, g.rows)),
     "hard_negatives.SumOfHinges": lambda g: hn.SumOfHinges()(g.x("scores", g.rows, g.rows)),
     "hard_negatives.chunked_max_of_hinges": lambda g: hn.chunked_max_of_hinges(*pairs(g)),
     "hard_negatives.chunked_sum_of_hinges": lambda g: hn.chunked_sum_of_hinges(*pairs(g)),
     "hard_negatives.cosine_scores": lambda g: hn.cosine_scores(*pairs(g)),
     "hard_negatives.folded_metrics": lambda g: [
-        each.mean_r
-        for each in hn.folded_metrics(g.x("scores", g.rows, g.rows), ids(g), ids(g), 1)
+        each.mean_r for each in hn.folded_metrics(g.x("scores", g.rows, g.rows), ids(g), ids(g), 1)
     ],
     "hard_negatives.is_collapsed": lambda g: hn.is_collapsed(g.x("scores", g.rows, g.rows)),
     "hard_negatives.order_scores": lambda g: hn.order_scores(*pairs(g)),
-    "hard_negatives.retrieval_metrics": lambda g: hn.retrieval_metrics(
-        g.x("scores", g.rows, g.rows), ids(g), ids(g)
-    ).mean_r,
+    "hard_negatives.retrieval_metrics": lambda g: (
+        hn.retrieval_metrics(g.x("scores", g.rows, g.rows), ids(g), ids(g)).mean_r
+    ),
     "hard_negatives.retrieval_ranks": lambda g: hn.retrieval_ranks(
         g.x("scores", g.rows, g.rows), ids(g), ids(g)
     ),
@@ -484,26 +485,32 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     ),
     "linear_robustness.SteepestDescent": descend(lambda params: lr.SteepestDescent(params, 0.1)),
     "linear_robustness.adversarial_paths": lambda g: lr.adversarial_paths(
-        rows_of(g)[0], "l2", torch.tensor([0.1], dtype=g.dtype, device="cpu"), lr=[0.1], record_at=[2]
+        rows_of(g)[0],
+        "l2",
+        torch.tensor([0.1], dtype=g.dtype, device="cpu"),
+        lr=[0.1],
+        record_at=[2],
     ),
     "linear_robustness.certificate": lambda g: lr.certificate(g.x("w", 3), *separable(g), "l2"),
-    "linear_robustness.convolutional_paths": lambda g: lr.convolutional_paths(
-        rows_of(g), (3,), [1], lr=[0.1], record_at=[2], generator=rng()
-    ).beta,
-    "linear_robustness.dense_paths": lambda g: lr.dense_paths(
-        rows_of(g), lr=0.1, record_at=[2], generator=rng()
-    ).beta,
+    "linear_robustness.convolutional_paths": lambda g: (
+        lr.convolutional_paths(rows_of(g), (3,), [1], lr=[0.1], record_at=[2], generator=rng()).beta
+    ),
+    "linear_robustness.dense_paths": lambda g: (
+        lr.dense_paths(rows_of(g), lr=0.1, record_at=[2], generator=rng()).beta
+    ),
     "linear_robustness.dual_vector": lambda g: lr.dual_vector(g.x("x", g.rows, 4), "l2"),
-    "linear_robustness.enclosure": lambda g: lr.enclosure(
-        *separable(g), "l2", separator(g), torch.ones(g.rows, dtype=g.dtype, device="cpu")
-    ).upper,
+    "linear_robustness.enclosure": lambda g: (
+        lr.enclosure(
+            *separable(g), "l2", separator(g), torch.ones(g.rows, dtype=g.dtype, device="cpu")
+        ).upper
+    ),
     "linear_robustness.max_margin": lambda g: lr.max_margin(*separable(g), "l2").eps_star,
     "linear_robustness.norm": lambda g: lr.norm(g.x("x", g.rows, 4), "l2"),
     "linear_robustness.project": lambda g: lr.project(g.x("x", g.rows, 4), "l1", 0.5),
     "linear_robustness.prox": lambda g: lr.prox(g.x("x", g.rows, 4), "linf", 0.5),
-    "linear_robustness.regularisation_path": lambda g: lr.regularisation_path(
-        rows_of(g), "l2", [0.1], steps=20
-    ).weights,
+    "linear_robustness.regularisation_path": lambda g: (
+        lr.regularisation_path(rows_of(g), "l2", [0.1], steps=20).weights
+    ),
     "linear_robustness.robust_error": lambda g: lr.robust_error(
         g.x("w", 3), *separable(g), "linf", 0.1
     ),
@@ -511,9 +518,9 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
         g.x("w", 3), *separable(g), "linf"
     ),
     "linear_robustness.signed_rows": lambda g: lr.signed_rows(*separable(g)),
-    "linear_robustness.steepest_descent_paths": lambda g: lr.steepest_descent_paths(
-        rows_of(g), ["l2"], record_at=[2]
-    ).weights,
+    "linear_robustness.steepest_descent_paths": lambda g: (
+        lr.steepest_descent_paths(rows_of(g), ["l2"], record_at=[2]).weights
+    ),
     "linear_robustness.steepest_direction": lambda g: lr.steepest_direction(
         g.x("g", g.rows, 4), "l2"
     ),

@@ -315,7 +315,7 @@ STATEFUL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     ),
     "cascading_sum.PlateauCascade": (
         lambda: cs.PlateauCascade(4, patience=1),
-        lambda made: [made.step(0.5) and 0 or 0, made.step(0.5) and 0 or 0, made.k],
+        lambda made: [(made.step(0.5) and 0) or 0, (made.step(0.5) and 0) or 0, made.k],
     ),
     "cascading_sum.SingleLabelMix": (
         lambda: cs.SingleLabelMix(2, num_classes=3, generator=rng()),

@@ -127,8 +127,10 @@ def shrinking_bias(gradients: Tensor, p: Tensor) -> Tensor:
         Shape ``(P,)``.
     """
     _check_utility(p)
-    if gradients.ndim != 2 or p.shape != gradients.shape[:1]:
-        raise ValueError(f"need (N, P) and (N,), got {tuple(gradients.shape)}, {tuple(p.shape)}")
+    if gradients.ndim != 2 or p.shape != gradients.shape[:1] or len(p) == 0:
+        raise ValueError(
+            f"need (N, P) and (N,) with N >= 1, got {tuple(gradients.shape)}, {tuple(p.shape)}"
+        )
     skipped = 1 - (p.to(gradients) if p.dtype == torch.bool else p)
     return -(skipped[:, None] * gradients).mean(0)
 
