@@ -1,6 +1,6 @@
 """A small call of every public name of the seven method packages, for tests that walk them all.
 
-A call takes its tensors from `Given`, which makes them in the asked types and notes which there are.
+A call takes its tensors from `Given`, which makes them in the asked types and notes them.
 """
 
 from __future__ import annotations
@@ -600,7 +600,7 @@ NO_TENSORS = {
         "asks functions that the caller wrote; their numbers are walked with the functions": """
             autoassist.AsyncBatches ordering.PerfectOrderingSampler ordering.SampleLossSampler""",
         "reads an optimiser, no tensor": "ordering.is_elementwise",
-        "walked inside gradient_clustering.GradientClustering": "gradient_clustering.GradientCenters",
+        "walked inside GradientClustering": "gradient_clustering.GradientCenters",
     }.items()
     for name in names.split()
 }
