@@ -147,6 +147,11 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
             if self._iteration is this:
                 self._iteration = None
 
+    @property
+    def next_epoch(self) -> int:
+        """Number of the epoch that the next iteration begins, or finishes after an interruption."""
+        return self.epoch if self._resuming and not self._is_over() else self.epoch + 1
+
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration is; it draws what it would in a run from the start.
 

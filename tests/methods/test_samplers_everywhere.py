@@ -327,14 +327,22 @@ def test_training_goes_on_with_the_epochs_after_those_before(name):
         seen.append(index.tolist())
         feed(sampler, seen[-1], sampler.epoch)
 
-    def run(first, epochs):
+    def run(**options):
         criterion = torch.nn.CrossEntropyLoss(reduction="none")
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        options = {"num_epochs": epochs, "feedback": remember, "first_epoch": first}
-        train(model, DATA, sampler, criterion, optimizer, **options)
+        train(model, DATA, sampler, criterion, optimizer, feedback=remember, **options)
 
-    run(0, 1)
-    run(sampler.epoch + 1, 2)
+    run(num_epochs=1)
+    run(max_steps=1)
+    state = sampler.state_dict()
+    sampler = make(name, seed=9)
+    sampler.load_state_dict(state)
+    run(num_epochs=2)
+    if name not in LEARNING:
+        seen.extend([[], []])
+        run(num_epochs=1, first_epoch=0)
+        assert seen[seen.index([]) + 2 :] == expected[0]
+        del seen[seen.index([]) :]
     assert seen == list(chain(*expected))
 
 

@@ -63,7 +63,7 @@ def train(
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
     precision: Precision = "fp32",
-    first_epoch: int = 0,
+    first_epoch: int | None = None,
 ) -> History:
     """Train a model in place, on the device where its parameters are.
 
@@ -89,8 +89,8 @@ def train(
         evaluate: Called in eval mode, undisturbed, at the end and every
         evaluate_every: so many steps; without it, every epoch.
         precision: ``"bf16"`` runs the model, not the criterion, under autocast.
-        first_epoch: Number that ``set_epoch`` gets first: ``batch_sampler.epoch`` after loading a
-            state from mid-epoch, ``batch_sampler.epoch + 1`` to go on with epochs after others.
+        first_epoch: Number that ``set_epoch`` gets first; by default the sampler's ``next_epoch``
+            if it has one, so that a loaded state and a second call go on, else 0.
 
     Raises:
         ValueError: If an option or a shape is wrong, a batch is empty or not a list of indices,
@@ -156,11 +156,12 @@ def train(
             now = {"step": history.steps, "epoch": epoch, "examples": history.examples}
             history.evaluations.append(metrics | now)
 
+    first = getattr(batch_sampler, "next_epoch", 0) if first_epoch is None else first_epoch
     model.train()
     for epoch in itertools.count() if num_epochs is None else range(num_epochs):
         steps_before = history.steps
         if hasattr(batch_sampler, "set_epoch"):
-            batch_sampler.set_epoch(first_epoch + epoch)
+            batch_sampler.set_epoch(first + epoch)
         for indices in batch_sampler:
             take_step(indices)
             if evaluate_every is not None and history.steps % evaluate_every == 0:

@@ -153,7 +153,6 @@ def train_pairs(settings: dict[str, Any], pairs: Pairs, seed: int) -> Trained:
             criterion,
             optimizer,
             num_epochs=1,
-            first_epoch=epoch,
             scheduler=scheduler,
             feedback=None if curriculum is None else lambda *_: curriculum.step(),
         )

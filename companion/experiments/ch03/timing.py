@@ -79,16 +79,7 @@ def time_updates(
         sampler: Any, feedback: Callable[[Tensor, Tensor], object] | None, steps: int
     ) -> float:
         start = time.perf_counter()
-        train(
-            model,
-            data.train,
-            sampler,
-            losses_of,
-            optimizer,
-            max_steps=steps,
-            feedback=feedback,
-            first_epoch=getattr(sampler, "epoch", -1) + 1,
-        )
+        train(model, data.train, sampler, losses_of, optimizer, max_steps=steps, feedback=feedback)
         return (time.perf_counter() - start) / steps
 
     with AsyncBatches(build, args, num_examples=n, batch_size=batch, trace=True) as batches:
