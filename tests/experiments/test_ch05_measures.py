@@ -89,7 +89,8 @@ def test_attacks_weaken_with_their_radius_and_leave_the_network(data, fitted, at
     if attack == "fgsm":
         attacked = fgsm(model, x, y, norm="linf", eps=EPS)
     else:  # 20 steps of a quarter of the radius, at least two restarts
-        g, options = stream(SEED, "attack"), {"norm": "linf", "steps": 20, "restarts": 2}
+        g = stream(SEED, "attack")
+        options = {"norm": "linf", "steps": 20, "restarts": 2, "keep": "last"}
         attacked = pgd(model, x, y, eps=EPS, step_size=EPS / 4, generator=g, **options)
     assert found[2] == accuracy(model, attacked, y)
 

@@ -37,8 +37,7 @@ __all__ = [
 EPS = {"digits": 0.1, "fashion": 8 / 255, "emoji": 2 / 255}
 EPS |= {"cifar10": 8 / 255, "cifar100": 8 / 255}
 SHARES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of EPS, for the curve
-# step length: a quarter of the radius
-PGD: dict[str, Any] = {"steps": 20, "restarts": 2, "keep": "last"}
+PGD: dict[str, Any] = {"steps": 20, "restarts": 2}  # step length: a quarter of the radius
 RHO = 0.05  # of the sharpness
 LANDSCAPE_EXAMPLES = 200
 PARTNERS = 16
@@ -69,6 +68,8 @@ def robust_accuracy(
 ) -> float:
     """Accuracy after an attack in the l-infinity ball, with ``fgsm`` or ``pgd``."""
     options: dict[str, Any] = {"norm": "linf", "eps": eps}
+    if attack == "pgd":
+        options["keep"] = "last"
     with undisturbed(model):
         model.eval()
         if attack == "pgd":
@@ -162,6 +163,7 @@ def measure_test_time_mixing(
         attacked = SumTTA(model, bank, repeats=PARTNERS, generator=g)
         judge = SumTTA(model, bank, repeats=PARTNERS, generator=g)
         options: dict[str, Any] = {"norm": "linf", "eps": eps, "step_size": eps / 4, **PGD}
+        options["keep"] = "last"
         bare = pgd(model, x, y, generator=stream(seed, "attack"), **options)
         adaptive = pgd(attacked, x, y, generator=stream(seed, "attack"), **options)
 
