@@ -221,7 +221,8 @@ def write_folder(folder: Any, data: str) -> dict[str, ParallelText]:
             if data == "iwslt14" and name == "train":
                 lines, file = ["<url>http://x</url>", *side], f"train.tags.de-en.{code}"
             elif data == "iwslt14":
-                lines = [f'<seg id="{i}">{line}</seg>' for i, line in enumerate(side, 1)]
+                segments = [f'<seg id="{i}">{line}</seg>' for i, line in enumerate(side, 1)]
+                lines = ["<mteval>", *segments, "</mteval>"]
                 file = f"IWSLT14.TED.{name}.de-en.{code}.xml"
             (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return dict(zip(("train", "val", "test"), texts.values(), strict=True))

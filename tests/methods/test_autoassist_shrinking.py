@@ -281,7 +281,7 @@ def test_other_bad_input_is_refused():
         with pytest.raises(ValueError, match=r"u must be in \[0, 1\) with shape \(2,\), got"):
             keep(one, 0.5, u)
     for grads in (torch.ones(3, 2), torch.ones(2)):
-        with pytest.raises(ValueError, match=r"need \(N, P\) and \(N,\), got"):
+        with pytest.raises(ValueError, match=r"need \(N, P\) and \(N,\) with N >= 1, got"):
             shrinking_bias(grads, one)
     for make in (constant_threshold, decaying_threshold):
         for bad in (-1.0, NAN):

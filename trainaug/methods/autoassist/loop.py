@@ -37,7 +37,11 @@ Build = Callable[..., tuple[AssistedSampler, AssistantTrainer | None]]
 
 
 class Packed:
-    """Values that are unpickled by the worker's own code, where what goes wrong can be told."""
+    """Values that are unpickled by the worker's own code, where what goes wrong can be told.
+
+    All tensors that a worker gets must be in one: a process cannot be handed the same shared memory
+    twice.
+    """
 
     def __init__(self, values: Any) -> None:
         self.values = values
@@ -165,31 +169,42 @@ class Loop:
 
     def send(self, message: Message) -> None:
         events, self.events = self.events, []
-        try:
-            self.pipe.send((message, events))
-        except OSError:
-            raise Gone from None
+        _tell(self.pipe, message, events)
 
     def record(self, what: Any, start: float) -> None:
         if self.trace:
             self.events.append(Event("assistant", what, start, clock(), *self.slots.depths()))
 
 
-def work(pipe: Connection, slots: Slots, train_when: int, trace: bool, what: Packed) -> None:
-    """Run the worker's process: a `Maker` of ``what``, until the Boss is gone."""
+def work(pipe: Connection, train_when: int, trace: bool, packed: Packed) -> None:
+    """Run the worker's process, until the Boss is gone.
+
+    Args:
+        pipe: The worker's end.
+        train_when: As in `AsyncBatches`.
+        trace: As in `AsyncBatches`.
+        packed: The slots, and the arguments of a `Maker`.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch_parent, daemon=True).start()
     torch.set_num_threads(1)
-    loop = Loop(pipe, slots, train_when, trace)
     try:
-        loop.send(Started())
-        loop.run(Maker(*what.unpack()))
+        _tell(pipe, Started(), [])
+        slots, what = packed.unpack()
+        Loop(pipe, slots, train_when, trace).run(Maker(*what))
     except Gone:
         os._exit(0)  # at once: to take torch's modules down takes a second
     except Exception:
         with contextlib.suppress(Gone):
-            loop.send(Failed(traceback.format_exc()[-4000:]))
+            _tell(pipe, Failed(traceback.format_exc()[-4000:]), [])
         raise SystemExit(1) from None
+
+
+def _tell(pipe: Connection, message: Message, events: list[Event]) -> None:
+    try:
+        pipe.send((message, events))
+    except OSError:
+        raise Gone from None
 
 
 def _watch_parent() -> None:

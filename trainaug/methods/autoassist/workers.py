@@ -259,7 +259,7 @@ class AsyncBatches:
         self._pipe, theirs = context.Pipe()
         process = context.Process(
             target=work,
-            args=(theirs, self._slots, self.train_when, self.trace, Packed(what)),
+            args=(theirs, self.train_when, self.trace, Packed((self._slots, what))),
             name="autoassist",
             daemon=True,
         )
