@@ -120,7 +120,7 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
         judgements: Of all chapters.
     """
     set_style()
-    figure = Figure(figsize=(10.0, 2.9))
+    figure = Figure(figsize=(10.0, 2.6))
     dots, effects = figure.subplots(1, 2, width_ratios=(1.5, 1))
     divided = by_chapter(judgements)
     known = {each.id: each for each in judgements}
@@ -231,17 +231,19 @@ def _label(effect: Effect, longest: int = 1000) -> str:
 def front_table(judgements: Sequence[Judgement]) -> str:
     """Markdown table of the front page: said, found, does it hold, at what scale."""
     divided = by_chapter(judgements)
-    rows = [
-        {
-            "what the authors say": f"**{method.name}**, {each.id}: {_said(each)}",
-            "what we found": found_in_short(each),
-            "does it hold?": f"**{phrase(each, each.worth)}**",
-            "at what scale": _scale(each),
-        }
-        for method in METHODS
-        for each in divided.get(method.chapter, [])
-        if each.front
-    ]
+    rows = []
+    for method in METHODS:
+        shown = [each for each in divided.get(method.chapter, []) if each.front]
+        for each in shown:
+            name = f"**{method.name}**, " if each is shown[0] else ""
+            rows.append(
+                {
+                    "what the authors say": f"{name}{each.id}: {_said(each)}",
+                    "what we found": found_in_short(each),
+                    "does it hold?": f"**{phrase(each, each.worth)}**",
+                    "at what scale": _scale(each),
+                }
+            )
     return markdown_table(rows, list(rows[0])) if rows else "No claim stands here yet."
 
 
@@ -254,10 +256,12 @@ def found_in_short(judgement: Judgement) -> str:
     """The effects of a claim in a line; of many settings the least and the greatest."""
     parts: dict[str, list[Effect]] = {}
     for effect in judgement.effects:
-        parts.setdefault(effect.part, []).append(effect)
+        parts.setdefault(effect.part.partition(",")[0], []).append(effect)
     several = len(parts) > 1
+    counts = {len(effects) for effects in parts.values()}
+    common = counts.pop() if several and len(counts) == 1 else 1
     said = []
-    for effects in parts.values():
+    for part, effects in parts.items():
         many = len(effects) > (1 if several else 2)
         if many and all(effect.mean is not None for effect in effects):
             least, greatest = (pick(effects, key=lambda e: e.mean or 0.0) for pick in (min, max))
@@ -266,12 +270,13 @@ def found_in_short(judgement: Judgement) -> str:
                 low, high = high, low
             number, _, unit = low.partition(" ")
             low = number if high.endswith(f" {unit}") else low
-            head = f"{effects[0].part}: " if several else ""
-            said.append(f"{head}{low} to {high} in {len(effects)} settings")
+            head = f"{part}: " if several else ""
+            settings = "" if len(effects) == common else f" in {len(effects)} settings"
+            said.append(f"{head}{low} to {high}{settings}")
         else:
             alone = several and len(effects) == 1
-            said += [f"{shown_effect(e)} ({e.part if alone else e.name})" for e in effects]
-    return "; ".join(said) or "–"
+            said += [f"{shown_effect(e)} ({part if alone else e.name})" for e in effects]
+    return "; ".join(said) + (f" ({common} settings each)" if common > 1 else "") or "–"
 
 
 def _scale(each: Judgement) -> str:

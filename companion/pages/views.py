@@ -166,13 +166,12 @@ def _verdicts_block() -> str:
     said = f"{counted_words(judged)}; beside them {others} questions of ours and about other data."
     if early or after:
         said += (
-            f" **They are provisional**: the rules of {after} were written after the data, and the"
-            f" records of {early} made before every processor computed the same bytes; fresh seeds"
-            " will answer."
+            f" **They are provisional**: the rules of {after} are newer than their data, the"
+            f" records of {early} older than byte-equal runs."
         )
     units = (
-        "Percentages say how much less is needed or left, brackets are 95 % intervals; in the"
-        " picture an arrow lies beyond the scale, grey is too small to be worth having."
+        "Percentages: how much less is needed or left; brackets: 95 % intervals; arrow: beyond the"
+        " scale; grey: too small to matter."
     )
     return f"{said}\n\n{front_table(judged)}\n\n{units}"
 
