@@ -20,16 +20,9 @@ import torch
 from torch import Tensor
 
 from trainaug.methods.linear_robustness.enclosure import exact_witness
-from trainaug.methods.linear_robustness.norms import (
-    FourierNorm,
-    Norm,
-    PlainNorm,
-    check_norm,
-    dual,
-    norm,
-    project,
-)
+from trainaug.methods.linear_robustness.norms import dual, norm, project
 from trainaug.methods.linear_robustness.robustness import full_precision, signed_rows
+from trainaug.norms import FourierNorm, Norm, PlainNorm, check_norm, shaped_norm
 
 __all__ = ["MaxMargin", "NotSeparableError", "SolverFailedError", "max_margin", "second_solver"]
 
@@ -94,7 +87,17 @@ class MaxMargin:
 
 
 def second_solver(attack: Norm) -> str:
-    """Name the solver of second opinion: HiGHS for linear programs, SCS for cones."""
+    """Name the solver of second opinion: HiGHS for linear programs, SCS for cones.
+
+    Args:
+        attack: Norm of the perturbation, any.
+
+    Returns:
+        ``"HIGHS"`` for ``"l1"`` and ``"linf"``, ``"SCS"`` for the others.
+
+    Raises:
+        ValueError: If there is no such norm.
+    """
     return "HIGHS" if check_norm(attack) in ("l1", "linf") else "SCS"
 
 
@@ -108,15 +111,15 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
     Args:
         X: Inputs, shape ``(N, D)``; solved in float64 on the CPU.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
-        attack: Norm of the perturbation; $\|\cdot\|_*$ is its dual.
+        attack: Norm of the perturbation, any; $\|\cdot\|_*$ is its dual.
         solver: ``"CLARABEL"``, ``"SCS"``, or, for linear programs, ``"HIGHS"``.
 
     Returns:
         Both feasible points in float64 on the device of ``X``, with the gap between them.
 
     Raises:
-        ValueError: If the data are malformed, the largest entry is not between 1e-150 and 1e150, or
-            an option is unknown.
+        ValueError: If the data are malformed, the largest entry is not between 1e-150 and 1e150,
+            the norm or the solver is unknown, or the signals of the norm do not fit ``D``.
         NotSeparableError: If no $w$ separates the data without bias, which is proved.
         SolverFailedError: If no points with a relative gap of at most 1e-4 were found, and no proof
             that the data are not separable either.
@@ -128,7 +131,7 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
     """
     if solver not in _OPTIONS:
         raise ValueError(f"unknown solver {solver!r}, expected one of {', '.join(_OPTIONS)}")
-    kind = dual(attack)
+    check_norm(attack)
     Z = signed_rows(X, y).detach().to("cpu", torch.float64)
     zero_rows = (Z == 0).all(1)
     if bool(zero_rows.any()):  # a row of zeros has margin zero, whatever w is
@@ -139,7 +142,8 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
             f"the largest entry of X must be between {1 / _RANGE} and {_RANGE}, got {largest}: "
             "change the unit"
         )
-    basis, alone = _real_basis(kind) if isinstance(kind, FourierNorm) else (None, 0)
+    attack = shaped_norm(attack, (Z.shape[1],))
+    basis, alone = _real_basis(dual(attack)) if isinstance(attack, FourierNorm) else (None, 0)
     with full_precision(Z):
         try:
             return _solved(Z, attack, solver, basis, alone, X.device)
@@ -147,9 +151,9 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
             failure = error
         witness = _witness(Z) if failure.infeasible else None
         if witness is None:
-            found = _solved_scaled(Z, attack, solver, basis, alone, X.device)
-            if found is not None:
-                return found
+            solution = _solved_scaled(Z, attack, solver, basis, alone, X.device)
+            if solution is not None:
+                return solution
             witness = None if failure.infeasible else _witness(Z)
     if witness is not None:
         raise NotSeparableError(witness, float((witness @ Z).abs().max()))
@@ -167,7 +171,7 @@ class _UnsolvedError(Exception):
 
 def _solved(
     Z: Tensor,
-    attack: Norm,
+    attack: PlainNorm | FourierNorm,
     solver: str,
     basis: Tensor | None,
     alone: int,
@@ -214,15 +218,15 @@ def _solved(
         lam = _corrected(Z, w, lam * unit, attack)
     elif basis is not None:
         w = basis @ w
-    found = _certify(Z, w, lam, attack, solver, device)
-    if not abs(found.gap) <= _GAP:
-        raise _UnsolvedError(f"{solver} left a relative gap of {found.gap:.1e}")
-    return found
+    solution = _certify(Z, w, lam, attack, solver, device)
+    if not abs(solution.gap) <= _GAP:
+        raise _UnsolvedError(f"{solver} left a relative gap of {solution.gap:.1e}")
+    return solution
 
 
 def _solved_scaled(
     Z: Tensor,
-    attack: Norm,
+    attack: PlainNorm | FourierNorm,
     solver: str,
     basis: Tensor | None,
     alone: int,
@@ -239,7 +243,7 @@ def _solved_scaled(
     return None
 
 
-def _corrected(Z: Tensor, w: Tensor, lam: Tensor, attack: Norm) -> Tensor:
+def _corrected(Z: Tensor, w: Tensor, lam: Tensor, attack: PlainNorm | FourierNorm) -> Tensor:
     r"""Move a dual point so that $Z^\top\lambda$ is a subgradient of $\|w\|_*$ in all columns.
 
     At the optimum it is one. A solver meets that to its tolerance in the scaled columns, which is
@@ -338,7 +342,12 @@ def _witness(Z: Tensor) -> Tensor | None:
 
 
 def _certify(
-    Z: Tensor, w: Tensor, lam: Tensor, attack: Norm, solver: str, device: torch.device
+    Z: Tensor,
+    w: Tensor,
+    lam: Tensor,
+    attack: PlainNorm | FourierNorm,
+    solver: str,
+    device: torch.device,
 ) -> MaxMargin:
     margins = Z @ w  # (N,)
     size = norm(w, dual(attack))

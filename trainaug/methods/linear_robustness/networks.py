@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainaug.methods.linear_robustness.norms import FourierNorm
 from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
+from trainaug.norms import FourierNorm
 from trainaug.roots import sqrt
 
 __all__ = [
@@ -310,15 +310,15 @@ def _train(
     Z = torch.where(mask.unsqueeze(-1), Z, 0.0)
     padding = torch.zeros_like(Z[..., 0]).masked_fill(~mask, -torch.inf).unsqueeze(1)  # (P, 1, N)
     Zt, rates = Z.mT.contiguous(), torch.tensor(list(lr), dtype=Z.dtype, device=Z.device)
-    found: list[tuple[Tensor, Tensor]] = []
+    recorded: list[tuple[Tensor, Tensor]] = []
     with full_precision(Z):
         for t in range(record_at[-1] + 1):
             beta = networks.beta()  # (P, M, D)
             if t in record_at:
-                found.append((beta, networks.cost()))
+                recorded.append((beta, networks.cost()))
             q = torch.softmax(padding - beta @ Zt, -1)  # (P, M, N)
             networks.step(_in_range(q @ Z), rates)
-    betas, costs = zip(*found, strict=True)
+    betas, costs = zip(*recorded, strict=True)
     path = NetworkPath(
         torch.tensor(list(record_at), device=Z.device), torch.stack(betas), torch.stack(costs)
     )

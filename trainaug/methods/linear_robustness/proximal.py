@@ -24,8 +24,9 @@ from trainaug.methods.linear_robustness.norm_optimizer import (
     check_range,
     holds,
 )
-from trainaug.methods.linear_robustness.norms import Norm, dual, norm, prox
+from trainaug.methods.linear_robustness.norms import dual, norm, prox
 from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
+from trainaug.norms import Norm
 from trainaug.roots import sqrt
 
 __all__ = ["ProximalGradient", "RegularisationPath", "regularisation_path"]
@@ -43,7 +44,7 @@ class ProximalGradient(NormOptimizer):
         params: Parameters or parameter groups.
         lr: Step size, positive; at most $1/\beta$ for a $\beta$-smooth $L$. A number, or a tensor
             of shape ``(...)`` with one for each problem.
-        norm: The norm, any of this package.
+        norm: The norm, any.
         lam: $\lambda$, at least 0; a number or a tensor of shape ``(...)``.
         accelerate: FISTA; plain proximal gradient otherwise.
 
@@ -195,7 +196,7 @@ def regularisation_path(
 
     Args:
         Z: Signed rows, float32 or float64, shape ``(P, N, D)``.
-        weight_norm: $\|\cdot\|_*$.
+        weight_norm: $\|\cdot\|_*$, any norm.
         strengths: Values of $\lambda/\lambda_{\max}$, each in ``(0, 1)``: from one on $w = 0$ and
             its radius is undefined.
         steps: Number of proximal steps, at least 1.
@@ -204,7 +205,8 @@ def regularisation_path(
         The path.
 
     Raises:
-        ValueError: If a shape, a type or an option is out of range.
+        ValueError: If a norm is unknown or does not fit ``D``, or a shape, a type or an option is
+            out of range.
         FloatingPointError: If the loss becomes flat or the solutions leave the range of the type.
 
     Example:

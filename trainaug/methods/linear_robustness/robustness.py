@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from trainaug.checks import finite, sign_labels, widened
-from trainaug.methods.linear_robustness.norms import Norm, dual, dual_vector, norm
+from trainaug.methods.linear_robustness.norms import dual, dual_vector, norm
+from trainaug.norms import Norm
 
 __all__ = [
     "Certificate",
@@ -141,7 +142,7 @@ def worst_case_margin(w: Tensor, X: Tensor, y: Tensor, attack: Norm, eps: float)
         w: Weights, shape ``(..., D)``.
         X: Inputs, shape ``(N, D)``.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
-        attack: Norm of the perturbation.
+        attack: Norm of the perturbation, any.
         eps: Radius of the perturbation, finite and at least 0.
 
     Returns:
@@ -163,7 +164,7 @@ def worst_case_perturbation(w: Tensor, y: Tensor, attack: Norm, eps: float) -> T
     Args:
         w: Weights, shape ``(D,)``.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
-        attack: Norm of the perturbation.
+        attack: Norm of the perturbation, any.
         eps: Radius, finite and at least 0.
 
     Returns:
@@ -203,7 +204,7 @@ def robust_radius(w: Tensor, X: Tensor, y: Tensor, attack: Norm) -> Tensor:
         w: Weights, not zero, shape ``(..., D)``.
         X: Inputs, shape ``(N, D)``.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
-        attack: Norm of the perturbation.
+        attack: Norm of the perturbation, any.
 
     Returns:
         Radii, shape ``(...)``; negative where ``w`` misclassifies an input.
@@ -237,7 +238,7 @@ def certificate(
         w: Weights, not zero, shape ``(..., D)``.
         X: Inputs, shape ``(N, D)``.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
-        attack: Norm of the perturbation.
+        attack: Norm of the perturbation, any.
         q: Point of the simplex, shape ``(..., N)``. By default the softmax of $-Zw$: the weights
             that the exponential loss gives the examples, so that $\|Z^\top q\|$ is the norm of
             the gradient of its logarithm.
