@@ -63,7 +63,7 @@ class _Ball:
 
     def transform(self, x: Tensor) -> Tensor:
         if self.dims != len(self.sides):
-            x = x.unflatten(-1, self.sides)
+            x = x.reshape(*x.shape[:-1], *self.sides)
         z: Tensor = torch.fft.rfftn(x, dim=self.axes, norm="ortho")  # (B, C, H, W // 2 + 1)
         return z
 

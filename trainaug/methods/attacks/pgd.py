@@ -519,7 +519,8 @@ def pgd(
         where factors are 0, with up to 200 Douglas-Rachford steps; a channel still outside the ball
         is scaled towards 0, which keeps the box. The result is always valid but can be weak: of
         a picture whose background lies on the edge of the box, a band without the mean, of sum
-        zero, can change almost nothing. Compare bands with ``bounds=None``. An ``"l1"`` step in a
+        zero, can change almost nothing; in ``"fourier_l1"`` clipping undoes most of a step along
+        one frequency. Compare both with ``bounds=None``. An ``"l1"`` step in a
         box goes towards the point of ball and box at which the linear loss is largest: coordinates
         by modulus of the gradient, each filled up to the box. Cross-entropy has gradient zero where
         a float32 probability rounds to 1; examples that stay correct with a gradient of exactly
