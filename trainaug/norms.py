@@ -21,9 +21,12 @@ from trainaug.checks import widened
 
 __all__ = ["NORMS", "FourierName", "FourierNorm", "Norm", "PlainNorm", "check_norm", "shaped_norm"]
 
+#: Norms of coordinates, by name.
 PlainNorm = Literal["l1", "l2", "linf"]
+#: Norms of the moduli of a spectrum, by name.
 FourierName = Literal["fourier_l1", "fourier_linf"]
-NORMS: tuple[PlainNorm, ...] = get_args(PlainNorm)  # those that need no transform
+#: The names of the norms of coordinates.
+NORMS: tuple[PlainNorm, ...] = get_args(PlainNorm)
 _NAMES: tuple[PlainNorm | FourierName, ...] = (*NORMS, *get_args(FourierName))
 
 
@@ -77,6 +80,9 @@ class FourierNorm:
         Args:
             x: Signals, flattened, floating point, shape ``(..., D)``.
 
+        Returns:
+            The full spectrum, flattened, in the layout of ``torch.fft.fftn``.
+
         Raises:
             ValueError: If ``D`` is not the size of the signal or ``x`` is not floating point.
         """
@@ -100,6 +106,9 @@ class FourierNorm:
 
         Args:
             z: Spectra, flattened, complex, shape ``(..., D)``.
+
+        Returns:
+            Signals, flattened, real, shape ``(..., D)``.
         """
         if z.numel() == 0:
             return z.real
@@ -114,6 +123,12 @@ class FourierNorm:
         Args:
             x: Signals, flattened, shape ``(..., D)``.
             operation: Maps moduli ``(..., D)`` to moduli of the same shape.
+
+        Returns:
+            Signals, flattened, shape ``(..., D)``, in the type of ``x``.
+
+        Raises:
+            ValueError: As in `transform`.
         """
         z = self.transform(x)
         moduli = z.abs()
@@ -123,11 +138,18 @@ class FourierNorm:
         return self.invert(operation(moduli) * phases).to(x.dtype)
 
 
+#: Any norm: one of the five names, or a `FourierNorm`.
 Norm = PlainNorm | FourierName | FourierNorm
 
 
 def check_norm(norm: str | FourierNorm) -> Norm:
     """Return ``norm`` if it is one.
+
+    Args:
+        norm: One of the five names, or a `FourierNorm`.
+
+    Returns:
+        The same.
 
     Raises:
         ValueError: If it is not; the message lists the names.
@@ -150,6 +172,9 @@ def shaped_norm(norm: str | FourierNorm, shape: tuple[int, ...]) -> PlainNorm | 
     Args:
         norm: Any norm; a `FourierNorm` has a shape already and is returned as it is.
         shape: Sides of a signal.
+
+    Returns:
+        A `FourierNorm` for a Fourier name, any other norm as it is.
 
     Raises:
         ValueError: If there is no such norm.

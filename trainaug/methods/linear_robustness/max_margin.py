@@ -104,6 +104,7 @@ def second_solver(attack: Norm) -> str:
 def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") -> MaxMargin:
     r"""Find the maximally robust linear classifier, $\min\{\|w\|_* : y_i w^\top x_i \ge 1\}$.
 
+    By Lemma 2 its solutions are the maximally robust separators (a lemma of Faghri et al. 2021).
     The problem is handed to the solver as it is. Where that gives no two points with a relative gap
     of 1e-4, it is solved again with the columns scaled to one size, and the dual point is corrected
     in the unscaled units: columns of very different size hide from a solver what separates.
@@ -122,7 +123,9 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
             the norm or the solver is unknown, or the signals of the norm do not fit ``D``.
         NotSeparableError: If no $w$ separates the data without bias, which is proved.
         SolverFailedError: If no points with a relative gap of at most 1e-4 were found, and no proof
-            that the data are not separable either.
+            that the data are not separable either; also if the solver does not take the program, as
+            HiGHS does not take cones.
+        ModuleNotFoundError: If cvxpy is missing, or python-flint where separability is in doubt.
 
     Example:
         >>> X, y = torch.tensor([[3.0, 4.0], [-3.0, -4.0]]).double(), torch.tensor([1, -1])

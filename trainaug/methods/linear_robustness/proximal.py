@@ -38,7 +38,8 @@ class ProximalGradient(NormOptimizer):
     A parameter of shape ``(..., D)`` is a stack of separate problems, each with its own momentum.
     With ``accelerate`` the gradient is evaluated at the extrapolated point, so ``step`` needs a
     closure; afterwards the parameter holds the iterate itself. Momentum restarts in a problem
-    whose last step went against its extrapolation. Half precision is computed in float32.
+    whose last step went against its extrapolation. Half precision is computed in float32. FISTA is
+    that of Beck and Teboulle 2009, the restart the gradient scheme of O'Donoghue and Candès 2015.
 
     Args:
         params: Parameters or parameter groups.
@@ -77,7 +78,15 @@ class ProximalGradient(NormOptimizer):
             raise ValueError(f"lam must be finite and at least 0, got {options['lam']}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; arguments and errors as in `NormOptimizer.load_state_dict`."""
+        """Load a state after checking its options; the norms are built again.
+
+        Args:
+            state_dict: What `state_dict` returned.
+
+        Raises:
+            ValueError: If an option is missing or out of range, or the groups or the shapes of the
+                state do not fit the parameters.
+        """
         super().load_state_dict(state_dict)
         for p, state in self._states(state_dict):
             if "momentum" in state:  # torch casts it to half precision, where its square overflows

@@ -36,7 +36,12 @@ __all__ = [
 
 
 class Certificate(NamedTuple):
-    r"""A sandwich ``lower`` $\le \varepsilon^* \le$ ``upper``, both of shape ``(...)``."""
+    r"""A sandwich ``lower`` $\le \varepsilon^* \le$ ``upper`` (Lemma 3).
+
+    Attributes:
+        lower: Robust radii of the weights, shape ``(...)``.
+        upper: Norms of points of the hull of the signed rows, shape ``(...)``.
+    """
 
     lower: Tensor
     upper: Tensor
@@ -149,8 +154,8 @@ def worst_case_margin(w: Tensor, X: Tensor, y: Tensor, attack: Norm, eps: float)
         Worst-case margins, shape ``(..., N)``.
 
     Raises:
-        ValueError: If the data are malformed, ``eps`` is negative or not finite, or a margin leaves
-            the range of its type.
+        ValueError: If the norm is unknown or does not fit ``D``, the data are malformed, ``eps`` is
+            negative or not finite, or a margin leaves the range of its type.
     """
     if not 0 <= eps < float("inf"):
         raise ValueError(f"eps must be finite and at least 0, got {eps}")
@@ -188,10 +193,19 @@ def worst_case_perturbation(w: Tensor, y: Tensor, attack: Norm, eps: float) -> T
 def robust_error(w: Tensor, X: Tensor, y: Tensor, attack: Norm, eps: float) -> Tensor:
     """Compute the share of inputs that some perturbation of size ``eps`` brings to a margin <= 0.
 
-    Arguments and errors as in `worst_case_margin`; ``eps=0`` gives the standard error.
+    Args:
+        w: Weights, shape ``(..., D)``.
+        X: Inputs, shape ``(N, D)``.
+        y: Labels in ``{-1, +1}``, shape ``(N,)``.
+        attack: Norm of the perturbation, any.
+        eps: Radius of the perturbation, finite and at least 0; 0 gives the standard error.
 
     Returns:
         Error rates in ``[0, 1]``, shape ``(...)``.
+
+    Raises:
+        ValueError: If the norm is unknown or does not fit ``D``, the data are malformed, ``eps`` is
+            negative or not finite, or a margin leaves the range of its type.
     """
     margins = worst_case_margin(w, X, y, attack, eps)
     return (margins <= 0).to(margins.dtype).mean(-1)
@@ -210,8 +224,8 @@ def robust_radius(w: Tensor, X: Tensor, y: Tensor, attack: Norm) -> Tensor:
         Radii, shape ``(...)``; negative where ``w`` misclassifies an input.
 
     Raises:
-        ValueError: If the data are malformed, some ``w`` is zero, or so small or large that its
-            margins are rounding errors or infinite.
+        ValueError: If the norm is unknown or does not fit ``D``, the data are malformed, or some
+            ``w`` is zero, or so small or large that its margins are rounding errors or infinite.
 
     Example:
         >>> X, y = torch.tensor([[2.0, 0.0], [0.0, -1.0]]), torch.tensor([1, -1])
@@ -247,8 +261,8 @@ def certificate(
         The two bounds.
 
     Raises:
-        ValueError: If the data are malformed, ``w`` is zero or out of range, or ``q`` is not in
-            the simplex.
+        ValueError: If the norm is unknown or does not fit ``D``, the data are malformed, ``w`` is
+            zero or out of range, or ``q`` is not in the simplex.
     """
     lower = robust_radius(w, X, y, attack)
     w, Z = _common(w, signed_rows(X, y))

@@ -36,6 +36,7 @@ __all__ = [
     "steepest_direction",
 ]
 
+#: How long a step of `SteepestDescent` is.
 StepRule = Literal["constant", "normalized", "log_loss"]
 
 
@@ -48,7 +49,8 @@ def steepest_direction(g: Tensor, weight_norm: Norm) -> Tensor:
     r"""Return $\arg\min_v g^\top v + \tfrac12\|v\|_*^2$ for the norm of the weights.
 
     ``"l2"``: $-g$. ``"l1"``: $-g_j e_j$ at the first $j$ of largest $|g_j|$ (greedy coordinate
-    descent). ``"linf"``: $-\|g\|_1\operatorname{sign}(g)$ (sign descent).
+    descent). ``"linf"``: $-\|g\|_1\operatorname{sign}(g)$ (sign descent). Any norm is taken, the
+    direction is $-\|g\|$ times a subgradient of $\|\cdot\|$ at $g$ (Gunasekar et al. 2018).
 
     Args:
         g: Gradients, shape ``(..., D)``.
@@ -79,7 +81,8 @@ class SteepestDescent(NormOptimizer):
 
     All tensors of a parameter group that have a gradient form *one* vector, on one device: the
     largest coordinate is sought over the whole group. Half precision is computed in float32. A step
-    moves all groups or, if it raises, none. With $v$ the steepest direction a step is
+    moves all groups or, if it raises, none. The limit of its iterates on separable data is theorem
+    5 of Gunasekar et al. 2018. With $v$ the steepest direction a step is
 
     - ``"constant"``: $w \mathrel{+}= \text{lr}\,v$;
     - ``"normalized"``: $w \mathrel{+}= \text{lr}\,v/\|v\|_*$;
