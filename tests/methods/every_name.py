@@ -585,6 +585,7 @@ NO_TENSORS = {
             linear_robustness.NotSeparableError
             linear_robustness.SolverFailedError""",
         "takes numbers, names or shapes": """attacks.equal_bands attacks.radial_band
+            attacks.FourierNorm
             autoassist.RandomSkip autoassist.constant_threshold autoassist.decaying_threshold
             autoassist.distance_bound autoassist.guarded_base autoassist.random_rule
             autoassist.threshold_floor autoassist.violators cascading_sum.CascadeSchedule
