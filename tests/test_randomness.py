@@ -53,6 +53,7 @@ def test_workers_differ_and_epochs_too():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_on_cuda_the_default_draws_there():
     torch.manual_seed(3)
     generator = default_generator(None, "cuda")

@@ -1,4 +1,4 @@
-"""Losses and scores as one compiled graph, forwards and backwards, also of one tensor given twice."""
+"""Losses and scores as one compiled graph, with gradients, also of one tensor given twice."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class SumMix(nn.Module):
         Raises:
             ValueError: If the batch is out of range, see the class.
         """
-        batch = inputs[0] if len(inputs) == 1 else inputs
+        batch: Any = inputs[0] if len(inputs) == 1 else inputs
         is_mapping = isinstance(batch, Mapping)
         if not (is_mapping or isinstance(batch, Sequence)):
             raise ValueError(f"expected mix(x, labels), a sequence or a dict, got {type(batch)}")
@@ -444,7 +444,9 @@ def _is_geometry(item: Any) -> bool:
     if type(item) is Tensor:
         return False
     kinds = sys.modules.get("torchvision.tv_tensors")  # loaded where there is such an item
-    return isinstance(item, tuple(getattr(kinds, name) for name in _GEOMETRY if hasattr(kinds, name)))
+    return isinstance(
+        item, tuple(getattr(kinds, name) for name in _GEOMETRY if hasattr(kinds, name))
+    )
 
 
 def _is_nested(item: Any) -> bool:

@@ -54,9 +54,7 @@ def chunked_max_of_hinges(
         ValueError: If a shape, type or device is wrong, ``margin`` negative, ``chunk_size`` below
             1 or the reduction unknown.
     """
-    images, captions, groups = _checked(
-        images, captions, groups, margin, chunk_size, reduction
-    )
+    images, captions, groups = _checked(images, captions, groups, margin, chunk_size, reduction)
     with without_autocast(images.device):
         caption, image, alone_row, alone_column = _hardest(
             images.detach(), captions.detach(), groups, chunk_size
@@ -123,9 +121,7 @@ def chunked_sum_of_hinges(
         Inside ``torch.func.grad`` and its kin, where torch can compute nothing again, the hinges
         of all chunks are kept.
     """
-    images, captions, groups = _checked(
-        images, captions, groups, margin, chunk_size, reduction
-    )
+    images, captions, groups = _checked(images, captions, groups, margin, chunk_size, reduction)
     recomputes = _can_recompute()
 
     def hinges(images: Tensor, captions: Tensor, positive: Tensor, start: int) -> Tensor:

@@ -73,9 +73,7 @@ def subsample_negatives(
 class _OnScores(nn.Module, ABC):
     """A loss of a matrix of scores, which takes embeddings as well."""
 
-    def forward(
-        self, scores: Tensor, captions: Mask = None, positive_mask: Mask = None
-    ) -> Tensor:
+    def forward(self, scores: Tensor, captions: Mask = None, positive_mask: Mask = None) -> Tensor:
         """Return the loss, a scalar or ``(B,)``, of ``scores`` or of ``images, captions``.
 
         ``loss(images, captions)`` is ``loss(cosine_scores(images, captions))``, and
