@@ -12,6 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from trainaug.extras import extra
+
 __all__ = ["CORRUPTIONS", "SEVERITIES", "Corruption", "corrupt"]
 
 Corruption = Literal["noise", "blur", "contrast"]
@@ -48,7 +50,8 @@ def corrupt(
             raise ValueError("noise needs a generator")
         noise = torch.randn(x.shape, dtype=x.dtype, generator=generator, device=generator.device)
         return (x + _NOISE[severity - 1] * noise.to(x.device)).clamp(0, 1)
-    from torchvision.transforms.v2 import functional
+    with extra("data"):
+        from torchvision.transforms.v2 import functional
 
     if kind == "contrast":
         paler: Tensor = functional.adjust_contrast(x, _CONTRAST[severity - 1])

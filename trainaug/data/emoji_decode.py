@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainaug.data.arrays import Arrays, CorruptDataError
+from trainaug.extras import extra
 
 __all__ = ["LANGUAGES", "SIZE", "VENDORS", "decode", "render"]
 
@@ -94,8 +95,9 @@ def render(icons: Mapping[str, Any], name: str) -> NDArray[np.uint8]:
     Raises:
         CorruptDataError: If the set has no such icon or it does not render.
     """
-    import resvg_py  # only a fetch needs it, and Pillow
-    from PIL import Image
+    with extra("data"):  # only a fetch needs them
+        import resvg_py
+        from PIL import Image
 
     try:
         icon = icons["icons"][name]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trainaug.data.arrays import Arrays, CorruptDataError
 from trainaug.data.files import has_text, stripped
+from trainaug.extras import extra
 
 __all__ = ["SIZE", "decode", "read_picture"]
 
@@ -80,8 +81,9 @@ def read_picture(data: bytes, name: str) -> NDArray[np.uint8]:
     Notes:
         Text in SVG files is not drawn: it would depend on the fonts of the machine.
     """
-    import resvg_py  # only a fetch needs it, and Pillow
-    from PIL import Image, ImageOps
+    with extra("data"):  # only a fetch needs them
+        import resvg_py
+        from PIL import Image, ImageOps
 
     try:
         if name.endswith(".svg"):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from trainaug.checks import sign_labels
+from trainaug.extras import extra
 from trainaug.methods.linear_robustness.norms import FourierNorm, Norm, check_norm, dual
 from trainaug.methods.linear_robustness.robustness import signed_rows
 
@@ -126,7 +127,8 @@ def exact_witness(Z: Tensor, q: Tensor) -> Tensor | None:
         The point rounded to float64, shape ``(N,)``; None if the support of ``q`` holds no exact
         one, or more than 1000 rows.
     """
-    from flint import fmpz_mat
+    with extra("proofs"):
+        from flint import fmpz_mat
 
     support = (q > 1e-12).nonzero().squeeze(1)
     if not 0 < len(support) <= _LARGEST_SUPPORT:
@@ -183,7 +185,8 @@ def _norm_above(values: list[int], kind: Norm, precision: int) -> Fraction:
         return Fraction(sum(map(abs, values)))
     if kind == "linf":
         return Fraction(max(map(abs, values)))
-    from flint import arb, ctx, fmpq
+    with extra("proofs"):
+        from flint import arb, ctx, fmpq
 
     with ctx.workprec(precision):
         if isinstance(kind, FourierNorm):
@@ -196,7 +199,8 @@ def _norm_above(values: list[int], kind: Norm, precision: int) -> Fraction:
 
 def _spectrum(values: list[int], shape: tuple[int, ...], precision: int) -> list[Any]:
     """Enclose the unitary transform: each pass transforms the first axis and makes it the last."""
-    from flint import acb_mat
+    with extra("proofs"):
+        from flint import acb_mat
 
     spectrum: list[Any] = values
     for side in shape:
@@ -208,7 +212,8 @@ def _spectrum(values: list[int], shape: tuple[int, ...], precision: int) -> list
 @lru_cache(maxsize=8)
 def _transform(side: int, precision: int) -> Any:
     r"""Enclose the matrix $e^{-2\pi i jk/n}/\sqrt n$, symmetric, shape ``(side, side)``."""
-    from flint import acb_mat, ctx
+    with extra("proofs"):
+        from flint import acb_mat, ctx
 
     with ctx.workprec(precision):
         return acb_mat.dft(side)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainaug.extras import extra
 from trainaug.methods.linear_robustness.enclosure import exact_witness
 from trainaug.methods.linear_robustness.norms import (
     FourierNorm,
@@ -179,7 +180,8 @@ def _solved(
 
     ``unit`` is an estimate of the optimum, by which the scaled objective is divided.
     """
-    import cvxpy as cp
+    with extra("proofs"):
+        import cvxpy as cp
 
     kind = dual(attack)
     scale = float(norm(Z, attack).max()) if columns is None else 1.0
@@ -289,7 +291,8 @@ def _real_basis(kind: FourierNorm) -> tuple[Tensor, int]:
 
 
 def _half_spectrum_norm(u: Any, kind: FourierNorm, alone: int) -> Any:
-    import cvxpy as cp
+    with extra("proofs"):
+        import cvxpy as cp
 
     pairs = (u.size - alone) // 2
     lone = u[:alone]
@@ -302,7 +305,8 @@ def _half_spectrum_norm(u: Any, kind: FourierNorm, alone: int) -> Any:
 
 
 def _solve(problem: Any, solver: str) -> str:
-    import cvxpy as cp
+    with extra("proofs"):
+        import cvxpy as cp
     import numpy as np
 
     try:
@@ -321,7 +325,8 @@ def _witness(Z: Tensor) -> Tensor | None:
     The program is solved with all columns of one size; whether its vertex is a witness is decided
     without rounding.
     """
-    import cvxpy as cp
+    with extra("proofs"):
+        import cvxpy as cp
 
     columns = Z.abs().amax(0)
     rows = (Z[:, columns > 0] / columns[columns > 0]).numpy()
