@@ -44,7 +44,8 @@ PLUMBING = {
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Example|Examples|Notes?):$")
 _ENTRY = re.compile(r"^\*{0,2}(\w+)(?:, \*{0,2}\w+)*(?: \([^)]*\))?:")
 _SOURCE = re.compile(
-    r"^References?:|\barXiv\b|https?://|\b(?:thesis|paper|authors|ours)\b|\bet al\.|\b(?:19|20)\d\d\b"
+    r"^References?:|\barXiv\b|https?://|\b(?:thesis|paper|authors|ours)\b|\bet al\."
+    r"|\b(?:19|20)\d\d\b"
     r"|\b(?:Section|Algorithm|Theorem|Proposition|Lemma|eq|Table|Figure|Appendix)s?\.? \(?[\dA-Z]",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -36,9 +36,9 @@ class CorruptDataError(RuntimeError):
     """Bytes or arrays are not the ones that the registry promises."""
 
 
-# A data set as arrays by name, as the source stores them (no scaling, no shuffling). Sets with
-# classes have ``train_x`` of shape (N, ...), ``train_y`` with class numbers from 0 of shape (N,),
-# and the official test part as ``test_x`` and ``test_y``, of length 0 where there is none.
+#: A data set as arrays by name, as the source stores them (no scaling, no shuffling). Sets with
+#: classes have ``train_x`` of shape (N, ...), ``train_y`` with class numbers from 0 of shape (N,),
+#: and the official test part as ``test_x`` and ``test_y``, of length 0 where there is none.
 Arrays = dict[str, NDArray[Any]]
 MAX_BYTES = 1 << 30  # of all arrays of a file
 
