@@ -22,7 +22,7 @@ export PYTHONHASHSEED := 0
 # every machine. The command of the book sets them itself, `make bench` goes without them.
 CANONICAL = eval "$$($(BIN)/python -m companion.evidence.canonical)"
 
-.PHONY: help setup data reproduce test lint unit portability quick validate canaries mutants verify judge judge-render lab site bench bench-check soak publish clean
+.PHONY: help setup data reproduce test lint unit portability versions quick validate canaries canaries-changed mutants verify judge judge-render lab site bench bench-check soak publish clean
 
 help:  ## explain each target in a line
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -49,7 +49,15 @@ reproduce: data  ## recompute the chapters and compare with the evidence (PROFIL
 	@$(if $(filter full paper,$(PROFILE))$(TUNE),$(BIN)/python -m trainaug.data fetch libreoffice_help)
 	@$(BIN)/python -m companion $(if $(TUNE),tune,reproduce --profile $(PROFILE)) $(CHAPTERS)
 
-test: data lint unit quick validate  ## everything that CI runs; of the canaries those whose code changed
+# The parts of the test, each with its seconds; `make test PARTS="lint unit"` runs some.
+PARTS ?= lint unit quick validate canaries-changed
+test: data  ## everything that CI runs; of the canaries those whose code changed
+	@for part in $(PARTS); do \
+	  started=$$SECONDS; $(MAKE) --no-print-directory $$part || exit; \
+	  echo "make $$part: $$((SECONDS - started)) s"; \
+	done
+
+canaries-changed: setup
 	@$(BIN)/python -m companion canaries --changed
 
 lint: setup  ## ruff, mypy, import contracts
@@ -60,6 +68,9 @@ unit: setup  ## unit and system tests
 
 portability: data  ## the same bytes on emulated processors (needs qemu-x86_64, else it is skipped)
 	@$(BIN)/python -m pytest -q -rs -m portability tests/portability
+
+versions: setup  ## the package alone with the oldest and the newest torch, in environments of their own
+	@$(BIN)/python tests/versions/run.py
 
 quick: setup  ## the quick profile end to end from an empty store
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
