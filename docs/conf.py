@@ -1,8 +1,8 @@
 """Sphinx configuration: `sphinx-build -W -b html docs docs/_build/html`.
 
 The committed notebooks are shown as they are, never executed. They are copied into `docs/chapters/`
-(ignored by git) with their links turned to the site's pages. The API reference imports `trainaug`, so
-building needs torch and NumPy, and no extra of the library but `site`.
+(ignored by git) with their links turned to the site's pages. The API reference imports `trainaug`,
+so building needs torch and NumPy, and no extra of the library but `site`.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urldefrag
@@ -49,6 +50,7 @@ autodoc_default_options = {
 }
 add_module_names = False
 toc_object_entries_show_parents = "hide"
+autodoc_mock_imports = [] if find_spec("tokenizers") else ["tokenizers"]  # of the extra `data`
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

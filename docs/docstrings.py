@@ -77,18 +77,21 @@ def convert(lines: list[str]) -> list[str]:
 
 
 @cache
-def _comments(package: str) -> dict[str, list[str]]:
-    """Collect the `#:` comments of a module, or of a package's modules, by name."""
-    module = importlib.import_module(package)
-    names = [package]
-    if hasattr(module, "__path__"):
-        names += [entry.name for entry in pkgutil.iter_modules(module.__path__, f"{package}.")]
-    comments: dict[str, list[str]] = {}
-    for name in names:
-        analyzer = ModuleAnalyzer.for_module(name)
-        for (scope, attribute), lines in analyzer.find_attr_docs().items():
-            if not scope:
-                comments.setdefault(attribute, list(lines))
+def _written_here(module: str) -> dict[str, list[str]]:
+    """Collect the `#:` comments of a module by name."""
+    comments = ModuleAnalyzer.for_module(module).find_attr_docs()
+    return {name: list(lines) for (scope, name), lines in comments.items() if not scope}
+
+
+@cache
+def _comments(module: str) -> dict[str, list[str]]:
+    """Collect the `#:` comments of a module and of its package's modules; its own come first."""
+    is_package = hasattr(importlib.import_module(module), "__path__")
+    package = module if is_package else module.rpartition(".")[0]
+    folder = importlib.import_module(package).__path__
+    comments = dict(_written_here(module))
+    for entry in pkgutil.iter_modules(folder, f"{package}."):
+        comments = _written_here(entry.name) | comments
     return comments
 
 
@@ -99,10 +102,8 @@ def _table_of_names(module: ModuleType) -> list[str]:
 
 
 def _constants(module: ModuleType) -> list[str]:
-    """Give directives for a package's constants, whose comments stand where they are defined."""
-    if not hasattr(module, "__path__"):
-        return []
-    described = _comments(module.__name__)
+    """Give directives for the constants whose comments stand in another module."""
+    described = _comments(module.__name__).keys() - _written_here(module.__name__).keys()
     names = [f"{module.__name__}.{name}" for name in module.__all__ if name in described]
     return [line for name in names for line in ("", f".. autodata:: {name}", "")]
 

@@ -1,6 +1,7 @@
 """Named arrays of a data set, their content hash, and an atomic cache file.
 
-Reference: design.md §7: each route has its own archive checksum, all end in one content hash.
+Each route to a data set has a checksum of its own for what it downloads; all of them end in the
+same arrays, and so in one content hash.
 """
 
 from __future__ import annotations
