@@ -85,13 +85,17 @@ def _written_here(module: str) -> dict[str, list[str]]:
 
 @cache
 def _comments(module: str) -> dict[str, list[str]]:
-    """Collect the `#:` comments of a module and of its package's modules; its own come first."""
+    """Collect the `#:` comments that a module's names may have, its own first.
+
+    A name may be defined in a module of the same package, or on the ground floor of `trainaug`.
+    """
     is_package = hasattr(importlib.import_module(module), "__path__")
-    package = module if is_package else module.rpartition(".")[0]
-    folder = importlib.import_module(package).__path__
     comments = dict(_written_here(module))
-    for entry in pkgutil.iter_modules(folder, f"{package}."):
-        comments = _written_here(entry.name) | comments
+    for package in (module if is_package else module.rpartition(".")[0], "trainaug"):
+        folder = importlib.import_module(package).__path__
+        for entry in pkgutil.iter_modules(folder, f"{package}."):
+            if not entry.ispkg:
+                comments = _written_here(entry.name) | comments
     return comments
 
 

@@ -234,15 +234,15 @@ def _home(value: Any, module: ModuleType) -> ModuleType:
 
 def _is_described_constant(module: ModuleType, name: str) -> bool:
     """Whether a constant or an alias has a `#:` comment, which the site shows, in its module."""
-    package = (
-        module.__name__.rpartition(".")[0] if not hasattr(module, "__path__") else module.__name__
-    )
-    folder = importlib.import_module(package)
-    for entry in pkgutil.iter_modules(folder.__path__, f"{package}."):
-        source = inspect.getsource(importlib.import_module(entry.name))
-        if re.search(rf"^#: .*\n(?:#:?.*\n)*{name}\b[^=\n]*=", source, re.MULTILINE):
-            return True
-    return False
+    package = module.__name__ if hasattr(module, "__path__") else module.__name__.rpartition(".")[0]
+    comment = re.compile(rf"^#: .*\n(?:#:.*\n)*{name}\b[^=\n]*=", re.MULTILINE)
+    sources = [
+        inspect.getsource(importlib.import_module(entry.name))
+        for folder in (package, "trainaug")
+        for entry in pkgutil.iter_modules(importlib.import_module(folder).__path__, f"{folder}.")
+        if not entry.ispkg and not entry.name.endswith("__main__")
+    ]
+    return any(comment.search(source) for source in sources)
 
 
 def gaps(module: ModuleType, name: str) -> list[str]:
