@@ -52,6 +52,7 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 autodoc_mock_imports = [] if find_spec("tokenizers") else ["tokenizers"]  # of the extra `data`
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as they are written: a path of this machine tells nothing
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autosummary_generate = False
@@ -62,7 +63,7 @@ autodoc_type_aliases = {
     name: name for name in ("Arrays", "AttackNorm", "FilePath", "Norm", "PlainNorm")
 }
 napoleon_use_rtype = False
-python_maximum_signature_line_length = 80
+python_maximum_signature_line_length = 100
 default_role = "py:obj"
 
 html_static_path = ["_static"]

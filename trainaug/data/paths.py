@@ -63,6 +63,10 @@ def cache_folder(package: Path = _PACKAGE) -> Path:
 
 
 #: The file that states every data set's routes and content hash.
+#:
+#: :meta hide-value:
 REGISTRY = Path(__file__).with_name("registry.toml")
 #: The folder for data sets, as it was when this module was imported.
+#:
+#: :meta hide-value:
 DATA_CACHE = cache_folder()
