@@ -1,6 +1,8 @@
 """Two-class problems from real data, for linear models and other small experiments.
 
 Chapter: notebooks/06_linear_robustness.ipynb
+Reference: the sets are those of `trainaug.data.fashion_mnist` and `trainaug.data.sklearn_sets`; the
+pairs of classes and the balanced draw are ours.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from trainaug.data import registry
 
 __all__ = ["BINARY_SETS", "Problem", "binary_problem"]
 
+#: Names of the sets that `binary_problem` takes.
 BINARY_SETS = ("fashion_mnist", "digits", "breast_cancer", "iris")
 DIVISORS = {"fashion_mnist": 255.0, "digits": 16.0}  # the largest pixel value
 

@@ -16,8 +16,11 @@ from trainaug.extras import extra
 
 __all__ = ["CORRUPTIONS", "SEVERITIES", "Corruption", "corrupt"]
 
+#: Kind of a corruption.
 Corruption = Literal["noise", "blur", "contrast"]
+#: The kinds of corruption, in the order of the tables.
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+#: The severities, from mild to strong.
 SEVERITIES = (1, 2, 3, 4, 5)
 _NOISE = (0.05, 0.1, 0.15, 0.2, 0.3)  # standard deviation
 _BLUR = (0.5, 0.75, 1.0, 1.5, 2.0)  # standard deviation in pixels of a picture of 28

@@ -1,7 +1,10 @@
 """From npm packages of icons and of CLDR texts to arrays: match, render, order.
 
 The icon sets are packaged by Iconify, the texts are those of the Unicode Common Locale Data
-Repository (CLDR). `emoji_captions` gives the result to experiments.
+Repository (CLDR). `trainaug.data.emoji_captions` gives the result to experiments.
+
+Reference: Iconify, "IconifyJSON", the format of the icon sets; Unicode Technical Standard 35, part
+2, annotations.
 """
 
 from __future__ import annotations
@@ -19,8 +22,11 @@ from trainaug.extras import extra
 
 __all__ = ["LANGUAGES", "SIZE", "VENDORS", "decode", "render"]
 
+#: Who drew the icons, by the names of the icon sets, in the order of the pictures.
 VENDORS = ("noto", "fluent-emoji-flat", "twemoji", "openmoji")
+#: Codes of the languages beside English.
 LANGUAGES = ("de", "fr", "es")
+#: Side of a picture in pixels.
 SIZE = 64
 SKIN_TONES = {f"{code:04x}" for code in range(0x1F3FB, 0x1F400)}
 
@@ -90,7 +96,14 @@ def _captions(parsed: Mapping[str, Any], language: str) -> dict[str, tuple[str, 
 
 
 def render(icons: Mapping[str, Any], name: str) -> NDArray[np.uint8]:
-    """Render an icon of an Iconify set on a white square, uint8 ``(64, 64, 3)``.
+    """Render an icon of an Iconify set on a white square.
+
+    Args:
+        icons: The icon set, as its JSON has it.
+        name: Name of an icon in it.
+
+    Returns:
+        uint8 ``(64, 64, 3)``.
 
     Raises:
         CorruptDataError: If the set has no such icon or it does not render.

@@ -16,6 +16,7 @@ from trainaug.data.indexed import IndexedDataset
 
 __all__ = ["CLASS_NAMES", "fashion_mnist_tensors"]
 
+#: Names of the ten classes, by number.
 CLASS_NAMES: tuple[str, ...] = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
 CLASS_NAMES += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 VALIDATION_PER_CLASS = 500

@@ -43,7 +43,8 @@ DECODERS = {
     "tuxpaint": "trainaug.data.tuxpaint_decode",
     "libreoffice": "trainaug.data.libreoffice_decode",
 }
-LOCAL_KINDS = ("scikit-learn", "generated")  # need no network and no cache
+#: Kinds of routes that need neither network nor cache.
+LOCAL_KINDS = ("scikit-learn", "generated")
 CONNECT_SECONDS = 5.0
 DOWNLOAD_SECONDS = 600.0
 MAX_BYTES = 1 << 28

@@ -23,6 +23,7 @@ from trainaug.data.segments import joined_segments
 
 __all__ = ["PARTS", "ParallelText", "iwslt_pairs", "libreoffice_help", "page_part", "plain_pairs"]
 
+#: Parts of `libreoffice_help`.
 PARTS = ("train", "val", "test")
 SHARES = (90, 95)  # of 100 pages: training below the first, validation below the second
 
@@ -34,6 +35,9 @@ class ParallelText:
     Attributes:
         source: N texts to translate.
         target: Their N translations.
+
+    Raises:
+        ValueError: If there are more texts on one side than on the other.
     """
 
     source: tuple[str, ...]

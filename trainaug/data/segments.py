@@ -14,7 +14,8 @@ from trainaug.data.files import FilePath, as_path, read_text
 
 __all__ = ["Key", "joined_segments", "read_segments"]
 
-Key = tuple[str, str]  # document and segment
+#: Document and segment.
+Key = tuple[str, str]
 _DECLARED = re.compile(r"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']+)")
 UTF8 = ("utf-8", "utf8", "us-ascii", "ascii")
 
@@ -119,6 +120,9 @@ def joined_segments(source: FilePath, target: FilePath) -> list[tuple[str, str]]
     Args:
         source: As for `read_segments`.
         target: The translations.
+
+    Returns:
+        Pairs of a text and its translation.
 
     Raises:
         ValueError: As `read_segments`, and if a segment is in one file only.

@@ -40,7 +40,14 @@ __all__ = [
     "train_subwords",
 ]
 
-PAD, START, END, UNKNOWN = range(4)
+#: Number of the unit that fills rows up.
+PAD = 0
+#: Number of the unit that a decoder starts from.
+START = 1
+#: Number of the unit that ends a text.
+END = 2
+#: Number of the unit that stands for a character that training did not have.
+UNKNOWN = 3
 SPECIAL = ["<pad>", "<start>", "<end>", "<unknown>"]  # by number
 
 
