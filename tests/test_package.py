@@ -92,3 +92,12 @@ def test_a_missing_package_is_named_with_its_extra() -> None:
         extra("proofs"),
     ):
         import no_such_package  # noqa: F401
+
+
+def test_the_examples_of_all_cards_run() -> None:
+    command = [sys.executable, "tests/versions/examples.py", "docs/cards"]
+    done = subprocess.run(
+        [*command, "--extras", "proofs,data"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(list((ROOT / "docs" / "cards").glob("*.md")))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--extras", default="")
     parser.add_argument("--first", action="store_true")
     options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # tiny data: threads only wait
     pages = sorted(options.folder.glob("*.md"))
     if not pages:
         sys.exit(f"no pages in {options.folder}")
