@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from trainaug.data.arrays import Arrays, CorruptDataError
 from trainaug.extras import extra
 
-__all__ = ["LANGUAGES", "SIZE", "VENDORS", "decode", "render"]
+__all__ = ["LANGUAGES", "VENDORS", "decode", "render"]
 
 #: Who drew the icons, by the names of the icon sets, in the order of the pictures.
 VENDORS = ("noto", "fluent-emoji-flat", "twemoji", "openmoji")
 #: Codes of the languages beside English.
 LANGUAGES = ("de", "fr", "es")
 #: Side of a picture in pixels.
-SIZE = 64
+_SIZE = 64
 SKIN_TONES = {f"{code:04x}" for code in range(0x1F3FB, 0x1F400)}
 
 
@@ -121,10 +121,10 @@ def render(icons: Mapping[str, Any], name: str) -> NDArray[np.uint8]:
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
             f' viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
         )
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, background="white")
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=_SIZE, height=_SIZE, background="white")
         picture = Image.open(io.BytesIO(bytes(png))).convert("RGB")
     except Exception as error:  # the renderer's errors have no common base
         raise CorruptDataError(f"icon {name!r} does not render: {error!r}") from error
-    square = Image.new("RGB", (SIZE, SIZE), "white")
-    square.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2))
+    square = Image.new("RGB", (_SIZE, _SIZE), "white")
+    square.paste(picture, ((_SIZE - picture.width) // 2, (_SIZE - picture.height) // 2))
     return np.asarray(square)

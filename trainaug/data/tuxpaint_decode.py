@@ -18,10 +18,10 @@ from trainaug.data.arrays import Arrays, CorruptDataError
 from trainaug.data.files import has_text, stripped
 from trainaug.extras import extra
 
-__all__ = ["SIZE", "decode", "read_picture"]
+__all__ = ["decode", "read_picture"]
 
 #: Side of a picture in pixels.
-SIZE = 64
+_SIZE = 64
 LEFT_OUT = "symbols/"
 
 
@@ -92,14 +92,14 @@ def read_picture(data: bytes, name: str) -> NDArray[np.uint8]:
         if name.endswith(".svg"):
             data = resvg_py.svg_to_bytes(
                 svg_string=data.decode(),
-                width=SIZE,
-                height=SIZE,
+                width=_SIZE,
+                height=_SIZE,
                 dpi=96.0,  # without it, sizes in mm or cm are zero
                 skip_system_fonts=True,
             )
         drawn = Image.open(io.BytesIO(bytes(data))).convert("RGBA")
         opaque = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
-        square = ImageOps.pad(opaque.convert("RGB"), (SIZE, SIZE), color="white")
+        square = ImageOps.pad(opaque.convert("RGB"), (_SIZE, _SIZE), color="white")
     except Exception as error:  # the renderer's errors have no common base
         raise CorruptDataError(f"{name}: not a picture: {error!r}") from error
     return np.asarray(square)
