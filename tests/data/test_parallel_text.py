@@ -12,9 +12,9 @@ from trainaug.data.libreoffice_decode import text_arrays
 from trainaug.data.parallel_text import (
     PARTS,
     ParallelText,
+    _page_part,
     iwslt_pairs,
     libreoffice_help,
-    _page_part,
     plain_pairs,
 )
 
