@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainaug.checks import finite, indices, widened
 from trainaug.methods.ordering.nested import leaves, per_example
-from trainaug.structures import map_tensors
+from trainaug.structures import map_tensors, model_losses
 
 __all__ = [
     "ForgettingTracker",
@@ -68,7 +68,7 @@ def example_losses(
         with torch.no_grad():
             found = []
             for start in range(0, count, batch_size):
-                losses = criterion(model(part(x, start)), part(y, start))
+                losses = model_losses(model, criterion, part(x, start), part(y, start))
                 found.append(per_example(losses, min(batch_size, count - start)))
             return torch.cat(found)
     finally:
