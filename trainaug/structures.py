@@ -127,7 +127,7 @@ def logits_of(output: Any) -> Any:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        return output["logits"] if "logits" in output else output
+        return output.get("logits", output)
     return getattr(output, "logits", output)
 
 
