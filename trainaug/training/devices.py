@@ -39,6 +39,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 def to_device(value: Any, device: torch.device) -> Any:
     """Return ``value`` with each tensor in it on ``device``."""
+    if type(value) is tuple and all(isinstance(item, Tensor) for item in value):
+        return tuple(item.to(device) for item in value)  # most batches: no search in them
     return map_tensors(lambda t: t.to(device), value)
 
 

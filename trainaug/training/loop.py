@@ -105,6 +105,7 @@ def train(
         raise ValueError(f"need fp32 or bf16 and examples, got {precision!r}, {len(dataset)}")
     device = device_of(model)
     history = History(precision)
+    takes_closure = getattr(optimizer, "requires_closure", False)
 
     def take_step(indices: Sequence[int]) -> None:
         if not hasattr(indices, "__len__") or len(indices) == 0:
@@ -113,31 +114,35 @@ def train(
             )
         batch = to_device(dataset[indices], device)
         x, y, index = batch if batch_transform is None else batch_transform(batch)
+        rows = len(index)
         seen: list[Tensor] = []  # the losses of the first pass
 
-        @torch.enable_grad()
         def compute_gradients() -> Tensor:
-            optimizer.zero_grad()
-            losses = criterion(run_model(model, x, precision), y)  # (B,)
-            _check_rows("losses (give the criterion reduction='none')", losses, len(index))
-            losses = widened(losses)
-            history.forward_examples += len(losses)
-            w = torch.ones_like(losses) if weights is None else weights(index).to(losses)
-            _check_rows("weights", w, len(losses))
-            loss = (w * losses).mean()
-            if not math.isfinite(loss.item()):
-                raise NonFiniteLossError(history.steps, loss.item())
-            loss.backward()  # type: ignore[no-untyped-call]
-            history.backward_examples += len(losses)
-            if not seen:
-                seen.append(losses.detach())
-                history.losses.append(loss.item())
-                for observe in observers:
-                    with undisturbed(model):
-                        observe(model, history.steps, index.clone(), seen[0].clone())
-            return loss
+            with torch.enable_grad():
+                optimizer.zero_grad()
+                losses = criterion(run_model(model, x, precision, device), y)  # (B,)
+                _check_rows("losses (give the criterion reduction='none')", losses, rows)
+                losses = weighted = widened(losses)
+                history.forward_examples += rows
+                if weights is not None:  # a product with ones would cost a tenth of a small step
+                    w = weights(index).to(losses)
+                    _check_rows("weights", w, rows)
+                    weighted = w * losses
+                loss = weighted.mean()
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise NonFiniteLossError(history.steps, value)
+                loss.backward()  # type: ignore[no-untyped-call]
+                history.backward_examples += rows
+                if not seen:
+                    seen.append(losses.detach())
+                    history.losses.append(value)
+                    for observe in observers:
+                        with undisturbed(model):
+                            observe(model, history.steps, index.clone(), seen[0].clone())
+                return loss
 
-        if getattr(optimizer, "requires_closure", False):
+        if takes_closure:
             optimizer.step(compute_gradients)  # type: ignore[arg-type]
         else:
             compute_gradients()

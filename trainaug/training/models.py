@@ -117,14 +117,26 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     grad.copy_(value)
 
 
-def run_model(model: nn.Module, x: Any, precision: Precision = "fp32") -> Any:
+def run_model(
+    model: nn.Module,
+    x: Any,
+    precision: Precision = "fp32",
+    device: torch.device | None = None,
+) -> Any:
     """Return ``model(x)``, under autocast for ``"bf16"``; bfloat16 outputs become float32."""
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
-    bf16 = precision == "bf16"
-    with torch.autocast(device_of(model).type, dtype=torch.bfloat16, enabled=bf16):
+    kind = (device_of(model) if device is None else device).type
+    if precision == "bf16" or torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            outputs = model(x)
+    else:  # entering a context that changes nothing would take as long as a small layer
         outputs = model(x)
-    return map_tensors(lambda t: t.float() if t.dtype == torch.bfloat16 else t, outputs)
+    return _in_single(outputs) if type(outputs) is Tensor else map_tensors(_in_single, outputs)
+
+
+def _in_single(t: Tensor) -> Tensor:
+    return t.float() if t.dtype == torch.bfloat16 else t
 
 
 def predict(
