@@ -128,8 +128,11 @@ def equalise_variance(x: Tensor, weights: Tensor, mean: Tensor | float = 0.0) ->
 
     Args:
         x: Mixes, floating, shape ``(B, ...)``; half precision is computed in float32.
-        weights: Floating, shape ``(K,)``.
+        weights: Weights $w_g$ that made the mixes, floating, shape ``(K,)``.
         mean: Mean input $\mu$, broadcast against ``x``.
+
+    Returns:
+        Rescaled mixes, in the shape and dtype of ``x``.
 
     Raises:
         ValueError: If the mixes or the weights are not floating.

@@ -270,22 +270,22 @@ class SumMix(nn.Module):
             self._worker_seed = None if worker is None else worker.seed
         if worker is not None and self._worker_seed != worker.seed:
             # An odd constant spreads the generator's seed over all bits; workers count theirs up.
-            own = self.generator.initial_seed() * 0x9E3779B97F4A7C15
-            self.generator.manual_seed((own + worker.seed) % 2**63)
+            spread = self.generator.initial_seed() * 0x9E3779B97F4A7C15
+            self.generator.manual_seed((spread + worker.seed) % 2**63)
             self._worker_seed = worker.seed
         return self.generator
 
     def _labels_of(self, batch: Any, is_mapping: bool) -> Tensor:
-        found: Any = None
+        labels: Any = None
         if self.labels_getter != "default":
-            found = self.labels_getter(batch)
+            labels = self.labels_getter(batch)
         elif is_mapping:
-            found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+            labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
         elif len(batch) > 1:
-            found = batch[1]
-        if not isinstance(found, Tensor):
-            raise ValueError(f"found no tensor of labels, got {found!r}: give a labels_getter")
-        return found
+            labels = batch[1]
+        if not isinstance(labels, Tensor):
+            raise ValueError(f"found no tensor of labels, got {labels!r}: give a labels_getter")
+        return labels
 
     def _inputs_of(self, items: list[Any], labels: Tensor) -> Tensor:
         for item in items:
