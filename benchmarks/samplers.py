@@ -41,17 +41,17 @@ def _strata(n: int) -> EpochBatchSampler:
 
 def _snooze(n: int) -> EpochBatchSampler:
     sampler = SnoozeSampler(n, BATCH, stream(0, "order"), reweight=True)
-    sampler.feedback(torch.arange(n), torch.rand(n, generator=stream(0, "losses")))
+    sampler.update(torch.arange(n), torch.rand(n, generator=stream(0, "losses")))
     return sampler
 
 
 def _random_snooze(n: int) -> EpochBatchSampler:
-    return RandomSnoozeSampler(n, BATCH, stream(0, "order"), [n, n // 2])
+    return RandomSnoozeSampler(n, BATCH, stream(0, "order"), counts=[n, n // 2])
 
 
 def _paced(n: int) -> EpochBatchSampler:
     pacing, scores = partial(linear_pacing, a=0.5, b=0.2), torch.arange(n)
-    return PacedSampler(scores, pacing, -(-n // BATCH), BATCH, generator=stream(0, "order"))
+    return PacedSampler(scores, BATCH, stream(0, "order"), pacing=pacing, num_steps=-(-n // BATCH))
 
 
 MAKE = {

@@ -75,7 +75,7 @@ def soak(num_batches: int = 20_000, seconds: float | None = None) -> dict[str, A
             nonlocal taken, warm, worker, at_first, files
             for inputs, targets, index in batches.tensors():
                 _check_batch(inputs, targets, index, x, y)
-                batches.feedback(index, (targets == 0) + 0.1)  # class 0 is hard
+                batches.update(index, (targets == 0) + 0.1)  # class 0 is hard
                 taken, warm = taken + 1, warm + 1
                 assert time.perf_counter() - start < limit, f"{taken} batches in {limit} s"
                 if warm == settled:

@@ -1,13 +1,16 @@
 """Sphinx configuration: `sphinx-build -W -b html docs docs/_build/html`.
 
-The committed notebooks are shown as they are, never executed, so building needs no torch. They are
-copied into `docs/chapters/` (ignored by git) with their links turned to the site's pages.
+The committed notebooks are shown as they are, never executed. They are copied into `docs/chapters/`
+(ignored by git) with their links turned to the site's pages. The API reference imports `trainaug`,
+so building needs torch and NumPy, and no extra of the library but `site`.
 """
 
 import json
 import os
 import re
+import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urldefrag
@@ -16,13 +19,22 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 NOTEBOOKS = ROOT / "notebooks"
 CHAPTERS = DOCS / "chapters"
+sys.path.insert(0, str(DOCS))  # for `docstrings.py`, the hooks of the API reference
 
 project = "trainaug"
 author = "The trainaug maintainers"
 project_copyright = author
 release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
-extensions = ["myst_nb", "sphinxcontrib.bibtex"]
+extensions = [
+    "myst_nb",
+    "sphinxcontrib.bibtex",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "docstrings",
+]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -31,6 +43,31 @@ nb_merge_streams = True
 bibtex_bibfiles = ["../references.bib"]
 bibtex_default_style = "unsrt"
 
+autodoc_default_options = {
+    "members": True,
+    "imported-members": True,
+    "special-members": "__call__",
+}
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+autodoc_mock_imports = [] if find_spec("tokenizers") else ["tokenizers"]  # of the extra `data`
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as they are written: a path of this machine tells nothing
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autosummary_generate = False
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Attributes", "params_style")]
+autodoc_type_aliases = {
+    name: name for name in ("Arrays", "AttackNorm", "FilePath", "Norm", "PlainNorm")
+}
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 100
+default_role = "py:obj"
+
+html_static_path = ["_static"]
+html_css_files = ["trainaug.css"]
 html_theme = "sphinx_book_theme"
 html_title = "trainaug"
 html_theme_options = {"use_download_button": True, "show_navbar_depth": 1}

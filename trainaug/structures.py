@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["eagerly", "full_precision", "map_tensors", "num_rows", "take_rows", "unwrapped"]
+__all__ = ["eagerly", "full_precision", "logits_of", "losses_of_output", "map_tensors"]
+__all__ += ["model_losses", "num_rows", "run_on", "take_rows", "unwrapped"]
 
 _PLAIN = (str, bytes, bool, int, float, type(None))
 
@@ -111,6 +115,92 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def logits_of(output: Any) -> Any:
+    """Return the logits that a model's output names, as Hugging Face's do; any other as it is.
+
+    Args:
+        output: What a model gave: a tensor, an object with ``.logits``, a mapping with
+            ``"logits"``, or whatever else the criterion reads.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return output.get("logits", output)
+    return getattr(output, "logits", output)
+
+
+def losses_of_output(criterion: Callable[[Any, Any], Any], output: Any, y: Any) -> Any:
+    """Return what a criterion makes of a model's output: of its logits, if it names any.
+
+    A criterion that reads the whole output instead, say ``output["logits"]``, cannot read a tensor
+    so: it then gets the whole. If that fails too, the first error is raised.
+    """
+    logits = logits_of(output)
+    if logits is output:
+        return criterion(output, y)
+    try:
+        with _Unnamed():
+            return criterion(logits, y)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        try:
+            return criterion(output, y)
+        except Exception:
+            raise error from None
+
+
+class _Unnamed(TorchFunctionMode):
+    """Refuse a name as the index of a tensor, of which PyTorch makes a warning and a puzzle."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__getitem__ and isinstance(args[1], str):
+            raise KeyError(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def run_on(model: nn.Module, x: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
+    """Run a model on a batch of inputs: ``model(x)``, or ``model(**x)`` where it takes them so.
+
+    Args:
+        model: The model, wrapped or not.
+        x: Inputs. A mapping is given by keywords if ``forward`` names one of them and takes all,
+            as Hugging Face's models do with ``input_ids`` and ``attention_mask``.
+        tensors: Parameters and buffers to run with, by name; the model's own by default.
+    """
+    arguments: tuple[Any, ...] = (x,)
+    keywords: dict[str, Any] = {}
+    if isinstance(x, Mapping) and _takes_keywords(unwrapped(model), x):
+        arguments, keywords = (), dict(x)
+    if tensors is None:
+        return model(*arguments, **keywords)
+    return functional_call(model, dict(tensors), arguments, keywords)
+
+
+def _takes_keywords(model: nn.Module, x: Mapping[Any, Any]) -> bool:
+    if not all(isinstance(key, str) for key in x):
+        return False
+    signature = inspect.signature(model.forward)
+    if signature.parameters.keys().isdisjoint(x):
+        return False
+    try:
+        signature.bind(**x)
+    except TypeError:
+        return False
+    return True
+
+
+def model_losses(
+    model: nn.Module,
+    criterion: Callable[[Any, Any], Any],
+    x: Any,
+    y: Any,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """Return what ``criterion`` gives for a batch, see ``run_on`` and ``losses_of_output``."""
+    return losses_of_output(criterion, run_on(model, x, tensors), y)
 
 
 def eagerly() -> AbstractContextManager[Any]:

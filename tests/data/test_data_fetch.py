@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import socket
 import stat
@@ -455,6 +456,73 @@ def test_no_package_client_is_skipped_by_name(use_registry, monkeypatch, tmp_pat
     message = str(caught.value)
     assert "apt-get download dataset-tiny: skipped: no apt-get on PATH" in message
     assert f"mirror {refused}" in message
+
+
+# --- Debian packages without Debian's tools
+
+
+def deb(payload: bytes, member: str = "data.tar.xz") -> bytes:
+    """An ``ar`` archive as deb(5) has it; the first member has an odd size."""
+    parts = [("debian-binary", b"2.0"), ("control.tar.xz", b"unread"), (member, payload)]
+    lines = [b"!<arch>\n"]
+    for name, data in parts:
+        lines.append(f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode())
+        lines.append(data + b"\n" * (len(data) % 2))
+    return b"".join(lines)
+
+
+def pool_toml(package: bytes) -> str:
+    entry = debian_toml(hashlib.sha256(package).hexdigest())
+    return entry.replace("package =", "pool = ['pool/main/t/dataset-tiny_1~2.deb']\npackage =")
+
+
+def test_packages_at_hand_need_no_client(use_registry, monkeypatch, tmp_path) -> None:
+    package = deb(lzma.compress(tiny_tar()))
+    use_registry(pool_toml(package))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "cache" / "packages").mkdir(parents=True)
+    (tmp_path / "cache" / "packages" / "dataset-tiny_1~2.deb").write_bytes(package)
+    registry.fetch("tiny")
+    assert_tiny(registry.load("tiny"))
+
+
+def test_a_named_mirror_needs_no_client(use_registry, monkeypatch, tmp_path, server) -> None:
+    package = deb(lzma.compress(tiny_tar()))
+    use_registry(pool_toml(package))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TRAINAUG_DEBIAN_MIRROR", f"{server.url}/debian/")
+    server.files["debian/pool/main/t/dataset-tiny_1~2.deb"] = package
+    registry.fetch("tiny")
+    assert_tiny(registry.load("tiny"))
+
+
+def test_without_client_the_files_to_fetch_are_named(use_registry, monkeypatch, tmp_path) -> None:
+    use_registry(pool_toml(b""))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataUnavailableError, match=r"put dataset-tiny_1~2\.deb into .*packages"):
+        registry.fetch("tiny")
+
+
+@pytest.mark.parametrize(
+    ("package", "reason"),
+    [
+        (b"", "not a Debian package"),
+        (tiny_tar(), "not a Debian package"),
+        (deb(b"x" * 9)[:-12], "not a whole Debian package"),
+        (deb(b"x", member="other"), "not a whole Debian package"),
+        (deb(b"x").replace(b"`\n", b"``"), "not a whole Debian package"),
+        (deb(b"not a tar"), "not a whole tar archive"),
+    ],
+)
+def test_damaged_packages_are_refused(
+    package, reason, use_registry, monkeypatch, tmp_path, server
+) -> None:
+    use_registry(pool_toml(package))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TRAINAUG_DEBIAN_MIRROR", server.url)
+    server.files["pool/main/t/dataset-tiny_1~2.deb"] = package
+    with pytest.raises(DataUnavailableError, match=reason):
+        registry.fetch("tiny")
 
 
 def test_failing_client_gives_its_last_line(clients, use_registry) -> None:

@@ -12,9 +12,9 @@ from trainaug.data.libreoffice_decode import text_arrays
 from trainaug.data.parallel_text import (
     PARTS,
     ParallelText,
+    _page_part,
     iwslt_pairs,
     libreoffice_help,
-    page_part,
     plain_pairs,
 )
 
@@ -29,10 +29,10 @@ def test_sides_must_be_equally_long() -> None:
 
 
 def test_pages_are_shared_out_by_their_names_alone() -> None:
-    parts = [page_part(f"page/{i}") for i in range(4000)]
+    parts = [_page_part(f"page/{i}") for i in range(4000)]
     shares = [parts.count(part) / 4000 for part in PARTS]
     assert shares == pytest.approx([0.9, 0.05, 0.05], abs=0.014)  # four standard errors of 5 %
-    assert page_part("page/7") == parts[7]
+    assert _page_part("page/7") == parts[7]
 
 
 ROWS = [  # page, English, German
@@ -61,7 +61,7 @@ def tiny(monkeypatch):
     }
     monkeypatch.setattr(registry, "load", {"libreoffice_help": data}.__getitem__)
     parts = {"t": "train", "v": "val", "e": "test"}
-    monkeypatch.setattr(parallel_text, "page_part", lambda name: parts[name[0]])
+    monkeypatch.setattr(parallel_text, "_page_part", lambda name: parts[name[0]])
 
 
 def pairs(text: ParallelText) -> list[tuple[str, str]]:

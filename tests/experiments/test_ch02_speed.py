@@ -140,7 +140,7 @@ def test_snoozing_learns_from_the_losses_of_training(watched, sampler, rule, tau
             if place == 90:
                 break
             batches.append(rows)
-            alone.feedback(torch.tensor(rows), torch.tensor(watched.losses[place]))
+            alone.update(torch.tensor(rows), torch.tensor(watched.losses[place]))
     assert batches == watched.batches
     assert found.active_counts == made.active_counts
     assert len(set(found.active_counts)) > 3

@@ -134,8 +134,8 @@ def test_a_restarted_worker_draws_anew_and_learns_from_all_features(monkeypatch)
     sampler, trainer = built[0]
     assert (sampler.base, sampler.batch_size) == (SETTINGS["base"], SETTINGS["batch"])
     before = trainer.predict(torch.arange(40))
-    trainer.feedback(torch.arange(8), torch.arange(8.0))
-    trainer.feedback(torch.arange(8), torch.arange(8.0) + 5)
+    trainer.update(torch.arange(8), torch.arange(8.0))
+    trainer.update(torch.arange(8), torch.arange(8.0) + 5)
     assert trainer.num_steps == 2
     assert not torch.equal(trainer.predict(torch.arange(40)), before)
     group = trainer.optimizer.param_groups[0]

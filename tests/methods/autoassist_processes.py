@@ -143,7 +143,7 @@ def drive(batches: AsyncBatches, y: Tensor, until: Callable[[], bool]) -> int:
         for indices in batches:
             assert 0 < len(set(indices)) == len(indices) <= B
             time.sleep(0.001)
-            batches.feedback(torch.tensor(indices), class_losses(y, torch.tensor(indices)))
+            batches.update(torch.tensor(indices), class_losses(y, torch.tensor(indices)))
             steps += 1
             if until():
                 return steps

@@ -218,13 +218,13 @@ def mixed(make: Callable[..., nn.Module]) -> Callable[[Given], Any]:
     return run
 
 
-def with_losses(make: Callable[[int], Any], name: str = "feedback") -> Callable[[Given], Any]:
+def with_losses(make: Callable[[int], Any]) -> Callable[[Given], Any]:
     """Give an object of N examples the losses of a batch, and read its state."""
 
     def run(g: Given) -> Any:
         made = make(8)
         index = torch.arange(g.rows, device="cpu")
-        getattr(made, name)(index, g.positive("losses", g.rows))
+        made.update(index, g.positive("losses", g.rows))
         state = made.state_dict()
         return [v for v in state.values() if isinstance(v, Tensor) and v.is_floating_point()]
 
@@ -237,7 +237,7 @@ def screened(g: Given) -> Tensor:
     x = g.x("x", 8, 4)
     weigh = aa.ScreenerWeights(screener, lambda i: x[i], sgd(screener))
     index = torch.arange(g.rows, device="cpu")
-    weigh.feedback(index, g.positive("losses", g.rows))
+    weigh.update(index, g.positive("losses", g.rows))
     return weigh.weights(index)
 
 
@@ -247,7 +247,7 @@ def assisted(g: Given) -> Tensor:
     y = torch.arange(8, device="cpu") % 2
     trainer = aa.AssistantTrainer(aa.ImageAssistant(4, 2, rng()), lambda i: (x[i], y[i]))
     index = torch.arange(g.rows, device="cpu")
-    trainer.feedback(index, g.positive("losses", g.rows))
+    trainer.update(index, g.positive("losses", g.rows))
     return trainer.predict(index)
 
 
@@ -285,7 +285,7 @@ def grabbed(g: Given) -> list[int]:
     """The order after an epoch of gradients."""
     sampler = od.GraBSampler(4, 3, generator=rng())
     for unit in list(sampler):
-        sampler.record(unit, g.x(f"gradient {unit}", 3))
+        sampler.update(unit, g.x(f"gradient {unit}", 3))
     return list(sampler.order)
 
 
@@ -538,13 +538,13 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "ordering.PacedSampler": lambda g: list(
         od.PacedSampler(
             g.x("scores", 8),
-            lambda progress: od.linear_pacing(progress, a=0.5, b=0.5),
-            4,
             2,
-            generator=rng(),
+            rng(),
+            pacing=lambda progress: od.linear_pacing(progress, a=0.5, b=0.5),
+            num_steps=4,
         )
     ),
-    "ordering.RunningHardness": with_losses(od.RunningHardness, "record"),
+    "ordering.RunningHardness": with_losses(od.RunningHardness),
     "ordering.batch_losses": lambda g: od.batch_losses(g.net(), cross_entropy, *batches_of(g)),
     "ordering.example_losses": lambda g: od.example_losses(
         g.net(), cross_entropy, g.x("x", g.rows, 4), g.labels(g.rows)
@@ -585,6 +585,7 @@ NO_TENSORS = {
             linear_robustness.NotSeparableError
             linear_robustness.SolverFailedError""",
         "takes numbers, names or shapes": """attacks.equal_bands attacks.radial_band
+            attacks.FourierNorm
             autoassist.RandomSkip autoassist.constant_threshold autoassist.decaying_threshold
             autoassist.distance_bound autoassist.guarded_base autoassist.random_rule
             autoassist.threshold_floor autoassist.violators cascading_sum.CascadeSchedule

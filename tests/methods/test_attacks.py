@@ -110,7 +110,13 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, kind: Any, eps: float, **o: A
 
 
 # Radii with about half the digits still right, from a scan; l1 moves few pixels a step.
-RADIUS: dict[AttackNorm, float] = {"linf": 0.12, "l2": 0.8, "l1": 4.0, "fourier_linf": 0.15}
+RADIUS: dict[AttackNorm, float] = {
+    "linf": 0.12,
+    "l2": 0.8,
+    "l1": 4.0,
+    "fourier_linf": 0.15,
+    "fourier_l1": 4.0,
+}
 
 
 @pytest.mark.oracle("lin.6.15")

@@ -122,7 +122,7 @@ def test_a_class_that_is_always_hard_ends_above_one_half_and_an_easy_one_below()
     x, y = pictures()
     trainer = trainer_of(0 * x, y, lr=0.1, weight_decay=0.0)
     for _ in range(300):
-        trainer.feedback(torch.arange(40), torch.tensor([0.1, 5.0, 0.2])[y])
+        trainer.update(torch.arange(40), torch.tensor([0.1, 5.0, 0.2])[y])
     r = trainer.predict(torch.arange(3))
     assert float(r[1]) > 0.8
     assert max(float(r[0]), float(r[2])) < 0.2
@@ -149,7 +149,7 @@ def test_the_running_mean_and_the_targets_equal_the_loop(momentum):
         twin = trainer_of(x, y)
         twin.assistant.load_state_dict(trainer.assistant.state_dict())
         twin.step(index, torch.tensor(targets))
-        trainer.feedback(index, losses)
+        trainer.update(index, losses)
         assert torch.equal(weights_of(trainer), weights_of(twin))
         accuracy = sum(a == b for a, b in zip(guesses, targets, strict=True)) / n
         kappa = 0.95 * kappa + 0.05 * accuracy
@@ -167,13 +167,13 @@ def test_the_mean_of_the_epoch_before_is_over_all_its_losses():
     trainer = trainer_of(x, y, mean="epoch")
     start = weights_of(trainer)
     trainer.end_epoch()  # of nothing
-    trainer.feedback(torch.tensor([0, 1, 2]), torch.tensor([1.0, 2.0, 3.0]))
-    trainer.feedback(torch.tensor([3]), torch.tensor([10.0]))
+    trainer.update(torch.tensor([0, 1, 2]), torch.tensor([1.0, 2.0, 3.0]))
+    trainer.update(torch.tensor([3]), torch.tensor([10.0]))
     assert (trainer.mean_loss, trainer.num_steps) == (None, 0)  # only collected
     assert torch.equal(weights_of(trainer), start)
     trainer.end_epoch()
     assert trainer.mean_loss == 4.0
-    trainer.feedback(torch.tensor([4, 5, 6]), torch.tensor([4.0, 4.5, 100.0]))  # equal is easy
+    trainer.update(torch.tensor([4, 5, 6]), torch.tensor([4.0, 4.5, 100.0]))  # equal is easy
     assert (trainer.mean_loss, trainer.num_steps, trainer.positives) == (4.0, 1, 2 / 3)
     trainer.end_epoch()
     trainer.end_epoch()  # nothing since
@@ -187,7 +187,7 @@ def test_of_skewed_losses_fewer_than_half_are_hard():
     # of exponential losses e^-1 are above the mean; 4 sigma of 4000
     for losses, share in ((-u.log(), 0.368), (u, 0.5), (9 + u.log(), 0.632)):
         trainer = trainer_of(x, y, momentum=0.0)
-        trainer.feedback(torch.arange(4000), losses)
+        trainer.update(torch.arange(4000), losses)
         assert trainer.positives == pytest.approx(share, abs=0.032)
         if share < 0.5:
             assert float(losses.mean()) > 1.2 * float(losses.median())
@@ -199,7 +199,7 @@ def test_equal_losses_are_all_easy(loss, n):
     x, y = pictures()
     trainer = trainer_of(x, y)
     for _ in range(3):
-        trainer.feedback(torch.arange(n), torch.full((n,), loss))
+        trainer.update(torch.arange(n), torch.full((n,), loss))
     assert trainer.positives == 0.0
 
 
@@ -223,7 +223,7 @@ def test_features_are_asked_for_by_index_and_a_prediction_is_of_the_index_alone(
     for _ in range(5):
         index = torch.randperm(40, generator=g)[:11]
         trainer.predict(index)
-        trainer.feedback(index, torch.rand(11, generator=g))
+        trainer.update(index, torch.rand(11, generator=g))
         assert [torch.equal(i, index) for i, _ in asked[-2:]] == [True] * 2
     for index, (inputs, classes) in asked:
         assert torch.equal(inputs, kept[index])
@@ -245,7 +245,7 @@ def test_predicting_leaves_no_trace_and_learning_works_without_gradients():
         r, (x[index].flatten(1) @ before[:6] + before[6:][y[index]]).sigmoid()
     )
     with torch.no_grad():
-        trainer.feedback(index, torch.arange(8.0))
+        trainer.update(index, torch.arange(8.0))
     assert not torch.equal(weights_of(trainer), before)
 
 
@@ -262,7 +262,7 @@ def test_resumes_after_every_step_of_an_epoch(mean):
         for step in range(start, stop):
             if step % 4 == 0:
                 trainer.end_epoch()
-            trainer.feedback(torch.arange(5) + step, losses[step])
+            trainer.update(torch.arange(5) + step, losses[step])
             counters = trainer.mean_loss, trainer.confidence, trainer.positives, trainer.num_steps
             seen.append((*counters, weights_of(trainer).tolist()))
         return seen
@@ -285,7 +285,7 @@ def test_resumes_after_every_step_of_an_epoch(mean):
 def everything(x, y, losses):
     trainer = trainer_of(x, y, scale=1.0)
     index = torch.arange(len(losses), device=losses.device)
-    trainer.feedback(index, losses)
+    trainer.update(index, losses)
     text = TextAssistant(9, 9, stream(0, "init"))
     tokens = y[:, None].expand(-1, 4)
     logits = text(tokens, tokens * 0.5, tokens + 1, tokens * 0.1).detach()
@@ -318,18 +318,18 @@ def test_bad_input_is_refused():
     trainer = trainer_of(x, y)
     for index, losses in ((torch.arange(3), torch.ones(2)), (torch.arange(4).view(2, 2), x[0, 0])):
         with pytest.raises(ValueError, match=r"losses must have shape \(.*\), got"):
-            trainer.feedback(index, losses)
+            trainer.update(index, losses)
     for bad in (NAN, INF, -INF):
         with pytest.raises(FloatingPointError, match=f"the loss of example 17 is {bad}"):
-            trainer.feedback(torch.tensor([4, 17, 9]), torch.tensor([1.0, bad, bad]))
+            trainer.update(torch.tensor([4, 17, 9]), torch.tensor([1.0, bad, bad]))
     assert (trainer.mean_loss, trainer.num_steps) == (None, 0)  # left as it was
 
 
 def test_a_batch_without_examples_does_not_spoil_the_mean():
     trainer = trainer_of(*pictures())
-    trainer.feedback(torch.arange(3), torch.ones(3))
+    trainer.update(torch.arange(3), torch.ones(3))
     with contextlib.suppress(ValueError):  # or leave it as it was
-        trainer.feedback(torch.arange(0), torch.ones(0))
+        trainer.update(torch.arange(0), torch.ones(0))
     assert trainer.mean_loss == 1.0
 
 
@@ -392,8 +392,8 @@ def test_an_index_of_any_integer_type_and_half_precision_train_alike(dtype, half
     ours, theirs = trainer_of(x, y, lr=0.5), trainer_of(x, y, lr=0.5)
     if half is not None:
         ours.assistant.to(half)
-    ours.feedback(index.to(dtype), losses.to(half or torch.float32))
-    theirs.feedback(index, losses)
+    ours.update(index.to(dtype), losses.to(half or torch.float32))
+    theirs.update(index, losses)
     assert ours.mean_loss == theirs.mean_loss
     assert ours.positives == theirs.positives
     got, expected = ours.predict(index.to(dtype)), theirs.predict(index)
@@ -408,7 +408,7 @@ def test_equal_losses_are_not_above_their_mean_in_half_precision(dtype):
     trainer = trainer_of(x, y)
     value = torch.tensor([1.0 + torch.finfo(dtype).eps], dtype=dtype)
     trainer.mean_loss, trainer.momentum = float(value) - 1e-6, 0.999
-    trainer.feedback(torch.arange(4), value.expand(4))
+    trainer.update(torch.arange(4), value.expand(4))
     assert trainer.positives == 1.0  # just above, which rounding to half precision would hide
 
 
@@ -419,9 +419,9 @@ def test_an_index_that_is_none_and_logits_of_another_shape_are_refused():
         with pytest.raises(ValueError, match=r"index must be|must have shape"):
             trainer.predict(bad)
         with pytest.raises(ValueError, match=r"index must be|must have shape"):
-            trainer.feedback(bad, torch.ones(len(bad)))
+            trainer.update(bad, torch.ones(len(bad)))
     with pytest.raises(ValueError, match="one example or more"):
-        trainer.feedback(torch.arange(0), torch.ones(0))
+        trainer.update(torch.arange(0), torch.ones(0))
     layer = torch.nn.Linear(6, 1, device="meta").to_empty(device="cpu")
     wide = AssistantTrainer(layer, lambda i: (x[i].flatten(1),))
     with pytest.raises(ValueError, match=r"must give \(2,\), got \(2, 1\)"):

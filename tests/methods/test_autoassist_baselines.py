@@ -74,7 +74,7 @@ def test_pruning_by_the_mean_equals_the_loop(rescale, seed, n, full_from):
             assert rival.weights(everyone).tolist() == expected
             index = torch.randperm(n, generator=g)[: 1 + n // 2]
             losses = torch.rand(len(index), generator=g, dtype=torch.float64)
-            rival.feedback(index, losses)
+            rival.update(index, losses)
             for i, loss in zip(index.tolist(), losses.tolist(), strict=True):
                 last[i] = loss
     torch.testing.assert_close(rival.losses, torch.tensor(last), rtol=1e-6, atol=0)
@@ -85,7 +85,7 @@ def test_weights_of_the_survivors_make_pruning_unbiased(randn):
     """Enumerated over who is kept; and over the sampler's passes by simulation."""
     n, base, grads = 6, 0.5, randn(0, 6, 2)
     rival, everyone = LossTable(n, base), torch.arange(6)
-    rival.feedback(everyone, torch.tensor([0.1, 5.0, 0.2, 0.3, 9.0, 0.4]))
+    rival.update(everyone, torch.tensor([0.1, 5.0, 0.2, 0.3, 9.0, 0.4]))
     rival.on_pass()
     r, w = rival.predict(everyone), rival.weights(everyone).double()
     assert r.tolist() == [0, 1, 0, 0, 1, 0]
@@ -170,7 +170,7 @@ def test_self_paced_weights_equal_the_loop(epochs, q):
         assert weights.tolist() == pytest.approx([w / mean for w in raw], rel=1e-3)
         assert float(weights.mean()) == pytest.approx(1.0, abs=1e-5)
         losses = torch.rand(4, generator=g) * 3
-        rival.feedback(index, losses)
+        rival.update(index, losses)
         for i, loss in zip(index.tolist(), losses.tolist(), strict=True):
             last[i] = loss
 
@@ -201,7 +201,7 @@ def test_a_step_of_the_screener_is_that_of_its_loss_by_hand(randn):
     assert weights.tolist() == pytest.approx(s, abs=1e-6)
     assert not weights.requires_grad
     fed = losses[index].requires_grad_()
-    rival.feedback(index, fed)
+    rival.update(index, fed)
     assert fed.grad is None
     slopes = [
         (-2 * (1 - a) * loss + 2 * a * max(1 - loss, 0.0)) * a * (1 - a) / 3
@@ -296,7 +296,7 @@ def used(kind, rival, start, stop):
         seen.append(rival.weights(index).tolist())
         if kind == "table":
             seen[-1] += rival.predict(index).tolist()
-        rival.feedback(index, table[step, index])
+        rival.update(index, table[step, index])
     return seen
 
 
@@ -354,7 +354,7 @@ def everything(losses):
     table, paced, skip = LossTable(9), SelfPacedWeights(9, 4, start=2.0), RandomSkip([0.5])
     found = [skip.predict(index), paced.weights(index)]
     for rival in (table, paced):
-        rival.feedback(index, losses)
+        rival.update(index, losses)
     table.on_pass()
     losers = SelectiveBackprop(lambda index: losses[index])
     return [*found, table.weights(index), paced.weights(index), losers.predict(index).tolist()]
@@ -391,9 +391,9 @@ def test_bad_input_is_refused():
     screener = ScreenerWeights(net, torch.Tensor.long, optimizer)
     for rival in (LossTable(9), SelfPacedWeights(9, 2), screener):
         with pytest.raises(ValueError, match=r"losses must have shape \(2,\), got \(3,\)"):
-            rival.feedback(torch.arange(2), torch.ones(3))
+            rival.update(torch.arange(2), torch.ones(3))
         with pytest.raises(FloatingPointError, match="the loss of example 7 is nan"):
-            rival.feedback(torch.tensor([2, 7]), torch.tensor([1.0, NAN]))
+            rival.update(torch.tensor([2, 7]), torch.tensor([1.0, NAN]))
     with pytest.raises(FloatingPointError, match="the loss of example 1 is nan"):
         SelectiveBackprop(lambda index: torch.tensor([0.0, NAN])).predict(torch.arange(2))
 
@@ -423,8 +423,8 @@ def test_types_of_index_and_losses_change_no_weight(name, dtype, half):
     index, losses = torch.tensor([1, 0, 1, 5]), torch.tensor([0.5, 1.0, 2.0, 3.0])
     ours, theirs = RIVALS[name](), RIVALS[name]()
     for _ in range(3):
-        ours.feedback(index.to(dtype), losses.to(half))
-        theirs.feedback(index, losses)
+        ours.update(index.to(dtype), losses.to(half))
+        theirs.update(index, losses)
         for rival in (ours, theirs):
             if isinstance(rival, LossTable):
                 assert rival.losses.tolist()[:2] == [1.0, 2.0]  # the last of a repeated one
@@ -439,7 +439,7 @@ def test_a_screener_in_half_precision_gives_finite_weights(half):
     rival = screener()
     rival.screener.to(half)
     index = torch.arange(4)
-    rival.feedback(index, torch.tensor([0.0, 1.0, 300.0, 60_000.0]))
+    rival.update(index, torch.tensor([0.0, 1.0, 300.0, 60_000.0]))
     weights = rival.weights(index)
     assert weights.dtype == torch.float32
     assert bool(((weights >= 0) & (weights <= 1)).all())
@@ -451,12 +451,12 @@ def test_examples_and_losses_that_a_table_cannot_hold_are_refused(name):
     before, index = rival.losses.clone(), torch.tensor([0, 1])
     for bad in (index - 1, index + 5, index / 2, index > 0):
         with pytest.raises(ValueError, match="index must be"):
-            rival.feedback(bad, torch.ones(2))
+            rival.update(bad, torch.ones(2))
         with pytest.raises(ValueError, match="index must be"):
             rival.weights(bad)
     for bad in (NAN, math.inf, 1e300):
         with pytest.raises(FloatingPointError, match="the loss of example 1"):
-            rival.feedback(index, torch.tensor([1.0, bad], dtype=torch.float64))
+            rival.update(index, torch.tensor([1.0, bad], dtype=torch.float64))
     assert torch.equal(rival.losses, before)
     with pytest.raises(ValueError, match="the state is of 6 examples, need 5"):
         (LossTable(5) if name == "table" else SelfPacedWeights(5, 2)).load_state_dict(
@@ -481,10 +481,10 @@ def test_every_state_is_loaded_from_a_file_without_trust():
     selective.predict(index)
     rivals = [LossTable(3), SelfPacedWeights(3, 2), selective, RandomSkip(torch.tensor([0.5]))]
     for rival in rivals[:2]:
-        rival.feedback(index, losses)
+        rival.update(index, losses)
     x = torch.randn(3, 2, generator=stream(0, "measure"))
     trainer = AssistantTrainer(ImageAssistant(2, 2, stream(0, "init")), lambda i: (x[i], i % 2))
-    trainer.feedback(index, losses)
+    trainer.update(index, losses)
     for each in (*rivals, trainer):
         file = io.BytesIO()
         torch.save(each.state_dict(), file)

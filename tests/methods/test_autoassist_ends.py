@@ -91,7 +91,7 @@ def test_a_killed_worker_is_named_and_a_new_one_goes_on(make):
     with pytest.raises(WorkerError, match=r"exit code -9: restart\(\)"):
         drive(batches, y, lambda: False)
     assert batches.worker_pid is None
-    batches.feedback(torch.tensor([0]), torch.tensor([1.0]))  # harmless
+    batches.update(torch.tensor([0]), torch.tensor([1.0]))  # harmless
     learnt, steps = assistant.class_bias.detach().clone(), batches.counters["num_steps"]
     assert float(learnt[1] - learnt[0]) > 0.1
     batches.restart()
@@ -116,7 +116,7 @@ def test_a_stopped_worker_never_blocks_feedback_and_times_out(make):
     os.kill(batches.worker_pid, signal.SIGSTOP)
     start = time.perf_counter()
     for _ in range(50):
-        batches.feedback(index, class_losses(y, index))
+        batches.update(index, class_losses(y, index))
         assert time.perf_counter() - start < 1.0
     assert batches.dropped_feedback == 46
     batches.timeout = 0.3
@@ -137,12 +137,12 @@ def test_a_stopped_worker_never_blocks_feedback_and_times_out(make):
 def test_feedback_of_a_stopped_worker_waits_until_a_restart_drops_it(make, monkeypatch):
     batches = make(plain, feedback_slots=4)
     index = torch.tensor(next(iter(batches)))
-    batches.feedback(index, torch.ones(B))
+    batches.update(index, torch.ones(B))
     wait_for(lambda: batches.waiting_feedback == 0)  # learnt
     assert batches.dropped_feedback == 0
     os.kill(batches.worker_pid, signal.SIGSTOP)
     for sent in (1, 2, 3):
-        batches.feedback(index, torch.ones(B))
+        batches.update(index, torch.ones(B))
         assert batches.waiting_feedback == sent
     assert batches.dropped_feedback == 0
     monkeypatch.setattr(workers, "_PATIENCE", 0.1)  # a stopped worker needs the last resort
@@ -175,7 +175,7 @@ def test_closing_does_not_wait_for_a_busy_worker(make):
     assert is_gone(pid)
     with pytest.raises(WorkerError, match="closed"):
         next(iter(batches))
-    batches.feedback(torch.tensor([0]), torch.tensor([1.0]))
+    batches.update(torch.tensor([0]), torch.tensor([1.0]))
     assert batches.dropped_feedback == 1
 
 

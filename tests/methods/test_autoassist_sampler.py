@@ -270,13 +270,13 @@ def test_an_assistant_that_only_watches_does_not_change_training():
         ImageAssistant(4, 3, stream(0, "init")), lambda index: (x[index], y[index])
     )
     sampler = assisted(20, 6, trainer.predict, base=1.0, on_pass=trainer.end_epoch)
-    losses, weights = trained(sampler, trainer.feedback)
+    losses, weights = trained(sampler, trainer.update)
     plain = trained(RandomBatchSampler(20, 6, stream(0, "order")))
     assert losses == plain[0]
     assert all(torch.equal(a, b) for a, b in zip(weights, plain[1], strict=True))
     assert trainer.num_steps == len(losses) == 16
     sampler = assisted(20, 6, trainer.predict, base=0.0, on_pass=trainer.end_epoch)
-    trained(sampler, trainer.feedback)
+    trained(sampler, trainer.update)
     assert 0 < sampler.kept < sampler.scanned == 80
 
 
@@ -317,7 +317,7 @@ def test_bad_predictions_are_refused(bad):
     for base in (0.3, 1.0):
         with pytest.raises(ValueError, match=rf"r must be in \[0, 1\].*{bad}"):
             list(assisted(5, 2, constant(bad), base=base))
-    with pytest.raises(ValueError, match=r"predict must give \(4,\), got \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"utility_of must give \(4,\), got \(4, 1\)"):
         list(assisted(5, 2, lambda index: torch.ones(len(index), 1)))
     with pytest.raises(ValueError, match="base pass rate must be in"):
         list(assisted(5, 2, constant(0.5), confidence=lambda: float("nan")))

@@ -89,7 +89,7 @@ def test_training_on_them_with_base_one_is_plain_training(make):
         return train(model, dataset, batches, losses, optimizer, max_steps=60, **options).losses
 
     with make(plain) as batches:
-        ours = run(batches, feedback=batches.feedback)
+        ours = run(batches, feedback=batches.update)
         assert ours == run(RandomBatchSampler(N, B, seeded(7)))
         assert len(ours) == batches.steps == 60
 
@@ -120,10 +120,10 @@ def test_synchronous_is_sampler_and_trainer_by_hand(make):
             got, want = [], []
             for indices in batches:
                 got.append(indices)
-                batches.feedback(torch.tensor(indices), class_losses(y, torch.tensor(indices)))
+                batches.update(torch.tensor(indices), class_losses(y, torch.tensor(indices)))
             for indices in sampler:
                 want.append(indices)
-                trainer.feedback(torch.tensor(indices), class_losses(y, torch.tensor(indices)))
+                trainer.update(torch.tensor(indices), class_losses(y, torch.tensor(indices)))
             assert got == want
         assert (batches.scanned, batches.kept) == (sampler.scanned, sampler.kept)
         assert batches.keep_rates == sampler.keep_rates
@@ -142,7 +142,7 @@ def test_synchronous_is_the_same_inside_meta(same_inside_meta):
         sizes = {"num_examples": N, "batch_size": B}
         batches = AsyncBatches(plain_on_cpu, **sizes, x=x, y=y, synchronous=True)
         for _, _, index in batches.tensors():
-            batches.feedback(index, class_losses(y, index))
+            batches.update(index, class_losses(y, index))
         return [t for batch in batches.tensors() for t in batch]
 
     same_inside_meta(run, x, y)
@@ -237,7 +237,7 @@ def test_feedback_is_taken_while_the_queue_is_full(make):
         index = torch.tensor(next(iter(batches)))
         wait_for(lambda: batches._slots.depths()[0] == 20)
         for _ in range(12):  # no batch is taken
-            batches.feedback(index, class_losses(y, index))
+            batches.update(index, class_losses(y, index))
             wait_for(lambda: batches._slots.depths() == (20, 0))
         assert batches.dropped_feedback == batches.waiting_feedback == 0
 
@@ -263,7 +263,7 @@ def test_bad_feedback_raises_in_the_boss_and_is_not_sent(make, synchronous):
     batches = make(plain, synchronous=synchronous)
     for index, losses, error, message in BAD_FEEDBACK:
         with pytest.raises(error, match=message):
-            batches.feedback(torch.tensor(index), torch.tensor(losses))
+            batches.update(torch.tensor(index), torch.tensor(losses))
     assert batches.dropped_feedback == batches._slots.depths()[1] == 0
     assert len(next(iter(batches))) == B
 

@@ -223,7 +223,7 @@ def net() -> nn.Module:
 
 def paced() -> od.PacedSampler:
     """Batches of a growing pool."""
-    return od.PacedSampler(LOSSES, half_then_all, 4, 2, generator=rng())
+    return od.PacedSampler(LOSSES, 2, rng(), pacing=half_then_all, num_steps=4)
 
 
 def half_then_all(progress: float) -> float:
@@ -295,7 +295,7 @@ def zeros() -> list[nn.Parameter]:
 
 def fed(made: Any) -> Any:
     """An object after a batch of losses."""
-    made.feedback(INDEX, LOSSES)
+    made.update(INDEX, LOSSES)
     return made
 
 
@@ -330,7 +330,7 @@ STATEFUL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     ),
     "cascading_sum.SumMix": (lambda: cs.SumMix(2, num_classes=3, generator=rng()), mixes),
     "gradient_clustering.RandomSnoozeSampler": (
-        lambda: gc.RandomSnoozeSampler(8, 2, rng(), [4]),
+        lambda: gc.RandomSnoozeSampler(8, 2, rng(), counts=[4]),
         batches,
     ),
     "gradient_clustering.SnoozeSampler": (lambda: fed(gc.SnoozeSampler(8, 2, rng())), batches),
@@ -357,13 +357,13 @@ STATEFUL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "linear_robustness.SteepestDescent": (lambda: lr.SteepestDescent(zeros(), 0.1, "l1"), steps),
     "ordering.ForgettingTracker": (
         lambda: od.ForgettingTracker(4),
-        lambda made: [made.record(INDEX, LOSSES > 0.3) or 0, made.scores()],
+        lambda made: [made.update(INDEX, LOSSES > 0.3) or 0, made.scores()],
     ),
     "ordering.GraBSampler": (lambda: od.GraBSampler(4, 2, generator=rng()), batches),
     "ordering.PacedSampler": (paced, batches),
     "ordering.RunningHardness": (
         lambda: od.RunningHardness(4),
-        lambda made: [made.record(INDEX, LOSSES) or 0, list(made.state_dict().values())],
+        lambda made: [made.update(INDEX, LOSSES) or 0, list(made.state_dict().values())],
     ),
     "ordering.PerfectOrderingSampler": (
         lambda: od.PerfectOrderingSampler(
@@ -383,9 +383,9 @@ STATEFUL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 }
 
 
-def listed(indices: list[int]) -> Tensor:
+def listed(indices: Tensor) -> Tensor:
     """Losses that a pickle can name."""
-    return torch.tensor(indices).float()
+    return indices.float()
 
 
 @pytest.mark.parametrize("name", STATEFUL)

@@ -51,6 +51,17 @@ def test_chunked_losses_equal_those_of_the_matrix(
         torch.testing.assert_close(a, b, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+@pytest.mark.parametrize(("chunked", "loss"), TWINS)
+def test_reductions_are_those_of_the_matrix(chunked, loss, reduction, randn):
+    pairs = randn(3, 11, 5), randn(4, 11, 5)
+    expected = with_gradients(lambda x, y: loss(0.2, reduction)(x @ y.T), *pairs)
+    got = with_gradients(lambda x, y: chunked(x, y, chunk_size=4, reduction=reduction), *pairs)
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 2, 5])
 @pytest.mark.parametrize(("chunked", "loss"), TWINS)
 def test_corners_with_few_or_equal_negatives(chunked, loss, chunk_size, randn):
@@ -192,9 +203,9 @@ def test_bad_input_is_refused():
                 chunked(*bad)
         with pytest.raises(ValueError, match=r"groups must have shape \(3,\), got \(2,\)"):
             chunked(x, x, torch.arange(2))
-        for margin, chunk_size in ((-1, 4), (0.2, 0)):
-            with pytest.raises(ValueError, match=f"got {margin} and {chunk_size}"):
-                chunked(x, x, margin=margin, chunk_size=chunk_size)
+        for name, wrong in (("margin", -1), ("chunk_size", 0), ("reduction", "max")):
+            with pytest.raises(ValueError, match=f"{name} must be.*got '?{wrong}"):
+                chunked(x, x, **{name: wrong})
 
 
 # --- an independent library

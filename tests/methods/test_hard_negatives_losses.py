@@ -279,6 +279,44 @@ def test_what_is_not_finite_shows_in_loss_and_gradient(kind, randn):
             assert not gradient.isfinite().all()
 
 
+# --- embeddings in place of scores
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_embeddings_give_the_loss_of_their_cosine_scores(kind, randn):
+    loss, pair = KINDS[kind](0.2, "none"), (randn(1, 7, 7), randn(2, 7, 7))  # as square as scores
+    mask = group_mask(torch.arange(7) // 2)
+    for given_mask in (None, mask, (mask, mask.T)):
+        expected = with_gradient(lambda x, y, m=given_mask: loss(cosine_scores(x, y), m), *pair)
+        for call in (
+            lambda x, y, m=given_mask: loss(x, y, m),
+            lambda x, y, m=given_mask: loss(x, captions=y, positive_mask=m),
+        ):
+            assert all(map(torch.equal, with_gradient(call, *pair), expected))
+    scores = cosine_scores(*pair)
+    assert torch.equal(loss(scores, mask), loss(scores, positive_mask=mask))
+    half = [x.half() for x in pair]
+    assert torch.equal(loss(*half), loss(cosine_scores(*half)))
+    eye = torch.eye(7)  # no mask among embeddings of 0 and 1
+    assert torch.equal(loss(eye, eye), loss(cosine_scores(eye, eye)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_neither_scores_nor_embeddings_is_refused(kind, randn):
+    loss, x, mask = KINDS[kind](), randn(1, 5, 3), torch.eye(5, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"loss\(images, captions\)"):
+        loss(x)
+    for other in (x[:4], x[:, :2], x[0]):
+        with pytest.raises(ValueError, match=r"need embeddings \(B, D\) twice, got \(5, 3\) and"):
+            loss(x, other)
+    with pytest.raises(ValueError, match="two masks"):
+        loss(x @ x.T, mask, mask)
+    with pytest.raises(ValueError, match=r"boolean \(5, 5\), got torch.float64 of 0 and 1"):
+        loss(x @ x.T, mask.double())
+    with pytest.raises(ValueError, match=r"boolean \(5, 5\).*got torch.int64"):
+        loss(x @ x.T, mask.long())
+
+
 # --- half precision
 
 

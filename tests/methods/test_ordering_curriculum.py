@@ -32,6 +32,12 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
+def paced(scores, pacing, num_steps, batch_size, *, generator, **options):
+    return PacedSampler(
+        scores, batch_size, generator, pacing=pacing, num_steps=num_steps, **options
+    )
+
+
 @st.composite
 def pacings(draw, start=0.01):
     """Return a pacing function that ends at 1, and the share at its start."""
@@ -90,7 +96,7 @@ def test_pacing_at_the_start_in_the_middle_and_at_the_end():
 def test_all_in_use_is_random_reshuffling(n, order, randn):
     scores = randn(n, n)
     pacing, g = partial(linear_pacing, a=0.5, b=1.0), stream(0, "order")
-    batches = list(PacedSampler(scores, pacing, 11, 4, order=order, generator=g))
+    batches = list(PacedSampler(scores, 4, g, pacing=pacing, num_steps=11, order=order))
     plain = RandomBatchSampler(n, 4, stream(0, "order"))
     endless = (batch for _ in itertools.count() for batch in plain)
     ranked = scores.argsort(descending=order == "descending").tolist()
@@ -106,7 +112,7 @@ def test_batches_come_from_the_pool_and_use_it_up(found, n, steps, order, seed):
     pacing, _ = found
     size = min(3, max(1, math.ceil(0.3 * n) - 1))
     scores = torch.arange(n).flip(0) // 2  # ties
-    sampler = PacedSampler(scores, pacing, steps, size, order=order, generator=stream(seed, "o"))
+    sampler = paced(scores, pacing, steps, size, order=order, generator=stream(seed, "o"))
     easy = sorted(range(n), key=lambda i: (int(scores[i]), i))
     if order != "random":
         assert sampler.ranked == (easy if order == "ascending" else easy[::-1])
@@ -130,13 +136,13 @@ def test_batches_come_from_the_pool_and_use_it_up(found, n, steps, order, seed):
 def test_descending_is_the_exact_reverse_and_random_is_neither():
     scores, pacing = torch.tensor([2.0, 1, 2, 0, 1, 2]), partial(step_pacing, a=0.5, b=0.5)
     ranked = {
-        order: PacedSampler(scores, pacing, 4, 2, order=order, generator=stream(0, "o")).ranked
+        order: paced(scores, pacing, 4, 2, order=order, generator=stream(0, "o")).ranked
         for order in ORDERS
     }
     assert ranked["ascending"] == [3, 1, 4, 0, 2, 5]
     assert ranked["descending"] == [5, 2, 0, 4, 1, 3]
     assert ranked["random"] not in (ranked["ascending"], ranked["descending"])
-    again = PacedSampler(-scores, pacing, 4, 2, order="random", generator=stream(0, "o"))
+    again = paced(-scores, pacing, 4, 2, order="random", generator=stream(0, "o"))
     assert again.ranked == ranked["random"]  # whatever the scores are
 
 
@@ -147,7 +153,7 @@ def test_paced_sampler_resumes_anywhere(found, done, order):
 
     def sampler(seed):
         g = stream(seed, "order")
-        return PacedSampler(scores, found[0], 20, 3, order=order, generator=g)
+        return paced(scores, found[0], 20, 3, order=order, generator=g)
 
     straight, short = sampler(0), sampler(0)
     expected = [*straight, *straight]
@@ -167,7 +173,7 @@ def test_paced_sampler_refuses_bad_input():
     scores, pacing = torch.arange(10.0), partial(linear_pacing, a=0.5, b=0.3)
 
     def make(scores=scores, pacing=pacing, steps=5, size=3, order="ascending"):
-        return PacedSampler(scores, pacing, steps, size, order=order, generator=stream(0, "o"))
+        return paced(scores, pacing, steps, size, order=order, generator=stream(0, "o"))
 
     for bad in (scores[None], scores.where(scores < 9, math.nan), scores / 0):
         with pytest.raises(ValueError, match="finite and \\(n,\\)"):
@@ -202,8 +208,8 @@ def test_a_large_pool_draws_no_more_than_it_uses():
     """Where it grows with every step, a permutation of it would cost more than the training."""
     n, size, steps = 20_000, 40, 60
     pacing = partial(linear_pacing, a=0.5, b=0.5)
-    sampler = PacedSampler(torch.arange(n), pacing, steps, size, generator=stream(0, "order"))
-    whole = PacedSampler(torch.arange(n), lambda t: 1.0, steps, size, generator=stream(0, "order"))
+    sampler = paced(torch.arange(n), pacing, steps, size, generator=stream(0, "order"))
+    whole = paced(torch.arange(n), lambda t: 1.0, steps, size, generator=stream(0, "order"))
     counts = torch.zeros(n)
     for run in range(40):
         batches = list(sampler)
@@ -218,7 +224,7 @@ def test_a_large_pool_draws_no_more_than_it_uses():
     assert float(counts.max()) <= 40
     halves = counts.view(2, -1).sum(1) / counts.sum()
     assert float((halves - 0.5).abs().max()) < 5 * 0.5 / float(counts.sum()) ** 0.5
-    resumed = PacedSampler(torch.arange(n), pacing, steps, size, generator=stream(7, "order"))
+    resumed = paced(torch.arange(n), pacing, steps, size, generator=stream(7, "order"))
     flow = iter(sampler)
     next(flow)
     resumed.load_state_dict(through_a_file(sampler.state_dict()))
@@ -231,7 +237,7 @@ def test_a_large_pool_draws_no_more_than_it_uses():
 def everything(scores):
     """Draw on the CPU, wherever the scores live."""
     g, pacing = stream(0, "order"), partial(root_pacing, a=0.5, b=0.5)
-    return [list(PacedSampler(scores, pacing, 6, 2, order=o, generator=g)) for o in ORDERS]
+    return [list(paced(scores, pacing, 6, 2, order=o, generator=g)) for o in ORDERS]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):

@@ -71,7 +71,7 @@ def test_forgetting_matches_the_loop(visits):
         resumed = ForgettingTracker(6)
         resumed.load_state_dict(through_a_file(tracker.state_dict()))
         index = torch.tensor(list(visit), dtype=torch.long)
-        resumed.record(index, torch.tensor([bool(v) for v in visit.values()], dtype=torch.bool))
+        resumed.update(index, torch.tensor([bool(v) for v in visit.values()], dtype=torch.bool))
         assert tracker.events.tolist() == events  # the state is a copy
         for i, correct in visit.items():
             history[i].append(correct)
@@ -92,7 +92,7 @@ def test_running_hardness_in_closed_form(losses, gamma):
         resumed = RunningHardness(3, gamma)
         resumed.load_state_dict(through_a_file(hardness.state_dict()))
         hardness = resumed
-        hardness.record(torch.tensor([2, 0]), torch.tensor([loss, 1.0], requires_grad=True))
+        hardness.update(torch.tensor([2, 0]), torch.tensor([loss, 1.0], requires_grad=True))
     fade = [(1 - gamma) ** age for age in range(len(losses))][::-1]
     weights = [fade[0], *(gamma * f for f in fade[1:])]
     expected = sum(w * loss for w, loss in zip(weights, losses, strict=True))
@@ -148,8 +148,8 @@ def everything(losses):
     index = torch.arange(6, device="cpu").to(losses.device)
     tracker, hardness = ForgettingTracker(6), RunningHardness(6)
     for shift in range(3):
-        tracker.record(index, losses > shift / 3)
-        hardness.record(index, losses * shift)
+        tracker.update(index, losses > shift / 3)
+        hardness.update(index, losses * shift)
     values = [self_paced_weights(losses, 0.2), largest_losses(losses, 2)]
     return [*values, tracker.scores().tolist(), hardness.values.tolist()]  # the last on the CPU
 
@@ -171,12 +171,12 @@ def test_an_index_of_any_integer_type_and_repeats_are_visits_in_order(dtype):
     index, right = torch.tensor([1, 0, 1, 1], dtype=dtype), torch.tensor([1, 0, 0, 1])
     for correct in (right.bool(), right.byte(), right):
         tracker = ForgettingTracker(3)
-        tracker.record(index, correct)
+        tracker.update(index, correct)
         assert tracker.events.tolist() == [0, 1, 0]
         assert tracker.learned.tolist() == [False, True, False]
     for losses_type in (torch.float16, torch.bfloat16, torch.float64):
         running = RunningHardness(3, 0.5)
-        running.record(index, torch.tensor([1.0, 5.0, 3.0, 4.0], dtype=losses_type))
+        running.update(index, torch.tensor([1.0, 5.0, 3.0, 4.0], dtype=losses_type))
         assert running.values.tolist() == [5.0, 3.0, 0.0]
 
 
@@ -185,7 +185,7 @@ def test_losses_that_are_not_finite_are_not_stored(bad):
     losses = torch.tensor([1.0, bad], dtype=torch.float64)
     running = RunningHardness(3)
     with pytest.raises(ValueError, match="must be finite, row 1"):
-        running.record(torch.arange(2), losses)
+        running.update(torch.arange(2), losses)
     assert running.values.tolist() == [0.0] * 3
     if bad != 1e300:
         with pytest.raises(ValueError, match="must be finite"):
@@ -205,12 +205,12 @@ def test_records_and_states_that_do_not_fit_are_refused():
             (index, good[:1]),
         ):
             with pytest.raises(ValueError, match="must be"):
-                make(3).record(where, values)
+                make(3).update(where, values)
         with pytest.raises(ValueError, match="state is of 4 examples, need 3"):
             make(3).load_state_dict(make(4).state_dict())
-        make(3).record(index[:0], good[:0])
+        make(3).update(index[:0], good[:0])
     with pytest.raises(ValueError, match="true or false"):
-        ForgettingTracker(3).record(index, torch.tensor([1, 2]))
+        ForgettingTracker(3).update(index, torch.tensor([1, 2]))
     assert (
         len(largest_losses(torch.zeros(0), 3)) == len(self_paced_weights(torch.zeros(0), 1.0)) == 0
     )

@@ -51,7 +51,7 @@ def epoch(sampler, gradients):
     order = []
     for unit in sampler:
         order.append(unit)
-        sampler.record(unit, gradients[unit])
+        sampler.update(unit, gradients[unit])
     return order
 
 
@@ -137,7 +137,7 @@ def test_memory_of_vectors_does_not_grow_with_their_number():
         sampler = GraBSampler(n, 50, generator=stream(0, "order"))
         sizes = []
         for unit in sampler:
-            sampler.record(unit, torch.ones(50))
+            sampler.update(unit, torch.ones(50))
             held = vars(sampler).values()
             sizes.append(sum(v.numel() for v in held if isinstance(v, torch.Tensor)))
             assert all(type(i) is int for v in held if isinstance(v, list) for i in v)
@@ -155,7 +155,7 @@ def test_grab_resumes_anywhere(done, randn):
             if number % 4 == 0 or number == first:
                 flow = iter(sampler)
             unit = next(flow)
-            sampler.record(unit, gradients[number // 4][unit])
+            sampler.update(unit, gradients[number // 4][unit])
             yield unit
 
     straight = GraBSampler(4, 3, generator=stream(0, "order"))
@@ -182,9 +182,9 @@ def test_bad_input_is_refused():
     first, second, _ = sampler.order
     before = sampler.state_dict()
     with pytest.raises(ValueError, match=rf"gradient \(2,\) of unit {first}, got \(3,\)"):
-        sampler.record(first, torch.ones(3))
+        sampler.update(first, torch.ones(3))
     with pytest.raises(ValueError, match=f"of unit {first}, got .* of unit {second}"):
-        sampler.record(second, torch.ones(2))
+        sampler.update(second, torch.ones(2))
     after = sampler.state_dict()
     assert all(
         torch.equal(v, after[k]) if isinstance(v, torch.Tensor) else v == after[k]

@@ -46,7 +46,9 @@ MAKE = {
     "linear": lambda size, g, **ranks: SnoozeSampler(
         N, size, g, kind="linear", num_epochs=5, delays=(1, 3), **ranks
     ),
-    "control": lambda size, g, **ranks: RandomSnoozeSampler(N, size, g, [26, 12, 17], **ranks),
+    "control": lambda size, g, **ranks: RandomSnoozeSampler(
+        N, size, g, counts=[26, 12, 17], **ranks
+    ),
 }
 LEARNING = ("snooze", "linear")  # the epochs depend on losses
 EVERY = pytest.mark.parametrize("name", MAKE)
@@ -58,9 +60,9 @@ def make(name, seed=0, size=4, **ranks):
 
 def feed(sampler, batch, epoch):
     """Give the losses of a batch of this epoch, to a sampler that wants them."""
-    if hasattr(sampler, "feedback"):
+    if hasattr(sampler, "update"):
         index = torch.tensor(batch)
-        sampler.feedback(index, ((index + 1) * (epoch + 2.3)).sin() + 1)
+        sampler.update(index, ((index + 1) * (epoch + 2.3)).sin() + 1)
 
 
 def epoch_of(sampler, batches=None, stop=None):
@@ -406,7 +408,7 @@ def test_ranks_that_cannot_share_every_epoch_evenly_are_refused():
     with pytest.raises(ValueError, match="batch_size 1 on several ranks needs drop_last"):
         make("snooze", size=1, num_replicas=2)
     with pytest.raises(ValueError, match="13 examples cannot give each of 2 ranks"):
-        RandomSnoozeSampler(N, 1, stream(0, "order"), [26, 13], num_replicas=2)
+        RandomSnoozeSampler(N, 1, stream(0, "order"), counts=[26, 13], num_replicas=2)
     with pytest.raises(ValueError, match="5 items in 3 batches do not give each of 2 ranks"):
         DistinctGroupBatchSampler(torch.arange(5), 1, stream(0, "order"), num_replicas=2)
 
@@ -455,7 +457,7 @@ def test_indices_of_any_integer_type_mean_the_same(name, dtype):
         for batch in sampler:
             index = torch.tensor(batch, dtype=kind)
             if name in LEARNING:
-                sampler.feedback(index, index.bfloat16() / 8)
+                sampler.update(index, index.bfloat16() / 8)
         index = torch.arange(N, dtype=kind)
         assert torch.equal(sampler.weights(index), samplers[0].weights(torch.arange(N)))
     assert list(samplers[0]) == list(samplers[1])

@@ -67,7 +67,7 @@ def by_loss(size, seed, losses_of=number_of, **options):
 
 def paced(size, seed, **options):
     pacing, g = partial(linear_pacing, a=0.5, b=0.7), stream(seed, "order")
-    return PacedSampler(DATA.x[:, 2], pacing, 12, size, generator=g, **options)
+    return PacedSampler(DATA.x[:, 2], size, g, pacing=pacing, num_steps=12, **options)
 
 
 def assisted(size, seed, predict=hardness, base=0.6, **options):
@@ -371,7 +371,7 @@ def visits(batches, sampler, epoch):
     for batch in batches:
         for unit in batch:
             found.append(int(unit))
-            sampler.record(int(unit), vectors(epoch)[unit])
+            sampler.update(int(unit), vectors(epoch)[unit])
     return found
 
 
@@ -419,7 +419,7 @@ def test_grab_on_ranks_needs_the_gradients_of_all():
         assert [unit for pair in zip(*shares, strict=True) for unit in pair] == order
         for sampler in samplers:
             visits([order], sampler, epoch)
-    samplers[0].record(whole.order[0], torch.ones(3))
+    samplers[0].update(whole.order[0], torch.ones(3))
     with pytest.raises(RuntimeError, match="1 units are recorded, which is no multiple of 2"):
         next(iter(samplers[0]))
 
@@ -430,8 +430,8 @@ def test_grab_sums_half_precision_in_single(dtype):
     for epoch in range(3):
         gradients = (300 * vectors(epoch)).to(dtype)  # sums of squares overflow float16
         for unit in list(low):
-            low.record(unit, gradients[unit])
-            single.record(unit, gradients[unit].float())
+            low.update(unit, gradients[unit])
+            single.update(unit, gradients[unit].float())
         assert low.order == single.order
 
 
@@ -444,15 +444,15 @@ def test_grab_refuses_gradients_that_are_not_finite_and_goes_on(bad):
             with pytest.raises(
                 ValueError, match=f"gradient of unit {unit} must be finite, .*{bad}"
             ):
-                sampler.record(unit, torch.tensor([0.0, bad, 1.0]))
+                sampler.update(unit, torch.tensor([0.0, bad, 1.0]))
             assert written(sampler.state_dict()) == before
         for each in (sampler, whole):
-            each.record(unit, vectors(0)[unit])
+            each.update(unit, vectors(0)[unit])
     assert sampler.order == whole.order
     sampler = grab()
-    sampler.record(sampler.order[0], torch.tensor([3e38, 3e38, 0.0]))
+    sampler.update(sampler.order[0], torch.tensor([3e38, 3e38, 0.0]))
     with pytest.raises(ValueError, match="the sums overflow with the gradient of unit"):
-        sampler.record(sampler.order[1], torch.tensor([3e38, -3e38, 0.0]))
+        sampler.update(sampler.order[1], torch.tensor([3e38, -3e38, 0.0]))
 
 
 def test_grab_copies_and_refuses_states_of_other_sizes():

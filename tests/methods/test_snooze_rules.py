@@ -200,7 +200,7 @@ def test_settings_out_of_range_raise_with_the_value(options, message):
 
 @pytest.mark.parametrize(("n", "b", "drop"), [(0, 4, False), (4, 0, False), (4, 5, True)])
 def test_samplers_without_a_batch_raise_with_the_sizes(n, b, drop):
-    for make in (SnoozeSampler, lambda *a, **k: RandomSnoozeSampler(*a, [1], **k)):
+    for make in (SnoozeSampler, lambda *a, **k: RandomSnoozeSampler(*a, counts=[1], **k)):
         with pytest.raises(ValueError, match=f"num_examples={n}, batch_size={b}"):
             make(n, b, stream(0, "order"), drop_last=drop)
 
@@ -209,17 +209,17 @@ def test_samplers_without_a_batch_raise_with_the_sizes(n, b, drop):
 def test_counts_out_of_range_raise(counts):
     wrong = [count for count in counts if count != 3]
     with pytest.raises(ValueError, match=r"need counts from 1 to 4, got \[") as error:
-        RandomSnoozeSampler(4, 2, stream(0, "order"), counts)
+        RandomSnoozeSampler(4, 2, stream(0, "order"), counts=counts)
     assert str(wrong) in str(error.value)
     with pytest.raises(ValueError, match="need counts from 2 to 4"):
-        RandomSnoozeSampler(4, 2, stream(0, "order"), [1], drop_last=True)
+        RandomSnoozeSampler(4, 2, stream(0, "order"), counts=[1], drop_last=True)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_raises_with_the_example_and_changes_nothing(value):
     sampler = SnoozeSampler(9, 4, stream(0, "order"))
     with pytest.raises(FloatingPointError, match=f"the loss of example 7 is {value}"):
-        sampler.feedback(torch.tensor([2, 7, 1]), torch.tensor([1.0, value, 2.0]))
+        sampler.update(torch.tensor([2, 7, 1]), torch.tensor([1.0, value, 2.0]))
     assert bool(sampler.alpha.isnan().all())
 
 
@@ -228,7 +228,7 @@ def test_an_index_out_of_range_raises_with_the_value(index):
     sampler = SnoozeSampler(9, 4, stream(0, "order"))
     wrong = [i for i in index if not 0 <= i < 9]
     with pytest.raises(ValueError, match=r"index must be from 0 to 8, got \[") as error:
-        sampler.feedback(torch.tensor(index), torch.ones(2))
+        sampler.update(torch.tensor(index), torch.ones(2))
     assert str(wrong) in str(error.value)
     with pytest.raises(ValueError, match="index must be from 0 to 8"):
         sampler.weights(torch.tensor(index))
@@ -238,9 +238,9 @@ def test_other_shapes_kinds_and_repeated_examples_raise():
     sampler = SnoozeSampler(9, 4, stream(0, "order"))
     for losses in (torch.ones(3), torch.ones(()), torch.ones(2, 1)):
         with pytest.raises(ValueError, match=r"losses must have shape \(2,\), got \("):
-            sampler.feedback(torch.tensor([0, 1]), losses)
+            sampler.update(torch.tensor([0, 1]), losses)
     with pytest.raises(ValueError, match=r"an example comes twice in \[3, 4, 3\]"):
-        sampler.feedback(torch.tensor([3, 4, 3]), torch.ones(3))
+        sampler.update(torch.tensor([3, 4, 3]), torch.ones(3))
     for index in (torch.tensor([[1]]), torch.tensor([1.0]), torch.tensor([True])):
         with pytest.raises(ValueError, match="index must be of integers"):
             sampler.weights(index)
@@ -249,7 +249,7 @@ def test_other_shapes_kinds_and_repeated_examples_raise():
 def test_an_epoch_that_nobody_fed_back_is_refused():
     sampler = SnoozeSampler(9, 4, stream(0, "order"))
     list(sampler)
-    with pytest.raises(RuntimeError, match=r"pass sampler\.feedback"):
+    with pytest.raises(RuntimeError, match=r"pass sampler\.update"):
         list(sampler)
 
 

@@ -28,7 +28,7 @@ def run_epoch(sampler, losses):
     batches, length = [], len(sampler)
     for batch in sampler:
         index = torch.tensor(batch)
-        sampler.feedback(index, losses[index])
+        sampler.update(index, losses[index])
         batches.append(batch)
         assert len(sampler) == length
     assert len(batches) == length
@@ -268,14 +268,14 @@ def test_an_average_of_equal_losses_is_that_loss_from_the_start():
 def test_examples_that_no_loss_came_for_stay_awake():
     sampler = snooze(5, 5, rule="absolute", tau=math.inf)
     next(iter(sampler))  # cut short
-    sampler.feedback(torch.tensor([0, 3]), torch.tensor([1.0, 1.0]))
+    sampler.update(torch.tensor([0, 3]), torch.tensor([1.0, 1.0]))
     list(sampler)
     assert sampler.levels.tolist() == [1, 0, 0, 1, 0]
 
 
 def test_losses_are_kept_without_their_graph():
     sampler = snooze(5, 5)
-    sampler.feedback(torch.arange(5), torch.ones(5, requires_grad=True) * 2)
+    sampler.update(torch.arange(5), torch.ones(5, requires_grad=True) * 2)
     assert sampler.alpha.tolist() == [2.0] * 5
     assert not sampler.alpha.requires_grad
 
@@ -283,7 +283,7 @@ def test_losses_are_kept_without_their_graph():
 def test_an_epoch_cut_short_is_judged_on_what_came():
     sampler = snooze(6, 1, rule="absolute", tau=math.inf)
     first = next(iter(sampler))
-    sampler.feedback(torch.tensor(first), torch.ones(1))
+    sampler.update(torch.tensor(first), torch.ones(1))
     second = list(sampler)
     assert first not in second
     assert len(second) == 5
@@ -347,7 +347,7 @@ def through_a_file(state):
 MAKERS = {
     "exponential": lambda seed: snooze(11, 2, tau=0.9, beta=0.5, reweight=True, seed=seed),
     "linear": lambda seed: snooze(11, 2, kind="linear", num_epochs=6, delays=(1, 3), seed=seed),
-    "random": lambda seed: RandomSnoozeSampler(11, 2, stream(seed, "order"), [11, 4, 7]),
+    "random": lambda seed: RandomSnoozeSampler(11, 2, stream(seed, "order"), counts=[11, 4, 7]),
 }
 
 
@@ -363,7 +363,7 @@ def test_resumes_at_every_batch_of_an_epoch(kind):
                 has_weights = hasattr(sampler, "weights")
                 w = sampler.weights(index).tolist() if has_weights else None
                 if has_weights:
-                    sampler.feedback(index, losses[at, index])
+                    sampler.update(index, losses[at, index])
                 at += 1
                 yield batch, w, sampler.epoch, list(sampler.active_counts), sampler.active.tolist()
 
@@ -392,7 +392,7 @@ def test_a_state_is_a_copy_and_that_of_the_resumed_is_the_same(kind):
     def go_on(sampler):
         for batch in sampler:
             if kind != "random":
-                sampler.feedback(torch.tensor(batch), torch.tensor(batch) / 3.0)
+                sampler.update(torch.tensor(batch), torch.tensor(batch) / 3.0)
 
     first, again = MAKERS[kind](0), MAKERS[kind](1)
     go_on(first)
@@ -416,7 +416,7 @@ def test_after_the_interrupted_epoch_a_new_one_begins_even_if_cut_short(kind):
         batch = next(iter(sampler))
         assert len(sampler.active_counts) == begun
         if kind != "random":
-            sampler.feedback(torch.tensor(batch), torch.ones(2))
+            sampler.update(torch.tensor(batch), torch.ones(2))
 
 
 # --- weights
@@ -490,7 +490,7 @@ def test_the_control_has_the_same_counts_and_goes_on_with_the_last():
     losses = random_losses(30, 5, 8)
     lengths = [len(run_epoch(source, losses[e])) for e in range(8)]
     counts = source.active_counts
-    control = RandomSnoozeSampler(30, 4, stream(0, "control"), counts)
+    control = RandomSnoozeSampler(30, 4, stream(0, "control"), counts=counts)
     for epoch in range(10):
         length, batches = len(control), list(control)
         flat = list(itertools.chain(*batches))
@@ -502,14 +502,14 @@ def test_the_control_has_the_same_counts_and_goes_on_with_the_last():
 
 
 def test_the_control_with_all_examples_is_the_plain_sampler():
-    control = RandomSnoozeSampler(9, 4, stream(0, "order"), [9], drop_last=True)
+    control = RandomSnoozeSampler(9, 4, stream(0, "order"), counts=[9], drop_last=True)
     plain = RandomBatchSampler(9, 4, stream(0, "order"), True)
     for _ in range(3):
         assert list(control) == list(plain)
 
 
 def test_the_control_draws_every_pair_equally_often():
-    control = RandomSnoozeSampler(5, 2, stream(0, "order"), [2])
+    control = RandomSnoozeSampler(5, 2, stream(0, "order"), counts=[2])
     epochs = 4000
     found = [tuple(batch) for _ in range(epochs) for batch in control]
     pairs = list(itertools.permutations(range(5), 2))
@@ -566,7 +566,7 @@ def test_in_training_nothing_is_computed_but_the_batches(kind, reweight):
     def remember(index, losses):
         assert not losses.requires_grad
         seen.update(zip(index.tolist(), losses.tolist(), strict=True))
-        sampler.feedback(index, losses)
+        sampler.update(index, losses)
 
     history, _ = fit(sampler, weights=sampler.weights, feedback=remember)
     assert history.forward_examples == history.examples == sum(sampler.active_counts)
@@ -579,7 +579,7 @@ def test_in_training_nothing_is_computed_but_the_batches(kind, reweight):
 @pytest.mark.oracle("gc.15")
 def test_training_with_threshold_zero_is_plain_training_to_the_bit():
     sampler = snooze(40, 4, rule="absolute", tau=0.0, reweight=True)
-    history, model = fit(sampler, weights=sampler.weights, feedback=sampler.feedback)
+    history, model = fit(sampler, weights=sampler.weights, feedback=sampler.update)
     plain, other = fit(RandomBatchSampler(40, 4, stream(0, "order")))
     assert history == plain
     assert all(
@@ -592,7 +592,7 @@ def test_weights_reach_the_loss():
     for reweight in (False, True):
         sampler = snooze(40, 20, rule="median", tau=1.0, reweight=reweight)
         losses[reweight] = fit(
-            sampler, weights=sampler.weights, feedback=sampler.feedback, num_epochs=3
+            sampler, weights=sampler.weights, feedback=sampler.update, num_epochs=3
         )[0].losses
     assert losses[True][:3] == losses[False][:3]  # two batches, and the upper half: weight 1
     assert losses[True][3] > losses[False][3]  # sleepers are back, with weight 2
@@ -609,10 +609,10 @@ def everything(losses):
         for epoch in range(6):
             for batch in sampler:
                 index = torch.tensor(batch, device=losses.device)
-                sampler.feedback(index, (losses[index] * (epoch + 1)).sin() + 1)
+                sampler.update(index, (losses[index] * (epoch + 1)).sin() + 1)
                 found += [batch, sampler.weights(index)]
         assert not any(v.is_cuda for v in sampler.state_dict().values() if torch.is_tensor(v))
-    return [*found, list(RandomSnoozeSampler(9, 2, stream(0, "order"), [5]))]
+    return [*found, list(RandomSnoozeSampler(9, 2, stream(0, "order"), counts=[5]))]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta):

@@ -83,6 +83,9 @@ class Archive:
     def read(self, member: tarfile.TarInfo) -> bytes:
         """Return the contents of the member that was yielded last.
 
+        Args:
+            member: The member, as the iteration gave it.
+
         Raises:
             CorruptDataError: If it is no regular file, is sparse, or ends too early.
         """

@@ -1,6 +1,7 @@
 """Named arrays of a data set, their content hash, and an atomic cache file.
 
-Reference: design.md §7: each route has its own archive checksum, all end in one content hash.
+Each route to a data set has a checksum of its own for what it downloads; all of them end in the
+same arrays, and so in one content hash.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class CorruptDataError(RuntimeError):
     """Bytes or arrays are not the ones that the registry promises."""
 
 
-# A data set as arrays by name, as the source stores them (no scaling, no shuffling). Sets with
-# classes have ``train_x`` of shape (N, ...), ``train_y`` with class numbers from 0 of shape (N,),
-# and the official test part as ``test_x`` and ``test_y``, of length 0 where there is none.
+#: A data set as arrays by name, as the source stores them (no scaling, no shuffling). Sets with
+#: classes have ``train_x`` of shape (N, ...), ``train_y`` with class numbers from 0 of shape (N,),
+#: and the official test part as ``test_x`` and ``test_y``, of length 0 where there is none.
 Arrays = dict[str, NDArray[Any]]
 MAX_BYTES = 1 << 30  # of all arrays of a file
 

@@ -1,6 +1,8 @@
 """Short texts as bags of words: token numbers for embeddings, tf-idf for linear baselines.
 
 Chapter: notebooks/01_vse_hard_negatives.ipynb
+Reference: the weights are those of scikit-learn's ``TfidfTransformer`` with ``smooth_idf``; words
+are split by a rule of ours.
 """
 
 from __future__ import annotations
@@ -23,6 +25,12 @@ _WORD = re.compile(r"[^\W_]+")
 def split_words(text: str) -> list[str]:
     """Split a text into lower-case words of letters and digits.
 
+    Args:
+        text: Any text.
+
+    Returns:
+        Its words in order, repetitions kept.
+
     Example:
         >>> split_words("Kiss: man, man")
         ['kiss', 'man', 'man']
@@ -31,7 +39,14 @@ def split_words(text: str) -> list[str]:
 
 
 def build_vocabulary(texts: Iterable[str]) -> dict[str, int]:
-    """Number the words of some texts from 1 in alphabetical order; 0 is left for padding."""
+    """Number the words of some texts from 1 in alphabetical order; 0 is left for padding.
+
+    Args:
+        texts: The texts whose words are known from now on, usually those of training.
+
+    Returns:
+        Number of each word, ``1 .. V``.
+    """
     found = {word for text in texts for word in split_words(text)}
     return {word: number for number, word in enumerate(sorted(found), start=1)}
 

@@ -1,6 +1,8 @@
 """Two-class problems from real data, for linear models and other small experiments.
 
 Chapter: notebooks/06_linear_robustness.ipynb
+Reference: the sets are those of `trainaug.data.fashion_mnist` and `trainaug.data.sklearn_sets`; the
+pairs of classes and the balanced draw are ours.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from numpy.typing import NDArray
 
 from trainaug.data import registry
 
-__all__ = ["BINARY_SETS", "Problem", "binary_problem"]
+__all__ = ["Problem", "binary_problem"]
 
-BINARY_SETS = ("fashion_mnist", "digits", "breast_cancer", "iris")
+#: Names of the sets that `binary_problem` takes.
+_SETS = ("fashion_mnist", "digits", "breast_cancer", "iris")
 DIVISORS = {"fashion_mnist": 255.0, "digits": 16.0}  # the largest pixel value
 
 
@@ -61,8 +64,8 @@ def binary_problem(
         ValueError: If the set, a class or ``n`` is not available.
         DataUnavailableError: If the set is not in the cache.
     """
-    if name not in BINARY_SETS:
-        raise ValueError(f"name must be one of {BINARY_SETS}, got {name!r}")
+    if name not in _SETS:
+        raise ValueError(f"name must be one of {_SETS}, got {name!r}")
     data = registry.load(name)
     known = np.unique(data["train_y"]).tolist()
     if len(classes) != 2 or classes[0] == classes[1] or not set(classes) <= set(known):

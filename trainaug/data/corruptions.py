@@ -12,10 +12,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from trainaug.extras import extra
+
 __all__ = ["CORRUPTIONS", "SEVERITIES", "Corruption", "corrupt"]
 
+#: Kind of a corruption.
 Corruption = Literal["noise", "blur", "contrast"]
+#: The kinds of corruption, in the order of the tables.
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+#: The severities, from mild to strong.
 SEVERITIES = (1, 2, 3, 4, 5)
 _NOISE = (0.05, 0.1, 0.15, 0.2, 0.3)  # standard deviation
 _BLUR = (0.5, 0.75, 1.0, 1.5, 2.0)  # standard deviation in pixels of a picture of 28
@@ -48,7 +53,8 @@ def corrupt(
             raise ValueError("noise needs a generator")
         noise = torch.randn(x.shape, dtype=x.dtype, generator=generator, device=generator.device)
         return (x + _NOISE[severity - 1] * noise.to(x.device)).clamp(0, 1)
-    from torchvision.transforms.v2 import functional
+    with extra("data"):
+        from torchvision.transforms.v2 import functional
 
     if kind == "contrast":
         paler: Tensor = functional.adjust_contrast(x, _CONTRAST[severity - 1])

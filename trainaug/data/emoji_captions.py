@@ -4,6 +4,8 @@ Pictures are rendered from the icon sets that Iconify packages; captions are tho
 Common Locale Data Repository (CLDR). The texts are names and word lists, not sentences.
 
 Chapter: notebooks/01_vse_hard_negatives.ipynb
+Reference: Unicode Consortium, "Unicode Common Locale Data Repository", annotations; the families
+and the split are ours.
 """
 
 from __future__ import annotations
@@ -58,7 +60,13 @@ class EmojiCaptions:
 
 @dataclass(frozen=True)
 class Split:
-    """Concepts of each part, sorted, int64."""
+    """Concepts of each part.
+
+    Attributes:
+        train: Rows of the training concepts, sorted, int64 ``(N1,)``.
+        val: Rows of the validation concepts, the same.
+        test: Rows of the test concepts, the same.
+    """
 
     train: NDArray[np.int64]
     val: NDArray[np.int64]
@@ -114,6 +122,12 @@ def family(name: str) -> str:
 
     Words for people and "facing right" are dropped ("man cook" and "woman cook" are one family);
     families, kisses, couples and clock faces are one family each.
+
+    Args:
+        name: English name of a concept, as CLDR has it.
+
+    Returns:
+        Name of the family; ``"person"`` where nothing else is left.
 
     Example:
         >>> family("woman cook"), family("man cook"), family("two-thirty")

@@ -1,7 +1,10 @@
 """From npm packages of icons and of CLDR texts to arrays: match, render, order.
 
 The icon sets are packaged by Iconify, the texts are those of the Unicode Common Locale Data
-Repository (CLDR). `emoji_captions` gives the result to experiments.
+Repository (CLDR). `trainaug.data.emoji_captions` gives the result to experiments.
+
+Reference: Iconify, "IconifyJSON", the format of the icon sets; Unicode Technical Standard 35, part
+2, annotations.
 """
 
 from __future__ import annotations
@@ -15,12 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainaug.data.arrays import Arrays, CorruptDataError
+from trainaug.extras import extra
 
-__all__ = ["LANGUAGES", "SIZE", "VENDORS", "decode", "render"]
+__all__ = ["LANGUAGES", "VENDORS", "decode", "render"]
 
+#: Who drew the icons, by the names of the icon sets, in the order of the pictures.
 VENDORS = ("noto", "fluent-emoji-flat", "twemoji", "openmoji")
+#: Codes of the languages beside English.
 LANGUAGES = ("de", "fr", "es")
-SIZE = 64
+#: Side of a picture in pixels.
+_SIZE = 64
 SKIN_TONES = {f"{code:04x}" for code in range(0x1F3FB, 0x1F400)}
 
 
@@ -89,13 +96,21 @@ def _captions(parsed: Mapping[str, Any], language: str) -> dict[str, tuple[str, 
 
 
 def render(icons: Mapping[str, Any], name: str) -> NDArray[np.uint8]:
-    """Render an icon of an Iconify set on a white square, uint8 ``(64, 64, 3)``.
+    """Render an icon of an Iconify set on a white square.
+
+    Args:
+        icons: The icon set, as its JSON has it.
+        name: Name of an icon in it.
+
+    Returns:
+        uint8 ``(64, 64, 3)``.
 
     Raises:
         CorruptDataError: If the set has no such icon or it does not render.
     """
-    import resvg_py  # only a fetch needs it, and Pillow
-    from PIL import Image
+    with extra("data"):  # only a fetch needs them
+        import resvg_py
+        from PIL import Image
 
     try:
         icon = icons["icons"][name]
@@ -106,10 +121,10 @@ def render(icons: Mapping[str, Any], name: str) -> NDArray[np.uint8]:
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
             f' viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
         )
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, background="white")
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=_SIZE, height=_SIZE, background="white")
         picture = Image.open(io.BytesIO(bytes(png))).convert("RGB")
     except Exception as error:  # the renderer's errors have no common base
         raise CorruptDataError(f"icon {name!r} does not render: {error!r}") from error
-    square = Image.new("RGB", (SIZE, SIZE), "white")
-    square.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2))
+    square = Image.new("RGB", (_SIZE, _SIZE), "white")
+    square.paste(picture, ((_SIZE - picture.width) // 2, (_SIZE - picture.height) // 2))
     return np.asarray(square)

@@ -14,10 +14,9 @@ import torch
 from trainaug.data import registry
 from trainaug.data.indexed import IndexedDataset
 
-__all__ = ["CLASS_NAMES", "fashion_mnist_tensors"]
+__all__ = ["fashion_mnist_tensors"]
 
-CLASS_NAMES: tuple[str, ...] = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
-CLASS_NAMES += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CLASSES = 10
 VALIDATION_PER_CLASS = 500
 
 
@@ -49,7 +48,7 @@ def fashion_mnist_tensors(
     if split != "test":
         generator = np.random.default_rng(seed)
         validation = np.zeros(len(y), dtype=bool)
-        for c in range(len(CLASS_NAMES)):
+        for c in range(CLASSES):
             members = np.flatnonzero(y == c)
             validation[generator.permutation(members)[:VALIDATION_PER_CLASS]] = True
         keep = validation if split == "val" else ~validation

@@ -21,14 +21,18 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import IO
+from urllib.parse import quote
 
+from trainaug.data import paths
 from trainaug.data.archives import Archive
 from trainaug.data.arrays import Arrays, CorruptDataError
+from trainaug.data.deb import payload
 from trainaug.data.files import FilePath, as_path, open_file
 from trainaug.data.gaussian import reference_arrays
 from trainaug.data.placeholders import what_it_is
 from trainaug.data.progress import progress_bar
 from trainaug.data.sklearn_sets import bundled_arrays
+from trainaug.extras import extra
 
 __all__ = ["LOCAL_KINDS", "Route", "RouteError", "attempts", "read_members"]
 
@@ -39,7 +43,8 @@ DECODERS = {
     "tuxpaint": "trainaug.data.tuxpaint_decode",
     "libreoffice": "trainaug.data.libreoffice_decode",
 }
-LOCAL_KINDS = ("scikit-learn", "generated")  # need no network and no cache
+#: Kinds of routes that need neither network nor cache.
+LOCAL_KINDS = ("scikit-learn", "generated")
 CONNECT_SECONDS = 5.0
 DOWNLOAD_SECONDS = 600.0
 MAX_BYTES = 1 << 28
@@ -66,6 +71,7 @@ class Route:
         urls: Base URLs of a mirror.
         torchvision: Class in ``torchvision.datasets`` whose mirrors are used as further URLs.
         package: Debian package name, or several with spaces between.
+        pool: Path of each package on a Debian mirror, in the same order.
         loader: Function of ``sklearn.datasets``.
     """
 
@@ -76,11 +82,12 @@ class Route:
     urls: tuple[str, ...] = ()
     torchvision: str = ""
     package: str = ""
+    pool: tuple[str, ...] = ()
     loader: str = ""
 
 
 def attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
-    """List what a route amounts to: one attempt per URL of a mirror, else one.
+    """List what a route amounts to: an attempt for each mirror, folder or client.
 
     Args:
         route: The route.
@@ -96,7 +103,8 @@ def attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
     if route.kind == "mirror":
         return [(f"mirror {url}", partial(_from_mirror, route, url)) for url in _mirror_urls(route)]
     if route.kind == "debian":
-        return [(f"apt-get download {route.package}", partial(_from_debian, route))]
+        by_client = (f"apt-get download {route.package}", partial(_from_debian, route))
+        return [*_pool_attempts(route), by_client]
     if route.kind == "npm":
         return [(f"npm pack {' '.join(route.sha256)}", partial(_from_npm, route))]
     if route.kind == "scikit-learn":
@@ -168,7 +176,8 @@ def _decode(decoder: str, files: Mapping[str, bytes]) -> Arrays:
 def _mirror_urls(route: Route) -> list[str]:
     urls = list(route.urls)
     if route.torchvision:
-        import torchvision.datasets  # seconds to import, and only a fetch needs it
+        with extra("data"):
+            import torchvision.datasets  # seconds to import, and only a fetch needs it
 
         urls += getattr(torchvision.datasets, route.torchvision).mirrors
     return urls
@@ -202,10 +211,57 @@ def _download(url: str) -> bytes:
     return bytes(data)
 
 
+def _pool_attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
+    """Ways to Debian packages without Debian's tools: files at hand, and a mirror that is named."""
+    found: list[tuple[str, Callable[[], Arrays]]] = []
+    at_hand = {
+        path: paths.DATA_CACHE / "packages" / PurePosixPath(path).name for path in route.pool
+    }
+    if at_hand and all(file.is_file() for file in at_hand.values()):
+        read = partial(_from_pool, route, lambda path: at_hand[path].read_bytes())
+        found.append((f"packages in {paths.DATA_CACHE / 'packages'}", read))
+    if route.pool and (mirror := os.environ.get("TRAINAUG_DEBIAN_MIRROR", "").strip().rstrip("/")):
+        load = partial(_from_pool, route, lambda path: _download(f"{mirror}/{quote(path)}"))
+        found.append((f"mirror {mirror}", load))
+    return found
+
+
+def _from_pool(route: Route, load: Callable[[str], bytes]) -> Arrays:
+    names = route.package.split()
+    contents: dict[str, bytes] = {}
+    for owner, path in zip(names, route.pool, strict=True):
+        name = PurePosixPath(path).name
+        package = load(path)
+        _check_sha256(package, _package_sha256(route, owner), name)
+        with tempfile.TemporaryDirectory(prefix="trainaug-") as folder:
+            archive = Path(folder) / f"{name}: data.tar"
+            archive.write_bytes(payload(package, name))
+            contents |= read_members(archive, _files_of_package(route, owner))
+    return _decode(route.decoder, contents)
+
+
+def _package_sha256(route: Route, owner: str) -> str:
+    return route.sha256["archive" if " " not in route.package else owner]
+
+
+def _files_of_package(route: Route, owner: str) -> dict[str, str]:
+    prefix = "" if " " not in route.package else f"{owner}:"
+    return {
+        key: source.removeprefix(prefix)
+        for key, source in route.files.items()
+        if source.startswith(prefix)
+    }
+
+
 def _from_debian(route: Route) -> Arrays:
     for client in ("apt-get", "dpkg-deb"):
         if shutil.which(client) is None:
-            raise RouteError(f"skipped: no {client} on PATH")
+            files = " and ".join(PurePosixPath(path).name for path in route.pool)
+            advice = (
+                f"; put {files} into {paths.DATA_CACHE / 'packages'}, or set"
+                " TRAINAUG_DEBIAN_MIRROR to the address of a Debian mirror or of a snapshot of one"
+            )
+            raise RouteError(f"skipped: no {client} on PATH{advice if files else ''}")
     names = route.package.split()
     contents: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory(prefix="trainaug-") as name:
@@ -214,18 +270,11 @@ def _from_debian(route: Route) -> Arrays:
             packages = _download_packages(names, folder)
             advance(len(packages))
         for owner, package in packages.items():
-            checksum = route.sha256["archive" if len(names) == 1 else owner]
-            _check_sha256(package.read_bytes(), checksum, package.name)
+            _check_sha256(package.read_bytes(), _package_sha256(route, owner), package.name)
             archive = folder / "data.tar"
             with archive.open("wb") as stream:
                 _run(["dpkg-deb", "--fsys-tarfile", str(package)], folder, stdout=stream)
-            prefix = "" if len(names) == 1 else f"{owner}:"
-            wanted = {
-                key: source.removeprefix(prefix)
-                for key, source in route.files.items()
-                if source.startswith(prefix)
-            }
-            contents |= read_members(archive, wanted)
+            contents |= read_members(archive, _files_of_package(route, owner))
     return _decode(route.decoder, contents)
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "stripped",
 ]
 
+#: A path as users give it: text or a ``pathlib.Path``.
 FilePath = str | os.PathLike[str]
 BOM = "\ufeff"
 LONGEST_HEADER = 10_000  # of a .npy file; NumPy reads no longer ones
@@ -71,6 +72,12 @@ def as_path(path: FilePath) -> Path:
 
 def open_file(path: Path) -> BinaryIO:
     """Open a regular file for reading.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its bytes as a stream, to be closed by the caller.
 
     Raises:
         MissingFileError: If there is none; a link into git-annex is named.
@@ -134,6 +141,9 @@ def read_text(path: Path, what: str = "UTF-8 text") -> str:
 def read_lines(path: Path) -> list[str]:
     """Read the lines of a text file.
 
+    Args:
+        path: The file.
+
     Returns:
         Lines between line feeds alone: ``str.splitlines`` also splits at carriage returns, U+0085
         and U+2028, which stand inside sentences, so that two files would no longer belong together.
@@ -152,6 +162,12 @@ def read_lines(path: Path) -> list[str]:
 def stripped(text: str) -> str:
     """Remove white space and byte order marks, as in files put end to end, at the ends of a text.
 
+    Args:
+        text: Any text.
+
+    Returns:
+        What is between them.
+
     Example:
         >>> stripped(" \\ufeffa b\\r")
         'a b'
@@ -165,6 +181,12 @@ def stripped(text: str) -> str:
 def has_text(text: str) -> bool:
     """Whether a text has a character that can be seen.
 
+    Args:
+        text: Any text.
+
+    Returns:
+        False for white space, control characters and what Unicode calls default ignorable.
+
     Example:
         >>> has_text("."), has_text(" \\u200b\\xa0")
         (True, False)
@@ -175,6 +197,12 @@ def has_text(text: str) -> bool:
 def has_words(text: str) -> bool:
     """Whether a text has a letter, a digit or a symbol; punctuation says nothing of a picture.
 
+    Args:
+        text: Any text.
+
+    Returns:
+        False where `has_text` is false, too.
+
     Example:
         >>> has_words("a mug ."), has_words(" .")
         (True, False)
@@ -184,6 +212,12 @@ def has_words(text: str) -> bool:
 
 def read_json(path: Path) -> object:
     """Read a JSON file as RFC 8259 has it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it holds: dicts, lists, text, numbers, booleans and None.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -216,6 +250,12 @@ def _refused_constant(name: str) -> object:
 
 def read_npy(path: Path) -> NDArray[Any]:
     """Map a ``.npy`` file into memory; nothing is unpickled, and no claimed size is allocated.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The array, read-only, in the file's type and byte order.
 
     Raises:
         MissingFileError: If there is no such file.

@@ -21,8 +21,7 @@ def gaussian_problem(
     r"""Draw a separable problem: $x_i \sim N(0, I_d)$, $y_i = \mathrm{sign}(w_0^\top x_i)$.
 
     One generator, $w_0$ first and then the rows of $X$ in order: with the same ``d`` and ``seed``,
-    the problem of size ``n`` is the first ``n`` rows of every larger one. This order reproduces
-    the oracle table of the method note (``linear-robustness.md`` §3, $d = 100$, seeds 0-2).
+    the problem of size ``n`` is the first ``n`` rows of every larger one.
 
     Args:
         n: Number of points, at least 1.

@@ -21,7 +21,17 @@ MAX_BYTES = 1 << 28  # 256 MB unpacked: five times Fashion-MNIST
 
 
 def decode(files: Mapping[str, bytes]) -> Arrays:
-    """Parse one gzipped IDX file an array; names stay. Errors as in `parse_idx_gz`."""
+    """Parse gzipped IDX files, one per array.
+
+    Args:
+        files: Contents by the names of the arrays.
+
+    Returns:
+        The arrays, by the same names.
+
+    Raises:
+        CorruptDataError: As in `parse_idx_gz`.
+    """
     return {name: parse_idx_gz(data, what=name) for name, data in files.items()}
 
 

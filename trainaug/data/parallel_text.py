@@ -21,8 +21,9 @@ from trainaug.data.files import FilePath, as_path, has_text, read_lines, strippe
 from trainaug.data.libreoffice_decode import texts_of
 from trainaug.data.segments import joined_segments
 
-__all__ = ["PARTS", "ParallelText", "iwslt_pairs", "libreoffice_help", "page_part", "plain_pairs"]
+__all__ = ["PARTS", "ParallelText", "iwslt_pairs", "libreoffice_help", "plain_pairs"]
 
+#: Parts of `libreoffice_help`.
 PARTS = ("train", "val", "test")
 SHARES = (90, 95)  # of 100 pages: training below the first, validation below the second
 
@@ -34,6 +35,9 @@ class ParallelText:
     Attributes:
         source: N texts to translate.
         target: Their N translations.
+
+    Raises:
+        ValueError: If there are more texts on one side than on the other.
     """
 
     source: tuple[str, ...]
@@ -49,7 +53,7 @@ class ParallelText:
         return len(self.source)
 
 
-def page_part(page: str) -> str:
+def _page_part(page: str) -> str:
     """Give a page its part of the split by the hash of its name: 90, 5 and 5 % of the pages.
 
     Args:
@@ -59,7 +63,7 @@ def page_part(page: str) -> str:
         ``"train"``, ``"val"`` or ``"test"``, whatever other pages there are.
 
     Example:
-        >>> page_part("scalc/guide/auto_off"), page_part("swriter/01/06100000")
+        >>> _page_part("scalc/guide/auto_off"), _page_part("swriter/01/06100000")
         ('train', 'train')
     """
     number = int(hashlib.sha256(page.encode()).hexdigest(), 16) % 100
@@ -92,7 +96,7 @@ def libreoffice_help(max_words: int | None = None) -> dict[str, ParallelText]:
     if max_words is not None and max_words < 3:
         raise ValueError(f"max_words must be at least 3, got {max_words}")
     data = registry.load("libreoffice_help")
-    part_of = [page_part(name) for name in texts_of(data, "page")]
+    part_of = [_page_part(name) for name in texts_of(data, "page")]
     pairs = zip(texts_of(data, "source"), texts_of(data, "target"), strict=True)
     found: dict[str, dict[tuple[str, str], None]] = {part: {} for part in PARTS}
     for page, pair in zip(data["pages"].tolist(), pairs, strict=True):

@@ -17,7 +17,11 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def expanded(path: str) -> Path:
-    """Return a path whose leading ``~`` is the home folder, as it stands where there is none."""
+    """Return a path whose leading ``~`` is the home folder, as it stands where there is none.
+
+    Args:
+        path: The path as text.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError:  # no such user, so `~` is part of a name, as shells have it
@@ -28,6 +32,9 @@ def named_folder(variable: str) -> Path | None:
     """Return the absolute folder that an environment variable names; None where it is empty.
 
     A leading ``~`` is the home folder: env files and container settings leave it to the program.
+
+    Args:
+        variable: Name of the variable.
     """
     named = os.environ.get(variable, "").strip()
     return expanded(named).resolve() if named else None
@@ -55,5 +62,11 @@ def cache_folder(package: Path = _PACKAGE) -> Path:
     return _user_caches() / "trainaug"
 
 
+#: The file that states every data set's routes and content hash.
+#:
+#: :meta hide-value:
 REGISTRY = Path(__file__).with_name("registry.toml")
+#: The folder for data sets, as it was when this module was imported.
+#:
+#: :meta hide-value:
 DATA_CACHE = cache_folder()

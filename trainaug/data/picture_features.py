@@ -19,6 +19,7 @@ from trainaug.roots import sqrt
 __all__ = ["FEATURES", "picture_features", "random_crops"]
 
 CELLS, ORIENTATIONS, LEVELS = 8, 8, 4
+#: Number of features of a picture: cell colours, gradient energies, colour histogram.
 FEATURES = 3 * CELLS**2 + ORIENTATIONS * CELLS**2 + LEVELS**3  # 192 + 512 + 64
 
 

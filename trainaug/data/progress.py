@@ -15,7 +15,11 @@ __all__ = ["progress_bar", "shows_progress"]
 
 
 def shows_progress() -> bool:
-    """Whether a person watches: in a terminal or a notebook, unless it is switched off."""
+    """Whether a person watches: in a terminal or a notebook, unless it is switched off.
+
+    Returns:
+        False where ``TRAINAUG_PROGRESS=off`` is set, or standard error goes to a file.
+    """
     if os.environ.get("TRAINAUG_PROGRESS") == "off":
         return False
     return "ipykernel" in sys.modules or sys.stderr.isatty()

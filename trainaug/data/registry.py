@@ -11,6 +11,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -272,10 +273,15 @@ def _read_entries(registry: Path, modified: int, size: int) -> dict[str, DataSet
     entries = {}
     for name, table in tables.items():
         routes = tuple(
-            Route(**{**route, "urls": tuple(route.get("urls", ()))}) for route in table["routes"]
+            Route(**{name: _frozen(value) for name, value in route.items()})
+            for route in table["routes"]
         )
         entries[name] = DataSet(**{**table, "name": name, "routes": routes})
     return entries
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _read(entry: DataSet) -> Arrays:

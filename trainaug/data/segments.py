@@ -12,14 +12,15 @@ from xml.parsers import expat
 
 from trainaug.data.files import FilePath, as_path, read_text
 
-__all__ = ["Key", "joined_segments", "read_segments"]
+__all__ = ["joined_segments", "read_segments"]
 
-Key = tuple[str, str]  # document and segment
+#: Document and segment.
+_Key = tuple[str, str]
 _DECLARED = re.compile(r"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']+)")
 UTF8 = ("utf-8", "utf8", "us-ascii", "ascii")
 
 
-def read_segments(file: FilePath) -> dict[Key, str]:
+def read_segments(file: FilePath) -> dict[_Key, str]:
     """Read the texts of the segments of a file.
 
     Args:
@@ -55,7 +56,7 @@ class _Reader:
     """Handlers of the parser; it loads nothing from outside, and entities are refused."""
 
     def __init__(self) -> None:
-        self.found: dict[Key, str] = {}
+        self.found: dict[_Key, str] = {}
         self._documents = 0
         self._document = ""
         self._segment: str | None = None
@@ -101,7 +102,7 @@ def _local(name: str) -> str:
     return name.rpartition(":")[2].lower()
 
 
-def _named(key: Key) -> str:
+def _named(key: _Key) -> str:
     return f"segment {key[1]!r}" + (f" of document {key[0]!r}" if key[0] else "")
 
 
@@ -119,6 +120,9 @@ def joined_segments(source: FilePath, target: FilePath) -> list[tuple[str, str]]
     Args:
         source: As for `read_segments`.
         target: The translations.
+
+    Returns:
+        Pairs of a text and its translation.
 
     Raises:
         ValueError: As `read_segments`, and if a segment is in one file only.

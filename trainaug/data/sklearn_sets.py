@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainaug.data.arrays import Arrays
+from trainaug.extras import extra
 
 __all__ = ["bundled_arrays"]
 
@@ -29,7 +30,8 @@ def bundled_arrays(loader: str) -> Arrays:
     """
     if loader not in ("load_digits", "load_breast_cancer", "load_iris"):
         raise ValueError(f"unknown scikit-learn loader {loader!r}")
-    import sklearn.datasets  # a second to import, and only these sets need it
+    with extra("data"):
+        import sklearn.datasets  # a second to import, and only these sets need it
 
     x, y = getattr(sklearn.datasets, loader)(return_X_y=True)
     x, y = np.ascontiguousarray(x, dtype=np.float64), y.astype(np.int64)

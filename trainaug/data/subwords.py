@@ -11,11 +11,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from trainaug.checks import class_labels
+from trainaug.extras import extra
 from trainaug.roots import log
+
+with extra("data"):
+    from tokenizers import (
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
 
 __all__ = [
     "END",
@@ -29,7 +40,14 @@ __all__ = [
     "train_subwords",
 ]
 
-PAD, START, END, UNKNOWN = range(4)
+#: Number of the unit that fills rows up.
+PAD = 0
+#: Number of the unit that a decoder starts from.
+START = 1
+#: Number of the unit that ends a text.
+END = 2
+#: Number of the unit that stands for a character that training did not have.
+UNKNOWN = 3
 SPECIAL = ["<pad>", "<start>", "<end>", "<unknown>"]  # by number
 
 

@@ -2,6 +2,8 @@
 
 Drawings and photos come as PNG or SVG files. Letters, money and signs (``symbols/``) are left
 out, and so are pictures without a text, which are mirror images of others.
+
+Reference: Tux Paint developers, "Tux Paint stamps" 2022-06-04, in the layout of their archive.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from numpy.typing import NDArray
 
 from trainaug.data.arrays import Arrays, CorruptDataError
 from trainaug.data.files import has_text, stripped
+from trainaug.extras import extra
 
-__all__ = ["SIZE", "decode", "read_picture"]
+__all__ = ["decode", "read_picture"]
 
-SIZE = 64
+#: Side of a picture in pixels.
+_SIZE = 64
 LEFT_OUT = "symbols/"
 
 
@@ -80,21 +84,22 @@ def read_picture(data: bytes, name: str) -> NDArray[np.uint8]:
     Notes:
         Text in SVG files is not drawn: it would depend on the fonts of the machine.
     """
-    import resvg_py  # only a fetch needs it, and Pillow
-    from PIL import Image, ImageOps
+    with extra("data"):  # only a fetch needs them
+        import resvg_py
+        from PIL import Image, ImageOps
 
     try:
         if name.endswith(".svg"):
             data = resvg_py.svg_to_bytes(
                 svg_string=data.decode(),
-                width=SIZE,
-                height=SIZE,
+                width=_SIZE,
+                height=_SIZE,
                 dpi=96.0,  # without it, sizes in mm or cm are zero
                 skip_system_fonts=True,
             )
         drawn = Image.open(io.BytesIO(bytes(data))).convert("RGBA")
         opaque = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
-        square = ImageOps.pad(opaque.convert("RGB"), (SIZE, SIZE), color="white")
+        square = ImageOps.pad(opaque.convert("RGB"), (_SIZE, _SIZE), color="white")
     except Exception as error:  # the renderer's errors have no common base
         raise CorruptDataError(f"{name}: not a picture: {error!r}") from error
     return np.asarray(square)

@@ -114,7 +114,7 @@ def train_sampler(
         nonlocal drawn
         drawn += len(index)
         if isinstance(sampler, SnoozeSampler):
-            sampler.feedback(index, losses)
+            sampler.update(index, losses)
 
     started = time.perf_counter()
     train(
@@ -150,7 +150,7 @@ def _sampler(
         rule, tau = settings["rule"], settings["tau"]
         return SnoozeSampler(n, batch, g, rule=rule, tau=tau, reweight=name == "reweighted")
     if name == "random":
-        return RandomSnoozeSampler(n, batch, g, counts or [n])
+        return RandomSnoozeSampler(n, batch, g, counts=counts or [n])
     if name == "stratified":
         return _Clustered(model, data, settings, seed)
     raise ValueError(f"unknown sampler {name!r}")

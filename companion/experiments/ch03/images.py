@@ -151,7 +151,7 @@ def _stations(
         d = data.train.x[0].numel()  # a guess costs d, a step of the Assistant 2d an example
         return _Arm(
             sampler,
-            trainer.feedback,
+            trainer.update,
             extra=lambda examples: d * (sampler.scanned + 2 * examples) / boss,
             trainer=trainer,
         )
@@ -168,17 +168,17 @@ def _stations(
         of = AssistedSampler(
             n, batch, table.predict, order, draws, base=table.base, on_pass=table.on_pass
         )
-        return _Arm(of, table.feedback, table.weights)
+        return _Arm(of, table.update, table.weights)
     if name == "selfpaced":
         paced = SelfPacedWeights(n, -(-n // batch), epochs=settings["pace_epochs"])
-        return _Arm(plain, paced.feedback, paced.weights)
+        return _Arm(plain, paced.update, paced.weights)
     if name == "screener":
         net = TwoConvNet(1, stream(seed, "screener"), in_channels=data.train.x.shape[1])
         share = count_macs(net, data.train.x) / boss
         optimizer = Adam(net.parameters(), 1e-3, fused=True)
         weighing = ScreenerWeights(net, lambda index: data.train.x[index], optimizer)
         return _Arm(
-            plain, weighing.feedback, weighing.weights, extra=lambda examples: 4 * share * examples
+            plain, weighing.update, weighing.weights, extra=lambda examples: 4 * share * examples
         )
     raise ValueError(f"unknown sampler {name!r}")
 

@@ -92,7 +92,7 @@ def station(
         )
     if name == "selfpaced":
         paced = SelfPacedWeights(n, pass_batches(), start=100.0, epochs=settings["pace_epochs"])
-        return Station(RandomBatchSampler(n, pool, order), paced.feedback, paced.weights)
+        return Station(RandomBatchSampler(n, pool, order), paced.update, paced.weights)
     raise ValueError(f"unknown sampler {name!r}")
 
 
@@ -121,7 +121,7 @@ def _assist(settings: Mapping[str, Any], corpus: Corpus, seed: int) -> Station:
     def feedback(index: Tensor, losses: Tensor) -> None:
         nonlocal learnt
         learnt += len(index)
-        trainer.feedback(index, losses)
+        trainer.update(index, losses)
 
     sampler = AssistedSampler(
         len(pairs),

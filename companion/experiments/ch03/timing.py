@@ -87,8 +87,8 @@ def time_updates(
         plain = RandomBatchSampler(n, batch, stream(seed, "order"))
         ways = {
             "uniform": partial(update, plain, None),
-            "assist": partial(update, sampler, trainer.feedback),
-            "async": partial(update, batches, batches.feedback),
+            "assist": partial(update, sampler, trainer.update),
+            "async": partial(update, batches, batches.update),
         }
         names, waited, staleness = list(ways), 0.0, list[int]()
         seconds = dict.fromkeys((f"seconds/{name}" for name in names), 0.0)

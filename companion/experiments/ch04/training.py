@@ -85,7 +85,7 @@ class _Units:
         """Hand the gradient of the batch to GraB."""
         if self.grab is not None:
             grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-            self.grab.record(self.now, torch.cat(grads))
+            self.grab.update(self.now, torch.cat(grads))
 
 
 def train_arm(
@@ -182,9 +182,9 @@ def _paced(settings: dict[str, Any], data: Problem, seed: int) -> PacedSampler:
     order = settings["order"]
     return PacedSampler(
         example_losses(teacher, losses_of, data.train.x, data.train.y),
-        partial(linear_pacing, **PACING),
-        settings["steps"],
         BATCH,
+        stream(seed, "order"),
+        pacing=partial(linear_pacing, **PACING),
+        num_steps=settings["steps"],
         order="random" if order == "random_list" else order,
-        generator=stream(seed, "order"),
     )

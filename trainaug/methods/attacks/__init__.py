@@ -9,9 +9,11 @@ Adversarial Attacks", ICLR 2018, projected gradient steps.
 from trainaug.methods.attacks.balls import AttackNorm, project_ball, steepest_step
 from trainaug.methods.attacks.bands import equal_bands, radial_band
 from trainaug.methods.attacks.pgd import fgsm, pgd
+from trainaug.norms import FourierNorm
 
 __all__ = [
     "AttackNorm",
+    "FourierNorm",
     "equal_bands",
     "fgsm",
     "pgd",

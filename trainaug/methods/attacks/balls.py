@@ -5,16 +5,19 @@ Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and O
 2021, arXiv 2102.08868, the Fourier attack.
 
 A ball holds the perturbations $\delta$ of one example with norm at most $\varepsilon$: ``"linf"``,
-``"l2"`` and ``"l1"`` over the whole example, ``"fourier_linf"`` channel by channel,
-$|\hat\delta_{c,k}|\le\varepsilon r_k$ at every frequency $k$ of the unitary transform over the
-dimensions after the channel (of inputs ``(B, D)``: over ``D``). The factors $r_k$ are 1, or a band.
+``"l2"`` and ``"l1"`` over the whole example, the Fourier norms channel by channel, of the unitary
+transform over the dimensions after the channel (of inputs ``(B, D)``: over ``D``).
+``"fourier_linf"`` bounds every modulus, $|\hat\delta_{c,k}|\le\varepsilon r_k$, with factors $r_k$
+that are 1, or a band; ``"fourier_l1"`` bounds their sum, $\sum_k|\hat\delta_{c,k}|\le\varepsilon$.
+
+A `FourierNorm` stands for the same as the string, if its shape is that of the dimensions after the
+channel; of flattened inputs ``(B, D)`` it may have any shape with product ``D``.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,62 +25,88 @@ from torch import Tensor
 from trainaug.checks import finite, widened
 from trainaug.methods.attacks.bands import check_band
 from trainaug.methods.linear_robustness.norms import dual, dual_vector, norm, project
+from trainaug.norms import FourierNorm, Norm, PlainNorm, check_norm, shaped_norm
 
 __all__ = ["AttackNorm", "project_ball", "steepest_step"]
 
-AttackNorm = Literal["linf", "l2", "l1", "fourier_linf"]
+#: Any norm: every one of the library bounds an attack.
+AttackNorm = Norm
 _TOLERANCE = 1e-5  # of the largest radius: how far clipping may leave a band
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class _Ball:
-    """A ball and its geometry; ``factors`` are the band on the half spectrum, ones without."""
+    """A ball and its geometry.
 
-    norm: AttackNorm
+    ``sides`` are those of a signal, which takes the last ``dims`` dimensions of the inputs: one
+    dimension if it comes flattened. ``factors`` are the band on the half spectrum, ones without.
+    """
+
+    norm: PlainNorm | FourierNorm
     eps: float
     sides: tuple[int, ...]
+    dims: int
     factors: Tensor
 
     @property
     def axes(self) -> tuple[int, ...]:
         return tuple(range(-len(self.sides), 0))
 
+    @property
+    def is_fourier(self) -> bool:
+        return isinstance(self.norm, FourierNorm)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the ball is a product of discs, one for each frequency."""
+        return isinstance(self.norm, FourierNorm) and self.norm.order == "linf"
+
     def transform(self, x: Tensor) -> Tensor:
+        if self.dims != len(self.sides):
+            x = x.reshape(*x.shape[:-1], *self.sides)
         z: Tensor = torch.fft.rfftn(x, dim=self.axes, norm="ortho")  # (B, C, H, W // 2 + 1)
         return z
 
     def invert(self, z: Tensor) -> Tensor:
         x: Tensor = torch.fft.irfftn(z, s=self.sides, dim=self.axes, norm="ortho")
-        return x
+        return x if self.dims == len(self.sides) else x.flatten(-len(self.sides))
+
+    def vectors(self, x: Tensor) -> Tensor:
+        """Flatten what the norm measures: examples to ``(B, D)``, signals to ``(B, C, N)``."""
+        return x.flatten(-self.dims) if self.is_fourier else x.flatten(1)
+
+    def spread(self, values: Tensor, x: Tensor) -> Tensor:
+        """Give numbers, one for each of the vectors, the dimensions of the inputs."""
+        return values.view(*values.shape, *[1] * (x.ndim - values.ndim))
 
     def project(self, delta: Tensor) -> Tensor:
-        if self.norm != "fourier_linf":
-            return project(delta.flatten(1), self.norm, self.eps).view(delta.shape)
+        if not self.is_product:
+            return project(self.vectors(delta), self.norm, self.eps).view(delta.shape)
         z = self.transform(delta)
         moduli, radii = z.abs(), self.eps * self.factors
         shrink = torch.where(moduli > radii, radii / moduli, 1.0)
-        outside = shrink.amin(self.axes, keepdim=True) < 1  # (B, C, 1, 1)
+        outside = self.spread(shrink.amin(self.axes) < 1, delta)  # (B, C, 1, 1)
         return torch.where(outside, self.invert(z * shrink), delta)
 
     def direction(self, gradient: Tensor) -> Tensor:
         flat = gradient.flatten(1)
         scale = flat.abs().amax(1, keepdim=True)  # (B, 1), else squares of small values are lost
         flat = torch.where(scale > 0, flat / scale, 0.0)
-        if self.norm != "fourier_linf":
-            return dual_vector(flat, dual(self.norm)).view(gradient.shape)
-        z = self.transform(flat.view(gradient.shape))
+        flat = flat.view(gradient.shape)
+        if not self.is_product:
+            return dual_vector(self.vectors(flat), dual(self.norm)).view(gradient.shape)
+        z = self.transform(flat)
         moduli = z.abs()
         noise = torch.finfo(moduli.dtype).eps * moduli.amax(self.axes, keepdim=True)
         return self.invert(torch.where(moduli > noise, self.factors * z / moduli, 0.0))
 
     def gauge(self, delta: Tensor) -> Tensor:
         """Return length over radius, at most 1 in the ball; in a band up to the tolerance."""
-        if self.norm != "fourier_linf":
-            length = norm(delta.flatten(1), self.norm) / self.eps
-            return length.view(-1, *[1] * (delta.ndim - 1))  # (B, 1, 1, 1)
+        if not self.is_product:
+            return self.spread(norm(self.vectors(delta), self.norm) / self.eps, delta)
         radii = self.eps * self.factors.clamp(min=_TOLERANCE * float(self.factors.max()))
-        return (self.transform(delta).abs() / radii).amax(self.axes, keepdim=True)  # (B, C, 1, 1)
+        return self.spread((self.transform(delta).abs() / radii).amax(self.axes), delta)
 
     def farthest(self, gradient: Tensor, room: Tensor) -> Tensor:
         """Return the point of ball and box at which a linear loss is largest; l1 only.
@@ -96,7 +125,7 @@ class _Ball:
     ) -> Tensor:
         """Round points near ``x`` to its type; towards ``x`` where they would leave ball or box.
 
-        That shortens the coordinates of the perturbation, so it keeps both, but for the ball of
+        That shortens the coordinates of the perturbation, so it keeps both, but for balls of
         Fourier moduli.
         """
         if target.dtype == x.dtype:
@@ -107,7 +136,7 @@ class _Ball:
         is_out = torch.zeros_like(is_longer)
         if bounds is not None:
             is_out = (rounded < bounds[0]) | (rounded > bounds[1])
-        if self.norm != "fourier_linf" and self.eps > 0:
+        if not self.is_fourier and self.eps > 0:
             is_out = is_out | (self.gauge(rounded - wide) > 1)
         return torch.where(is_longer & is_out, torch.nextafter(nearest, x), nearest)
 
@@ -116,15 +145,13 @@ class _Ball:
         if self.norm == "linf":
             return noise.uniform_(-self.eps, self.eps, generator=generator).to(x.device)
         noise = noise.normal_(0, self.eps, generator=generator).to(x.device)
-        if self.norm == "fourier_linf":
+        if self.is_product:
             noise = self.invert(self.factors * self.transform(noise))
         return self.project(noise)
 
 
-def _ball(x: Tensor, kind: AttackNorm, eps: float, band: Tensor | None) -> _Ball:
-    if kind not in get_args(AttackNorm):
-        known = ", ".join(get_args(AttackNorm))
-        raise ValueError(f"unknown norm {kind!r}, expected one of {known}")
+def _ball(x: Tensor, norm: Norm, eps: float, band: Tensor | None) -> _Ball:
+    check_norm(norm)
     if isinstance(eps, Tensor) and eps.numel() != 1:
         raise ValueError(f"eps must be one number for all examples, got {tuple(eps.shape)}")
     eps = float(eps)
@@ -141,24 +168,36 @@ def _ball(x: Tensor, kind: AttackNorm, eps: float, band: Tensor | None) -> _Ball
         raise ValueError("need values, got a tensor on the meta device")
     x = widened(x)
     sides = tuple(x.shape[min(2, x.ndim - 1) :])
+    dims, shaped = len(sides), shaped_norm(norm, sides)
+    if isinstance(shaped, FourierNorm) and shaped.shape != sides:
+        if x.ndim > 2 or math.prod(shaped.shape) != x.shape[1]:
+            raise ValueError(
+                f"a Fourier norm of signals {shaped.shape} does not fit inputs {tuple(x.shape)}: "
+                f"the signals are {sides}, and only inputs (B, D) unfold to other shapes"
+            )
+        sides = shaped.shape
     half = (*sides[:-1], sides[-1] // 2 + 1)
     if band is None:
-        return _Ball(kind, eps, sides, torch.ones(half, dtype=x.dtype, device=x.device))
-    if kind != "fourier_linf":
-        raise ValueError(f"only fourier_linf takes a band, got {kind!r}")
-    return _Ball(kind, eps, sides, check_band(band, x, sides)[..., : half[-1]])
+        factors = torch.ones(half, dtype=x.dtype, device=x.device)
+    elif str(shaped) != "fourier_linf":
+        raise ValueError(f"only fourier_linf takes a band, got {norm!r}")
+    else:
+        factors = check_band(band, x, sides)[..., : half[-1]]
+    return _Ball(shaped, eps, sides, dims, factors)
 
 
-def project_ball(delta: Tensor, norm: AttackNorm, eps: float, band: Tensor | None = None) -> Tensor:
+def project_ball(delta: Tensor, norm: Norm, eps: float, band: Tensor | None = None) -> Tensor:
     r"""Project perturbations on the ball in Euclidean distance, exactly.
 
-    In the Fourier ball $\hat\delta_k\leftarrow\hat\delta_k\min(1,\varepsilon r_k/|\hat\delta_k|)$:
-    the transform is unitary and the ball a product of discs.
+    The transform is unitary, so Fourier balls are projected in the moduli. ``"fourier_linf"`` is a
+    product of discs, $\hat\delta_k\leftarrow\hat\delta_k\min(1,\varepsilon r_k/|\hat\delta_k|)$;
+    for ``"l1"`` and ``"fourier_l1"`` the moduli are soft-thresholded (Duchi et al. 2008).
 
     Args:
-        delta: Perturbations, shape ``(B, D)`` or ``(B, C, ...)``.
-        norm: Norm of the ball.
-        eps: Radius, at least 0.
+        delta: Perturbations, floating point, shape ``(B, D)`` or ``(B, C, ...)``.
+        norm: Norm of the ball: ``"linf"``, ``"l2"``, ``"l1"``, ``"fourier_linf"``,
+            ``"fourier_l1"``, or a `FourierNorm` that fits ``delta``.
+        eps: Radius, at least 0, in the norm.
         band: Symmetric mask, or factors $r_k\ge0$, over the full spectrum ``(H, W)`` or ``(D,)``;
             ``"fourier_linf"`` only.
 
@@ -169,9 +208,9 @@ def project_ball(delta: Tensor, norm: AttackNorm, eps: float, band: Tensor | Non
 
     Raises:
         TypeError: If ``delta`` is no tensor.
-        ValueError: If the norm is unknown, ``eps`` negative or not finite, ``delta`` not finite,
-            not of a floating type or without values, or the band is not symmetric, empty, of the
-            wrong shape or with another norm.
+        ValueError: If the norm is unknown or its signals do not fit, ``eps`` negative or not
+            finite, ``delta`` not finite, not of a floating type or without values, or the band is
+            not symmetric, empty, of the wrong shape or with another norm.
 
     Example:
         >>> project_ball(torch.tensor([[3.0, 1.0]]), "l1", 2.0)
@@ -185,29 +224,34 @@ def project_ball(delta: Tensor, norm: AttackNorm, eps: float, band: Tensor | Non
     result = ball.project(wide)
     if wide is delta:
         return result
-    if ball.norm != "fourier_linf" and ball.eps > 0:  # rounding of long vectors leaves the ball
+    if not ball.is_fourier and ball.eps > 0:  # rounding of long vectors leaves the ball
         result = result / ball.gauge(result).clamp(min=1)
     return ball.narrowed(torch.zeros_like(delta), result)
 
 
-def steepest_step(gradient: Tensor, norm: AttackNorm, band: Tensor | None = None) -> Tensor:
+def steepest_step(gradient: Tensor, norm: Norm, band: Tensor | None = None) -> Tensor:
     r"""Return the perturbation of length one that raises a linear loss most (Lemma 1).
 
     $\mathrm{sign}(g)$ for ``"linf"``, $g/\|g\|_2$ for ``"l2"``, the first coordinate of largest
     modulus of each example for ``"l1"``, $\mathcal F^{-1}[r\,\hat g/|\hat g|]$ for
-    ``"fourier_linf"``. Where the gradient is zero so is the step; a frequency below the rounding
-    error of the channel's largest one counts as zero, its phase is noise.
+    ``"fourier_linf"``, the first frequency of largest modulus of each channel, shared with its
+    mirror, for ``"fourier_l1"`` (Lemma 4). Where the gradient is zero so is the step; for
+    ``"fourier_linf"`` a frequency below the rounding error of the channel's largest one counts as
+    zero, its phase is noise.
 
     Args:
-        gradient: Gradients of the loss, shape ``(B, D)`` or ``(B, C, ...)``.
-        norm: Norm in which the step has length one.
+        gradient: Gradients of the loss, floating point, shape ``(B, D)`` or ``(B, C, ...)``.
+        norm: Norm in which the step has length one, any as for `project_ball`.
         band: As for `project_ball`.
 
     Returns:
         Steps, same shape and type.
 
     Raises:
-        ValueError: As for `project_ball`.
+        TypeError: If ``gradient`` is no tensor.
+        ValueError: If the norm is unknown or its signals do not fit, ``gradient`` is not finite,
+            not of a floating type or without values, or the band is one that `project_ball`
+            refuses.
 
     Example:
         >>> steepest_step(torch.tensor([[3.0, -4.0]]), "l1")

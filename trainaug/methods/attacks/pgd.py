@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from trainaug.checks import class_labels, finite, sign_labels, widened
-from trainaug.methods.attacks.balls import _TOLERANCE, AttackNorm, _Ball, _ball
+from trainaug.methods.attacks.balls import _TOLERANCE, _Ball, _ball
 from trainaug.methods.attacks.eval_mode import eval_mode
+from trainaug.norms import Norm
+from trainaug.randomness import default_generator
 
 __all__ = ["fgsm", "pgd"]
 
 Bounds = tuple[float | Tensor, float | Tensor]
-Criterion = Callable[[Tensor, Tensor], Tensor]
+Criterion = Callable[[Any, Tensor], Tensor]
 Keep = Literal["worst", "last"]
 Model = Callable[[Tensor], Any]
 _STEP_SWEEPS = 2  # projections on ball and box after each step
@@ -57,23 +59,23 @@ def _check_finite(name: str, values: Tensor, when: str) -> None:
         )
 
 
-def _logits(output: Any, count: int) -> Tensor:
-    """Return the logits of what a model gives: a tensor, or an output that names them."""
-    if isinstance(output, Mapping) and "logits" in output:
-        output = output["logits"]
-    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
-        output = output.logits
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"a model gives logits, or an output with logits in it, got {type(output).__name__}; "
-            "wrap it, as in lambda x: model(x)[0]"
-        )
-    if output.ndim not in (1, 2) or len(output) != count or not output.is_floating_point():
+def _logits(output: Any, count: int) -> Tensor | None:
+    """Return the logits of what a model gives: a tensor, or an output that names them, or none."""
+    logits = output
+    if isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif not isinstance(output, Tensor):
+        logits = getattr(output, "logits", None)
+    if logits is None:
+        return None
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"the logits of an output must be a tensor, got {type(logits).__name__}")
+    if logits.ndim not in (1, 2) or len(logits) != count or not logits.is_floating_point():
         raise ValueError(
             f"a model gives logits ({count}, C), or ({count},) with a criterion like "
-            f"lambda z, y: -y * z, got {output.dtype} {tuple(output.shape)}"
+            f"lambda z, y: -y * z, got {logits.dtype} {tuple(logits.shape)}"
         )
-    return output
+    return logits
 
 
 def _box(bounds: Bounds | None, x: Tensor) -> Bounds | None:
@@ -112,13 +114,13 @@ def _rises_with_the_label(criterion: Criterion, logits: Tensor, labels: Tensor) 
                 return False
             (slope,) = torch.autograd.grad(losses.sum(), leaf)
         if logits.ndim == 1:
-            own, rest = slope * given, torch.zeros_like(slope)
+            rise, rest = slope * given, torch.zeros_like(slope)
         else:
-            own = slope.gather(1, given[:, None]).squeeze(1)
+            rise = slope.gather(1, given[:, None]).squeeze(1)
             rest = slope.scatter(1, given[:, None], -math.inf).amax(1)
         counted = (slope != 0).view(len(slope), -1).any(1)
         if bool(counted.any()):
-            votes.append(2 * int(((own > 0) & (own > rest)).sum()) > int(counted.sum()))
+            votes.append(2 * int(((rise > 0) & (rise > rest)).sum()) > int(counted.sum()))
     return bool(votes) and all(votes)
 
 
@@ -201,9 +203,13 @@ class _Attack:
         if len(bad):
             raise ValueError(f"x must be finite and in {bounds}, got {float(bad[0])}")
 
-    def read_labels(self, logits: Tensor) -> None:
+    def read_labels(self, logits: Tensor | None) -> None:
         """Set the labels that tell success; without, the criterion alone decides."""
         y = self.y
+        if logits is None:  # class numbers of any type of integer, for the criterion
+            is_whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+            self.y = y.long() if is_whole else y
+            return
         if logits.ndim == 1 and self.criterion is None:
             raise ValueError(
                 "logits (B,) need a criterion like lambda z, y: -y * z, "
@@ -226,16 +232,25 @@ class _Attack:
 
     def judge(self, x: Tensor, when: str) -> tuple[Tensor, Tensor]:
         """Return whether the attack succeeds on each example, and what it raises, both ``(B,)``."""
-        logits = _logits(self.model(x), len(x))
-        _check_finite("logits", logits.detach().clamp(min=0), when)  # minus infinity masks a class
+        output = self.model(x)
+        logits = _logits(output, len(x))
+        if logits is not None:  # minus infinity masks a class
+            _check_finite("logits", logits.detach().clamp(min=0), when)
+        elif self.criterion is None:
+            raise TypeError(
+                "a model gives logits, or an output with logits in it, got "
+                f"{type(output).__name__} without: wrap it, as in lambda x: model(x)[0], or pass a "
+                "criterion that reads it"
+            )
         if not self.is_checked:
             self.read_labels(logits)
         labels = self.labels
         if self.criterion is None:
-            classes = cast(Tensor, labels)
-            losses = nn.functional.cross_entropy(widened(logits), classes, reduction="none")
+            scores, classes = widened(cast(Tensor, logits)), cast(Tensor, labels)
+            losses = nn.functional.cross_entropy(scores, classes, reduction="none")
         else:
-            losses = self.criterion(logits, self.y if labels is None else labels)
+            judged = output if logits is None else logits
+            losses = self.criterion(judged, self.y if labels is None else labels)
         if not isinstance(losses, Tensor) or losses.shape != (len(x),):
             shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(
@@ -244,10 +259,10 @@ class _Attack:
             )
         losses = widened(losses)
         _check_finite("loss", losses, when)
-        if not self.is_checked:
+        if not self.is_checked and logits is not None:
             self.check_direction(logits)
         self.is_checked = True
-        if labels is None:
+        if logits is None or labels is None:
             hits = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         elif logits.ndim == 1:
             hits = labels * logits > 0 if self.targeted else labels * logits <= 0
@@ -301,9 +316,11 @@ class _Attack:
 
     def is_inside(self, delta: Tensor) -> Tensor | None:
         """Tell whether points are in the ball; ``None`` where the last projection sees to it."""
-        if self.ball.norm != "fourier_linf" or self.bounds is None:
+        if not self.ball.is_fourier or self.bounds is None:
             return None
-        limit = 1 + 4 * torch.finfo(delta.dtype).eps
+        # the rounding errors of a transform add up in a sum of moduli
+        count = 1 if self.ball.is_product else math.prod(self.ball.sides)
+        limit = 1 + 4 * torch.finfo(delta.dtype).eps * math.sqrt(count)
         return (self.ball.gauge(delta) <= limit).flatten(1).all(1)
 
     def towards_farthest(self, delta: Tensor, gradient: Tensor, length: float) -> Tensor:
@@ -360,7 +377,7 @@ def fgsm(
     x: Tensor,
     y: Tensor,
     *,
-    norm: AttackNorm,
+    norm: Norm,
     eps: float,
     band: Tensor | None = None,
     bounds: Bounds | None = (0.0, 1.0),
@@ -370,8 +387,30 @@ def fgsm(
     r"""Move every input by one steepest step of full length $\varepsilon$.
 
     Without a box this is the worst perturbation of a linear model (Lemma 1), in an ``"l1"`` ball
-    also with one. Arguments, result and errors as in `pgd`. Inputs move also where that does not
-    raise the loss; with ``targeted=True`` they stay where ``x`` is nearer to the target.
+    also with one. Inputs move also where that does not raise the loss; with ``targeted=True`` they
+    stay where ``x`` is nearer to the target. With ``"linf"`` it is the fast gradient sign method
+    of Goodfellow et al., ICLR 2015, section 4.
+
+    Args:
+        model: As in `pgd`, also what it may give.
+        x: Inputs in the box, floating point, shape ``(B, D)`` or ``(B, C, ...)``.
+        y: Labels as in `pgd`, shape ``(B,)``.
+        norm: Norm of the ball, any as in `pgd`.
+        eps: Radius of the ball, at least 0; at 0 the result is a copy of ``x``.
+        band: Symmetric mask, or factors of ``eps`` at least 0, over the full spectrum ``(H, W)``
+            or ``(D,)``; ``"fourier_linf"`` only.
+        bounds: Lowest and highest input, numbers or tensors that broadcast to one input; ``None``
+            for no box.
+        criterion: Losses ``(B,)`` of outputs and ``y`` as in `pgd`; cross-entropy by default.
+        targeted: ``y`` are targets: success is the prediction ``y``, and the loss is minimised.
+
+    Returns:
+        Moved inputs, shape and type of ``x``, in box and ball as those of `pgd`.
+
+    Raises:
+        TypeError: As in `pgd`.
+        ValueError: As in `pgd`.
+        FloatingPointError: As in `pgd`.
 
     Example:
         >>> x, y = torch.tensor([[0.5, 0.5]]), torch.tensor([1.0])
@@ -382,17 +421,16 @@ def fgsm(
     with _attacking(model):
         ball = _ball(x, norm, eps, band)
         attack = _Attack(model, x, y, ball, bounds, criterion, targeted, "worst")
-        if eps == 0 or len(x) == 0:
+        if ball.eps == 0 or len(x) == 0:
             return attack.inputs.clone()
         worst = _Worst(attack.inputs)
-        found = attack.finish(attack.step(torch.zeros_like(attack.x), eps, worst, "at x"))
+        moved = attack.finish(attack.step(torch.zeros_like(attack.x), ball.eps, worst, "at x"))
         if targeted:
-            worst.add(found, *attack.judge(found, "after the step"))
-            found = worst.x
+            worst.add(moved, *attack.judge(moved, "after the step"))
         else:
-            worst.x = found
+            worst.x = moved
         worst.warn("fgsm", attack.inputs)
-    return found
+    return worst.x
 
 
 def pgd(
@@ -400,11 +438,11 @@ def pgd(
     x: Tensor,
     y: Tensor,
     *,
-    norm: AttackNorm,
+    norm: Norm,
     eps: float,
-    steps: int,
-    step_size: float,
-    generator: torch.Generator,
+    steps: int = 20,
+    step_size: float | None = None,
+    generator: torch.Generator | None = None,
     restarts: int = 1,
     random_start: bool = True,
     band: Tensor | None = None,
@@ -417,32 +455,42 @@ def pgd(
 
     Candidates of an example are ``x`` itself, the points on the way that lie in box and ball, and
     the last point of each restart, brought into both. The worst is kept: success beats failure,
-    then the larger loss, then the earlier candidate. Success is a prediction other than ``y``.
+    then the larger loss, then the earlier candidate. Success is a prediction other than ``y``. The
+    steps are those of Madry et al. 2018, section 2.1, the Fourier ball is that of Faghri et al.
+    2021.
 
     Args:
-        model: Maps ``x`` to logits ``(B, C)``, or to ``(B,)`` with the decision in the sign; an
-            output with an attribute or an entry ``logits`` is taken apart. Modules run in eval
-            mode, also those inside functions, partials and bound methods; modes, parameters,
-            gradients and buffers stay as they were.
+        model: Maps ``x`` to logits ``(B, C)``, or to ``(B,)`` with the decision in the sign. An
+            output with an attribute or an entry ``logits``, as Hugging Face gives it, is taken
+            apart first. Any other output that is no tensor goes to the criterion as it is, which
+            alone then decides what is worst. Modules run in eval mode, also those inside
+            functions, partials and bound methods; modes, parameters, gradients and buffers stay as
+            they were.
         x: Inputs in the box, shape ``(B, D)`` or ``(B, C, ...)``. Half precision is attacked in
             float32 and rounded to points that the model sees and the result holds.
         y: Class numbers, shape ``(B,)``, of any type of integer, or labels -1 and 1 for outputs
             ``(B,)``. Anything else, such as soft labels, is floating point and goes to a criterion
             of the caller, whose value alone then decides what is worst.
-        norm: Norm of the ball.
-        eps: Radius of the ball, at least 0; at 0 the result is a copy of ``x``.
+        norm: Norm of the ball: ``"linf"``, ``"l2"`` or ``"l1"`` over the example;
+            ``"fourier_linf"`` or ``"fourier_l1"`` over the dimensions after the channel, or a
+            `FourierNorm` of their shape; of inputs ``(B, D)`` one of any shape with product ``D``.
+        eps: Radius of the ball in ``norm``, at least 0; at 0 the result is a copy of ``x``.
         steps: Steps of a restart, at least 1.
-        step_size: Length of a step in ``norm``.
-        generator: Source of the random starts, one draw for the batch a restart.
+        step_size: Length of a step in ``norm``, above 0; ``None`` for ``2.5 * eps / steps``, with
+            which any start in the ball can reach its edge (after Madry et al. 2018).
+        generator: Source of the random starts, one draw for the batch a restart. ``None`` for a new
+            one in each call, seeded by ``torch.initial_seed()``: it leaves the global generator
+            alone and draws the same starts in each call. Pass one to draw others.
         restarts: Number of starts, at least 1.
         random_start: Start from a draw: uniform in the ``"linf"`` ball, else white noise of
-            standard deviation ``eps`` (times the band) projected on the ball. Otherwise from ``x``.
+            standard deviation ``eps`` (times the band) projected on the ball. Otherwise from
+            ``x``, and no generator is used.
         band: Symmetric mask, or factors of ``eps`` at least 0, over the full spectrum ``(H, W)``
             or ``(D,)``; ``"fourier_linf"`` only.
         bounds: Lowest and highest input, numbers or tensors that broadcast to one input; ``None``
             for no box.
-        criterion: Maps outputs and ``y`` to losses ``(B,)``, larger the further the output is from
-            ``y``; cross-entropy by default.
+        criterion: Maps logits, or an output without them, and ``y`` to losses ``(B,)``, larger the
+            further the output is from ``y``; cross-entropy by default.
         targeted: ``y`` are targets: success is the prediction ``y``, and the loss is minimised.
         keep: ``"last"`` leaves out the points on the way.
 
@@ -452,18 +500,18 @@ def pgd(
         Fourier moduli. Frequencies of factor 0 hold at most 1e-5 of the largest radius.
 
     Raises:
-        TypeError: If ``x``, ``y`` or the output of the model is no tensor.
-        ValueError: If an option is out of range, the band is refused by `project_ball`, an input is
-            outside the box, lengths and shapes do not fit, labels are none, the criterion grows
-            with the score of ``y``, or the loss has no gradient with respect to ``x``.
+        TypeError: If ``x`` or ``y`` is no tensor, or the model gives no logits and there is no
+            criterion to read its output.
+        ValueError: If an option is out of range, norm or band is refused by `project_ball`, an
+            input is outside the box, lengths and shapes do not fit, labels are none, the criterion
+            grows with the score of ``y``, or the loss has no gradient with respect to ``x``.
         FloatingPointError: If logits, a loss or a gradient are not finite; minus infinity is a
             logit. The message names step and example.
 
     Example:
         >>> x, y = torch.tensor([[0.5, 0.5]]), torch.tensor([1.0])
-        >>> line, g = lambda x: x @ torch.tensor([3.0, -4.0]), torch.Generator()
-        >>> options = {"steps": 5, "step_size": 0.1, "criterion": lambda z, y: -y * z}
-        >>> pgd(line, x, y, norm="linf", eps=0.25, generator=g, **options)
+        >>> line = lambda x: x @ torch.tensor([3.0, -4.0])
+        >>> pgd(line, x, y, norm="linf", eps=0.25, criterion=lambda z, y: -y * z)
         tensor([[0.2500, 0.7500]])
 
     Notes:
@@ -471,7 +519,8 @@ def pgd(
         where factors are 0, with up to 200 Douglas-Rachford steps; a channel still outside the ball
         is scaled towards 0, which keeps the box. The result is always valid but can be weak: of
         a picture whose background lies on the edge of the box, a band without the mean, of sum
-        zero, can change almost nothing. Compare bands with ``bounds=None``. An ``"l1"`` step in a
+        zero, can change almost nothing; in ``"fourier_l1"`` clipping undoes most of a step along
+        one frequency. Compare both with ``bounds=None``. An ``"l1"`` step in a
         box goes towards the point of ball and box at which the linear loss is largest: coordinates
         by modulus of the gradient, each filled up to the box. Cross-entropy has gradient zero where
         a float32 probability rounds to 1; examples that stay correct with a gradient of exactly
@@ -482,20 +531,23 @@ def pgd(
         attack = _Attack(model, x, y, ball, bounds, criterion, targeted, keep)
         if steps < 1 or restarts < 1:
             raise ValueError(f"need at least one step and one restart, got {steps=}, {restarts=}")
-        if not (math.isfinite(step_size) and step_size > 0):
+        if step_size is None:
+            step_size = 2.5 * ball.eps / steps
+        elif not (math.isfinite(step_size) and step_size > 0):
             raise ValueError(f"step_size must be finite and above 0, got {step_size}")
-        if eps == 0 or len(x) == 0:
+        if ball.eps == 0 or len(x) == 0:
             return attack.inputs.clone()
+        generator = default_generator(generator, attack.x.device) if random_start else None
         worst = _Worst(attack.inputs)
         worst.add(attack.inputs, *attack.judge(attack.inputs, "at x"))
         for restart in range(restarts):
             delta = torch.zeros_like(attack.x)
-            if random_start:
+            if generator is not None:
                 delta = attack.sweep(ball.draw(attack.x, generator), _STEP_SWEEPS)
             for step in range(steps):
                 when = f"at step {step} of restart {restart}"
                 delta = attack.sweep(attack.step(delta, step_size, worst, when), _STEP_SWEEPS)
-            found = attack.finish(delta)
-            worst.add(found, *attack.judge(found, f"at the end of restart {restart}"))
+            last = attack.finish(delta)
+            worst.add(last, *attack.judge(last, f"at the end of restart {restart}"))
         worst.warn("pgd", attack.inputs)
     return worst.x

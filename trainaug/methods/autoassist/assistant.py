@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainaug.checks import class_labels, indices, widened
+from trainaug.checks import class_labels, widened
+from trainaug.checks import indices as checked_indices
 from trainaug.methods.autoassist.shrinking import check_base
 
 __all__ = ["AssistantTrainer", "Features", "ImageAssistant", "TextAssistant", "guarded_base"]
@@ -129,9 +130,9 @@ class AssistantTrainer:
     ``epoch`` before, which `end_epoch` closes. One step of SGD with L2 a batch.
 
     Args:
-        assistant: ``assistant(*features(index))`` gives logits ``(B,)``.
-        features: What the Assistant sees of examples ``(B,)``, which come as an index on the CPU;
-            equal for an index at all times.
+        assistant: ``assistant(*features_of(indices))`` gives logits ``(B,)``.
+        features_of: What the Assistant sees of examples: a tuple for indices ``(B,)``, int64 on
+            the CPU; the same for an example at all times.
         lr: Learning rate; the authors use 0.01 for images, 0.5 for text.
         weight_decay: L2; 0.001 for images, 0.1 for text.
         mean: Kind of mean.
@@ -153,7 +154,7 @@ class AssistantTrainer:
     def __init__(
         self,
         assistant: nn.Module,
-        features: Features,
+        features_of: Features,
         *,
         lr: float = 0.01,
         weight_decay: float = 1e-3,
@@ -164,7 +165,7 @@ class AssistantTrainer:
             raise ValueError(
                 f"need a mean of {get_args(Mean)}, 0 <= momentum < 1: {mean!r}, {momentum}"
             )
-        self.assistant, self.features = assistant, features
+        self.assistant, self.features_of = assistant, features_of
         self.optimizer = torch.optim.SGD(
             assistant.parameters(), float(lr), weight_decay=float(weight_decay)
         )
@@ -180,16 +181,16 @@ class AssistantTrainer:
         return self._hard / max(1, self._seen)
 
     @torch.no_grad()
-    def predict(self, index: Tensor) -> Tensor:
+    def predict(self, indices: Tensor) -> Tensor:
         r"""Return $r=\sigma(\text{logit})$ of examples ``(B,)``, in ``[0, 1]``, ``(B,)``.
 
         Raises:
             ValueError: If the index is not of integers from 0, or the logits not ``(B,)``.
         """
-        return self._logits(index).sigmoid()
+        return self._logits(indices).sigmoid()
 
-    def feedback(self, index: Tensor, losses: Tensor) -> None:
-        """Learn from the Boss's losses ``(B,)`` of the examples ``index`` ``(B,)``.
+    def update(self, indices: Tensor, values: Tensor) -> None:
+        """Learn from the Boss's losses ``values`` ``(B,)`` of examples ``(B,)``.
 
         Of ``epoch`` means the first epoch's losses are only collected.
 
@@ -197,8 +198,8 @@ class AssistantTrainer:
             ValueError: If the shapes differ, there are none, or the index is not of integers.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
-        check_losses(index, losses)
-        losses = widened(losses.detach())
+        check_losses(indices, values)
+        losses = widened(values.detach())
         mean = float(losses.double().mean())
         total, count = self._epoch
         self._epoch = (total + mean * len(losses), count + len(losses))
@@ -207,7 +208,7 @@ class AssistantTrainer:
             last = mean if self.mean_loss is None else self.mean_loss
             self.mean_loss = m * last + (1 - m) * mean
         if self.mean_loss is not None:
-            self.step(index, losses > self.mean_loss)
+            self.step(indices, losses > self.mean_loss)
 
     def end_epoch(self) -> None:
         """Make the mean of the losses since the last call the one that targets compare with."""
@@ -216,14 +217,14 @@ class AssistantTrainer:
             self.mean_loss = total / count
         self._epoch = (0.0, 0)
 
-    def step(self, index: Tensor, hard: Tensor) -> float:
-        """Take one step towards targets ``(B,)``, true where an example was hard.
+    def step(self, indices: Tensor, hard: Tensor) -> float:
+        """Take one step towards targets ``hard`` ``(B,)``, true where an example was.
 
         Returns:
             The binary cross-entropy before the step.
         """
         with torch.enable_grad():
-            logits = self._logits(index)
+            logits = self._logits(indices)
             target = hard.to(logits)
             loss = F.binary_cross_entropy_with_logits(logits, target)
             self.optimizer.zero_grad()
@@ -233,15 +234,15 @@ class AssistantTrainer:
         self.confidence = 0.95 * self.confidence + 0.05 * accuracy
         self.num_steps += 1
         self._hard += int(hard.sum())
-        self._seen += len(index)
+        self._seen += len(indices)
         return loss.item()
 
-    def _logits(self, index: Tensor) -> Tensor:
+    def _logits(self, indices: Tensor) -> Tensor:
         """Logits ``(B,)``, in float32 of a half-precision Assistant."""
-        logits: Tensor = self.assistant(*self.features(example_numbers(index)))
-        if logits.shape != index.shape:
+        logits: Tensor = self.assistant(*self.features_of(example_numbers(indices)))
+        if logits.shape != indices.shape:
             raise ValueError(
-                f"the Assistant must give {tuple(index.shape)}, got {tuple(logits.shape)}"
+                f"the Assistant must give {tuple(indices.shape)}, got {tuple(logits.shape)}"
             )
         return widened(logits)
 
@@ -269,13 +270,14 @@ def guarded_base(base: float, confidence: float) -> float:
     return max(base, 1 - confidence)
 
 
-def example_numbers(index: Tensor, num_examples: int | None = None) -> Tensor:
-    """Return an index ``(B,)`` as int64 on the CPU: unsigned bytes would index as a mask.
+def example_numbers(indices: Tensor, num_examples: int | None = None) -> Tensor:
+    """Return indices ``(B,)`` as int64 on the CPU: unsigned bytes would index as a mask.
 
     Raises:
-        ValueError: If it is not of integers, or an example is not one of N.
+        ValueError: If they are no integers, or an example is not one of N.
     """
-    return indices(index, torch.iinfo(torch.int64).max if num_examples is None else num_examples)
+    count = torch.iinfo(torch.int64).max if num_examples is None else num_examples
+    return checked_indices(indices, count)
 
 
 def check_losses(index: Tensor, losses: Tensor) -> None:

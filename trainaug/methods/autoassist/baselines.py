@@ -1,7 +1,7 @@
 """What AutoAssist has to beat: other ways to spend less on easy examples, or none.
 
 Each is a pair of stations of a training loop: ``predict`` for an `AssistedSampler`, ``weights`` of
-the losses, ``feedback``.
+the losses, and ``update``, which hears the losses.
 
 Reference: Kumar, Packer, Koller, "Self-Paced Learning", NeurIPS 2010; Kim, Choi, "ScreenerNet",
 arXiv 1801.00904; Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers",
@@ -40,10 +40,10 @@ class RandomSkip:
             raise ValueError(f"need rates in (0, 1], got {list(rates)}")
         self.rates, self.passes = tuple(float(rate) for rate in rates), 0
 
-    def predict(self, index: Tensor) -> Tensor:
+    def predict(self, indices: Tensor) -> Tensor:
         """Return the rate of this pass for every example, ``(B,)``."""
         rate = self.rates[min(self.passes, len(self.rates) - 1)]
-        return torch.full((len(index),), rate, device=index.device)
+        return torch.full((len(indices),), rate, device=indices.device)
 
     def on_pass(self) -> None:
         """Go on to the next pass."""
@@ -62,7 +62,7 @@ class LossTable:
     r"""InfoBatch-style pruning with rescaling: who was below the mean is kept with rate $\gamma_0$.
 
     Pass ``predict`` to an `AssistedSampler` with the same ``base``, ``on_pass``, ``weights`` and
-    ``feedback``. Weights $1/p$ make up for the pruned, so the gradient has no bias in direction,
+    ``update``. Weights $1/p$ make up for the pruned, so the gradient has no bias in direction,
     unlike in shrinking. The last passes may keep all.
 
     Args:
@@ -94,23 +94,24 @@ class LossTable:
         self._is_low = torch.zeros(num_examples, dtype=torch.bool, device="cpu")
         self.passes = 0
 
-    def predict(self, index: Tensor) -> Tensor:
+    def predict(self, indices: Tensor) -> Tensor:
         """Return 0 for examples below the mean at the start of the pass, else 1, ``(B,)``."""
-        return (~self._is_low[example_numbers(index, len(self.losses))]).float()
+        return (~self._is_low[example_numbers(indices, len(self.losses))]).float()
 
-    def weights(self, index: Tensor) -> Tensor:
+    def weights(self, indices: Tensor) -> Tensor:
         """Return ``(B,)``: $1/p$ with the examples' probabilities of being kept."""
-        p = torch.where(self._is_low[example_numbers(index, len(self.losses))], self.base, 1.0)
-        return (1 / p if self.rescale else torch.ones_like(p)).to(index.device)
+        is_low = self._is_low[example_numbers(indices, len(self.losses))]
+        p = torch.where(is_low, self.base, 1.0)
+        return (1 / p if self.rescale else torch.ones_like(p)).to(indices.device)
 
-    def feedback(self, index: Tensor, losses: Tensor) -> None:
-        """Take the losses ``(B,)`` of the examples ``index`` ``(B,)``; the last, where one repeats.
+    def update(self, indices: Tensor, values: Tensor) -> None:
+        """Take the losses ``values`` ``(B,)`` of examples ``(B,)``; the last, where one repeats.
 
         Raises:
             ValueError: If the shapes differ, there are none, or an example is not one of N.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
-        _store(self.losses, index, losses)
+        _store(self.losses, indices, values)
 
     def on_pass(self) -> None:
         """Compare with the mean of the losses known, for the next pass."""
@@ -141,7 +142,8 @@ class SelectiveBackprop:
     which ``forwards`` counts; those that are kept are passed again with their batch.
 
     Args:
-        losses_of: Present losses ``(b,)`` of examples ``(b,)``; must leave the model undisturbed.
+        losses_of: Gives the present losses ``(b,)`` of examples ``(b,)``, int64 on the CPU; must
+            leave the model undisturbed.
         beta: $\beta>0$; larger keeps fewer.
         history: Number of recent losses that the distribution is of.
     """
@@ -155,16 +157,16 @@ class SelectiveBackprop:
         self._recent: deque[float] = deque(maxlen=history)
 
     @torch.no_grad()
-    def predict(self, index: Tensor) -> Tensor:
+    def predict(self, indices: Tensor) -> Tensor:
         """Return $\\mathrm{cdf}^\\beta$ of the examples, ``(B,)``, in ``(0, 1]``.
 
         Raises:
             ValueError: If the shapes differ, or there are none.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
-        losses = self.losses_of(index).detach().cpu().double()
-        check_losses(index, losses)
-        self.forwards += len(index)
+        losses = self.losses_of(indices).detach().cpu().double()
+        check_losses(indices, losses)
+        self.forwards += len(indices)
         self._recent.extend(losses.tolist())
         recent = torch.tensor(sorted(self._recent), dtype=torch.float64, device="cpu")
         below = torch.searchsorted(recent, losses, right=True)
@@ -185,7 +187,7 @@ class SelfPacedWeights:
 
     In epoch e the pace is a quantile of the last losses, $\mathrm{linspace}(0.25,1,5)_e$, 1 at
     last; weights are $(1-\ell/\lambda)_+^{1/(q-1)}+0.01$, divided by their mean in the batch. It
-    weighs and so saves no computation. Pass ``weights`` and ``feedback``.
+    weighs and so saves no computation. Pass ``weights`` and ``update``.
 
     Args:
         num_examples: N.
@@ -215,25 +217,25 @@ class SelfPacedWeights:
         self.losses = torch.full((num_examples,), start, device="cpu")
         self._steps, self._pace = 0, start
 
-    def weights(self, index: Tensor) -> Tensor:
+    def weights(self, indices: Tensor) -> Tensor:
         """Return weights ``(B,)`` with mean 1, by the examples' last losses."""
         e, late = self._steps // self.epoch_steps, self._steps % self.epoch_steps
         if late == 0:
             share = 1.0 if self.epochs == 1 else min(1.0, 0.25 + 0.75 * e / (self.epochs - 1))
             self._pace = float(self.losses.quantile(share))
-        last = self.losses[example_numbers(index, len(self.losses))]
+        last = self.losses[example_numbers(indices, len(self.losses))]
         easy = (1 - last / max(self._pace, 1e-12)).clamp(min=0)
         w = power(easy, 1 / (self.q - 1)) + 0.01
-        return (w / w.mean()).to(index.device)
+        return (w / w.mean()).to(indices.device)
 
-    def feedback(self, index: Tensor, losses: Tensor) -> None:
-        """Take the losses ``(B,)`` of the examples ``index`` ``(B,)``; the last, where one repeats.
+    def update(self, indices: Tensor, values: Tensor) -> None:
+        """Take the losses ``values`` ``(B,)`` of examples ``(B,)``; the last, where one repeats.
 
         Raises:
             ValueError: If the shapes differ, there are none, or an example is not one of N.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
-        _store(self.losses, index, losses)
+        _store(self.losses, indices, values)
         self._steps += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,11 +254,11 @@ class ScreenerWeights:
 
     Weights are $s(x)\in(0,1)$; its own loss is the mean of
     $(1-s)^2\ell+s^2\max(M-\ell,0)$ plus $0.01$ times the mean size of its parameters. It saves no
-    computation and costs its own. Pass ``weights`` and ``feedback``.
+    computation and costs its own. Pass ``weights`` and ``update``.
 
     Args:
         screener: ``screener(x)`` gives logits of s, ``(B,)`` or ``(B, 1)``.
-        inputs: Inputs ``x`` of examples ``(B,)``, on the screener's device.
+        inputs_of: Inputs ``x`` ``(B, ...)`` of examples ``(B,)``, on the screener's device.
         optimizer: Of the screener; the authors take Adam with 1e-4 (MNIST).
         margin: M; 1 for MNIST, 10 for CIFAR.
         penalty: Factor of the mean size.
@@ -265,7 +267,7 @@ class ScreenerWeights:
     def __init__(
         self,
         screener: nn.Module,
-        inputs: Callable[[Tensor], Tensor],
+        inputs_of: Callable[[Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
         *,
         margin: float = 1.0,
@@ -273,28 +275,33 @@ class ScreenerWeights:
     ) -> None:
         if not (0 < margin < torch.inf and 0 <= penalty < torch.inf):
             raise ValueError(f"need margin > 0 and penalty >= 0, got {margin}, {penalty}")
-        self.screener, self.inputs, self.optimizer = screener, inputs, optimizer
+        self.screener, self.inputs_of, self.optimizer = screener, inputs_of, optimizer
         self.margin, self.penalty = margin, penalty
 
     @torch.no_grad()
-    def weights(self, index: Tensor) -> Tensor:
+    def weights(self, indices: Tensor) -> Tensor:
         """Return s of the examples, ``(B,)``."""
-        return self._weigh(index).to(index.device)
+        return self._weigh(indices).to(indices.device)
 
-    def feedback(self, index: Tensor, losses: Tensor) -> None:
-        """Take one step on the screener's loss, the Boss's ``losses`` ``(B,)`` held fixed."""
-        check_losses(index, losses)
+    def update(self, indices: Tensor, values: Tensor) -> None:
+        """Take one step on the screener's loss, the Boss's losses ``values`` ``(B,)`` held fixed.
+
+        Raises:
+            ValueError: If the shapes differ, there are none, or the indices are no integers.
+            FloatingPointError: If a loss is NaN or infinite, naming the example.
+        """
+        check_losses(indices, values)
         with torch.enable_grad():
-            s = self._weigh(index)
-            fixed = losses.detach().to(s)
+            s = self._weigh(indices)
+            fixed = values.detach().to(s)
             loss = ((1 - s) ** 2 * fixed + s**2 * (self.margin - fixed).clamp(min=0)).mean()
             sizes = torch.cat([widened(p).abs().flatten() for p in self.screener.parameters()])
             self.optimizer.zero_grad()
             (loss + self.penalty * sizes.mean()).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
 
-    def _weigh(self, index: Tensor) -> Tensor:
-        s: Tensor = self.screener(self.inputs(index)).reshape(len(index))
+    def _weigh(self, indices: Tensor) -> Tensor:
+        s: Tensor = self.screener(self.inputs_of(indices)).reshape(len(indices))
         return widened(s).sigmoid()
 
 

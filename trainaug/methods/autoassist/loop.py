@@ -113,7 +113,7 @@ class Maker:
         self.used += 1
         if self.trainer is None:
             return {}
-        self.trainer.feedback(index, losses)
+        self.trainer.update(index, losses)
         return {name: getattr(self.trainer, name) for name in self.trainer._counters}
 
 

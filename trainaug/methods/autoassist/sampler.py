@@ -18,10 +18,11 @@ __all__ = ["AssistedSampler"]
 class AssistedSampler(EpochBatchSampler):
     r"""Batches of the examples that pass; an iteration scans all N once, in a fresh random order.
 
-    The synchronous form: decisions for a batch use what ``predict`` knows when the batch is asked
-    for, so with ``feedback`` after every update they are never stale, and runs repeat exactly. The
-    order comes from ``generator`` and the decisions from ``keep_generator``, drawn once a pass:
-    with ``base=1`` the batches are those of a plain random sampler with the same generator.
+    The synchronous form: decisions for a batch use what ``utility_of`` knows when the batch is
+    asked for, so with an ``update`` of the Assistant after every step they are never stale, and
+    runs repeat exactly. The order comes from ``generator`` and the decisions from
+    ``keep_generator``, drawn once a pass: with ``base=1`` the batches are those of a plain random
+    sampler with the same generator.
 
     A loader with workers asks some batches earlier, so that its decisions are older. Batches that
     were decided and not trained on are in the `state_dict`, and come as they are after a resume.
@@ -30,7 +31,7 @@ class AssistedSampler(EpochBatchSampler):
     Args:
         num_examples: N.
         batch_size: B, of each rank; a pass ends with a smaller batch unless ``drop_last``.
-        predict: Returns r in ``[0, 1]``, ``(b,)``, of examples ``(b,)``, say
+        utility_of: Gives r in ``[0, 1]``, ``(b,)``, of examples ``(b,)``, int64 on the CPU, say
             ``AssistantTrainer.predict``; constant r is random skipping.
         generator: Source of the order, with equal seeds on all ranks.
         keep_generator: Source of the decisions; another one than ``generator``, likewise.
@@ -66,7 +67,7 @@ class AssistedSampler(EpochBatchSampler):
         self,
         num_examples: int,
         batch_size: int,
-        predict: Callable[[Tensor], Tensor],
+        utility_of: Callable[[Tensor], Tensor],
         generator: torch.Generator,
         keep_generator: torch.Generator,
         *,
@@ -91,7 +92,7 @@ class AssistedSampler(EpochBatchSampler):
             raise ValueError(f"max_scans must be at least {batch_size=}{each}, got {max_scans}")
         if generator is keep_generator:
             raise ValueError("order and decisions need two generators, got one")
-        self.num_examples, self.batch_size, self.predict = num_examples, batch_size, predict
+        self.num_examples, self.batch_size, self.utility_of = num_examples, batch_size, utility_of
         self.generator, self.keep_generator = generator, keep_generator
         self.base, self.confidence, self.on_pass = base, confidence, on_pass
         self.shuffle, self.drop_last = shuffle, drop_last
@@ -182,10 +183,10 @@ class AssistedSampler(EpochBatchSampler):
                 )
             end = min(self._place + 2 * missing, started + self.max_scans, self.num_examples)
             candidates = self._order[self._place : end]
-            r = self.predict(candidates).detach().cpu()
+            r = self.utility_of(candidates).detach().cpu()
             if r.shape != candidates.shape:
                 raise ValueError(
-                    f"predict must give {tuple(candidates.shape)}, got {tuple(r.shape)}"
+                    f"utility_of must give {tuple(candidates.shape)}, got {tuple(r.shape)}"
                 )
             passing = keep(*self._of_all_ranks(r, base), self._draws[self._place : end])
             places = passing.nonzero().squeeze(1)[:missing]  # of those that are taken

@@ -49,7 +49,7 @@ class AsyncBatches:
     """Batches formed by another process, which learns from the Boss's losses in between.
 
     An iteration is one pass of the sampler and gives lists of indices, as the training loop wants
-    them; one that is left early goes on in the next. `tensors` gives data instead. Call `feedback`
+    them; one that is left early goes on in the next. `tensors` gives data instead. Call `update`
     after a step. A worker is started at once, by ``spawn``: scripts need the usual
     ``if __name__ == "__main__":``, and notebooks must import ``build``, and the classes of what is
     in ``args``, from a module. Use in a ``with`` statement, or call `close`.
@@ -76,7 +76,7 @@ class AsyncBatches:
         timeout: Seconds to wait for a batch, the start of the worker included.
         trace: Whether to fill ``events`` and ``staleness``, which grow with every step.
         synchronous: Do the same work here, without a process: batches are formed when asked for
-            and the Assistant learns in `feedback`.
+            and the Assistant learns in `update`.
 
     Attributes:
         steps: Batches given.
@@ -172,15 +172,16 @@ class AsyncBatches:
             raise ValueError("give x and y to get them in batches")
         return ((x, y, index) for x, y, index in self._pass())
 
-    def feedback(self, index: Tensor, losses: Tensor) -> None:
-        """Send the Boss's losses ``(B,)`` of the examples ``index``; never waits for the worker.
+    def update(self, indices: Tensor, values: Tensor) -> None:
+        """Send the Boss's losses ``values`` ``(B,)`` of examples ``(B,)``, never waiting.
 
         Raises:
             ValueError: If the shapes differ or there are more than B.
+            TypeError: If the indices are no integers.
             IndexError: If an example does not exist, naming it.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
-        index, losses = index.detach().cpu(), losses.detach().cpu()
+        index, losses = indices.detach().cpu(), values.detach().cpu()
         check_feedback(index, losses, *self._sizes)
         if self._maker is not None:
             start = clock()

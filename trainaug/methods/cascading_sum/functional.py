@@ -77,22 +77,47 @@ def sum_mix(
     k, rows = groups.shape
     if weights is not None and weights.shape not in ((k,), (k, rows)):
         raise ValueError(f"expected weights ({k},) or ({k}, {rows}), got {tuple(weights.shape)}")
+    return mix_inputs(x, groups, weights), mix_labels(labels, groups, weights)
+
+
+def mix_inputs(x: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the inputs ``(B, ...)`` of `sum_mix`, unchecked."""
+    k, rows = groups.shape
     wide = widened(x)
-    mixed_labels = widened(labels)[groups]  # (K, B, C)
     if weights is None:
-        mixed_labels = mixed_labels.sum(0) / k
-        weights = wide.new_full((k,), 1 / k)
+        weights = wide.new_full((rows * k,), 1 / k)
     else:
-        weights = weights.to(x.device)
-        mixed_labels = (mixed_labels * weights.view(k, -1, 1).to(mixed_labels.dtype)).sum(0)
-    # one fused gather and sum: the rows are read once however many are mixed
+        weights = weights.to(wide).view(k, -1).expand(k, rows).T.reshape(-1)  # (B K,)
+    # One fused gather and sum: a mix is written once, however many rows it is of. A small batch
+    # costs what the calls of torch cost, so there are few of them here.
     mixed = F.embedding_bag(
-        groups.T.contiguous(),
-        wide.reshape(len(x), -1),
+        groups.T.reshape(-1),
+        wide.reshape(len(x), -1),  # (N, D)
+        torch.arange(0, rows * k, k, device=groups.device),
         mode="sum",
-        per_sample_weights=weights.view(k, -1).expand(k, rows).T.to(wide.dtype).contiguous(),
-    )  # (B, D)
-    return mixed.view(rows, *x.shape[1:]).to(x.dtype), mixed_labels.to(labels.dtype)
+        per_sample_weights=weights,
+    )
+    mixed = mixed.view(rows, *x.shape[1:])
+    return mixed if wide is x else mixed.to(x.dtype)
+
+
+def mix_labels(labels: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the labels ``(B, C)`` of `sum_mix`, unchecked."""
+    k = len(groups)
+    chosen = widened(labels)[groups]  # (K, B, C)
+    if weights is None:
+        mixed = chosen.sum(0) / k
+    else:
+        mixed = (chosen * weights.to(chosen).view(k, -1, 1)).sum(0)
+    return mixed.to(labels.dtype)
+
+
+def mix_classes(y: Tensor, groups: Tensor, num_classes: int) -> Tensor:
+    """Return `mix_labels` of one-hot labels with equal weights, from class numbers ``(N,)``."""
+    k, rows = groups.shape
+    counts = torch.zeros(rows, num_classes, dtype=weight_type(), device=y.device)
+    counts.scatter_add_(1, y.take(groups.T), counts.new_ones(rows, k))
+    return counts.div_(k).to(torch.get_default_dtype())
 
 
 def equalise_variance(x: Tensor, weights: Tensor, mean: Tensor | float = 0.0) -> Tensor:

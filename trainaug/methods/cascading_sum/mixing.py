@@ -9,6 +9,7 @@ Minimization", ICLR 2018, for two samples with random weights.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import get_spawning_popen
 from typing import Any, Literal, get_args
@@ -19,8 +20,15 @@ from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from trainaug.checks import class_labels, finite, widened
-from trainaug.methods.cascading_sum.functional import equalise_variance, sum_mix, weight_type
+from trainaug.methods.cascading_sum.functional import (
+    equalise_variance,
+    mix_classes,
+    mix_inputs,
+    mix_labels,
+    weight_type,
+)
 from trainaug.methods.cascading_sum.shared import SharedCount
+from trainaug.randomness import default_generator
 
 __all__ = ["PixelMix", "SingleLabelMix", "SumMix"]
 
@@ -28,6 +36,7 @@ Mode = Literal["groups", "pairing"]
 Remainder = Literal["drop", "wrap", "error"]
 _SMALLEST_ALPHA = 0.01
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+_GEOMETRY = ("BoundingBoxes", "KeyPoints", "Mask")  # kinds of torchvision that no sum is one of
 
 
 class SumMix(nn.Module):
@@ -36,14 +45,17 @@ class SumMix(nn.Module):
     Call it after the loader as ``mix(x, y)``, on a whole batch such as ``(x, y, index)`` or a
     dict, or in ``collate_fn=lambda rows: mix(*default_collate(rows))``. Labels go straight into
     ``nn.CrossEntropyLoss``: cross-entropy is linear in the target, so with equal weights that
-    is the mean of the K cross-entropies of the source.
+    is the mean of the K cross-entropies of the source. It works in ``v2.Compose``, and an ``Image``
+    or ``Video`` of ``torchvision.tv_tensors``, like every kind of tensor, stays what it is.
 
     Args:
         num_groups: K, samples in a mix; may be changed between batches, from the main process for
             a loader's workers too. At 1 the inputs are returned as they are, and nothing is drawn.
-        num_classes: C, for integer labels.
+        num_classes: C. Not needed for soft labels, ``(B, C)``.
         generator: Source of randomness. In a loader's worker it is seeded once from its own seed
-            and the worker's, else all workers would draw the same.
+            and the worker's, else all workers would draw the same. By default a generator that is
+            made at the first draw, as `trainaug.randomness.default_generator` does it: it follows
+            ``torch.manual_seed``, and so is the same on all ranks that were seeded alike.
         alpha: ``None`` for equal weights, else weights from Dirichlet(alpha), one draw a batch,
             at least 0.01: with K = 2 they are those of mixup, with a large alpha equal ones.
         mode: ``"groups"`` as in the source: the shuffled batch is cut into K groups of B / K, each
@@ -53,20 +65,27 @@ class SumMix(nn.Module):
             samples, ``"wrap"`` around to the first ones (as often as it takes, where the batch is
             smaller than K), or ``"error"``. ``"pairing"`` takes batches of any size.
         rescale: Undo the loss of contrast by `equalise_variance`.
-        mean: Mean input, for ``rescale``; 0 for normalised inputs.
+        mean: Mean input, for ``rescale``, broadcast against the inputs; 0 for normalised inputs.
         labels_getter: ``"default"`` takes the second of a sequence, or the entry called labels,
             label, targets, target or y of a dict; else a function of the batch that returns them.
 
+    Attributes:
+        generator: The source of randomness; None until the first draw where none was given.
+
     Raises:
         ValueError: If an option or a batch is out of range: among others an empty batch, one
-            smaller than K with ``remainder="drop"``, labels with NaN, or tensors inside of
-            sequences or dicts inside of the batch.
+            smaller than K with ``remainder="drop"``, labels with NaN, class numbers without
+            ``num_classes``, tensors inside of sequences or dicts inside of the batch, or bounding
+            boxes, key points or masks of torchvision in it, which no sum of pictures has.
 
     Example:
         >>> mix = SumMix(2, num_classes=3, generator=torch.Generator().manual_seed(0))
         >>> x, y = mix(torch.eye(4), torch.tensor([0, 1, 2, 2]))
         >>> x.shape, y.sum(1)
         (torch.Size([2, 4]), tensor([1., 1.]))
+        >>> mix
+        SumMix(num_groups=2, num_classes=3, alpha=None, mode='groups', remainder='drop',
+               rescale=False, mean=0.0, labels_getter='default')
 
     Notes:
         Further tensors with a row an example, like an index, keep the row of a mix's first sample,
@@ -83,8 +102,8 @@ class SumMix(nn.Module):
         self,
         num_groups: int = 2,
         *,
-        num_classes: int,
-        generator: torch.Generator,
+        num_classes: int | None = None,
+        generator: torch.Generator | None = None,
         alpha: float | None = None,
         mode: Mode = "groups",
         remainder: Remainder = "drop",
@@ -100,7 +119,7 @@ class SumMix(nn.Module):
         for name, value, known in (("mode", mode, Mode), ("remainder", remainder, Remainder)):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")
-        if num_classes < 1:
+        if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         if isinstance(mean, Tensor):
             finite("mean", mean)
@@ -111,6 +130,18 @@ class SumMix(nn.Module):
         self.alpha, self.mode, self.remainder = alpha, mode, remainder
         self.rescale, self.mean, self.labels_getter = rescale, mean, labels_getter
         self._worker_seed: int | None = None
+
+    def extra_repr(self) -> str:
+        """Return the settings, and the weights where they were set."""
+        k, weights = self._count.read()
+        settings: dict[str, Any] = {"num_groups": k, "num_classes": self.num_classes}
+        names = ("alpha", "mode", "remainder", "rescale", "mean", "labels_getter")
+        settings |= {name: getattr(self, name) for name in names}
+        if isinstance(self.mean, Tensor):
+            settings["mean"] = self.mean.tolist() if self.mean.numel() < 10 else self.mean.shape
+        if weights is not None:
+            settings["weights"] = weights.tolist()
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
     @property
     def num_groups(self) -> int:
@@ -148,30 +179,44 @@ class SumMix(nn.Module):
         self._count.write(len(weights), weights)
 
     def forward(self, *inputs: Any) -> Any:
-        """Return the mixed batch, in the structure of the inputs."""
-        batch = inputs[0] if len(inputs) == 1 else inputs
-        if not isinstance(batch, Mapping | Sequence):
+        """Return the mixed batch, in the structure of the inputs.
+
+        Args:
+            inputs: ``x, labels, ...``, or one sequence or dict of them: ``x`` floating, shape
+                ``(B, ...)``, and labels ``(B,)`` of an integer type or soft ones ``(B, C)``.
+
+        Returns:
+            Mixes ``(B / K, ...)``, in mode ``"pairing"`` ``(B, ...)``, of the inputs' type, and
+            soft labels; those of class numbers have the default type.
+
+        Raises:
+            ValueError: If the batch is out of range, see the class.
+        """
+        batch: Any = inputs[0] if len(inputs) == 1 else inputs
+        is_mapping = isinstance(batch, Mapping)
+        if not (is_mapping or isinstance(batch, Sequence)):
             raise ValueError(f"expected mix(x, labels), a sequence or a dict, got {type(batch)}")
-        labels = self._labels_of(batch)
-        items = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
+        items = list(batch.values()) if is_mapping else list(batch)
+        labels = self._labels_of(batch, is_mapping)
         x = self._inputs_of(items, labels)
         n = len(x)
-        soft = self._soft(labels, x)
+        known = self._known(labels, n)
         k, weights = self._count.read()
         self._check_count(n, k, weights)
-        first: Tensor | None = None
-        mixed = x
+        groups: Tensor | None = None
         if k > 1:
             groups = self._draw_groups(n, k).to(x.device)
-            first = groups[0]
-            mixed, soft = self._mix(x, soft, groups, weights)
+            mixed, soft = self._mix(x, known, groups, weights)
+            mixed = _of_the_kind_of(x, mixed)
+        else:
+            mixed, soft = x, self._soft(known)
 
         def changed(item: Any) -> Any:
             if item is x or item is labels:
                 return mixed if item is x else soft
-            return item if first is None else _rows_of(item, first, n)
+            return item if groups is None else _rows_of(item, groups[0], n)
 
-        if isinstance(batch, Mapping):
+        if is_mapping:
             return {name: changed(item) for name, item in batch.items()}
         changed_items = [changed(item) for item in items]
         if hasattr(batch, "_fields"):  # a named tuple
@@ -179,28 +224,40 @@ class SumMix(nn.Module):
         return changed_items if isinstance(batch, list) else tuple(changed_items)
 
     def _mix(
-        self, x: Tensor, soft: Tensor, groups: Tensor, weights: Tensor | None
+        self, x: Tensor, labels: Tensor, groups: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        k = len(groups)
+        """Mix inputs, and labels as `_known` returns them."""
         if weights is None and self.alpha is not None:
-            weights = _dirichlet((k,), self.alpha, self.generator)
-        mixed, labels = sum_mix(x, soft, groups, weights)
+            weights = _dirichlet((len(groups),), self.alpha, self._seeded_generator())
+        return self._mix_inputs(x, groups, weights), self._mix_labels(labels, groups, weights)
+
+    def _mix_inputs(self, x: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor:
+        k = len(groups)
+        mixed = mix_inputs(x, groups, weights)
         if self.rescale:
             wide = widened(x)
             weights = wide.new_full((k,), 1 / k) if weights is None else weights
             mean = self.mean.to(wide) if isinstance(self.mean, Tensor) else self.mean
             mixed = equalise_variance(mixed, weights.to(wide), mean)
-        return mixed, labels
+        return mixed
+
+    def _mix_labels(self, labels: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is None and self.num_classes is not None and labels.ndim == 1:
+            return mix_classes(labels, groups, self.num_classes)
+        return mix_labels(self._soft(labels), groups, weights)
 
     def _draw_groups(self, n: int, k: int) -> Tensor:
         g = self._seeded_generator()
         if self.mode == "pairing":
             orders = [torch.randperm(n, generator=g, device=g.device) for _ in range(k - 1)]
-            return torch.stack([torch.arange(n, device=g.device), *orders])  # (K, B)
+            return torch.cat([torch.arange(n, device=g.device), *orders]).view(k, n)  # (K, B)
         order = torch.randperm(n, generator=g, device=g.device)
         left = n % k
         if left and self.remainder == "error":
-            raise ValueError(f"a batch of {n} cannot be cut into {k} groups")
+            raise ValueError(
+                f"a batch of {n} cannot be cut into {k} groups: remainder='wrap' repeats samples, "
+                "'drop' leaves the last ones out"
+            )
         if left and self.remainder == "wrap":
             rounds = -(-k // n)  # more than one where the batch is smaller than K
             order = torch.cat([order, order.repeat(rounds)[: k - left]])
@@ -208,6 +265,9 @@ class SumMix(nn.Module):
 
     def _seeded_generator(self) -> torch.Generator:
         worker = get_worker_info()
+        if self.generator is None:  # seeded by the worker's seed already, inside of one
+            self.generator = default_generator(None)
+            self._worker_seed = None if worker is None else worker.seed
         if worker is not None and self._worker_seed != worker.seed:
             # An odd constant spreads the generator's seed over all bits; workers count theirs up.
             own = self.generator.initial_seed() * 0x9E3779B97F4A7C15
@@ -215,11 +275,11 @@ class SumMix(nn.Module):
             self._worker_seed = worker.seed
         return self.generator
 
-    def _labels_of(self, batch: Any) -> Tensor:
+    def _labels_of(self, batch: Any, is_mapping: bool) -> Tensor:
         found: Any = None
         if self.labels_getter != "default":
             found = self.labels_getter(batch)
-        elif isinstance(batch, Mapping):
+        elif is_mapping:
             found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
         elif len(batch) > 1:
             found = batch[1]
@@ -229,15 +289,19 @@ class SumMix(nn.Module):
 
     def _inputs_of(self, items: list[Any], labels: Tensor) -> Tensor:
         for item in items:
+            kind = type(item).__name__
             if _is_nested(item):
-                kind = type(item).__name__
                 raise ValueError(f"a batch must be flat, with tensors for arrays, got {kind} in it")
+            if _is_geometry(item):
+                raise ValueError(f"a mix of pictures has no {kind}: take them out of the batch")
         others = [item for item in items if isinstance(item, Tensor) and item is not labels]
         if not others:
             raise ValueError("found no inputs beside the labels")
         if all(item is not labels for item in items):
             raise ValueError(f"labels_getter must give an entry of the batch, got {labels}")
         x = others[0]
+        if not x.is_floating_point():
+            raise ValueError(f"inputs must be floating (convert pixels first), got {x.dtype}")
         if x.ndim == 0:
             raise ValueError("inputs must have a row an example, got a number")
         if x.is_meta or x.device != labels.device:
@@ -247,21 +311,27 @@ class SumMix(nn.Module):
             )
         return x
 
-    def _soft(self, labels: Tensor, x: Tensor) -> Tensor:
-        n = len(x)
+    def _known(self, labels: Tensor, n: int) -> Tensor:
+        """Return checked labels: class numbers ``(N,)`` as int64, or soft ones ``(N, C)``."""
         if labels.ndim == 0 or len(labels) != n:
             raise ValueError(f"{n} inputs have {len(labels) if labels.ndim else 0} labels")
         if labels.is_floating_point():
-            if labels.ndim != 2 or labels.shape[1] != self.num_classes:
-                raise ValueError(
-                    f"expected soft labels ({n}, {self.num_classes}), got {tuple(labels.shape)}"
-                )
+            if labels.ndim != 2 or self.num_classes not in (None, labels.shape[1]):
+                c = "C" if self.num_classes is None else self.num_classes
+                raise ValueError(f"expected soft labels ({n}, {c}), got {tuple(labels.shape)}")
             finite("labels", labels)
             return labels
         if labels.ndim != 1 or labels.dtype == torch.bool:
             raise ValueError(f"expected labels ({n},), got {labels.dtype} {tuple(labels.shape)}")
-        numbers = class_labels(labels, self.num_classes)
-        return F.one_hot(numbers, self.num_classes).to(torch.get_default_dtype())
+        if self.num_classes is None:
+            raise ValueError(f"num_classes must be set for class numbers, got {labels.dtype}")
+        return class_labels(labels, self.num_classes)
+
+    def _soft(self, labels: Tensor) -> Tensor:
+        """Return labels of `_known` as ``(N, C)``."""
+        if labels.ndim == 2 or self.num_classes is None:
+            return labels
+        return F.one_hot(labels, self.num_classes).to(torch.get_default_dtype())
 
     def _check_count(self, n: int, k: int, weights: Tensor | None) -> None:
         if weights is not None and len(weights) != k:
@@ -277,12 +347,13 @@ class SumMix(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """Return K, fixed weights and the generator's state, for ``state_dict``."""
         k, weights = self._count.read()
-        return {"num_groups": k, "weights": weights, "generator": self.generator.get_state()}
+        drawing = self._seeded_generator().get_state()
+        return {"num_groups": k, "weights": weights, "generator": drawing}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
         self._count.write(_whole(state["num_groups"]), state["weights"])
-        self.generator.set_state(state["generator"].cpu())
+        self._seeded_generator().set_state(state["generator"].cpu())
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes; for a process that is being spawned, the generator as numbers.
@@ -291,8 +362,8 @@ class SumMix(nn.Module):
         memory and would be gone before it is opened.
         """
         state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
-        if get_spawning_popen() is not None:
-            g = self.generator
+        g = self.generator
+        if get_spawning_popen() is not None and g is not None:
             state["generator"] = str(g.device), bytes(g.get_state().tolist())
         return state
 
@@ -310,25 +381,25 @@ class SumMix(nn.Module):
 class SingleLabelMix(SumMix):
     """`SumMix` whose mixes keep the label of their first sample alone (source's ``single_label``).
 
-    Inoue's SamplePairing (2018) is this with K = 2.
+    Inoue's SamplePairing (2018) is this with K = 2. Arguments, shapes and errors are those of
+    `SumMix`.
     """
 
-    def _mix(
-        self, x: Tensor, soft: Tensor, groups: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        return super()._mix(x, soft, groups, weights)[0], soft[groups[0]]
+    def _mix_labels(self, labels: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor:
+        return self._soft(labels)[groups[0]]
 
 
 class PixelMix(SumMix):
     """`SumMix` with independent weights for every pixel and equally averaged labels.
 
     The source's ``uniform-random`` (K = 2, ``alpha=1``) and ``beta-random`` (``alpha=0.4``)
-    arms. It is not mixup, whose one weight is also that of the labels. Needs ``alpha``; pixels
-    cannot be rescaled, and their weights not be set.
+    arms. It is not mixup, whose one weight is also that of the labels. Arguments, shapes and
+    errors are those of `SumMix`; but ``alpha`` is needed, pixels cannot be rescaled, and their
+    weights not be set, which a ValueError says at the first mix.
     """
 
     def _mix(
-        self, x: Tensor, soft: Tensor, groups: Tensor, weights: Tensor | None
+        self, x: Tensor, labels: Tensor, groups: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if self.alpha is None or self.rescale or weights is not None:
             raise ValueError(
@@ -336,9 +407,9 @@ class PixelMix(SumMix):
                 f"got {self.alpha=}, {self.rescale=}, {weights=}"
             )
         shape = (groups.shape[1], *x.shape[1:], len(groups))
-        drawn = _dirichlet(shape, self.alpha, self.generator).to(x.device)  # (B, ..., K)
+        drawn = _dirichlet(shape, self.alpha, self._seeded_generator()).to(x.device)  # (B, ..., K)
         mixed = (x[groups].movedim(0, -1) * drawn).sum(-1)  # half precision is summed in single
-        return mixed.to(x.dtype), sum_mix(x, soft, groups)[1]
+        return mixed.to(x.dtype), self._mix_labels(labels, groups, None)
 
 
 def _whole(k: int) -> int:
@@ -356,19 +427,43 @@ def _dirichlet(shape: tuple[int, ...], alpha: float, generator: torch.Generator)
     return torch._sample_dirichlet(concentration, generator=generator).to(weight_type())
 
 
+def _of_the_kind_of(like: Tensor, result: Tensor) -> Tensor:
+    """Give a result the subclass of what it was computed from, where the computation lost it.
+
+    A ``tv_tensor`` loses its kind in every operation, by design; other subclasses keep it. A
+    result is no parameter.
+    """
+    kind = type(like)
+    if kind is type(result) or kind is nn.Parameter:
+        return result
+    return result.as_subclass(kind)
+
+
+def _is_geometry(item: Any) -> bool:
+    """Whether an item is of a kind of torchvision that belongs to one picture."""
+    if type(item) is Tensor:
+        return False
+    kinds = sys.modules.get("torchvision.tv_tensors")  # loaded where there is such an item
+    return isinstance(
+        item, tuple(getattr(kinds, name) for name in _GEOMETRY if hasattr(kinds, name))
+    )
+
+
 def _is_nested(item: Any) -> bool:
+    if isinstance(item, Tensor):
+        return False
     if isinstance(item, Mapping):
         return True
     if isinstance(item, list | tuple):
         return any(isinstance(leaf, Tensor | Mapping | list | tuple) for leaf in item)
-    is_array = hasattr(item, "__array__") and not isinstance(item, Tensor)
-    return is_array and getattr(item, "ndim", 0) > 0
+    return hasattr(item, "__array__") and getattr(item, "ndim", 0) > 0
 
 
 def _rows_of(item: Any, first: Tensor, n: int) -> Any:
     """Rows of the mixes' first samples of what has a row an example; else the item itself."""
     if isinstance(item, Tensor):
-        return item[first.to(item.device)] if item.ndim > 0 and len(item) == n else item
+        has_rows = item.ndim > 0 and len(item) == n
+        return _of_the_kind_of(item, item[first.to(item.device)]) if has_rows else item
     is_strings = isinstance(item, tuple) and all(isinstance(leaf, str) for leaf in item)
     if (isinstance(item, list) or is_strings) and len(item) == n:
         return type(item)(item[i] for i in first.tolist())

@@ -37,6 +37,8 @@ class SharedCount:
         self._numbers = numbers.share_memory_()  # type: ignore[no-untyped-call]
         *self._rows, last = self._numbers.unbind()
         self._turn = last[0]
+        # Every batch reads K, and a call of torch takes longer than all the rest of it.
+        self._seen = memoryview(self._numbers.numpy())
 
     def write(self, k: int, weights: Tensor | None) -> None:
         """Hold K and weights, ``(K,)`` or None."""
@@ -53,11 +55,11 @@ class SharedCount:
     def read(self) -> tuple[int, Tensor | None]:
         """Return K and the weights, float64 on the CPU."""
         while True:
-            turn = int(self._turn)
-            row = self._rows[turn % 2]
-            k, count = (int(number) for number in row[:2].tolist())
-            weights = row[2 : 2 + count].clone() if count else None
-            if int(self._turn) == turn:  # else the row may have been written to meanwhile
+            turn = self._seen[2, 0]
+            row = int(turn) % 2
+            k, count = int(self._seen[row, 0]), int(self._seen[row, 1])
+            weights = self._rows[row][2 : 2 + count].clone() if count else None
+            if self._seen[2, 0] == turn:  # else the row may have been written to meanwhile
                 return k, weights
 
     def __getstate__(self) -> dict[str, Any]:

@@ -16,10 +16,18 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from trainaug.checks import widened
-from trainaug.structures import eagerly, full_precision, map_tensors, num_rows, take_rows, unwrapped
+from trainaug.structures import (
+    eagerly,
+    full_precision,
+    map_tensors,
+    model_losses,
+    num_rows,
+    take_rows,
+    unwrapped,
+)
 
 __all__ = ["Data", "GradientEstimator", "SGEstimator", "SVRGEstimator"]
 __all__ += ["StratifiedEstimator", "per_example_gradients"]
@@ -131,7 +139,7 @@ def _by_vmap(
     def loss(at: Values, *parts: Tensor) -> Tensor:
         rows = iter(parts)
         x_row, y_row = map_tensors(lambda _: next(rows)[None], (x, y))
-        return _check_losses(criterion(functional_call(model, at, (x_row,)), y_row), 1)[0]
+        return _check_losses(model_losses(model, criterion, x_row, y_row, at), 1)[0]
 
     where = (None, *[0] * len(tensors))
     found = vmap(grad(loss), where, chunk_size=chunk_size)(at, *tensors)
@@ -143,7 +151,8 @@ def _one_by_one(model: nn.Module, criterion: Criterion, x: Any, y: Any) -> Tenso
     rows = []
     for i in torch.split(torch.arange(num_rows(x), device="cpu"), 1):
         with torch.enable_grad():
-            losses = _check_losses(criterion(model(take_rows(x, i)), take_rows(y, i)), 1)
+            losses = model_losses(model, criterion, take_rows(x, i), take_rows(y, i))
+            losses = _check_losses(losses, 1)
         with full_precision(losses.device):
             parts = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
         rows.append(torch.cat([part.flatten() for part in parts]))
@@ -193,8 +202,9 @@ class _Estimator:
         device = inputs[0].device
         x, y = (map_tensors(lambda t: t.to(device), v) for v in (x, y))
         with torch.enable_grad(), eagerly():
-            outputs = model(x) if at is None else functional_call(model, {**at, **values}, (x,))
-            losses = widened(_check_losses(self.criterion(outputs, y), len(indices)))
+            tensors = None if at is None else {**at, **values}
+            losses = model_losses(model, self.criterion, x, y, tensors)
+            losses = widened(_check_losses(losses, len(indices)))
             with full_precision(losses.device):
                 loss = losses.mean() if weights is None else losses @ weights.to(losses)
                 parts = torch.autograd.grad(loss, inputs, materialize_grads=True)

@@ -19,7 +19,7 @@ from torch.nn.grad import conv2d_weight
 from torch.nn.utils import parametrize
 
 from trainaug.checks import widened
-from trainaug.structures import eagerly, full_precision, unwrapped
+from trainaug.structures import eagerly, full_precision, model_losses, unwrapped
 
 __all__ = ["Factors", "LayerFactors", "UnsupportedLayerError"]
 __all__ += ["flat_gradients", "gram_matrix", "layer_factors"]
@@ -411,11 +411,20 @@ def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
     named = f"layer {name!r} ({type(module).__name__})"
     named = named if name else f"the model itself, layer '' ({type(module).__name__}),"
     if why := _why_unsupported(name, modules):
-        raise UnsupportedLayerError(
-            f"{named} {why}: pass layers=[...] to leave it out of the clustering"
-        )
+        advice = "pass layers=[...] to leave it out of the clustering"
+        can = [other for other in modules if _can_count(other, modules)]
+        if can:
+            advice += f"; {len(can)} layers can count: {can[:3]}{', ...' if can[3:] else ''}"
+        raise UnsupportedLayerError(f"{named} {why}: {advice}")
     if not module.weight.requires_grad:
         raise ValueError(f"the weight of {named} is frozen")
+
+
+def _can_count(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether ``layers`` may name a module, as far as it can be told before it runs."""
+    module = modules[name]
+    is_right = _own_trainable(module) and _why_unsupported(name, modules) is None
+    return is_right and bool(module.weight.requires_grad)
 
 
 def _why_unsupported(name: str, modules: Mapping[str, nn.Module]) -> str | None:
@@ -467,7 +476,7 @@ def layer_factors(
         verify: See ``LayerFactors.factors``; costs another way back with weights' gradients.
     """
     with LayerFactors(model, layers, bias=bias) as hooks, torch.enable_grad():
-        return hooks.factors(criterion(unwrapped(model)(x), y), verify=verify)
+        return hooks.factors(model_losses(unwrapped(model), criterion, x, y), verify=verify)
 
 
 def flat_gradients(factors: Mapping[str, Factors]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainaug.batches import OrderedBatchSampler, batch_sizes, from_all_ranks
-from trainaug.checks import indices
+from trainaug.checks import indices as checked_indices
 
 __all__ = ["StratifiedSampler"]
 
@@ -58,8 +58,8 @@ class StratifiedSampler(OrderedBatchSampler):
         num_examples: int,
         batch_size: int,
         generator: torch.Generator,
-        drop_last: bool = False,
         *,
+        drop_last: bool = False,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -108,16 +108,16 @@ class StratifiedSampler(OrderedBatchSampler):
         self._partition(labels if on_ranks is None else on_ranks[0])
         self._clustered_later |= self._first_state is not None
 
-    def weights(self, index: Tensor) -> Tensor:
+    def weights(self, indices: Tensor) -> Tensor:
         """Return the weights $MN_{a_i}/N$ of examples, any shape, float32 on their device.
 
         Raises:
             ValueError: If an index is no integer or out of range.
         """
-        i = indices(index.flatten(), self.num_examples).reshape(index.shape)
+        i = checked_indices(indices.flatten(), self.num_examples).reshape(indices.shape)
         if self._cluster_of is None:
-            return torch.ones(index.shape, device=index.device)
-        return self._cluster_weights[self._cluster_of[i]].to(index.device)
+            return torch.ones(indices.shape, device=indices.device)
+        return self._cluster_weights[self._cluster_of[i]].to(indices.device)
 
     def __len__(self) -> int:
         return len(self._sizes)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainaug.batches import OrderedBatchSampler, batch_sizes, from_all_ranks
-from trainaug.checks import indices
+from trainaug.checks import indices as checked_indices
 from trainaug.roots import log
 
 __all__ = ["RandomSnoozeSampler", "SnoozeSampler", "snooze_threshold"]
@@ -171,7 +171,8 @@ class SnoozeSampler(_SubsetSampler):
     sleep is over. Sleepers keep their last $\alpha$ in both. Epochs with fewer than
     ``min_batches`` full batches awake are skipped, and who wakes in one stays awake for the next.
 
-    Pass ``feedback``, and ``weights``, to ``train``. An example without a loss stays awake.
+    Give the training losses to ``update``, and multiply by ``weights``; of ``train`` they are
+    ``feedback`` and ``weights``. An example without a loss stays awake.
     ``len()`` is exact: between epochs it is that of the next, and later losses correct it. All
     ranks need the losses of all: where `torch.distributed` is initialised with ``num_replicas``
     processes they are gathered when an epoch is chosen, by an iteration or by ``len()`` between
@@ -268,8 +269,8 @@ class SnoozeSampler(_SubsetSampler):
         r"""The $\alpha$ of all examples, ``(N,)``, NaN before the first loss."""
         return self._average / (1 - self.beta ** self._visits.double())  # 0/0 where not visited
 
-    def feedback(self, index: Tensor, losses: Tensor) -> None:
-        """Take the losses ``(B,)`` of the training pass of the examples ``index`` ``(B,)``.
+    def update(self, indices: Tensor, values: Tensor) -> None:
+        """Take the losses ``values`` ``(B,)`` of the training pass of examples ``(B,)``.
 
         With several ranks these wait for those of the other ranks, until the next epoch is chosen.
 
@@ -277,8 +278,8 @@ class SnoozeSampler(_SubsetSampler):
             ValueError: If shapes differ, or an index is out of range or comes twice.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
-        i = indices(index, self.num_examples)
-        a = losses.detach().cpu().double()
+        i = checked_indices(indices, self.num_examples)
+        a = values.detach().cpu().double()
         if a.shape != i.shape:
             raise ValueError(f"losses must have shape {tuple(i.shape)}, got {tuple(a.shape)}")
         if len(set(i.tolist())) != len(i):
@@ -362,7 +363,7 @@ class SnoozeSampler(_SubsetSampler):
         kept["_average"][i] = self.beta * kept["_average"][i] + (1 - self.beta) * a
         kept["_visits"][i] += 1
 
-    def weights(self, index: Tensor) -> Tensor:
+    def weights(self, indices: Tensor) -> Tensor:
         r"""Return the weights ``(B,)`` of the losses of examples of this epoch, on their device.
 
         1, or with ``reweight`` the epochs run since the example was last in one, $2^\delta$ if
@@ -374,14 +375,14 @@ class SnoozeSampler(_SubsetSampler):
         a single epoch: unlike InfoBatch's random pruning the losses fix who sleeps, so its gradient
         is a biased estimate, and present gradients of an example stand in for those it missed.
         """
-        i = indices(index, self.num_examples)
+        i = checked_indices(indices, self.num_examples)
         w = self._weights[i] if self.reweight else torch.ones_like(i)
-        return w.to(index.device, torch.get_default_dtype())
+        return w.to(indices.device, torch.get_default_dtype())
 
     def _choose(self) -> Tensor:
         if self.active_counts and self.epoch > self.warmup_epochs:
             if not bool(self._visits.any()):
-                raise RuntimeError("no losses have come: pass sampler.feedback to the loop")
+                raise RuntimeError("no losses have come: pass sampler.update to the loop")
             if self.kind == "exponential":
                 self._judge()
             else:
@@ -452,8 +453,8 @@ class RandomSnoozeSampler(_SubsetSampler):
         num_examples: int,
         batch_size: int,
         generator: torch.Generator,
-        counts: Sequence[int],
         *,
+        counts: Sequence[int],
         drop_last: bool = False,
         num_replicas: int = 1,
         rank: int = 0,

@@ -5,14 +5,19 @@ Chapter: notebooks/01_vse_hard_negatives.ipynb
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from trainaug.checks import widened
-from trainaug.methods.hard_negatives.losses import check_groups, visible
+from trainaug.methods.hard_negatives.losses import (
+    Reduction,
+    check_groups,
+    check_margin,
+    check_reduction,
+    reduced,
+    visible,
+)
 from trainaug.methods.hard_negatives.scores import check_embeddings, without_autocast
 
 __all__ = ["chunked_max_of_hinges", "chunked_sum_of_hinges"]
@@ -25,6 +30,7 @@ def chunked_max_of_hinges(
     *,
     margin: float = 0.2,
     chunk_size: int = 1024,
+    reduction: Reduction = "none",
 ) -> Tensor:
     """Max of hinges of the dot products of embeddings, without ever holding ``(B, B)`` scores.
 
@@ -37,17 +43,18 @@ def chunked_max_of_hinges(
         groups: Group of each pair, ``(B,)``; pairs of one group are no negatives. By default
             each pair is a group of its own.
         margin: At least 0.
-        chunk_size: Pictures handled at once.
+        chunk_size: Pictures handled at once, at least 1.
+        reduction: ``none``, the loss of each pair, ``(B,)``; or their ``sum`` or ``mean``.
 
     Returns:
-        Loss of each pair, ``(B,)``, as `MaxOfHinges` with ``reduction="none"``; half-precision
-        embeddings are computed with in float32, inside ``torch.autocast`` as well.
+        The loss as of `MaxOfHinges`, ``(B,)`` or a scalar; half-precision embeddings are computed
+        with in float32, inside ``torch.autocast`` as well.
 
     Raises:
-        ValueError: If a shape, type or device is wrong, ``margin`` negative or ``chunk_size``
-            below 1.
+        ValueError: If a shape, type or device is wrong, ``margin`` negative, ``chunk_size`` below
+            1 or the reduction unknown.
     """
-    images, captions, groups = _checked(images, captions, groups, margin, chunk_size)
+    images, captions, groups = _checked(images, captions, groups, margin, chunk_size, reduction)
     with without_autocast(images.device):
         caption, image, alone_row, alone_column = _hardest(
             images.detach(), captions.detach(), groups, chunk_size
@@ -55,7 +62,8 @@ def chunked_max_of_hinges(
         positive = (images * captions).sum(1) - margin
         rows = ((images * captions[caption]).sum(1) - positive).relu().masked_fill(alone_row, 0.0)
         columns = ((images[image] * captions).sum(1) - positive).relu()
-        return visible(rows + columns.masked_fill(alone_column, 0.0), positive)
+        losses = rows + columns.masked_fill(alone_column, 0.0)
+    return reduced(visible(losses, positive), reduction)
 
 
 def _hardest(
@@ -91,14 +99,29 @@ def chunked_sum_of_hinges(
     *,
     margin: float = 0.2,
     chunk_size: int = 1024,
+    reduction: Reduction = "none",
 ) -> Tensor:
     """Sum of hinges of the dot products of embeddings; each chunk is computed again backwards.
 
-    Arguments, result and errors as in `chunked_max_of_hinges`; as `SumOfHinges`, ``"none"``.
-    Inside ``torch.func.grad`` and its kin, where torch can compute nothing again, the hinges of
-    all chunks are kept.
+    Args:
+        images: As in `chunked_max_of_hinges`, and so are the others.
+        captions: Embeddings, ``(B, D)``.
+        groups: Group of each pair, ``(B,)``.
+        margin: At least 0.
+        chunk_size: Pictures handled at once, at least 1.
+        reduction: ``none``, ``sum`` or ``mean``.
+
+    Returns:
+        The loss as of `SumOfHinges`, ``(B,)`` or a scalar.
+
+    Raises:
+        ValueError: As in `chunked_max_of_hinges`.
+
+    Notes:
+        Inside ``torch.func.grad`` and its kin, where torch can compute nothing again, the hinges
+        of all chunks are kept.
     """
-    images, captions, groups = _checked(images, captions, groups, margin, chunk_size)
+    images, captions, groups = _checked(images, captions, groups, margin, chunk_size, reduction)
     recomputes = _can_recompute()
 
     def hinges(images: Tensor, captions: Tensor, positive: Tensor, start: int) -> Tensor:
@@ -118,7 +141,7 @@ def chunked_sum_of_hinges(
             else:
                 part = hinges(images, captions, positive, start)
             losses = losses + part
-    return visible(losses, positive)
+    return reduced(visible(losses, positive), reduction)
 
 
 def _can_recompute() -> bool:
@@ -132,15 +155,22 @@ def _can_recompute() -> bool:
 
 
 def _checked(
-    images: Tensor, captions: Tensor, groups: Tensor | None, margin: float, chunk_size: int
+    images: Tensor,
+    captions: Tensor,
+    groups: Tensor | None,
+    margin: float,
+    chunk_size: int,
+    reduction: Reduction,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if images.ndim != 2 or images.shape != captions.shape or len(images) == 0:
         raise ValueError(
             f"need embeddings (B, D) twice, got {tuple(images.shape)} and {tuple(captions.shape)}"
         )
     dtype = check_embeddings(images, captions)
-    if not 0 <= margin < math.inf or chunk_size < 1:
-        raise ValueError(f"need margin >= 0 and chunk_size >= 1, got {margin} and {chunk_size}")
+    check_margin(margin)
+    check_reduction(reduction)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if groups is None:
         groups = torch.arange(len(images), device=images.device)
     if groups.shape != (len(images),):

@@ -1,4 +1,4 @@
-"""Hinge losses on a matrix of scores: the sum over all negatives, or the hardest one alone.
+"""Hinge losses on scores or embeddings: the sum over all negatives, or the hardest one alone.
 
 Chapter: notebooks/01_vse_hard_negatives.ipynb
 Reference: Faghri et al., VSE++, BMVC 2018, the losses "sum of hinges" and "max of hinges".
@@ -7,12 +7,14 @@ Reference: Faghri et al., VSE++, BMVC 2018, the losses "sum of hinges" and "max 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trainaug.checks import finite, widened
+from trainaug.methods.hard_negatives.scores import cosine_scores
 
 __all__ = ["HingeCurriculum", "MaxOfHinges", "SumOfHinges", "group_mask", "subsample_negatives"]
 
@@ -68,23 +70,67 @@ def subsample_negatives(
     return masks[0], masks[1].T
 
 
-class _Hinges(nn.Module):
+class _OnScores(nn.Module, ABC):
+    """A loss of a matrix of scores, which takes embeddings as well."""
+
+    def forward(self, scores: Tensor, captions: Mask = None, positive_mask: Mask = None) -> Tensor:
+        """Return the loss, a scalar or ``(B,)``, of ``scores`` or of ``images, captions``.
+
+        ``loss(images, captions)`` is ``loss(cosine_scores(images, captions))``, and
+        ``loss(images, captions, positive_mask)`` the same with a mask. With a matrix of scores the
+        mask comes second, ``loss(scores, positive_mask)``: what is boolean, or a tuple, is a mask,
+        and what is floating are captions. ``positive_mask=`` works in either form.
+
+        The loss of a pair whose own score is infinite or NaN is NaN, and so is its gradient. The
+        same holds for NaN of a negative; a negative at -inf is as good as masked.
+
+        Args:
+            scores: ``(B, B)``, floating, rows pictures, columns captions, true pairs on the
+                diagonal; or, before ``captions``, embeddings of pictures, floating, ``(B, D)``.
+            captions: Embeddings of the captions, floating, ``(B, D)``; row ``a`` belongs to
+                picture ``a``.
+            positive_mask: Pairs that are no negatives, boolean ``(B, B)`` with the diagonal; one
+                for both directions, or one for pictures and one for captions as queries. By
+                default the diagonal alone.
+
+        Raises:
+            ValueError: If a shape, type or device is wrong or a mask lacks the diagonal. Where a
+                mask has no value to look at (``torch.compile``, ``torch.vmap``, the meta device),
+                the diagonal counts as marked.
+        """
+        if captions is None:
+            return self._loss(scores, positive_mask)
+        if not (isinstance(captions, Tensor) and captions.is_floating_point()):
+            if positive_mask is not None:
+                raise ValueError("got two masks: give one, or one for each direction in a tuple")
+            return self._loss(scores, captions)
+        if scores.shape != captions.shape:
+            raise ValueError(
+                f"need embeddings (B, D) twice, got {tuple(scores.shape)} and "
+                f"{tuple(captions.shape)}; a mask must be boolean"
+            )
+        if _is_a_mask_in_numbers(captions) and not _is_a_mask_in_numbers(scores):
+            shape = tuple(captions.shape)
+            raise ValueError(f"a mask must be boolean {shape}, got {captions.dtype} of 0 and 1")
+        return self._loss(cosine_scores(scores, captions), positive_mask)
+
+    @abstractmethod
+    def _loss(self, scores: Tensor, positive_mask: Mask) -> Tensor:
+        """Return the loss of a matrix of scores."""
+
+
+class _Hinges(_OnScores):
     def __init__(self, margin: float = 0.2, reduction: Reduction = "sum") -> None:
         super().__init__()
-        if not 0 <= margin < math.inf:
-            raise ValueError(f"margin must be finite and at least 0, got {margin}")
-        if reduction not in ("sum", "mean", "none"):
-            raise ValueError(f"reduction must be sum, mean or none, got {reduction!r}")
+        check_margin(margin)
+        check_reduction(reduction)
         self.margin, self.reduction = margin, reduction
 
     def extra_repr(self) -> str:
         return f"margin={self.margin}, reduction={self.reduction!r}"
 
     def _reduce(self, losses: Tensor, positive: Tensor) -> Tensor:
-        losses = visible(losses, positive)
-        if self.reduction == "none":
-            return losses
-        return losses.sum() if self.reduction == "sum" else losses.mean()
+        return reduced(visible(losses, positive), self.reduction)
 
 
 class SumOfHinges(_Hinges):
@@ -121,24 +167,7 @@ class SumOfHinges(_Hinges):
         super().__init__(margin, reduction)
         self.average_negatives = average_negatives
 
-    def forward(self, scores: Tensor, positive_mask: Mask = None) -> Tensor:
-        """Return the loss, a scalar or ``(B,)``.
-
-        The loss of a pair whose own score is infinite or NaN is NaN, and so is its gradient. The
-        same holds for NaN of a negative; a negative at -inf is as good as masked.
-
-        Args:
-            scores: ``(B, B)``, floating, rows pictures, columns captions, true pairs on the
-                diagonal.
-            positive_mask: Pairs that are no negatives, boolean ``(B, B)`` with the diagonal; one
-                for both directions, or one for pictures and one for captions as queries. By
-                default the diagonal alone.
-
-        Raises:
-            ValueError: If a shape, type or device is wrong or a mask lacks the diagonal. Where a
-                mask has no value to look at (``torch.compile``, ``torch.vmap``, the meta device),
-                the diagonal counts as marked.
-        """
+    def _loss(self, scores: Tensor, positive_mask: Mask) -> Tensor:
         by_row, by_column = _masks(scores, positive_mask)
         scores = widened(scores)
         positive = scores.diagonal()  # (B,)
@@ -169,27 +198,26 @@ class MaxOfHinges(_Hinges):
         0.6
     """
 
-    def forward(self, scores: Tensor, positive_mask: Mask = None) -> Tensor:
-        """Return the loss, a scalar or ``(B,)``; arguments as in `SumOfHinges.forward`."""
+    def _loss(self, scores: Tensor, positive_mask: Mask) -> Tensor:
         by_row, by_column = _masks(scores, positive_mask)
         scores = widened(scores)
-        found = scores.detach().masked_fill(by_row, -torch.inf)
-        row, caption = found.max(1)  # (B,), -inf for a query without negatives
+        negatives = scores.detach().masked_fill(by_row, -torch.inf)
+        row, caption = negatives.max(1)  # (B,), -inf for a query without negatives
         if by_column is not by_row:
-            found = scores.detach().masked_fill(by_column, -torch.inf)
-        column, image = found.T.contiguous().max(1)  # faster than along the columns
+            negatives = scores.detach().masked_fill(by_column, -torch.inf)
+        column, image = negatives.T.contiguous().max(1)  # faster than along the columns
         size = len(scores)
         numbers = torch.arange(size, device=scores.device)
         # All that the loss needs in one gather: the backward pass then fills one matrix, not three.
-        places = torch.cat([numbers * (size + 1), numbers * size + caption, image * size + numbers])
-        positive, hardest_row, hardest_column = scores.reshape(-1).gather(0, places).chunk(3)
+        cells = torch.cat([numbers * (size + 1), numbers * size + caption, image * size + numbers])
+        positive, hardest_row, hardest_column = scores.reshape(-1).gather(0, cells).chunk(3)
         lead = positive - self.margin
         rows = (hardest_row - lead).relu().masked_fill(row == -torch.inf, 0.0)
         columns = (hardest_column - lead).relu().masked_fill(column == -torch.inf, 0.0)
         return self._reduce(rows + columns, positive)
 
 
-class HingeCurriculum(nn.Module):
+class HingeCurriculum(_OnScores):
     """Sum of hinges for the first ``warmup_steps`` updates, then max of hinges.
 
     Call `step` after each update. An optimiser with adaptive step lengths must forget the larger
@@ -226,8 +254,7 @@ class HingeCurriculum(nn.Module):
         self._has_switched = self.steps >= self.warmup_steps
         return self.steps == self.warmup_steps
 
-    def forward(self, scores: Tensor, positive_mask: Mask = None) -> Tensor:
-        """Return the loss of the current phase; arguments as in `SumOfHinges.forward`."""
+    def _loss(self, scores: Tensor, positive_mask: Mask) -> Tensor:
         loss: Tensor = (self.max if self._has_switched else self.sum)(scores, positive_mask)
         return loss
 
@@ -257,6 +284,25 @@ def visible(losses: Tensor, positive: Tensor) -> Tensor:
     return losses * factor + positive * poison
 
 
+def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    """Return the sum or the mean of losses ``(B,)``, or the losses themselves."""
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.mean()
+
+
+def check_margin(margin: float) -> None:
+    """Raise a ValueError for a margin that is negative or not finite."""
+    if not 0 <= margin < math.inf:
+        raise ValueError(f"margin must be finite and at least 0, got {margin}")
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise a ValueError for an unknown reduction."""
+    if reduction not in ("sum", "mean", "none"):
+        raise ValueError(f"reduction must be sum, mean or none, got {reduction!r}")
+
+
 def check_groups(name: str, groups: Tensor) -> None:
     """Raise a ValueError for numbers that would make one group of two, or two of one.
 
@@ -278,10 +324,21 @@ def _answer(question: Tensor) -> bool | None:
         return None
 
 
+def _is_a_mask_in_numbers(values: Tensor) -> bool:
+    """Whether a square matrix holds 0 and 1 alone, and 1 on its diagonal."""
+    if values.shape != (len(values), len(values)):
+        return False
+    ones = values.detach() == 1
+    return _answer(ones.diagonal().all() & (ones | (values.detach() == 0)).all()) is True
+
+
 def _masks(scores: Tensor, positive_mask: Mask) -> tuple[Tensor, Tensor]:
     size = len(scores) if scores.ndim else 0
     if scores.shape != (size, size) or size == 0:
-        raise ValueError(f"scores must have shape (B, B), B >= 1, got {tuple(scores.shape)}")
+        raise ValueError(
+            f"scores must have shape (B, B), B >= 1, got {tuple(scores.shape)}; "
+            "of embeddings give two, loss(images, captions)"
+        )
     if not scores.is_floating_point():
         raise ValueError(f"scores must be floating, got {scores.dtype}")
     if positive_mask is None:

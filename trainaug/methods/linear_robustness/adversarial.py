@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainaug.methods.linear_robustness.norms import Norm, dual, dual_vector, norm
+from trainaug.methods.linear_robustness.norms import dual, dual_vector, norm
 from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
+from trainaug.norms import Norm
 
 __all__ = ["adversarial_paths"]
 
@@ -38,7 +39,7 @@ def adversarial_paths(
 
     Args:
         Z: Signed rows of one problem, float32 or float64, shape ``(N, D)``.
-        attack: Norm of the perturbation.
+        attack: Norm of the perturbation, any.
         eps: Radii, at least 0, shape ``(E,)``.
         lr: Step length at the start for each radius, positive.
         record_at: Increasing step numbers to record; the last one ends the run.
@@ -47,8 +48,8 @@ def adversarial_paths(
         Weights at the recorded steps, shape ``(K, E, D)``.
 
     Raises:
-        ValueError: If a shape is wrong, a radius negative or not finite, a step length not
-            positive or a step number out of order.
+        ValueError: If the norm is unknown, a shape is wrong, a radius negative or not finite, a
+            step length not positive or a step number out of order.
         FloatingPointError: If the weights leave the range of their type.
 
     Example:
@@ -67,16 +68,16 @@ def adversarial_paths(
     weight_norm, radii = dual(attack), eps.to(Z).unsqueeze(-1)  # (E, 1)
     rates = torch.tensor(list(lr), dtype=Z.dtype, device=Z.device).unsqueeze(-1)  # (E, 1)
     w = torch.zeros(len(eps), Z.shape[1], dtype=Z.dtype, device=Z.device)
-    found = []
+    recorded = []
     with full_precision(Z):
         for t in range(record_at[-1] + 1):
             if t in record_at:
-                found.append(w)
+                recorded.append(w)
             q = torch.softmax(-(w @ Z.T), -1)  # (E, N); eps |w|_* is the same for every row
             g = radii * dual_vector(w, weight_norm) - q @ Z  # (E, D)
             length = norm(g, "l2").unsqueeze(-1)
             w = w - rates / math.sqrt(t + 1) * torch.where(length > 0, g / length, 0.0)
-    weights = torch.stack(found)
+    weights = torch.stack(recorded)
     if not bool(weights.isfinite().all()):
         raise FloatingPointError(f"the weights leave the range of {Z.dtype}: scale Z")
     return weights

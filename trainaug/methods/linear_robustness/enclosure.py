@@ -24,8 +24,10 @@ import torch
 from torch import Tensor
 
 from trainaug.checks import sign_labels
-from trainaug.methods.linear_robustness.norms import FourierNorm, Norm, check_norm, dual
+from trainaug.extras import extra
+from trainaug.methods.linear_robustness.norms import dual
 from trainaug.methods.linear_robustness.robustness import signed_rows
+from trainaug.norms import FourierNorm, Norm, PlainNorm, check_norm, shaped_norm
 
 __all__ = ["Enclosure", "enclosure", "exact_witness"]
 
@@ -66,7 +68,7 @@ def enclosure(
     Args:
         X: Inputs, shape ``(N, D)``, any floating type; taken exactly as they are.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
-        attack: Norm of the perturbation; $\|\cdot\|_*$ is its dual.
+        attack: Norm of the perturbation, any; $\|\cdot\|_*$ is its dual.
         w: Weights that separate the data, shape ``(D,)``; their scale does not matter.
         lam: Dual point, at least 0 and not 0, shape ``(N,)``; its scale does not matter.
         precision: Bits of the balls, at least 2; the bounds hold for any.
@@ -75,8 +77,11 @@ def enclosure(
         The two bounds in float64.
 
     Raises:
-        ValueError: If the data or a point are malformed, or the exact margin of some row is not
+        ValueError: If the norm is unknown or its signals do not fit the columns, the data or a
+            point are malformed, ``precision`` is below 2, or the exact margin of some row is not
             positive, so that ``w`` proves nothing.
+        ModuleNotFoundError: If python-flint is missing and the attack is neither ``"linf"`` nor
+            ``"l1"``.
 
     Example:
         >>> import torch
@@ -84,9 +89,10 @@ def enclosure(
         >>> enclosure(X, y, "linf", w=torch.tensor([0.25, 0.75]), lam=torch.tensor([0.25, 0.75]))
         Enclosure(lower=1.75, upper=1.75)
     """
-    attack = check_norm(attack)
+    check_norm(attack)
     signed_rows(X, y)  # refuses malformed data; its products are not used
     rows, columns = X.shape
+    attack = shaped_norm(attack, (columns,))
     if isinstance(attack, FourierNorm) and math.prod(attack.shape) != columns:
         raise ValueError(f"a Fourier norm of signals {attack.shape} does not fit {columns} columns")
     if precision < 2:
@@ -126,7 +132,8 @@ def exact_witness(Z: Tensor, q: Tensor) -> Tensor | None:
         The point rounded to float64, shape ``(N,)``; None if the support of ``q`` holds no exact
         one, or more than 1000 rows.
     """
-    from flint import fmpz_mat
+    with extra("proofs"):
+        from flint import fmpz_mat
 
     support = (q > 1e-12).nonzero().squeeze(1)
     if not 0 < len(support) <= _LARGEST_SUPPORT:
@@ -167,9 +174,9 @@ def _direction(point: Tensor, name: str, size: int) -> list[int]:
             f"{tuple(point.shape)}"
         )
     values: list[float] = point.tolist()
-    for place, value in enumerate(values):
+    for number, value in enumerate(values):
         if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value} at {place}")
+            raise ValueError(f"{name} must be finite, got {value} at {number}")
     integers, _ = _integers(values)
     factor = math.gcd(*integers)
     if factor == 0:
@@ -177,18 +184,19 @@ def _direction(point: Tensor, name: str, size: int) -> list[int]:
     return [integer // factor for integer in integers]
 
 
-def _norm_above(values: list[int], kind: Norm, precision: int) -> Fraction:
+def _norm_above(values: list[int], norm: PlainNorm | FourierNorm, precision: int) -> Fraction:
     """Return a rational upper bound of the norm of an integer vector; exact for l1 and linf."""
-    if kind == "l1":
+    if norm == "l1":
         return Fraction(sum(map(abs, values)))
-    if kind == "linf":
+    if norm == "linf":
         return Fraction(max(map(abs, values)))
-    from flint import arb, ctx, fmpq
+    with extra("proofs"):
+        from flint import arb, ctx, fmpq
 
     with ctx.workprec(precision):
-        if isinstance(kind, FourierNorm):
-            moduli = [z.abs_upper().fmpq() for z in _spectrum(values, kind.shape, precision)]
-            bound = max(moduli) if kind.order == "linf" else sum(moduli, fmpq(0))
+        if isinstance(norm, FourierNorm):
+            moduli = [z.abs_upper().fmpq() for z in _spectrum(values, norm.shape, precision)]
+            bound = max(moduli) if norm.order == "linf" else sum(moduli, fmpq(0))
         else:
             bound = arb(sum(value * value for value in values)).sqrt().upper().fmpq()
     return Fraction(int(bound.p), int(bound.q))
@@ -196,7 +204,8 @@ def _norm_above(values: list[int], kind: Norm, precision: int) -> Fraction:
 
 def _spectrum(values: list[int], shape: tuple[int, ...], precision: int) -> list[Any]:
     """Enclose the unitary transform: each pass transforms the first axis and makes it the last."""
-    from flint import acb_mat
+    with extra("proofs"):
+        from flint import acb_mat
 
     spectrum: list[Any] = values
     for side in shape:
@@ -208,7 +217,8 @@ def _spectrum(values: list[int], shape: tuple[int, ...], precision: int) -> list
 @lru_cache(maxsize=8)
 def _transform(side: int, precision: int) -> Any:
     r"""Enclose the matrix $e^{-2\pi i jk/n}/\sqrt n$, symmetric, shape ``(side, side)``."""
-    from flint import acb_mat, ctx
+    with extra("proofs"):
+        from flint import acb_mat, ctx
 
     with ctx.workprec(precision):
         return acb_mat.dft(side)

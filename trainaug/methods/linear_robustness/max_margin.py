@@ -19,17 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainaug.extras import extra
 from trainaug.methods.linear_robustness.enclosure import exact_witness
-from trainaug.methods.linear_robustness.norms import (
-    FourierNorm,
-    Norm,
-    PlainNorm,
-    check_norm,
-    dual,
-    norm,
-    project,
-)
+from trainaug.methods.linear_robustness.norms import dual, norm, project
 from trainaug.methods.linear_robustness.robustness import full_precision, signed_rows
+from trainaug.norms import FourierNorm, Norm, PlainNorm, check_norm, shaped_norm
 
 __all__ = ["MaxMargin", "NotSeparableError", "SolverFailedError", "max_margin", "second_solver"]
 
@@ -94,13 +88,24 @@ class MaxMargin:
 
 
 def second_solver(attack: Norm) -> str:
-    """Name the solver of second opinion: HiGHS for linear programs, SCS for cones."""
+    """Name the solver of second opinion: HiGHS for linear programs, SCS for cones.
+
+    Args:
+        attack: Norm of the perturbation, any.
+
+    Returns:
+        ``"HIGHS"`` for ``"l1"`` and ``"linf"``, ``"SCS"`` for the others.
+
+    Raises:
+        ValueError: If there is no such norm.
+    """
     return "HIGHS" if check_norm(attack) in ("l1", "linf") else "SCS"
 
 
 def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") -> MaxMargin:
     r"""Find the maximally robust linear classifier, $\min\{\|w\|_* : y_i w^\top x_i \ge 1\}$.
 
+    By Lemma 2 its solutions are the maximally robust separators (a lemma of Faghri et al. 2021).
     The problem is handed to the solver as it is. Where that gives no two points with a relative gap
     of 1e-4, it is solved again with the columns scaled to one size, and the dual point is corrected
     in the unscaled units: columns of very different size hide from a solver what separates.
@@ -108,18 +113,20 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
     Args:
         X: Inputs, shape ``(N, D)``; solved in float64 on the CPU.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
-        attack: Norm of the perturbation; $\|\cdot\|_*$ is its dual.
+        attack: Norm of the perturbation, any; $\|\cdot\|_*$ is its dual.
         solver: ``"CLARABEL"``, ``"SCS"``, or, for linear programs, ``"HIGHS"``.
 
     Returns:
         Both feasible points in float64 on the device of ``X``, with the gap between them.
 
     Raises:
-        ValueError: If the data are malformed, the largest entry is not between 1e-150 and 1e150, or
-            an option is unknown.
+        ValueError: If the data are malformed, the largest entry is not between 1e-150 and 1e150,
+            the norm or the solver is unknown, or the signals of the norm do not fit ``D``.
         NotSeparableError: If no $w$ separates the data without bias, which is proved.
         SolverFailedError: If no points with a relative gap of at most 1e-4 were found, and no proof
-            that the data are not separable either.
+            that the data are not separable either; also if the solver does not take the program, as
+            HiGHS does not take cones.
+        ModuleNotFoundError: If cvxpy is missing, or python-flint where separability is in doubt.
 
     Example:
         >>> X, y = torch.tensor([[3.0, 4.0], [-3.0, -4.0]]).double(), torch.tensor([1, -1])
@@ -128,7 +135,7 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
     """
     if solver not in _OPTIONS:
         raise ValueError(f"unknown solver {solver!r}, expected one of {', '.join(_OPTIONS)}")
-    kind = dual(attack)
+    check_norm(attack)
     Z = signed_rows(X, y).detach().to("cpu", torch.float64)
     zero_rows = (Z == 0).all(1)
     if bool(zero_rows.any()):  # a row of zeros has margin zero, whatever w is
@@ -139,7 +146,8 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
             f"the largest entry of X must be between {1 / _RANGE} and {_RANGE}, got {largest}: "
             "change the unit"
         )
-    basis, alone = _real_basis(kind) if isinstance(kind, FourierNorm) else (None, 0)
+    attack = shaped_norm(attack, (Z.shape[1],))
+    basis, alone = _real_basis(dual(attack)) if isinstance(attack, FourierNorm) else (None, 0)
     with full_precision(Z):
         try:
             return _solved(Z, attack, solver, basis, alone, X.device)
@@ -147,9 +155,9 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
             failure = error
         witness = _witness(Z) if failure.infeasible else None
         if witness is None:
-            found = _solved_scaled(Z, attack, solver, basis, alone, X.device)
-            if found is not None:
-                return found
+            solution = _solved_scaled(Z, attack, solver, basis, alone, X.device)
+            if solution is not None:
+                return solution
             witness = None if failure.infeasible else _witness(Z)
     if witness is not None:
         raise NotSeparableError(witness, float((witness @ Z).abs().max()))
@@ -167,7 +175,7 @@ class _UnsolvedError(Exception):
 
 def _solved(
     Z: Tensor,
-    attack: Norm,
+    attack: PlainNorm | FourierNorm,
     solver: str,
     basis: Tensor | None,
     alone: int,
@@ -179,7 +187,8 @@ def _solved(
 
     ``unit`` is an estimate of the optimum, by which the scaled objective is divided.
     """
-    import cvxpy as cp
+    with extra("proofs"):
+        import cvxpy as cp
 
     kind = dual(attack)
     scale = float(norm(Z, attack).max()) if columns is None else 1.0
@@ -214,15 +223,15 @@ def _solved(
         lam = _corrected(Z, w, lam * unit, attack)
     elif basis is not None:
         w = basis @ w
-    found = _certify(Z, w, lam, attack, solver, device)
-    if not abs(found.gap) <= _GAP:
-        raise _UnsolvedError(f"{solver} left a relative gap of {found.gap:.1e}")
-    return found
+    solution = _certify(Z, w, lam, attack, solver, device)
+    if not abs(solution.gap) <= _GAP:
+        raise _UnsolvedError(f"{solver} left a relative gap of {solution.gap:.1e}")
+    return solution
 
 
 def _solved_scaled(
     Z: Tensor,
-    attack: Norm,
+    attack: PlainNorm | FourierNorm,
     solver: str,
     basis: Tensor | None,
     alone: int,
@@ -239,7 +248,7 @@ def _solved_scaled(
     return None
 
 
-def _corrected(Z: Tensor, w: Tensor, lam: Tensor, attack: Norm) -> Tensor:
+def _corrected(Z: Tensor, w: Tensor, lam: Tensor, attack: PlainNorm | FourierNorm) -> Tensor:
     r"""Move a dual point so that $Z^\top\lambda$ is a subgradient of $\|w\|_*$ in all columns.
 
     At the optimum it is one. A solver meets that to its tolerance in the scaled columns, which is
@@ -289,7 +298,8 @@ def _real_basis(kind: FourierNorm) -> tuple[Tensor, int]:
 
 
 def _half_spectrum_norm(u: Any, kind: FourierNorm, alone: int) -> Any:
-    import cvxpy as cp
+    with extra("proofs"):
+        import cvxpy as cp
 
     pairs = (u.size - alone) // 2
     lone = u[:alone]
@@ -302,7 +312,8 @@ def _half_spectrum_norm(u: Any, kind: FourierNorm, alone: int) -> Any:
 
 
 def _solve(problem: Any, solver: str) -> str:
-    import cvxpy as cp
+    with extra("proofs"):
+        import cvxpy as cp
     import numpy as np
 
     try:
@@ -321,7 +332,8 @@ def _witness(Z: Tensor) -> Tensor | None:
     The program is solved with all columns of one size; whether its vertex is a witness is decided
     without rounding.
     """
-    import cvxpy as cp
+    with extra("proofs"):
+        import cvxpy as cp
 
     columns = Z.abs().amax(0)
     rows = (Z[:, columns > 0] / columns[columns > 0]).numpy()
@@ -338,7 +350,12 @@ def _witness(Z: Tensor) -> Tensor | None:
 
 
 def _certify(
-    Z: Tensor, w: Tensor, lam: Tensor, attack: Norm, solver: str, device: torch.device
+    Z: Tensor,
+    w: Tensor,
+    lam: Tensor,
+    attack: PlainNorm | FourierNorm,
+    solver: str,
+    device: torch.device,
 ) -> MaxMargin:
     margins = Z @ w  # (N,)
     size = norm(w, dual(attack))

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainaug.methods.linear_robustness.norms import FourierNorm
 from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
+from trainaug.norms import FourierNorm
 from trainaug.roots import sqrt
 
 __all__ = [
@@ -50,7 +50,7 @@ class LinearClassifier(nn.Module):
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, D)`` to scores ``(B,)``."""
+        """Map inputs ``(B, D)`` to scores ``(B,)``, whose sign is the decision."""
         return x @ self.weight
 
 
@@ -288,7 +288,26 @@ def dense_paths(
     generator: torch.Generator,
     mask: Tensor | None = None,
 ) -> NetworkPath:
-    """Train stacked `DeepLinear` networks of depth two; arguments as in `convolutional_paths`."""
+    r"""Train stacked `DeepLinear` networks of depth two on stacked problems.
+
+    Gradient descent as in `convolutional_paths`, every step of length ``lr`` over both layers.
+
+    Args:
+        Z: Signed rows, float32 or float64, shape ``(P, N, D)``; problems with fewer rows are
+            padded.
+        lr: Step length, positive.
+        record_at: Increasing step numbers to record; the last one ends the run.
+        generator: Source of the initial weights, equal for all problems; the last layer starts at
+            zero.
+        mask: True at real rows, shape ``(P, N)``; all rows by default.
+
+    Returns:
+        The recorded networks, of one depth, $M = 1$.
+
+    Raises:
+        ValueError: If a shape, a step number or the step length is invalid.
+        FloatingPointError: If the networks leave the range of their type.
+    """
     mask = check_rows(Z, "(P, N, D)", mask)
     start = _unit_columns((Z.shape[-1], Z.shape[-1]), generator)
     return _train(Z, _Dense(Z, start), [lr], 1, record_at, mask)
@@ -310,15 +329,15 @@ def _train(
     Z = torch.where(mask.unsqueeze(-1), Z, 0.0)
     padding = torch.zeros_like(Z[..., 0]).masked_fill(~mask, -torch.inf).unsqueeze(1)  # (P, 1, N)
     Zt, rates = Z.mT.contiguous(), torch.tensor(list(lr), dtype=Z.dtype, device=Z.device)
-    found: list[tuple[Tensor, Tensor]] = []
+    recorded: list[tuple[Tensor, Tensor]] = []
     with full_precision(Z):
         for t in range(record_at[-1] + 1):
             beta = networks.beta()  # (P, M, D)
             if t in record_at:
-                found.append((beta, networks.cost()))
+                recorded.append((beta, networks.cost()))
             q = torch.softmax(padding - beta @ Zt, -1)  # (P, M, N)
             networks.step(_in_range(q @ Z), rates)
-    betas, costs = zip(*found, strict=True)
+    betas, costs = zip(*recorded, strict=True)
     path = NetworkPath(
         torch.tensor(list(record_at), device=Z.device), torch.stack(betas), torch.stack(costs)
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainaug.methods.linear_robustness.norms import FourierNorm, check_norm
+from trainaug.norms import FourierNorm, check_norm
 
 __all__ = ["NormOptimizer", "check_gradients", "check_range", "holds"]
 
@@ -23,8 +23,8 @@ _UNKNOWN = ("maximize", "weight_decay", "momentum", "nesterov", "dampening", "be
 
 def holds(value: Any, test: Callable[[Any], Any]) -> bool:
     """Whether a number, or every entry of a tensor on whatever device, passes a test."""
-    found = test(value)
-    return bool(found.all()) if isinstance(found, Tensor) else bool(found)
+    passed = test(value)
+    return bool(passed.all()) if isinstance(passed, Tensor) else bool(passed)
 
 
 def check_gradients(params: Sequence[Tensor]) -> None:
@@ -120,14 +120,14 @@ class NormOptimizer(Optimizer):
         """Return each parameter with what a state dictionary holds of it."""
         numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
-        found = state_dict["state"]
+        states = state_dict["state"]
         # torch refuses other numbers of parameters by itself
-        return [(p, found[n]) for p, n in zip(params, numbers, strict=False) if n in found]
+        return [(p, states[n]) for p, n in zip(params, numbers, strict=False) if n in states]
 
 
-def _rebuilt(kind: Any) -> Any:
-    if isinstance(kind, (tuple, list)):
+def _rebuilt(norm: Any) -> Any:
+    if isinstance(norm, (tuple, list)):
         for order in ("l1", "linf"):
-            if len(kind) == 2 and kind[0] == f"fourier_{order}":
-                return FourierNorm(order, tuple(kind[1]))
-    return kind
+            if len(norm) == 2 and norm[0] == f"fourier_{order}":
+                return FourierNorm(order, tuple(norm[1]))
+    return norm

@@ -24,8 +24,9 @@ from trainaug.methods.linear_robustness.norm_optimizer import (
     check_range,
     holds,
 )
-from trainaug.methods.linear_robustness.norms import Norm, dual, norm, prox
+from trainaug.methods.linear_robustness.norms import dual, norm, prox
 from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
+from trainaug.norms import Norm
 from trainaug.roots import sqrt
 
 __all__ = ["ProximalGradient", "RegularisationPath", "regularisation_path"]
@@ -37,13 +38,14 @@ class ProximalGradient(NormOptimizer):
     A parameter of shape ``(..., D)`` is a stack of separate problems, each with its own momentum.
     With ``accelerate`` the gradient is evaluated at the extrapolated point, so ``step`` needs a
     closure; afterwards the parameter holds the iterate itself. Momentum restarts in a problem
-    whose last step went against its extrapolation. Half precision is computed in float32.
+    whose last step went against its extrapolation. Half precision is computed in float32. FISTA is
+    that of Beck and Teboulle 2009, the restart the gradient scheme of O'Donoghue and Candès 2015.
 
     Args:
         params: Parameters or parameter groups.
         lr: Step size, positive; at most $1/\beta$ for a $\beta$-smooth $L$. A number, or a tensor
             of shape ``(...)`` with one for each problem.
-        norm: The norm, any of this package.
+        norm: The norm, any.
         lam: $\lambda$, at least 0; a number or a tensor of shape ``(...)``.
         accelerate: FISTA; plain proximal gradient otherwise.
 
@@ -76,7 +78,15 @@ class ProximalGradient(NormOptimizer):
             raise ValueError(f"lam must be finite and at least 0, got {options['lam']}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; arguments and errors as in `NormOptimizer.load_state_dict`."""
+        """Load a state after checking its options; the norms are built again.
+
+        Args:
+            state_dict: What `state_dict` returned.
+
+        Raises:
+            ValueError: If an option is missing or out of range, or the groups or the shapes of the
+                state do not fit the parameters.
+        """
         super().load_state_dict(state_dict)
         for p, state in self._states(state_dict):
             if "momentum" in state:  # torch casts it to half precision, where its square overflows
@@ -195,7 +205,7 @@ def regularisation_path(
 
     Args:
         Z: Signed rows, float32 or float64, shape ``(P, N, D)``.
-        weight_norm: $\|\cdot\|_*$.
+        weight_norm: $\|\cdot\|_*$, any norm.
         strengths: Values of $\lambda/\lambda_{\max}$, each in ``(0, 1)``: from one on $w = 0$ and
             its radius is undefined.
         steps: Number of proximal steps, at least 1.
@@ -204,7 +214,8 @@ def regularisation_path(
         The path.
 
     Raises:
-        ValueError: If a shape, a type or an option is out of range.
+        ValueError: If a norm is unknown or does not fit ``D``, or a shape, a type or an option is
+            out of range.
         FloatingPointError: If the loss becomes flat or the solutions leave the range of the type.
 
     Example:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from trainaug.checks import finite, sign_labels, widened
-from trainaug.methods.linear_robustness.norms import Norm, dual, dual_vector, norm
+from trainaug.methods.linear_robustness.norms import dual, dual_vector, norm
+from trainaug.norms import Norm
 
 __all__ = [
     "Certificate",
@@ -35,7 +36,12 @@ __all__ = [
 
 
 class Certificate(NamedTuple):
-    r"""A sandwich ``lower`` $\le \varepsilon^* \le$ ``upper``, both of shape ``(...)``."""
+    r"""A sandwich ``lower`` $\le \varepsilon^* \le$ ``upper`` (Lemma 3).
+
+    Attributes:
+        lower: Robust radii of the weights, shape ``(...)``.
+        upper: Norms of points of the hull of the signed rows, shape ``(...)``.
+    """
 
     lower: Tensor
     upper: Tensor
@@ -141,15 +147,15 @@ def worst_case_margin(w: Tensor, X: Tensor, y: Tensor, attack: Norm, eps: float)
         w: Weights, shape ``(..., D)``.
         X: Inputs, shape ``(N, D)``.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
-        attack: Norm of the perturbation.
+        attack: Norm of the perturbation, any.
         eps: Radius of the perturbation, finite and at least 0.
 
     Returns:
         Worst-case margins, shape ``(..., N)``.
 
     Raises:
-        ValueError: If the data are malformed, ``eps`` is negative or not finite, or a margin leaves
-            the range of its type.
+        ValueError: If the norm is unknown or does not fit ``D``, the data are malformed, ``eps`` is
+            negative or not finite, or a margin leaves the range of its type.
     """
     if not 0 <= eps < float("inf"):
         raise ValueError(f"eps must be finite and at least 0, got {eps}")
@@ -163,7 +169,7 @@ def worst_case_perturbation(w: Tensor, y: Tensor, attack: Norm, eps: float) -> T
     Args:
         w: Weights, shape ``(D,)``.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
-        attack: Norm of the perturbation.
+        attack: Norm of the perturbation, any.
         eps: Radius, finite and at least 0.
 
     Returns:
@@ -187,10 +193,19 @@ def worst_case_perturbation(w: Tensor, y: Tensor, attack: Norm, eps: float) -> T
 def robust_error(w: Tensor, X: Tensor, y: Tensor, attack: Norm, eps: float) -> Tensor:
     """Compute the share of inputs that some perturbation of size ``eps`` brings to a margin <= 0.
 
-    Arguments and errors as in `worst_case_margin`; ``eps=0`` gives the standard error.
+    Args:
+        w: Weights, shape ``(..., D)``.
+        X: Inputs, shape ``(N, D)``.
+        y: Labels in ``{-1, +1}``, shape ``(N,)``.
+        attack: Norm of the perturbation, any.
+        eps: Radius of the perturbation, finite and at least 0; 0 gives the standard error.
 
     Returns:
         Error rates in ``[0, 1]``, shape ``(...)``.
+
+    Raises:
+        ValueError: If the norm is unknown or does not fit ``D``, the data are malformed, ``eps`` is
+            negative or not finite, or a margin leaves the range of its type.
     """
     margins = worst_case_margin(w, X, y, attack, eps)
     return (margins <= 0).to(margins.dtype).mean(-1)
@@ -203,14 +218,14 @@ def robust_radius(w: Tensor, X: Tensor, y: Tensor, attack: Norm) -> Tensor:
         w: Weights, not zero, shape ``(..., D)``.
         X: Inputs, shape ``(N, D)``.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
-        attack: Norm of the perturbation.
+        attack: Norm of the perturbation, any.
 
     Returns:
         Radii, shape ``(...)``; negative where ``w`` misclassifies an input.
 
     Raises:
-        ValueError: If the data are malformed, some ``w`` is zero, or so small or large that its
-            margins are rounding errors or infinite.
+        ValueError: If the norm is unknown or does not fit ``D``, the data are malformed, or some
+            ``w`` is zero, or so small or large that its margins are rounding errors or infinite.
 
     Example:
         >>> X, y = torch.tensor([[2.0, 0.0], [0.0, -1.0]]), torch.tensor([1, -1])
@@ -237,7 +252,7 @@ def certificate(
         w: Weights, not zero, shape ``(..., D)``.
         X: Inputs, shape ``(N, D)``.
         y: Labels in ``{-1, +1}``, shape ``(N,)``.
-        attack: Norm of the perturbation.
+        attack: Norm of the perturbation, any.
         q: Point of the simplex, shape ``(..., N)``. By default the softmax of $-Zw$: the weights
             that the exponential loss gives the examples, so that $\|Z^\top q\|$ is the norm of
             the gradient of its logarithm.
@@ -246,8 +261,8 @@ def certificate(
         The two bounds.
 
     Raises:
-        ValueError: If the data are malformed, ``w`` is zero or out of range, or ``q`` is not in
-            the simplex.
+        ValueError: If the norm is unknown or does not fit ``D``, the data are malformed, ``w`` is
+            zero or out of range, or ``q`` is not in the simplex.
     """
     lower = robust_radius(w, X, y, attack)
     w, Z = _common(w, signed_rows(X, y))

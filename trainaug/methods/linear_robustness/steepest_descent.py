@@ -23,8 +23,9 @@ from trainaug.methods.linear_robustness.norm_optimizer import (
     check_gradients,
     check_range,
 )
-from trainaug.methods.linear_robustness.norms import Norm, check_norm, dual, dual_vector, norm
+from trainaug.methods.linear_robustness.norms import dual, dual_vector, norm
 from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
+from trainaug.norms import Norm, check_norm, shaped_norm
 from trainaug.roots import log
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "steepest_direction",
 ]
 
+#: How long a step of `SteepestDescent` is.
 StepRule = Literal["constant", "normalized", "log_loss"]
 
 
@@ -47,11 +49,12 @@ def steepest_direction(g: Tensor, weight_norm: Norm) -> Tensor:
     r"""Return $\arg\min_v g^\top v + \tfrac12\|v\|_*^2$ for the norm of the weights.
 
     ``"l2"``: $-g$. ``"l1"``: $-g_j e_j$ at the first $j$ of largest $|g_j|$ (greedy coordinate
-    descent). ``"linf"``: $-\|g\|_1\operatorname{sign}(g)$ (sign descent).
+    descent). ``"linf"``: $-\|g\|_1\operatorname{sign}(g)$ (sign descent). Any norm is taken, the
+    direction is $-\|g\|$ times a subgradient of $\|\cdot\|$ at $g$ (Gunasekar et al. 2018).
 
     Args:
         g: Gradients, shape ``(..., D)``.
-        weight_norm: Norm of the weights.
+        weight_norm: Norm of the weights, any.
 
     Returns:
         Directions, shape ``(..., D)``, same dtype as ``g``; zero where the gradient is zero, NaN
@@ -78,7 +81,8 @@ class SteepestDescent(NormOptimizer):
 
     All tensors of a parameter group that have a gradient form *one* vector, on one device: the
     largest coordinate is sought over the whole group. Half precision is computed in float32. A step
-    moves all groups or, if it raises, none. With $v$ the steepest direction a step is
+    moves all groups or, if it raises, none. The limit of its iterates on separable data is theorem
+    5 of Gunasekar et al. 2018. With $v$ the steepest direction a step is
 
     - ``"constant"``: $w \mathrel{+}= \text{lr}\,v$;
     - ``"normalized"``: $w \mathrel{+}= \text{lr}\,v/\|v\|_*$;
@@ -89,8 +93,8 @@ class SteepestDescent(NormOptimizer):
     Args:
         params: Parameters or parameter groups.
         lr: Step size, positive: a number, or a tensor with one; a schedule may bring it to 0.
-        norm: Norm of the weights, ``"l1"`` (coordinate), ``"l2"`` (gradient), ``"linf"`` (sign) or
-            a `FourierNorm`.
+        norm: Norm of the weights: ``"l1"`` (coordinate), ``"l2"`` (gradient), ``"linf"`` (sign) or
+            any other. ``"fourier_l1"`` and ``"fourier_linf"`` take the whole group for one signal.
         step: Step rule; ``"log_loss"`` needs ``step(closure)`` or ``step(loss=...)``.
 
     Raises:
@@ -229,7 +233,7 @@ def steepest_descent_paths(
     Args:
         Z: Signed rows $y_i x_i$, float32 or float64, shape ``(P, N, D)``; problems with fewer rows
             are padded.
-        weight_norms: The $M$ norms, one optimiser each.
+        weight_norms: The $M$ norms, any, one optimiser each.
         record_at: Increasing step numbers to record; the last one ends the run.
         lr: Step size in the units above, positive.
         step: Step rule.
@@ -247,10 +251,11 @@ def steepest_descent_paths(
     _check_step(step)
     if not 0 < lr < float("inf"):
         raise ValueError(f"lr must be positive and finite, got {lr}")
-    kinds = [check_norm(kind) for kind in weight_norms]
-    if not kinds:
-        raise ValueError(f"expected at least one weight norm, got norms {kinds}")
+    norms = [check_norm(weight_norm) for weight_norm in weight_norms]
+    if not norms:
+        raise ValueError(f"expected at least one weight norm, got norms {norms}")
     mask = check_rows(Z, "(P, N, D)", mask)
+    kinds = [shaped_norm(weight_norm, (Z.shape[-1],)) for weight_norm in norms]
     if list(record_at) != sorted(set(record_at)) or not record_at or record_at[0] < 0:
         raise ValueError(f"record_at must increase from at least 0, got {list(record_at)}")
 

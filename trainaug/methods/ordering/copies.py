@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from trainaug.checks import widened
 from trainaug.methods.ordering.nested import eager, leaves, per_example
 from trainaug.methods.ordering.state import GradientCount
-from trainaug.structures import unwrapped
+from trainaug.structures import logits_of, model_losses, run_on, unwrapped
 
 __all__ = ["ELEMENTWISE", "Copies", "Criterion", "is_elementwise", "masked_means"]
 
@@ -139,7 +138,7 @@ class Copies:
         """
 
         def one(parameters: Any, buffers: Any, x: Any) -> Any:
-            return functional_call(self.model, (parameters, buffers), (x,))
+            return logits_of(run_on(self.model, x, parameters | buffers))
 
         dims = (0, 0, None if shared else 0)
         call = torch.vmap(one, dims, randomness="different", chunk_size=chunk_size)
@@ -148,10 +147,14 @@ class Copies:
 
     def losses(self, x: Any, y: Any, *, shared: bool = False) -> Tensor:
         """Per-example losses of every copy on its batch, ``(K, B)``."""
-        dims = (0, None if shared else 0)
-        outputs = self.outputs(x, shared=shared)
+
+        def one(parameters: Any, buffers: Any, x: Any, y: Any) -> Any:
+            return model_losses(self.model, self.criterion, x, y, parameters | buffers)
+
+        where = None if shared else 0
         with _explained():
-            losses = torch.vmap(self.criterion, dims)(outputs, y)
+            call = torch.vmap(one, (0, 0, where, where), randomness="different")
+            losses = call(self.parameters, self.buffers, x, y)
         return per_example(losses, len(self), leaves(x)[0].shape[0 if shared else 1])
 
     def step(self, x: Any, y: Any, mask: Tensor | None = None) -> Tensor:

@@ -85,12 +85,12 @@ class PacedSampler(EpochBatchSampler):
 
     Args:
         scores: Difficulty of each example, ``(n,)``; equal ones keep the order of their indices.
+        batch_size: Examples in a batch, of each rank; fewer at the end of a pass.
+        generator: Source of all draws, with equal seeds on all ranks.
         pacing: Maps progress in [0, 1] to a share in (0, 1]; never falls, and is 1 at 1.
         num_steps: Batches to give; runs of different pacing are comparable at equal steps.
-        batch_size: Examples in a batch, of each rank; fewer at the end of a pass.
         order: ``ascending``: easiest first. ``descending``: the exact reverse. ``random``: a
             random list with the same pacing, the control without which no curriculum is judged.
-        generator: Source of all draws, with equal seeds on all ranks.
         num_replicas: Processes that train together. All steps are theirs together: each takes its
             share of every batch. With ``batch_size=1`` the end of a pass that is too small to
             share is left out.
@@ -106,12 +106,12 @@ class PacedSampler(EpochBatchSampler):
     def __init__(
         self,
         scores: Tensor,
+        batch_size: int,
+        generator: torch.Generator,
+        *,
         pacing: Callable[[float], float],
         num_steps: int,
-        batch_size: int,
-        *,
         order: Order = "ascending",
-        generator: torch.Generator,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainaug.checks import finite, indices, widened
+from trainaug.checks import finite, widened
+from trainaug.checks import indices as checked_indices
 from trainaug.methods.ordering.nested import leaves, per_example
-from trainaug.structures import map_tensors
+from trainaug.structures import map_tensors, model_losses
 
 __all__ = [
     "ForgettingTracker",
@@ -68,7 +69,7 @@ def example_losses(
         with torch.no_grad():
             found = []
             for start in range(0, count, batch_size):
-                losses = criterion(model(part(x, start)), part(y, start))
+                losses = model_losses(model, criterion, part(x, start), part(y, start))
                 found.append(per_example(losses, min(batch_size, count - start)))
             return torch.cat(found)
     finally:
@@ -91,19 +92,19 @@ class ForgettingTracker:
         self.learned = torch.zeros(num_examples, dtype=torch.bool, device="cpu")
         self._was_right = torch.zeros(num_examples, dtype=torch.bool, device="cpu")
 
-    def record(self, index: Tensor, correct: Tensor) -> None:
-        """Note whether the examples ``index`` ``(B,)`` are ``correct`` ``(B,)`` now.
+    def update(self, indices: Tensor, values: Tensor) -> None:
+        """Note of examples ``(B,)`` whether they are right now: ``values`` ``(B,)``.
 
         An example that comes several times is visited so often, in their order.
 
         Raises:
-            ValueError: If an index is out of range, shapes differ, or an entry of ``correct`` is
-                not true or false, 0 or 1.
+            ValueError: If an index is out of range, shapes differ, or a value is not true
+                or false, 0 or 1.
         """
-        index, correct = indices(index, len(self.events)), correct.detach().cpu()
-        if correct.shape != index.shape or not bool(((correct == 0) | (correct == 1)).all()):
-            raise ValueError(f"correct must be true or false, {tuple(index.shape)}, got {correct}")
-        correct = correct.bool()
+        index, given = checked_indices(indices, len(self.events)), values.detach().cpu()
+        if given.shape != index.shape or not bool(((given == 0) | (given == 1)).all()):
+            raise ValueError(f"values must be true or false, {tuple(index.shape)}, got {given}")
+        correct = given.bool()
         for visit in _visits(index):
             where, right = index[visit], correct[visit]
             self.events[where] += (self._was_right[where] & ~right).long()
@@ -144,15 +145,16 @@ class RunningHardness:
         self.values = torch.zeros(num_examples, device="cpu")
         self._seen = torch.zeros(num_examples, dtype=torch.bool, device="cpu")
 
-    def record(self, index: Tensor, losses: Tensor) -> None:
-        """Take in the losses ``(B,)`` of the examples ``index`` ``(B,)``.
+    def update(self, indices: Tensor, values: Tensor) -> None:
+        """Take in the losses ``values`` ``(B,)`` of examples ``(B,)``.
 
         An example that comes several times is visited so often, in their order.
 
         Raises:
             ValueError: If an index is out of range, shapes differ, or a loss is not finite.
         """
-        index, losses = indices(index, len(self.values)), losses.detach().float().cpu()
+        index = checked_indices(indices, len(self.values))
+        losses = values.detach().float().cpu()
         if losses.shape != index.shape:
             raise ValueError(f"losses must be {tuple(index.shape)}, got {tuple(losses.shape)}")
         finite("losses", losses)

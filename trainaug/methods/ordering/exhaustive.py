@@ -23,7 +23,7 @@ from trainaug.checks import widened
 from trainaug.methods.ordering.copies import Copies, Criterion
 from trainaug.methods.ordering.nested import leaves, per_example
 from trainaug.methods.ordering.state import preserve_state
-from trainaug.structures import map_tensors, unwrapped
+from trainaug.structures import logits_of, map_tensors, model_losses, run_on, unwrapped
 
 __all__ = ["all_orders", "exhaustive_orders", "position_shares", "train_in_order"]
 
@@ -63,7 +63,7 @@ def train_in_order(
         if rows == 0:
             raise ValueError(f"batch {number} is empty")
         optimizer.zero_grad()
-        losses = widened(per_example(criterion(model(x), y), rows))
+        losses = widened(per_example(model_losses(model, criterion, x, y), rows))
         losses.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
@@ -114,7 +114,7 @@ def exhaustive_orders(
             with preserve_state(model, optimizer):
                 train_in_order(model, optimizer, criterion, batches, order)
                 with torch.no_grad():
-                    found.append(evaluate(model.eval()(held_out)))
+                    found.append(evaluate(logits_of(run_on(model.eval(), held_out))))
         return orders, torch.stack(found)
     inputs, targets = (_stacked(parts) for parts in zip(*batches, strict=True))  # (M, B, ...)
 

@@ -52,8 +52,8 @@ class GraBSampler(Sampler[int]):
         self,
         num_units: int,
         dim: int,
-        *,
         generator: torch.Generator,
+        *,
         device: torch.device | str = "cpu",
         num_replicas: int = 1,
         rank: int = 0,
@@ -95,7 +95,7 @@ class GraBSampler(Sampler[int]):
         if self._given_to_the_end == self.epoch and not is_left:
             raise RuntimeError(
                 f"{self.num_units - self._recorded} of {self.num_units} units of the last epoch "
-                "were visited but not recorded: call record(unit, gradient) for every unit, in "
+                "were visited but not recorded: call update(unit, gradient) for every unit, in "
                 "the order of the epoch, before the next one"
             )
         if self._recorded % self.num_replicas:
@@ -119,16 +119,30 @@ class GraBSampler(Sampler[int]):
             )
 
     @torch.no_grad()
-    def record(self, unit: int, gradient: Tensor) -> None:
-        """Take in the gradient ``(dim,)`` of a unit, in the order of the epoch.
+    def update(self, indices: int | Tensor, values: Tensor) -> None:
+        """Take in gradients of units, in the order of the epoch.
 
         Half-precision gradients are summed in float32. With several ranks every rank records all
         units, so that all have the same next order.
 
+        Args:
+            indices: One unit, or several ``(B,)`` of the same epoch.
+            values: Its gradient ``(dim,)``, or theirs ``(B, dim)``, finite.
+
         Raises:
             ValueError: If the gradient has another shape, is NaN or infinite, as that of a step
-                which a `GradScaler` skips, or a unit comes out of order.
+                which a `GradScaler` skips, or a unit comes out of order. Those before it count.
         """
+        if not isinstance(indices, Tensor) or indices.ndim == 0:
+            self._record(int(indices), values)
+            return
+        if values.ndim != 2 or indices.shape != values.shape[:1]:
+            shapes = tuple(indices.shape), tuple(values.shape)
+            raise ValueError(f"need units (B,) and gradients (B, dim), got {shapes}")
+        for unit, gradient in zip(indices.tolist(), values, strict=True):
+            self._record(unit, gradient)
+
+    def _record(self, unit: int, gradient: Tensor) -> None:
         place = self._recorded
         if gradient.shape != self._sum.shape or self.order[place] != unit:
             raise ValueError(

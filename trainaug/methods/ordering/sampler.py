@@ -145,6 +145,7 @@ class PerfectOrderingSampler(_ModelSampler):
         dataset: ``dataset[indices]`` is ``(x, y, index)``. It is read for scoring and again for
             training: both must see the same view, so augment after the loader, not in it.
         batch_size: Examples in a batch, of each rank.
+        generator: Source of the permutations.
         scorer: Maps ``x`` ``(N, B, ...)``, ``y`` ``(N, B, ...)`` and a mask ``(N, B)`` or ``None``
             to scores ``(N,)``, larger is better: a ``BatchScorer`` or a function. If it has a
             method ``version()``, which stays equal until a batch has been trained on, the sampler
@@ -153,7 +154,6 @@ class PerfectOrderingSampler(_ModelSampler):
         candidates: ``partition``: the epoch's fixed batches. ``resampled``: random subsets of the
             remaining examples, which may overlap; so the author's code for ``min_loss``.
         drop_last: Leave out an incomplete last batch.
-        generator: Source of the permutations.
         candidate_generator: Source of the candidates, another one, so that the permutations are
             the same for every number of candidates.
         num_replicas: Processes that train together, with equal seeds. Each scores the whole global
@@ -177,12 +177,12 @@ class PerfectOrderingSampler(_ModelSampler):
         self,
         dataset: Indexed,
         batch_size: int,
+        generator: torch.Generator,
         *,
         scorer: Scorer,
         num_candidates: int = 8,
         candidates: Literal["partition", "resampled"] = "partition",
         drop_last: bool = False,
-        generator: torch.Generator,
         candidate_generator: torch.Generator,
         num_replicas: int = 1,
         rank: int = 0,
@@ -293,11 +293,12 @@ class SampleLossSampler(_ModelSampler):
     Args:
         dataset: As for ``PerfectOrderingSampler``.
         batch_size: Examples in a batch, of each rank.
-        losses_of: Maps indices to present losses ``(len(indices),)``; should leave the model
-            undisturbed. With a method ``version()``, running ahead is refused as there.
+        generator: Source of the permutation that settles ties.
+        losses_of: Gives the present losses ``(n,)`` of examples ``(n,)``, int64 on the CPU; should
+            leave the model undisturbed. With a method ``version()``, running ahead is refused as
+            there.
         descending: Hardest first.
         refresh_every: Batches between two sortings of what remains, at least 1.
-        generator: Source of the permutation that settles ties.
         num_replicas: Processes that train together; where `torch.distributed` is at work all
             take the sorting of rank 0.
         rank: This process.
@@ -313,11 +314,11 @@ class SampleLossSampler(_ModelSampler):
         self,
         dataset: Indexed,
         batch_size: int,
+        generator: torch.Generator,
         *,
-        losses_of: Callable[[list[int]], Tensor],
+        losses_of: Callable[[Tensor], Tensor],
         descending: bool = False,
         refresh_every: int = 10,
-        generator: torch.Generator,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -349,7 +350,7 @@ class SampleLossSampler(_ModelSampler):
     def _sort(self) -> None:
         self._refuse_to_run_ahead()
         start = time.perf_counter()
-        losses = self.losses_of(self._left.tolist())
+        losses = self.losses_of(self._left)
         if losses.shape != self._left.shape:
             shapes = tuple(self._left.shape), tuple(losses.shape)
             raise ValueError(f"losses must have shape {shapes[0]}, got {shapes[1]}")

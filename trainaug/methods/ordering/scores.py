@@ -16,14 +16,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from trainaug.checks import widened
 from trainaug.methods.ordering.copies import Copies, Criterion, masked_means
 from trainaug.methods.ordering.nested import eager, leaves, per_example
 from trainaug.methods.ordering.state import GradientCount, preserve_state
-from trainaug.structures import map_tensors, unwrapped
+from trainaug.structures import map_tensors, model_losses, unwrapped
 
 __all__ = ["BatchScorer", "Score", "batch_losses", "target_alignments", "trial_losses"]
 
@@ -67,7 +66,7 @@ def batch_losses(
         if not independent:
             parts = _candidates(x, y, mask)
             return torch.stack([_mean_loss(model, criterion, *part) for part in parts])
-        losses = criterion(model(_flat(x)), _flat(y))  # (N * B,)
+        losses = model_losses(model, criterion, _flat(x), _flat(y))  # (N * B,)
         losses = per_example(losses, shape[0] * shape[1])
     return masked_means(losses.view(shape), mask)
 
@@ -194,7 +193,7 @@ def _alignments(
         raise ValueError("the model has no parameter that requires gradients")
 
     def losses_at(parameters: dict[str, Tensor], x: Any, y: Any) -> Tensor:
-        losses = criterion(functional_call(model, parameters, (x,)), y)
+        losses = model_losses(model, criterion, x, y, parameters)
         return widened(per_example(losses, len(leaves(x)[0])))  # (B,)
 
     def means(parameters: dict[str, Tensor]) -> Tensor:
@@ -246,7 +245,7 @@ def _candidates(x: Any, y: Any, mask: Tensor | None) -> list[Target]:
 
 
 def _mean_loss(model: nn.Module, criterion: Criterion, x: Any, y: Any) -> Tensor:
-    losses = per_example(criterion(model(x), y), len(leaves(x)[0]))
+    losses = per_example(model_losses(model, criterion, x, y), len(leaves(x)[0]))
     return masked_means(losses, None)
 
 

@@ -1,0 +1,121 @@
+"""Install the wheel with the oldest and the newest torch, and try the library there.
+
+    python tests/versions/run.py [oldest] [newest] [--folder FOLDER]
+
+Each gets an environment of its own with the wheel, torch and NumPy alone, on the newest Python at
+hand up to 3.13: there the first example of every card must run. Then the extras come, all examples
+must run, and the tests that call every public name must pass. What an index does not have is
+skipped with the reason; ``TRAINAUG_REQUIRE_VERSIONS=1`` makes that a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCH = {"oldest": "torch==2.6.0", "newest": "torch>=2.6"}
+PYTHONS = ("python3.13", "python3.12", "python3.11")
+TESTS = ("tests/methods/test_every_name.py", "tests/test_checks.py", "tests/test_structures.py")
+
+
+class Unavailable(RuntimeError):
+    """An index or the machine lacks what is needed."""
+
+
+def interpreter() -> str:
+    """Return the newest supported Python on the path or beside this one's installation."""
+    beside = Path(sys.base_prefix).parent
+    for name in PYTHONS:
+        places = [*beside.glob(f"*/bin/{name}"), Path(shutil.which(name) or "/nowhere")]
+        for place in places:
+            if (
+                subprocess.run([place, "--version"], capture_output=True, check=False).returncode
+                == 0
+            ):
+                return str(place)
+    return sys.executable
+
+
+def pip(python: Path, *arguments: str) -> None:
+    """Install into an environment; the last line of what pip says is the reason if it fails."""
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise Unavailable(lines[-1] if lines else f"pip ended with {done.returncode}")
+
+
+def inside(python: Path, folder: Path, *arguments: str) -> None:
+    """Run Python in a folder from which the checkout's packages cannot be imported."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    subprocess.run([str(python), *arguments], cwd=folder, env=environment, check=True)
+
+
+def packages(python: Path) -> str:
+    """Say how many packages an environment has and how large it is."""
+    command = [str(python), "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"]
+    count = len(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    files = (path for path in python.parents[1].rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files if not path.is_symlink()) / 1e9
+    return f"{count} packages, {size:.1f} GB"
+
+
+def try_with(which: str, wheel: Path, folder: Path) -> None:
+    """Make the environment and run everything in it.
+
+    Raises:
+        Unavailable: If torch cannot be installed.
+        CalledProcessError: If a test or an example fails.
+    """
+    started = time.monotonic()
+    base = interpreter()
+    environment = folder / which
+    subprocess.run([base, "-m", "venv", "--clear", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    pip(python, TORCH[which], "numpy")
+    pip(python, "--no-deps", str(wheel))
+    print(f"{which}: {packages(python)}", flush=True)
+    inside(
+        python, folder, "-c", "import sys, torch; print(sys.version.split()[0], torch.__version__)"
+    )
+    cards = str(ROOT / "docs" / "cards")
+    examples = str(ROOT / "tests" / "versions" / "examples.py")
+    inside(python, folder, examples, cards, "--first")
+    pip(python, f"{wheel}[proofs,data]", "pytest", "pytest-xdist", "hypothesis")
+    inside(python, folder, examples, cards, "--extras", "proofs,data")
+    options = ("-q", "-n", "2", "-p", "no:cacheprovider", "--import-mode=append")
+    tests = [str(ROOT / name) for name in TESTS]
+    confined = ("--confcutdir", str(ROOT / "tests"), "-c", str(ROOT / "tests/versions/pytest.ini"))
+    inside(python, folder, "-m", "pytest", *options, *confined, *tests)
+    print(f"{which}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Build the wheel and try it with each version asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("which", nargs="*", choices=[*TORCH, []], default=[])
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = options.folder or Path(name)
+        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        [wheel] = folder.glob("*.whl")
+        for which in options.which or TORCH:
+            try:
+                try_with(which, wheel, folder)
+            except Unavailable as reason:
+                if os.environ.get("TRAINAUG_REQUIRE_VERSIONS"):
+                    raise
+                print(f"{which} torch is skipped: {reason}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
