@@ -10,14 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
-torch.set_num_threads(1)
-script, folder, *names = sys.argv[1:]
-found = runpy.run_path(script, run_name="__main__")
-
 
 def plain(value: Any) -> Any:
     """Return what `torch.load` takes back: of a module its state."""
     return value.state_dict() if isinstance(value, nn.Module) else value
 
 
-torch.save({name: plain(found[name]) for name in names}, f"{folder}/rank{os.environ['RANK']}.pt")
+def main(script: str, folder: str, *names: str) -> None:
+    """Run the script and store the values of the names."""
+    torch.set_num_threads(1)
+    values = runpy.run_path(script, run_name="__main__")
+    chosen = {name: plain(values[name]) for name in names}
+    torch.save(chosen, f"{folder}/rank{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
