@@ -30,7 +30,14 @@ Event = Literal["improved", "continue", "reduce_lr", "next_stage", "finished"]
 
 
 def stage_boundaries(shares: Sequence[float], total_steps: int) -> tuple[int, ...]:
-    """Step after the last one of each stage; shares add up to 1 and every stage has a step.
+    """Step after the last one of each stage.
+
+    Args:
+        shares: Share of the steps that each stage has, above 0, with sum 1.
+        total_steps: Steps of the whole run, enough for every stage to have one.
+
+    Returns:
+        The steps, the last one ``total_steps``; a boundary is rounded to the nearest step.
 
     Raises:
         ValueError: If that is not so, or the number of steps is not whole.
@@ -91,7 +98,11 @@ class CascadeSchedule:
         self.boundaries = stage_boundaries([share for _, share in stages], total_steps)
 
     def stage(self, step: int) -> int:
-        """Number of the stage of a step, from 0; a step after the last one is refused."""
+        """Number of the stage of a step, from 0.
+
+        Raises:
+            ValueError: If there is no such step; `k` and `weights` raise it, too.
+        """
         if not 0 <= step < self.total_steps:
             raise ValueError(f"step must be from 0 to {self.total_steps - 1}, got {step}")
         return sum(step >= end for end in self.boundaries)
@@ -168,7 +179,17 @@ class PlateauCascade:
         self.has_finished = False
 
     def step(self, score: float) -> Event:
-        """Take the validation score of an epoch, a number of any kind, and say what to do."""
+        """Take the validation score of an epoch and say what to do.
+
+        Args:
+            score: A finite number of any kind, larger is better.
+
+        Returns:
+            One of the words of the class.
+
+        Raises:
+            ValueError: If the score is not finite, or the cascade has finished.
+        """
         if self.has_finished:
             raise ValueError("the cascade has finished")
         score = float(score)  # a tensor might change later, and is no part of a state
@@ -221,7 +242,7 @@ def begin_stage(
     Args:
         model: Any module.
         optimizer: Its optimiser.
-        lr: Learning rate that the stage starts with, at least 0, in every parameter group.
+        lr: Learning rate that the stage starts with, finite and at least 0, in every group.
         weights: ``state_dict`` to go on from, say the best of the stage; ``None``: as it is.
         reset_optimizer: Forget momentum and every other state, as the source does.
         batches: Inputs ``x`` or ``(x, ...)`` on which the statistics of BatchNorm are computed

@@ -70,6 +70,14 @@ class CollapseMonitor:
     Args:
         margin: That of the loss, above 0.
         patience: Batches in a row that must look collapsed, at least 1.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Example:
+        >>> monitor = CollapseMonitor(margin=0.2, patience=2)
+        >>> monitor.update(torch.eye(3))
+        False
     """
 
     def __init__(self, margin: float = 0.2, patience: int = 50) -> None:
@@ -84,15 +92,15 @@ class CollapseMonitor:
             ValueError: As in `is_collapsed`; the streak then stays as it is.
         """
         self.streak = self.streak + 1 if is_collapsed(scores, self.margin) else 0
-        found = self.streak >= self.patience
-        if found and not self.warned:
+        has_collapsed = self.streak >= self.patience
+        if has_collapsed and not self.warned:
             self.warned = True
             warnings.warn(
                 f"all embeddings have coincided for {self.streak} batches (loss of a pair at twice "
                 "the margin): lower the learning rate, or start with the sum of hinges",
                 stacklevel=2,
             )
-        return found
+        return has_collapsed
 
     def state_dict(self) -> dict[str, int | bool]:
         """Return the streak and whether the warning was given."""

@@ -147,10 +147,16 @@ class SumOfHinges(_Hinges):
         average_negatives: Divide each query's sum by the number of its negatives, which takes
             away the factor of about B by which this loss exceeds `MaxOfHinges`.
 
+    Raises:
+        ValueError: If the margin is negative or not finite, or the reduction unknown.
+
     Example:
         >>> S = torch.tensor([[0.9, 0.8], [0.1, 0.5]])
         >>> round(SumOfHinges(margin=0.2)(S).item(), 6)
         0.6
+        >>> images, captions = torch.eye(3), torch.eye(3)
+        >>> SumOfHinges()(images, captions).item()
+        0.0
 
     Notes:
         The loss of half-precision scores is a float32, where the sum of a large batch does not
@@ -192,6 +198,9 @@ class MaxOfHinges(_Hinges):
         margin: $\alpha\ge0$; the paper uses 0.2.
         reduction: As in `SumOfHinges`.
 
+    Raises:
+        ValueError: As in `SumOfHinges`.
+
     Example:
         >>> S = torch.tensor([[0.9, 0.8], [0.1, 0.5]])
         >>> round(MaxOfHinges(margin=0.2)(S).item(), 6)
@@ -228,7 +237,18 @@ class HingeCurriculum(_OnScores):
         warmup_steps: Updates with the sum, at least 0.
         margin: As in `SumOfHinges`.
         reduction: As in `SumOfHinges`.
-        average_negatives: As in `SumOfHinges`.
+        average_negatives: As in `SumOfHinges`, of the sum alone.
+
+    Attributes:
+        steps: Updates counted so far; part of ``state_dict``.
+
+    Raises:
+        ValueError: If ``warmup_steps`` is no whole number from 0, or as in `SumOfHinges`.
+
+    Example:
+        >>> curriculum = HingeCurriculum(warmup_steps=2)
+        >>> [curriculum.step() for _ in range(3)]
+        [False, True, False]
     """
 
     def __init__(
