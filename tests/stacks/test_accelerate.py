@@ -43,8 +43,7 @@ def test_a_prepared_loader_is_refused_by_name_or_known_to_lose_its_sampler(way):
     if way == "batch_sampler":
         loader = accelerator.prepare(DataLoader(data, batch_sampler=sampler))
         with pytest.raises(RuntimeError, match="Accelerate"):
-            for x, y, _ in loader:
-                accelerator.backward(criterion(model(x), y).mean())
+            list(loader)
     else:  # what the page warns of
         loader = accelerator.prepare(DataLoader(data, sampler=sampler, batch_size=None))
         assert loader.sampler is not sampler

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -148,7 +150,7 @@ def test_scores_are_those_of_a_plain_loop_and_workers_are_refused(score, workers
         return
     trainer.fit(module, loader)
     assert module.rows == plain.rows
-    assert sorted(sum(module.rows, [])) == list(range(64))
+    assert sorted(chain(*module.rows)) == list(range(64))
 
 
 def test_mixes_and_their_state():

@@ -32,9 +32,7 @@ def test_accumulation_counts_as_training():
 
 def test_a_loader_with_workers_is_refused_by_a_sampler_that_asks_the_model():
     names = run("pytorch", "The batch that comes next, chosen by the model")
-    loader = DataLoader(
-        names["data"], sampler=names["sampler"], batch_size=None, num_workers=1
-    )
+    loader = DataLoader(names["data"], sampler=names["sampler"], batch_size=None, num_workers=1)
     with pytest.raises(RuntimeError, match="num_workers=0"):
         list(loader)
 

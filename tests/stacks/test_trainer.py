@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from stack_pages import run
 
+from trainaug.methods.autoassist import AssistedSampler
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -34,6 +36,24 @@ def test_epochs_of_their_own_lengths_reach_the_planned_end():
     finished = list(accumulate(names["sampler"].active_counts[:-1]))
     assert len(finished) > 3
     assert ends >= set(finished)  # each epoch's awake, no more and no less
+
+
+def test_a_sampler_without_a_length_is_counted_in_steps():
+    names = run("trainer", "Examples that sleep")
+
+    class Assisted(AssistedSampler):
+        def update(self, indices, values):
+            heard.extend(indices.tolist())
+
+    heard: list[int] = []
+    draws = torch.Generator().manual_seed(1)
+    sampler = Assisted(128, 16, lambda i: torch.full((len(i),), 0.5), torch.Generator(), draws)
+    names["sampler"] = sampler
+    trainer = names["Sleeping"](
+        names["ViTForImageClassification"](names["config"]), names["options"], train_dataset=[0]
+    )
+    assert trainer.train().global_step == 40
+    assert sampler.kept - 16 <= len(heard) <= sampler.kept  # one batch is fetched ahead
 
 
 def test_a_sampler_that_asks_the_model_in_a_loader_that_is_not_prepared():
