@@ -56,7 +56,7 @@ def assignment(name: str, pairs: int = 20) -> dict[str, Any]:
         lambda: _plain(model, x, y),
         pairs,
     )
-    sizes = {layer: (*f.sizes[1:], f.pair_cost) for layer, f in factors.items()}
+    sizes = {layer: f.sizes[1:] for layer, f in factors.items()}
     return found | {"routes": {k: choose_route(BATCH, CLUSTERS, *v) for k, v in sizes.items()}}
 
 

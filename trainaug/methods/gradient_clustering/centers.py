@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from trainaug.methods.gradient_clustering.factors import MOVE, Factors
+from trainaug.methods.gradient_clustering.factors import Factors
 from trainaug.structures import full_precision
 
 __all__ = ["CenterKind", "GradientCenters", "Route", "choose_route", "route_costs"]
@@ -23,13 +23,12 @@ Route = Literal["factored", "mixed", "materialised"]
 
 
 BLOCK = 1 << 20  # numbers of the gradients that are made at a time
+MOVE = 32  # cost of unfolding a number, in multiply-adds
 ROUNDING = 8  # a distance below so many units in the last place of its terms is zero
 LARGE = 0.5  # cost of a multiply-add in one large product, against many small ones
 
 
-def route_costs(
-    b: int, k: int, i: int, o: int, t: int, pairs: float | None = None
-) -> dict[Route, float]:
+def route_costs(b: int, k: int, i: int, o: int, t: int) -> dict[Route, float]:
     """Count the multiply-adds of a layer's distances on three routes.
 
     *factored* never makes a gradient; *materialised* makes them, and multiplies them with the
@@ -42,16 +41,12 @@ def route_costs(
         i: Rows of the (unfolded) inputs.
         o: Rows of the output gradients.
         t: Output positions.
-        pairs: Cost of the inner products of an example's inputs at two positions, see
-            ``Factors.pair_cost``; by default that of unfolded inputs.
 
     Returns:
         Multiply-adds by route.
     """
-    if pairs is None:
-        pairs = t * t * i + MOVE * i * t
     products = k * b * t * (i + o + 1) * LARGE
-    lengths = b * (i + o) if t == 1 else b * (pairs + t * t * (o + 1))
+    lengths = b * (i + o) if t == 1 else b * t * t * (i + o + 1) + MOVE * b * i * t
     make = b * i * o * (t + 1)
     return {
         "factored": products + lengths,
@@ -60,9 +55,9 @@ def route_costs(
     }
 
 
-def choose_route(b: int, k: int, i: int, o: int, t: int, pairs: float | None = None) -> Route:
+def choose_route(b: int, k: int, i: int, o: int, t: int) -> Route:
     """Return the route with the least counted cost, of arguments as for ``route_costs``."""
-    costs = route_costs(b, k, i, o, t, pairs)
+    costs = route_costs(b, k, i, o, t)
     return min(costs, key=lambda route: costs[route])
 
 
@@ -115,7 +110,7 @@ class GradientCenters:
         route: Route = "materialised"
         if self.kind != "full":
             b, i, o, t = layer.sizes
-            route = choose_route(b, self.num_clusters, i, o, t, layer.pair_cost)
+            route = choose_route(b, self.num_clusters, i, o, t)
         if route == "factored":
             lengths, products = layer.sq_norms(), layer.products(*center)
         elif route == "mixed":

@@ -7,7 +7,6 @@ arXiv 2007.04532, 2020.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ Criterion = Callable[[Any, Any], Tensor]
 # Layers, and the methods that a subclass must not replace
 SUPPORTED = {nn.Linear: ("forward",), nn.Conv2d: ("forward", "_conv_forward")}
 COUPLING = (nn.modules.batchnorm._BatchNorm,)
-MOVE = 32  # cost of unfolding a number, in multiply-adds
-ADD = 8  # cost of adding a number of a table
 GOLDEN = 0.5 * (5**0.5 - 1)  # its multiples spread evenly over the unit interval
 # Largest difference to autograd's gradients that is rounding, as a share
 ROUGH, DEFAULT, FINE = 0.06, 1e-2, {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -115,39 +112,14 @@ class Factors:
 
     def sq_norms(self) -> Tensor:
         """Return squared lengths ``(B,)`` without the gradients: cheaper if T is small."""
-        if self.sizes[3] == 1:
-            a = self.inputs().square().sum((1, 2)) + float(self.bias)
+        inputs = self.inputs()
+        if inputs.shape[2] == 1:
+            a = inputs.square().sum((1, 2)) + float(self.bias)
             return a * self.grads().square().sum((1, 2))
         with full_precision(self.x.device):
-            pairs = self._pairs() + float(self.bias)  # (B, T, T)
+            pairs = inputs.transpose(1, 2) @ inputs + float(self.bias)  # (B, T, T)
             grads = self.grads()
             return (pairs * (grads.transpose(1, 2) @ grads)).sum((1, 2))
-
-    @property
-    def pair_cost(self) -> float:
-        """Cost of an example's inner products of inputs at two positions, in multiply-adds."""
-        return min(self._pair_costs())
-
-    def _pair_costs(self) -> tuple[float, float]:
-        """Costs with unfolded inputs, and of a convolution by pixels."""
-        _, i, _, t = self.sizes
-        i -= self.bias
-        layer = self.convolution
-        if layer is None:
-            return t * t * i, math.inf
-        height, width = _padded_size(layer, self.x)
-        steps = math.prod(layer.kernel_size)
-        pixels = (height * width) ** 2 * self.x.shape[1]
-        return t * t * i + MOVE * i * t, pixels + ADD * steps * t * t
-
-    def _pairs(self) -> Tensor:
-        """Return inner products of the inputs at two positions, ``(B, T, T)``."""
-        layer = self.convolution
-        unfolded, by_pixels = self._pair_costs()
-        if layer is None or unfolded <= by_pixels:
-            inputs = self.inputs()
-            return inputs.transpose(1, 2) @ inputs
-        return _window_pairs(layer, self.x)
 
     def products(self, c: Tensor, d: Tensor) -> Tensor:
         """Return inner products with $d_kc_k^\\top$, ``(B, K)``, without the gradients.
@@ -208,34 +180,6 @@ def _correlate(layer: nn.Conv2d, x: Tensor, grads: Tensor) -> Tensor:
         groups=b,
     )
     return found.reshape(b, o, -1)
-
-
-def _padded_size(layer: nn.Conv2d, x: Tensor) -> tuple[int, int]:
-    x, (rows, columns) = _padded(layer, x[:1, :1])
-    return x.shape[2] + 2 * rows, x.shape[3] + 2 * columns
-
-
-def _window_pairs(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Inner products of unfolded inputs, ``(B, T, T)``: those of pixels, summed over the kernel.
-
-    An unfolded input has its pixels once for each place in the kernel, so few products are new.
-    """
-    x, padding = _padded(layer, x)
-    out = _output_size(layer, x, padding)
-    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    size = x.shape[2:]
-    x = x.flatten(2)  # (B, C, H W)
-    pixels = (x.transpose(1, 2) @ x).view(len(x), *size, *size)
-    ways = zip(out, layer.kernel_size, layer.stride, layer.dilation, strict=True)
-    rows, columns = (
-        [slice(k * gap, k * gap + step * (n - 1) + 1, step) for k in range(kernel)]
-        for n, kernel, step, gap in ways
-    )
-    parts = [pixels[:, r, c, r, c] for r in rows for c in columns]  # each (B, h, w, h, w)
-    total = parts[0].clone()
-    for part in parts[1:]:
-        total += part
-    return total.view(len(x), math.prod(out), math.prod(out))
 
 
 def _window_sums(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -530,13 +474,26 @@ def layer_factors(
         layers: See ``LayerFactors``, with its errors.
         bias: See ``LayerFactors``.
         verify: See ``LayerFactors.factors``; costs another way back with weights' gradients.
+
+    Returns:
+        Factors of each layer, by its name in ``named_modules``.
+
+    Raises:
+        UnsupportedLayerError, ValueError, RuntimeError: As ``LayerFactors`` and its ``factors``.
     """
     with LayerFactors(model, layers, bias=bias) as hooks, torch.enable_grad():
         return hooks.factors(model_losses(unwrapped(model), criterion, x, y), verify=verify)
 
 
 def flat_gradients(factors: Mapping[str, Factors]) -> Tensor:
-    """Return per-example gradients ``(B, d)``: layer by layer, the weight and then the bias."""
+    """Return per-example gradients ``(B, d)``: layer by layer, the weight and then the bias.
+
+    Args:
+        factors: Of each layer by name, as ``layer_factors`` gives them.
+
+    Returns:
+        Shape ``(B, d)``, in the layers' precision, at least float32.
+    """
     parts = []
     for layer in factors.values():
         gradient = layer.gradient()  # (B, O, I)
@@ -551,6 +508,14 @@ def gram_matrix(first: Mapping[str, Factors], second: Mapping[str, Factors]) -> 
     """Return the inner products of the gradients of two batches, ``(B1, B2)``, in float64.
 
     Where a layer has one position no gradient is made: $(A A^\\top+1)\\circ(D D^\\top)$.
+
+    Args:
+        first: Factors of each layer by name, of B1 examples.
+        second: Those of B2 examples, of the same layers.
+
+    Raises:
+        ValueError: If there are no layers.
+        KeyError: If a layer is missing in ``second``.
     """
     total: Tensor | None = None
     for name, one in first.items():
