@@ -32,6 +32,9 @@ class ImageAssistant(nn.Module):
         num_classes: K.
         generator: Source of the initial weights.
         scale: Their standard deviation.
+
+    Raises:
+        ValueError: If a size is below 1.
     """
 
     def __init__(
@@ -76,6 +79,9 @@ class TextAssistant(nn.Module):
         target_size: Of the target vocabulary.
         generator: Source of the initial weights.
         scale: Their standard deviation.
+
+    Raises:
+        ValueError: If a size is below 1.
     """
 
     def __init__(
@@ -261,6 +267,10 @@ class AssistantTrainer:
 
 def guarded_base(base: float, confidence: float) -> float:
     r"""Return $\max(\gamma_0,1-\kappa)$: an Assistant that is often wrong filters little.
+
+    Args:
+        base: Base pass rate $\gamma_0$, in ``[0, 1]``.
+        confidence: Running accuracy $\kappa$, in ``[0, 1]``.
 
     Raises:
         ValueError: If a number is outside ``[0, 1]``.

@@ -33,6 +33,9 @@ class RandomSkip:
     Args:
         rates: Share kept in each pass, in ``(0, 1]``, say `AssistedSampler.keep_rates`; after the
             last, it goes on.
+
+    Raises:
+        ValueError: If there is no rate, or one is out of range.
     """
 
     def __init__(self, rates: Sequence[float]) -> None:
@@ -74,6 +77,9 @@ class LossTable:
 
     Attributes:
         losses: Last loss of each example, ``(N,)``, infinite before the first.
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     _state = ("losses", "_is_low", "passes")
@@ -146,6 +152,9 @@ class SelectiveBackprop:
             leave the model undisturbed.
         beta: $\beta>0$; larger keeps fewer.
         history: Number of recent losses that the distribution is of.
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     def __init__(
@@ -195,6 +204,9 @@ class SelfPacedWeights:
         start: Loss of an example not seen yet.
         epochs: Epochs until the pace is 1; the authors of AutoAssist take 5, in translation 10.
         q: Of the mixture weighting, above 1.
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     _state = ("losses", "_steps", "_pace")
@@ -262,6 +274,9 @@ class ScreenerWeights:
         optimizer: Of the screener; the authors take Adam with 1e-4 (MNIST).
         margin: M; 1 for MNIST, 10 for CIFAR.
         penalty: Factor of the mean size.
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     def __init__(

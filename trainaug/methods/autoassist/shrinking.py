@@ -46,6 +46,9 @@ def keep_probability(r: Tensor, base: float) -> Tensor:
         r: Predicted probabilities of being useful, or indicators, ``(B,)``, in ``[0, 1]``.
         base: Base pass rate $\gamma_0$, in ``[0, 1]``; the authors use 0.3, in translation 0.5.
 
+    Returns:
+        Shape ``(B,)``, in ``[0, 1]``.
+
     Raises:
         ValueError: If a number is out of range.
 
@@ -91,14 +94,34 @@ def keep(r: Tensor, base: float, u: Tensor) -> Tensor:
 
 
 def constant_threshold(value: float) -> Threshold:
-    """Return $T_k=T$: leaves a floor under the distance to the optimum (`threshold_floor`)."""
+    """Return $T_k=T$: leaves a floor under the distance to the optimum (`threshold_floor`).
+
+    Args:
+        value: T, at least 0.
+
+    Returns:
+        The threshold as a function of k.
+
+    Raises:
+        ValueError: If the value is negative or NaN.
+    """
     if not value >= 0:
         raise ValueError(f"a threshold must be >= 0, got {value}")
     return partial(_constant, value)
 
 
 def decaying_threshold(c: float) -> Threshold:
-    """Return $T_k=c/k$ for $k=1,2,\\ldots$: keeps the rate of SGD (`distance_bound`)."""
+    """Return $T_k=c/k$ for $k=1,2,\\ldots$: keeps the rate of SGD (`distance_bound`).
+
+    Args:
+        c: At least 0.
+
+    Returns:
+        The threshold as a function of k, from 1; below, it raises a ValueError.
+
+    Raises:
+        ValueError: If ``c`` is negative or NaN.
+    """
     if not c >= 0:
         raise ValueError(f"c must be >= 0, got {c}")
     return partial(_decaying, c)
@@ -125,6 +148,9 @@ def shrinking_bias(gradients: Tensor, p: Tensor) -> Tensor:
 
     Returns:
         Shape ``(P,)``.
+
+    Raises:
+        ValueError: If the shapes do not fit, there is no example, or a p is out of range.
     """
     _check_utility(p)
     if gradients.ndim != 2 or p.shape != gradients.shape[:1] or len(p) == 0:
@@ -148,6 +174,9 @@ def distance_bound(k: int, gradient: float, c: float, sigma: float, base: float 
         sigma: Strong convexity $\sigma>0$.
         base: Base pass rate $\gamma_0$, in ``[0, 1]``.
 
+    Returns:
+        The bound, a squared distance of weights.
+
     Raises:
         ValueError: If a number is out of range.
 
@@ -167,6 +196,13 @@ def threshold_floor(value: float, sigma: float) -> float:
 
     Proposition B: the recursion of Theorem A allows it in the limit, and the two functions
     $\frac12(w-1)^2$ and $sw$ with $s<T$, $\sigma=\frac12$, come as near to it as $s$ to $T$.
+
+    Args:
+        value: T, at least 0 and finite.
+        sigma: Strong convexity $\sigma>0$.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
     if not (value >= 0 and sigma > 0 and math.isfinite(value)):
         raise ValueError(f"need T >= 0 and sigma > 0, got {value}, {sigma}")

@@ -96,6 +96,12 @@ def svm_objective(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
 def svm_gradients(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
     r"""Return $\lambda w-\mathbb 1[y_i\langle w,x_i\rangle<1]\,y_ix_i$ of all i, ``(N, D)``.
 
+    Args:
+        w: Weights ``(D,)``, in the type of ``X``.
+        X: ``(N, D)``, finite, float32 or float64.
+        y: Labels -1 or 1, ``(N,)``.
+        lam: $\lambda>0$.
+
     Raises:
         ValueError: As `svm_objective`.
     """
@@ -110,13 +116,34 @@ def violators(base: float, generator: torch.Generator) -> Keep:
 
     With ``base=0`` and loss-only skipping this leaves every iterate of SGD as it was, for the
     skipped gradients of the hinge are 0.
+
+    Args:
+        base: Base pass rate $\gamma_0$, in ``[0, 1]``.
+        generator: Source of the draws.
+
+    Returns:
+        The rule, as ``pegasos`` takes it.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
     check_base(base)
     return partial(_is_violator, base, generator)
 
 
 def random_rule(rate: float, generator: torch.Generator) -> Keep:
-    """Keep a share of the examples at random: the control of every saving."""
+    """Keep a share of the examples at random: the control of every saving.
+
+    Args:
+        rate: Share kept, in ``[0, 1]``.
+        generator: Source of the draws.
+
+    Returns:
+        The rule, as ``pegasos`` takes it.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
     check_base(rate)
     return partial(_is_drawn, rate, generator)
 
@@ -126,6 +153,15 @@ def authors_rule(x_norms: Tensor, base: float, eps: float, generator: torch.Gene
 
     As in the authors' code, with 0.3 and 1; ``x_norms`` are $\|x_i\|$, ``(N,)``, probabilities only
     up to 1.
+
+    Args:
+        x_norms: $\|x_i\|$, ``(N,)``, finite.
+        base: Base pass rate $\gamma_0$, in ``[0, 1]``.
+        eps: $\epsilon$, finite.
+        generator: Source of the draws.
+
+    Returns:
+        The rule, as ``pegasos`` takes it.
 
     Raises:
         ValueError: If a number is out of range, or not finite.
@@ -141,6 +177,18 @@ def gradient_threshold(X: Tensor, y: Tensor, lam: float, threshold: Callable[[in
     r"""Keep if $\|\nabla f_i(w_k)\|\ge T_k$, the regulariser's part included.
 
     $\|\nabla f_i\|^2=\lambda^2\|w\|^2+[-2\lambda m+\|x_i\|^2]\,\mathbb 1[m<1]$ with margin m.
+
+    Args:
+        X: ``(N, D)``, finite, float32 or float64.
+        y: Labels -1 or 1, ``(N,)``.
+        lam: $\lambda>0$.
+        threshold: $T_k$ of iterate k from 1, such as ``decaying_threshold(c)``.
+
+    Returns:
+        The rule, as ``pegasos`` takes it.
+
+    Raises:
+        ValueError: If shapes, types, labels or $\lambda$ are wrong; while running, if $T_k$ is NaN.
     """
     _check_problem(X, y, lam)
     return partial(_is_above, X.square().sum(1).tolist(), lam, threshold)
@@ -307,6 +355,9 @@ def importance_pegasos(
         project: As in `pegasos`.
         step_offset: $t_0$.
         record_every: Updates between two recorded iterates.
+
+    Returns:
+        The path from $w_1=0$.
 
     Raises:
         ValueError: If an argument is wrong, or X is not finite.

@@ -41,6 +41,9 @@ def route_costs(b: int, k: int, i: int, o: int, t: int) -> dict[Route, float]:
         i: Rows of the (unfolded) inputs.
         o: Rows of the output gradients.
         t: Output positions.
+
+    Returns:
+        Multiply-adds by route.
     """
     products = k * b * t * (i + o + 1) * LARGE
     lengths = b * (i + o) if t == 1 else b * t * t * (i + o + 1) + MOVE * b * i * t
@@ -53,7 +56,7 @@ def route_costs(b: int, k: int, i: int, o: int, t: int) -> dict[Route, float]:
 
 
 def choose_route(b: int, k: int, i: int, o: int, t: int) -> Route:
-    """Return the route with the least counted cost."""
+    """Return the route with the least counted cost, of arguments as for ``route_costs``."""
     costs = route_costs(b, k, i, o, t)
     return min(costs, key=lambda route: costs[route])
 
@@ -101,31 +104,39 @@ class GradientCenters:
 
     def _layer_distances(self, layer: Factors, center: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return distances ``(B, K)`` and the size of the terms that they are left of."""
-        b, i, o, t = layer.sizes
-        full = self.kind == "full"
-        own = _wide(center[0].flatten(1).square().sum(1))  # (K,) CC
-        if not full:
-            own = own * _wide(center[1].square().sum(1))
-        route = "materialised" if full else choose_route(b, self.num_clusters, i, o, t)
+        center_lengths = _wide(center[0].flatten(1).square().sum(1))  # (K,) CC
+        if self.kind != "full":
+            center_lengths = center_lengths * _wide(center[1].square().sum(1))
+        route: Route = "materialised"
+        if self.kind != "full":
+            b, i, o, t = layer.sizes
+            route = choose_route(b, self.num_clusters, i, o, t)
         if route == "factored":
             lengths, products = layer.sq_norms(), layer.products(*center)
+        elif route == "mixed":
+            lengths, _ = self._materialised(layer, None)
+            products = layer.products(*center)
         else:
-            parts = []
-            for start in range(0, b, max(1, BLOCK // (i * o))):  # small enough for the cache
-                gradient = layer.rows(slice(start, start + max(1, BLOCK // (i * o)))).gradient()
-                norms = gradient.square().sum((1, 2))
-                if full:
-                    parts.append((norms, gradient.flatten(1) @ center[0].flatten(1).T))
-                elif route == "mixed":
-                    parts.append((norms, norms))
-                else:
-                    c, d = center
-                    parts.append((norms, ((gradient @ c.T) * d.T).sum(1)))
-            lengths, products = (torch.cat(p) for p in zip(*parts, strict=True))
-            if route == "mixed":
-                products = layer.products(*center)
-        scale = _wide(lengths)[:, None] + own  # GG + CC
+            lengths, products = self._materialised(layer, center)
+        scale = _wide(lengths)[:, None] + center_lengths  # GG + CC
         return scale - 2 * _wide(products), scale
+
+    def _materialised(
+        self, layer: Factors, center: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return squared lengths ``(B,)`` and products ``(B, K)``, if any, of gradients made."""
+        b, i, o, _ = layer.sizes
+        step = max(1, BLOCK // (i * o))  # small enough for the cache
+        lengths, products = [], []
+        for start in range(0, b, step):
+            gradient = layer.rows(slice(start, start + step)).gradient()
+            if center is not None and self.kind == "full":
+                products.append(gradient.flatten(1) @ center[0].flatten(1).T)
+            elif center is not None:
+                c, d = center
+                products.append(((gradient @ c.T) * d.T).sum(1))
+            lengths.append(gradient.square_().sum((1, 2)))  # in place: not used again
+        return torch.cat(lengths), torch.cat(products or lengths)
 
     # --- updates ----------------------------------------------------------------------------------
 

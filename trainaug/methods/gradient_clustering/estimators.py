@@ -92,6 +92,9 @@ def per_example_gradients(
         y: Targets, in the same way.
         chunk_size: Examples at once; it bounds the memory.
 
+    Returns:
+        Shape ``(B, d)``, in the order of the trainable parameters.
+
     Raises:
         ValueError: If losses are reduced, or a BatchNorm uses statistics of the batch.
         TypeError: If the model is one of ``torch.jit``, or a batch of another form.
@@ -259,6 +262,12 @@ class SVRGEstimator(SGEstimator):
 
     ``refresh`` copies $\tilde\theta$ with the buffers and takes the full mean $\mu$. Both gradients
     take the same draws and dropout masks, and count as backpropagated. Else as ``SGEstimator``.
+
+    Args:
+        criterion, dataset, batch_size, replacement: As for ``SGEstimator``, with its errors.
+
+    Raises:
+        RuntimeError: While sampling, before the first ``refresh``.
     """
 
     _kept = (*_Estimator._kept, "_snapshot", "_mean")
@@ -298,6 +307,9 @@ class StratifiedEstimator(_Estimator):
         criterion, dataset: As ``SGEstimator``, with its errors.
         assign: Stratum of each example, ``(N,)`` integer; absent labels are no strata.
         draws: Independent draws from each of the M strata; M times as many examples a sample.
+
+    Raises:
+        ValueError: If ``draws`` is below 1, or the labels are not N integers.
     """
 
     _kept = (*_Estimator._kept, "_order", "_sizes")

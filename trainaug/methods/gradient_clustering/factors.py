@@ -474,13 +474,26 @@ def layer_factors(
         layers: See ``LayerFactors``, with its errors.
         bias: See ``LayerFactors``.
         verify: See ``LayerFactors.factors``; costs another way back with weights' gradients.
+
+    Returns:
+        Factors of each layer, by its name in ``named_modules``.
+
+    Raises:
+        UnsupportedLayerError, ValueError, RuntimeError: As ``LayerFactors`` and its ``factors``.
     """
     with LayerFactors(model, layers, bias=bias) as hooks, torch.enable_grad():
         return hooks.factors(model_losses(unwrapped(model), criterion, x, y), verify=verify)
 
 
 def flat_gradients(factors: Mapping[str, Factors]) -> Tensor:
-    """Return per-example gradients ``(B, d)``: layer by layer, the weight and then the bias."""
+    """Return per-example gradients ``(B, d)``: layer by layer, the weight and then the bias.
+
+    Args:
+        factors: Of each layer by name, as ``layer_factors`` gives them.
+
+    Returns:
+        Shape ``(B, d)``, in the layers' precision, at least float32.
+    """
     parts = []
     for layer in factors.values():
         gradient = layer.gradient()  # (B, O, I)
@@ -495,6 +508,14 @@ def gram_matrix(first: Mapping[str, Factors], second: Mapping[str, Factors]) -> 
     """Return the inner products of the gradients of two batches, ``(B1, B2)``, in float64.
 
     Where a layer has one position no gradient is made: $(A A^\\top+1)\\circ(D D^\\top)$.
+
+    Args:
+        first: Factors of each layer by name, of B1 examples.
+        second: Those of B2 examples, of the same layers.
+
+    Raises:
+        ValueError: If there are no layers.
+        KeyError: If a layer is missing in ``second``.
     """
     total: Tensor | None = None
     for name, one in first.items():

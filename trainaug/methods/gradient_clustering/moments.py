@@ -62,6 +62,9 @@ def gradient_moments(
             almost 0 too. ``relative``: $10^{-12}$ times the mean of $\sum_t\hat g^2$ over the
             coordinates alive, and dead ones are left out: the scale of the loss does not matter.
 
+    Returns:
+        See ``Moments``.
+
     Raises:
         ValueError: If shapes do not fit or ``epsilon`` is unknown.
         FloatingPointError: If a sample is not finite.

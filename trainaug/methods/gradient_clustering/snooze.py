@@ -54,6 +54,9 @@ def snooze_threshold(alpha: Tensor, rule: Rule, tau: float) -> float:
         tau: In ``[0, 100]`` for ``percentile``, ``[0, 1]`` for ``cumulative``, at least 0 for
             ``mean`` and ``median``; infinite for ``absolute`` alone.
 
+    Returns:
+        The threshold, in the units of ``alpha``.
+
     Raises:
         ValueError: If an argument is out of range.
 

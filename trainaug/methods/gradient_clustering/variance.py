@@ -83,6 +83,15 @@ def stratified_variance(grads: Tensor, assign: Tensor, draws: int = 1) -> Tensor
     """Return the variance of the stratified estimate, L over the squared N, scalar float64.
 
     With ``draws`` independent draws (with replacement) from every stratum, over their number.
+
+    Args:
+        grads: Per-example gradients, floating, ``(N, d)``.
+        assign: Stratum of each example, ``(N,)`` integers; any labels.
+        draws: Independent draws from each stratum, at least 1.
+
+    Raises:
+        ValueError: If the shapes do not fit, there is no example, or ``draws`` is below 1.
+        FloatingPointError: If the result is not finite.
     """
     if draws < 1:
         raise ValueError(f"draws must be >= 1, got {draws}")
@@ -93,6 +102,15 @@ def sampling_variance(grads: Tensor, batch_size: int, replacement: bool = True) 
     r"""Return the variance of the mean of ``batch_size`` uniform draws (SG-B), scalar float64.
 
     $\frac1{NB}\sum_i\lVert g_i-\bar g\rVert^2$; without replacement times $(N-B)/(N-1)$.
+
+    Args:
+        grads: Per-example gradients, floating, ``(N, d)``.
+        batch_size: B, at least 1, and at most N without replacement.
+        replacement: Whether the draws of a batch are independent.
+
+    Raises:
+        ValueError: If the shapes do not fit, there is no example, or there is no such batch.
+        FloatingPointError: If the result is not finite.
     """
     return _sampling(grads, None, batch_size, replacement)
 
@@ -103,6 +121,16 @@ def svrg_variance(
     r"""Return the variance of SVRG's estimate with the exact mean at the snapshot, scalar float64.
 
     That of SG-B for $g_i(\theta)-g_i(\tilde\theta)$; it takes two backward passes for an example.
+
+    Args:
+        grads: Per-example gradients, floating, ``(N, d)``.
+        snapshot_grads: Those of the same examples at the snapshot, ``(N, d)``.
+        batch_size: B, at least 1, and at most N without replacement.
+        replacement: Whether the draws of a batch are independent.
+
+    Raises:
+        ValueError: If the shapes do not fit, there is no example, or there is no such batch.
+        FloatingPointError: If the result is not finite.
     """
     return _sampling(grads, snapshot_grads, batch_size, replacement)
 
@@ -139,6 +167,15 @@ def move_deltas(gram: Tensor, assign: Tensor, num_clusters: int) -> Tensor:
     r"""Return by how much $L$ changes if one example moves, ``(N, K)``, zero where it is.
 
     ``gram`` are the inner products of the gradients, ``(N, N)`` float64; labels are in [0, K).
+
+    Args:
+        gram: Inner products of the gradients, symmetric, ``(N, N)`` float64.
+        assign: Labels in [0, K), ``(N,)`` integers.
+        num_clusters: K.
+
+    Raises:
+        ValueError: If shapes, types or labels do not fit.
+        FloatingPointError: If an inner product is not finite.
     """
     assign = assign.to(gram.device)
     sizes, squares, products = _state(gram, assign, num_clusters)
@@ -207,6 +244,10 @@ def best_partition(grads: Tensor, num_clusters: int) -> tuple[Tensor, float]:
 
     Returns:
         Labels ``(N,)`` int64 on the CPU, the first optimum in lexicographic order, and its L.
+
+    Raises:
+        ValueError: If N is above 10, or K not from 1 to N.
+        FloatingPointError: If a distance is not finite.
     """
     n = len(grads)
     if n > LARGEST_SEARCH or not 1 <= num_clusters <= n:
@@ -239,6 +280,13 @@ def enumerate_estimates(grads: Tensor, assign: Tensor) -> Tensor:
 
     Shape ``(M, d)`` with M the product of the sizes, at most 65 536; the last label's draw varies
     fastest.
+
+    Args:
+        grads: Per-example gradients, floating, ``(N, d)``.
+        assign: Stratum of each example, ``(N,)`` integers; any labels.
+
+    Raises:
+        ValueError: If the shapes do not fit, or there are more combinations.
     """
     if assign.shape != grads.shape[:1]:
         raise ValueError(f"{len(grads)} gradients and labels of shape {tuple(assign.shape)}")

@@ -42,7 +42,11 @@ _COUNTERS = ("step", "mu_product")
 
 
 def is_elementwise(optimizer: Optimizer) -> bool:
-    """Whether ``Copies`` can stack an optimiser: its type is known, and no hook changes a step."""
+    """Whether ``Copies`` can stack an optimiser: its type is known, and no hook changes a step.
+
+    Args:
+        optimizer: Of any kind; only exact types of ``ELEMENTWISE`` are known.
+    """
     return type(optimizer) in ELEMENTWISE and not _has_step_hooks(optimizer)
 
 

@@ -47,6 +47,17 @@ def _size(share: float, count: int) -> int:
 def linear_pacing(progress: float, *, a: float, b: float) -> float:
     r"""Share $\min(1, b + (1 - b)\tau/a)$.
 
+    Args:
+        progress: $\tau$ in [0, 1].
+        a: Progress at which all examples are in use, in (0, 1].
+        b: Share at the start, in (0, 1].
+
+    Returns:
+        The share in use, in (0, 1].
+
+    Raises:
+        ValueError: If a number is out of range.
+
     Example:
         >>> [linear_pacing(progress, a=0.5, b=0.5) for progress in (0.0, 0.25, 0.5, 1.0)]
         [0.5, 0.75, 1.0, 1.0]
@@ -55,7 +66,20 @@ def linear_pacing(progress: float, *, a: float, b: float) -> float:
 
 
 def root_pacing(progress: float, *, a: float, b: float, q: float = 2.0) -> float:
-    r"""Share $\min(1, (b^q + (1 - b^q)\tau/a)^{1/q})$ with $q > 0$."""
+    r"""Share $\min(1, (b^q + (1 - b^q)\tau/a)^{1/q})$ with $q > 0$.
+
+    Args:
+        progress: $\tau$ in [0, 1].
+        a: Progress at which all examples are in use, in (0, 1].
+        b: Share at the start, in (0, 1].
+        q: Of the root, above 0; 2 is the square root.
+
+    Returns:
+        The share in use, in (0, 1].
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
     _checked(progress, a, b)
     if not 0 < q < math.inf:
         raise ValueError(f"q must be positive, got {q}")
@@ -63,13 +87,38 @@ def root_pacing(progress: float, *, a: float, b: float, q: float = 2.0) -> float
 
 
 def step_pacing(progress: float, *, a: float, b: float) -> float:
-    r"""Share $b$ while $\tau < a$, then 1."""
+    r"""Share $b$ while $\tau < a$, then 1.
+
+    Args:
+        progress: $\tau$ in [0, 1].
+        a: Progress of the step, in (0, 1].
+        b: Share before it, in (0, 1].
+
+    Returns:
+        The share in use, in (0, 1].
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
     _checked(progress, a, b)
     return b if progress < a else 1.0
 
 
 def exponential_pacing(progress: float, *, b: float, c: float, every: float) -> float:
-    r"""Share $\min(1, b\,c^{\lfloor\tau/\Delta\rfloor})$ with $c > 1$, grown ``every`` $\Delta$."""
+    r"""Share $\min(1, b\,c^{\lfloor\tau/\Delta\rfloor})$ with $c > 1$, grown ``every`` $\Delta$.
+
+    Args:
+        progress: $\tau$ in [0, 1].
+        b: Share at the start, in (0, 1].
+        c: Factor of each step, above 1.
+        every: $\Delta$, progress between two steps, in (0, 1].
+
+    Returns:
+        The share in use, in (0, 1].
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
     _checked(progress, every, b)
     if not 1 < c < math.inf:
         raise ValueError(f"c must be above 1, got {c}")

@@ -50,6 +50,9 @@ def example_losses(
         y: Targets ``(n, ...)``, likewise.
         batch_size: Examples at a time.
 
+    Returns:
+        Losses ``(n,)``, in the order of the examples, on the model's device.
+
     Raises:
         ValueError: If there is no example, lengths differ, or ``criterion`` gives another shape.
     """
@@ -80,9 +83,15 @@ def example_losses(
 class ForgettingTracker:
     """Count how often each example went from right to wrong between two visits.
 
+    Args:
+        num_examples: Number of examples ``n``, at least 1.
+
     Attributes:
         events: Forgetting events so far, int64 ``(n,)``.
         learned: Whether the example was right at least once, bool ``(n,)``.
+
+    Raises:
+        ValueError: If there is no example.
     """
 
     def __init__(self, num_examples: int) -> None:
@@ -136,6 +145,9 @@ class RunningHardness:
 
     Attributes:
         values: Present hardness, float ``(n,)``; the first loss of an example replaces the zero.
+
+    Raises:
+        ValueError: If there is no example, or ``gamma`` is out of range.
     """
 
     def __init__(self, num_examples: int, gamma: float = 0.9) -> None:
@@ -178,6 +190,13 @@ def self_paced_weights(losses: Tensor, threshold: float) -> Tensor:
     r"""Weights $w_i = 1[\ell_i < \lambda]$, the minimiser of $\sum_i w_i(\ell_i - \lambda)$.
 
     Over $w \in [0, 1]^B$; raise the threshold $\lambda$ during training until all examples count.
+
+    Args:
+        losses: Per-example losses ``(B,)``, finite.
+        threshold: $\lambda$, in the units of the losses.
+
+    Returns:
+        0 or 1, ``(B,)``, in the type of the losses, without gradients.
 
     Raises:
         ValueError: If a loss is not finite or the threshold NaN: a weight of 0 would hide it.

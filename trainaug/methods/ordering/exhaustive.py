@@ -34,6 +34,10 @@ Batch = tuple[Any, Any]  # inputs and targets
 def all_orders(num_batches: int, *, max_batches: int = 8) -> Tensor:
     """Return every permutation of ``range(num_batches)`` in lexicographic order, ``(M!, M)``.
 
+    Args:
+        num_batches: M, from 1 to ``max_batches``.
+        max_batches: Guard against $M!$.
+
     Raises:
         ValueError: If ``num_batches`` is below 1 or above ``max_batches``.
     """
@@ -53,6 +57,13 @@ def train_in_order(
     order: Sequence[int],
 ) -> None:
     """Train on the batches in the given order, in place: the definition, step by step.
+
+    Args:
+        model: In the mode it is in.
+        optimizer: Of its parameters.
+        criterion: Returns per-example losses ``(B,)``.
+        batches: Pairs of inputs and targets, each ``(B, ...)`` or nested.
+        order: Numbers of batches, one a step; they may repeat.
 
     Raises:
         ValueError: If ``criterion`` does not give per-example losses ``(B,)``, or there are none.

@@ -170,6 +170,17 @@ def target_alignments(
     forward mode, say for fused attention, each candidate takes a backward pass instead. Gradients
     have the precision of the parameters. A model with batch normalisation must be in eval mode.
     Candidates, ``mask``, ``independent`` and errors are those of ``batch_losses``.
+
+    Args:
+        model, criterion, x, y, mask, independent: As for ``batch_losses``.
+        target: Inputs and targets whose mean gradient is compared with, each ``(T, ...)``, or
+            nested.
+
+    Returns:
+        Shape ``(N,)``; of half-precision losses in float32.
+
+    Raises:
+        ValueError: As ``batch_losses``, or if no parameter requires gradients.
     """
     with eager():
         return _alignments(model, criterion, x, y, mask, target, independent, True)[0]
