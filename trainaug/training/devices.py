@@ -39,8 +39,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 def to_device(value: Any, device: torch.device) -> Any:
     """Return ``value`` with each tensor in it on ``device``."""
-    if type(value) is tuple and all(isinstance(item, Tensor) for item in value):
-        return tuple(item.to(device) for item in value)  # most batches: no search in them
+    if type(value) is tuple:  # as most batches: nothing to look for in it
+        return tuple([to_device(item, device) for item in value])
+    if isinstance(value, Tensor):
+        return value.to(device)
     return map_tensors(lambda t: t.to(device), value)
 
 
