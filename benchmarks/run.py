@@ -25,6 +25,7 @@ import linear_robustness
 import ordering
 import samplers
 import torch
+import training
 
 from companion.evidence.store import write_atomic
 from companion.paths import RESULTS
@@ -343,6 +344,13 @@ BENCHMARKS = (
         "milliseconds",
         0.2,
         "ms",
+    ),
+    Benchmark(
+        "the training loop against the same by hand, MLP 64-32-10, B = 64",
+        training.loop_against_by_hand,
+        "ratio",
+        1.3,
+        "x",
     ),
 )
 

@@ -40,10 +40,15 @@ def test_a_prepared_loader_is_refused_by_name_or_known_to_lose_its_sampler(way):
         candidate_generator=torch.Generator().manual_seed(1),
     )
     accelerator = Accelerator(cpu=True)
+
+    def train_on(loader):
+        for x, y, _ in loader:
+            accelerator.backward(criterion(model(x), y).mean())
+
     if way == "batch_sampler":
         loader = accelerator.prepare(DataLoader(data, batch_sampler=sampler))
         with pytest.raises(RuntimeError, match="Accelerate"):
-            list(loader)
+            train_on(loader)
     else:  # what the page warns of
         loader = accelerator.prepare(DataLoader(data, sampler=sampler, batch_size=None))
         assert loader.sampler is not sampler

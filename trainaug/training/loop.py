@@ -26,6 +26,10 @@ class NonFiniteLossError(FloatingPointError):
     """The loss at ``step`` is NaN or infinite; the model was not updated with it.
 
     An optimiser that takes a closure may have moved the parameters before its second call.
+
+    Attributes:
+        step: Updates made before.
+        value: The loss.
     """
 
     def __init__(self, step: int, value: float) -> None:
@@ -35,14 +39,24 @@ class NonFiniteLossError(FloatingPointError):
 
 @dataclass
 class History:
-    """What happened in a run: plain numbers, equal for equal runs; measuring costs nothing here."""
+    """What happened in a run: plain numbers, equal for equal runs.
+
+    Attributes:
+        precision: That of the run.
+        losses: (Weighted) mean loss of each step, before its update.
+        evaluations: What ``evaluate`` gave, with ``step``, ``epoch`` and ``examples`` so far.
+        steps: Updates made.
+        examples: Drawn from the data set.
+        forward_examples: Rows through the model, as the batch transform left them.
+        backward_examples: Rows whose gradient was taken.
+    """
 
     precision: Precision
-    losses: list[float] = field(default_factory=list)  # (weighted) loss of each step, before it
-    evaluations: list[dict[str, float]] = field(default_factory=list)  # with step, epoch, examples
-    steps: int = 0  # updates made
-    examples: int = 0  # drawn from the data set
-    forward_examples: int = 0  # rows through the model, as the batch transform left them
+    losses: list[float] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    examples: int = 0
+    forward_examples: int = 0
     backward_examples: int = 0
 
 
@@ -68,7 +82,9 @@ def train(
     """Train a model in place, on the device where its parameters are.
 
     A *step* is a number of updates made: loss, observers and errors at step 0 belong to the
-    initial weights. A batch is asked for only when the one before is through all stations.
+    initial weights. A batch is asked for only when the one before is done with, so that
+    samplers have heard of it. The order of a step is: data set, ``batch_transform``, model,
+    ``criterion``, ``weights``, backward pass, ``observers``, update, ``scheduler``, ``feedback``.
 
     Args:
         model: Put in train mode; ``model(x)`` gives what ``criterion`` takes.
@@ -79,18 +95,22 @@ def train(
             precision are weighed, averaged and handed on in float32.
         optimizer: Stepped with a closure that computes loss and gradients of the batch if its
             attribute ``requires_closure`` is true; the first call then is the one observed.
-        num_epochs: Length of the run in passes over ``batch_sampler``; give this or
-        max_steps: length of the run in updates.
+        num_epochs: Length of the run in passes over ``batch_sampler``, at least 1; or else give
+        max_steps: Length of the run in updates, at least 1.
         scheduler: Stepped after every update.
         batch_transform: May mix a batch; its index keeps one row for each loss.
         weights: Maps the index to weights ``(B,)`` of the losses, which are then averaged over B.
         observers: Called after backward with model, step, index and losses; undisturbed.
         feedback: Called after the update with index and losses, on the model's device.
-        evaluate: Called in eval mode, undisturbed, at the end and every
-        evaluate_every: so many steps; without it, every epoch.
+        evaluate: Called with the model in eval mode, undisturbed, at the end and after each epoch,
+            or each ``evaluate_every`` steps; gives numbers by name.
+        evaluate_every: Steps between two evaluations, at least 1.
         precision: ``"bf16"`` runs the model, not the criterion, under autocast.
         first_epoch: Number that ``set_epoch`` gets first; by default the sampler's ``next_epoch``
             if it has one, so that a loaded state and a second call go on, else 0.
+
+    Returns:
+        What happened, in numbers.
 
     Raises:
         ValueError: If an option or a shape is wrong, a batch is empty or not a list of indices,

@@ -24,7 +24,8 @@ class TranslationModel(nn.Module):
 
     Weights are drawn with ``generator`` alone: matrices uniform as in Glorot and Bengio, embeddings
     normal with standard deviation $D^{-1/2}$, biases 0. Positions are sines and cosines. The same
-    table serves source, target and, transposed, the output.
+    table serves source, target and, transposed, the output. Vaswani et al., "Attention Is All You
+    Need", NeurIPS 2017, sections 3.1 to 3.5; the norms stand as in Xiong et al., ICML 2020.
 
     Args:
         vocabulary: V, tokens of both languages together, padding (0) included.
@@ -92,11 +93,21 @@ class TranslationModel(nn.Module):
         return self.embedding(tokens) * scale + self.positions[: tokens.shape[1]]  # type: ignore[no-any-return]
 
     def encode(self, source: Tensor) -> Tensor:
-        """Return the source ``(B, S)`` as the decoder sees it, ``(B, S, D)``."""
+        """Return the source ``(B, S)`` as the decoder sees it, ``(B, S, D)``.
+
+        Raises:
+            ValueError: If a sentence is longer than ``longest``.
+        """
         return self.encoder(self._embed(source), src_key_padding_mask=source == PAD)  # type: ignore[no-any-return]
 
     def decode(self, memory: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Return the decoder's states ``(B, T, D)``; `score` makes logits of them."""
+        """Return the decoder's states ``(B, T, D)``; `score` makes logits of them.
+
+        Args:
+            memory: What `encode` gave, ``(B, S, D)``.
+            source: ``(B, S)``, for its padding.
+            target: Tokens so far, from `START`, ``(B, T)``.
+        """
         n = target.shape[1]
         later = torch.ones(n, n, dtype=torch.bool, device=target.device).triu(1)
         return self.decoder(  # type: ignore[no-any-return]
@@ -120,8 +131,8 @@ class TranslationModel(nn.Module):
 def translation_losses(logits: Tensor, target: Tensor) -> Tensor:
     """Return the mean cross-entropy of a token of each sentence, ``(B,)``.
 
-    A mean over tokens, so that long sentences are not taken for hard ones. In float32 for logits
-    in half precision.
+    A mean over tokens, so that long sentences are not taken for hard ones. In nats; in float32 for
+    logits in half precision.
 
     Args:
         logits: ``(B, T, V)``.
