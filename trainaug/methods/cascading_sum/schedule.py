@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import accumulate, chain, islice
+from collections.abc import Sequence
+from itertools import accumulate
 from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
-from torch.optim.swa_utils import update_bn
 
-from trainaug.checks import finite
 from trainaug.methods.cascading_sum.functional import weight_type
 
 __all__ = ["CascadeSchedule", "PlateauCascade", "begin_stage", "stage_boundaries"]
@@ -235,7 +231,6 @@ def begin_stage(
     lr: float,
     weights: dict[str, Tensor] | None = None,
     reset_optimizer: bool = False,
-    batches: Iterable[Any] | None = None,
 ) -> None:
     """Switch a model and its optimiser to the next stage of a cascade, in place.
 
@@ -245,20 +240,13 @@ def begin_stage(
         lr: Learning rate that the stage starts with, finite and at least 0, in every group.
         weights: ``state_dict`` to go on from, say the best of the stage; ``None``: as it is.
         reset_optimizer: Forget momentum and every other state, as the source does.
-        batches: Inputs ``x`` or ``(x, ...)`` on which the statistics of BatchNorm are computed
-            anew; ``None`` leaves them. They jump because mixes have less contrast.
 
     Raises:
-        ValueError: If ``lr`` is out of range, ``batches`` is empty, or the statistics come out
-            not finite.
+        ValueError: If ``lr`` is negative or not finite; nothing is changed then.
     """
     lr = float(lr)
     if not (math.isfinite(lr) and lr >= 0):
         raise ValueError(f"lr must be finite and at least 0, got {lr}")
-    remaining = iter(() if batches is None else batches)
-    first = list(islice(remaining, 1))
-    if batches is not None and not first:
-        raise ValueError("batches is empty: the statistics would be reset and stay so")
     if weights is not None:
         model.load_state_dict(copy.deepcopy(weights))
     if reset_optimizer:
@@ -270,23 +258,3 @@ def begin_stage(
             group["lr"] = lr
         if "initial_lr" in group:  # what a scheduler made from now on starts with
             group["initial_lr"] = lr
-    if batches is not None:
-        with _settings_kept(model):
-            update_bn(chain(first, remaining), model)
-        for name, values in model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                finite(name, values)
-
-
-@contextmanager
-def _settings_kept(model: nn.Module) -> Iterator[None]:
-    """Give modules their mode and momentum back, which `update_bn` changes; after an error too."""
-    modes = [(module, module.training) for module in model.modules()]
-    momenta = [(m, m.momentum) for m, _ in modes if isinstance(m, _BatchNorm)]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for module, momentum in momenta:
-            module.momentum = momentum
