@@ -69,8 +69,9 @@ class IndexedDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
             where = where.long()  # in int8 the sum with the length may wrap round
         if high < low and where.numel():
             low, high = int(where.min()), int(where.max())
-        if low < -len(self) or high >= len(self):
-            raise IndexError(f"index out of range for {len(self)} items: {index}")
+        count = self.x.shape[0]
+        if low < -count or high >= count:
+            raise IndexError(f"index out of range for {count} items: {index}")
         if low < 0 or not isinstance(index, list):  # never the caller's own memory
-            where = torch.where(where < 0, where + len(self), where)
+            where = torch.where(where < 0, where + count, where)
         return self.x[where], self.y[where], where

@@ -58,11 +58,14 @@ def to_device(value: Any, device: torch.device) -> Any:
             are left alone.
         device: Where to.
     """
-    if type(value) is tuple:  # as most batches: nothing to look for in it
-        return tuple([to_device(item, device) for item in value])
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return map_tensors(lambda t: t.to(device), value)
+
+    def moved(item: Any) -> Any:
+        return map_tensors(lambda t: t.to(device), item)
+
+    if type(value) is not tuple:
+        return moved(value)
+    # Most batches are a tuple of tensors, in which nothing has to be looked for.
+    return tuple([t.to(device) if type(t) is Tensor else moved(t) for t in value])
 
 
 def all_gather_with_grad(x: Tensor) -> Tensor:

@@ -134,38 +134,42 @@ def train(
             )
         batch = to_device(dataset[indices], device)
         x, y, index = batch if batch_transform is None else batch_transform(batch)
-        rows = len(index)
+        rows = index.shape[0]
         seen: list[Tensor] = []  # the losses of the first pass
 
         def compute_gradients() -> Tensor:
-            with torch.enable_grad():
-                optimizer.zero_grad()
-                losses = criterion(run_model(model, x, precision, device), y)  # (B,)
-                _check_rows("losses (give the criterion reduction='none')", losses, rows)
-                losses = weighted = widened(losses)
-                history.forward_examples += rows
-                if weights is not None:  # a product with ones would cost a tenth of a small step
-                    w = weights(index).to(losses)
-                    _check_rows("weights", w, rows)
-                    weighted = w * losses
-                loss = weighted.mean()
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise NonFiniteLossError(history.steps, value)
-                loss.backward()  # type: ignore[no-untyped-call]
-                history.backward_examples += rows
-                if not seen:
-                    seen.append(losses.detach())
-                    history.losses.append(value)
-                    for observe in observers:
-                        with undisturbed(model):
-                            observe(model, history.steps, index.clone(), seen[0].clone())
-                return loss
+            optimizer.zero_grad()
+            losses = criterion(run_model(model, x, precision, device), y)  # (B,)
+            if losses.shape != (rows,):
+                raise _wrong_shape("losses (give the criterion reduction='none')", losses, rows)
+            losses = weighted = widened(losses)
+            history.forward_examples += rows
+            if weights is not None:  # a product with ones would cost a tenth of a small step
+                w = weights(index).to(losses)
+                if w.shape != (rows,):
+                    raise _wrong_shape("weights", w, rows)
+                weighted = w * losses
+            loss = weighted.mean()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise NonFiniteLossError(history.steps, value)
+            loss.backward()  # type: ignore[no-untyped-call]
+            history.backward_examples += rows
+            if not seen:
+                seen.append(losses.detach())
+                history.losses.append(value)
+                for observe in observers:
+                    with undisturbed(model):
+                        observe(model, history.steps, index.clone(), seen[0].clone())
+            return loss
 
         if takes_closure:
-            optimizer.step(compute_gradients)  # type: ignore[arg-type]
+            optimizer.step(torch.enable_grad()(compute_gradients))
         else:
-            compute_gradients()
+            if torch.is_grad_enabled():
+                compute_gradients()
+            else:
+                torch.enable_grad()(compute_gradients)()
             optimizer.step()
         if scheduler is not None:
             scheduler.step()
@@ -203,6 +207,5 @@ def train(
     return history
 
 
-def _check_rows(what: str, values: Tensor, rows: int) -> None:
-    if values.shape != (rows,):
-        raise ValueError(f"{what} must have shape ({rows},), got {tuple(values.shape)}")
+def _wrong_shape(what: str, values: Tensor, rows: int) -> ValueError:
+    return ValueError(f"{what} must have shape ({rows},), got {tuple(values.shape)}")
