@@ -164,7 +164,7 @@ def train(
             return loss
 
         if takes_closure:
-            optimizer.step(torch.enable_grad()(compute_gradients))
+            optimizer.step(torch.enable_grad()(compute_gradients))  # type: ignore[arg-type]
         else:
             if torch.is_grad_enabled():
                 compute_gradients()
