@@ -149,8 +149,15 @@ def hessian_top_eigenvalue(
             Hv\rVert$ and $\langle v, Hv\rangle$, as the chapter has it: a value that changes
             slowly, or comes last, need not be an eigenvalue, and at a saddle often is none.
 
+    Returns:
+        The eigenvalue, in units of the loss over squared units of the parameters; 0 if the
+        gradient does not depend on them.
+
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, there are no inputs or not as many targets, or
+            the model has no trained parameter.
+        TypeError: If the model is one of ``torch.jit``, a parameter is in half precision, or the
+            inputs or targets hold no tensor.
         ArithmeticError: If the value has not settled after so many products (``residual``).
         FloatingPointError: If a product is not finite (``residual``).
     """
@@ -262,7 +269,26 @@ def gradient_lipschitz(
     r"""Lower estimate of the gradient's Lipschitz constant around the weights.
 
     $\max_i\lVert\nabla L(\theta+\delta_i)-\nabla L(\theta)\rVert/\lVert\delta_i\rVert$ over random
-    $\delta_i$ of length ``radius``. Arguments as of `hessian_top_eigenvalue`.
+    $\delta_i$ of length ``radius``.
+
+    Args:
+        model: Any module.
+        criterion: Returns per-example losses ``(B,)``.
+        x: Inputs, shape ``(B, ...)``.
+        y: Targets.
+        radius: Length of each $\delta_i$ over all trained parameters, above 0.
+        generator: Source of the directions, which are uniform.
+        draws: Number of directions, at least 1.
+
+    Returns:
+        The largest ratio, at least 0, in units of the loss over squared units of the parameters.
+
+    Raises:
+        ValueError: If an option is out of range, there are no inputs or not as many targets, or
+            the model has no trained parameter.
+        TypeError: If the model is one of ``torch.jit``, a parameter is in half precision, or the
+            inputs or targets hold no tensor.
+        FloatingPointError: If the loss or its gradient is not finite at a point.
     """
     if not radius > 0 or draws < 1:
         raise ValueError(f"need radius > 0 and draws >= 1, got {radius=}, {draws=}")
@@ -302,11 +328,18 @@ def sharpness(
         y: Targets.
         rho: Relative radius, above 0.
         generator: Source of the starts.
-        steps: Steps of a start.
-        restarts: Number of starts.
+        steps: Steps of a start, at least 1.
+        restarts: Number of starts, at least 1.
+
+    Returns:
+        The rise, in units of the loss, at least 0.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, there are no inputs or not as many targets, or
+            the model has no trained parameter or no filter.
+        TypeError: If the model is one of ``torch.jit``, a parameter is in half precision, or the
+            inputs or targets hold no tensor.
+        FloatingPointError: If the loss or its gradient is not finite at a point.
     """
     if not rho > 0 or min(steps, restarts) < 1:
         raise ValueError(f"need rho > 0, steps, restarts >= 1, got {rho=}, {steps=}, {restarts=}")
