@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+collect_ignore = ["ddp_cells.py", "two_processes.py"]  # scripts for torchrun
+
 # Before anything imports them.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
