@@ -37,7 +37,7 @@ PROTOCOL = {
 # These modules read, move and check; they follow no work, so there is no source to name.
 PLUMBING = {
     "trainaug.structures",
-    *(f"trainaug.training.{name}" for name in ("devices", "loop")),
+    *(f"trainaug.training.{name}" for name in ("devices", "loop", "models", "randomness")),
     *(f"trainaug.data.{name}" for name in ("archives", "arrays", "fetch", "files", "indexed")),
     *(f"trainaug.data.{name}" for name in ("paths", "placeholders", "progress", "registry")),
 }

@@ -1,4 +1,4 @@
-"""Two cheap convolutional networks: one whose examples stay independent, one with strides."""
+"""Two cheap convolutional networks, ours: one whose examples stay independent, one with strides."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ class TwoConvNet(nn.Module):
         initialise(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``."""
+        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``.
+
+        Args:
+            x: Pictures, ``(B, in_channels, H, W)``.
+        """
         x = F.max_pool2d(F.relu(self.norms[0](self.first(x))), 2)  # (B, 8, H/2, W/2)
         x = F.relu(self.norms[1](self.second(x)))
         return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))  # type: ignore[no-any-return]
@@ -94,6 +98,10 @@ class StridedConvNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``."""
+        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``.
+
+        Args:
+            x: Pictures, ``(B, in_channels, H, W)``.
+        """
         x = self.features(x.contiguous(memory_format=torch.channels_last))  # (B, 64, H/8, W/8)
         return self.head(x.flatten(1))  # type: ignore[no-any-return]

@@ -42,6 +42,9 @@ def pick_device(choice: str = "auto", *, dtype: torch.dtype = torch.float32) -> 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first parameter.
 
+    Args:
+        model: Any module with parameters.
+
     Raises:
         ValueError: If the model has no parameters.
     """

@@ -1,7 +1,8 @@
 """Small encoders of pictures and captions into one space, and the two together.
 
 A caption is a pair ``(tokens, weights)``: token numbers int64 ``(B, T)`` with 0 for padding, and
-the weight of each token ``(B, T)``, 0 where it is left out.
+the weight of each token ``(B, T)``, 0 where it is left out. The
+arrangement is that of VSE++ (Faghri et al., BMVC 2018); the encoders are ours, and small.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ class PictureCNN(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the embeddings ``(B, D)`` of pictures ``(B, 3, H, W)``."""
+        """Return the embeddings ``(B, D)`` of pictures ``(B, 3, H, W)``.
+
+        Args:
+            x: Pictures, ``(B, 3, H, W)``.
+        """
         x = self.features(x.contiguous(memory_format=torch.channels_last))  # (B, 128, h, w)
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
@@ -82,7 +87,11 @@ class BagOfTokens(nn.Module):
             self.embedding.weight.mul_(dim**-0.5)
 
     def forward(self, caption: Caption) -> Tensor:
-        """Return the embeddings ``(B, D)`` of captions: tokens ``(B, T)``, weights ``(B, T)``."""
+        """Return the embeddings ``(B, D)`` of captions: tokens ``(B, T)``, weights ``(B, T)``.
+
+        Args:
+            caption: Pair of token numbers and their weights, each ``(B, T)``.
+        """
         tokens, weights = caption
         return self.embedding(tokens, per_sample_weights=weights)  # type: ignore[no-any-return]
 
@@ -113,7 +122,11 @@ class CaptionGRU(nn.Module):
                 p.uniform_(-(dim**-0.5), dim**-0.5, generator=generator)
 
     def forward(self, caption: Caption) -> Tensor:
-        """Return the embeddings ``(B, D)`` of captions: tokens ``(B, T)``, weights ``(B, T)``."""
+        """Return the embeddings ``(B, D)`` of captions: tokens ``(B, T)``, weights ``(B, T)``.
+
+        Args:
+            caption: Pair of token numbers and their weights, each ``(B, T)``.
+        """
         tokens, weights = caption
         kept = (weights > 0) & (tokens > 0)
         order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)  # kept ones first
@@ -153,17 +166,29 @@ class DualEncoder(nn.Module):
         self.normalise = normalise
 
     def embed_pictures(self, x: Tensor) -> Tensor:
-        """Return the embeddings of pictures, ``(B, D)``."""
+        """Return the embeddings of pictures, ``(B, D)``.
+
+        Args:
+            x: What the encoder of pictures takes, ``(B, ...)``.
+        """
         embedded: Tensor = self.pictures(x)
         return _unit(embedded) if self.normalise == "both" else embedded
 
     def embed_captions(self, caption: Caption) -> Tensor:
-        """Return the embeddings of captions, ``(B, D)``."""
+        """Return the embeddings of captions, ``(B, D)``.
+
+        Args:
+            caption: Pair of token numbers and their weights, each ``(B, T)``.
+        """
         embedded: Tensor = self.captions(caption)
         return embedded if self.normalise == "none" else _unit(embedded)
 
     def forward(self, x: tuple[Tensor, Caption]) -> Tensor:
-        """Return the scores of all pairs of a batch, ``(B, B)``, rows pictures."""
+        """Return the scores of all pairs of a batch, ``(B, B)``, rows pictures.
+
+        Args:
+            x: Pictures ``(B, ...)``, and their captions.
+        """
         picture, caption = x
         return self.score(self.embed_pictures(picture), self.embed_captions(caption))
 

@@ -19,7 +19,8 @@ from trainaug.training.models import IndexedData, Precision, run_model, undistur
 
 __all__ = ["Batch", "History", "NonFiniteLossError", "train"]
 
-Batch = tuple[Any, Any, Tensor]  # x, y, index
+#: Inputs, targets and indices of a batch.
+Batch = tuple[Any, Any, Tensor]
 
 
 class NonFiniteLossError(FloatingPointError):

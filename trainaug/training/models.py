@@ -99,7 +99,11 @@ class SmallCNN(nn.Module):
         self.to(memory_format=self.memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``."""
+        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``.
+
+        Args:
+            x: Pictures, ``(B, in_channels, H, W)``.
+        """
         x = self.features(x.contiguous(memory_format=self.memory_format))  # (B, 64, 3, 3)
         return self.head(x)  # type: ignore[no-any-return]
 
@@ -114,6 +118,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: With at least one parameter.
+
+    Yields:
+        Nothing; the measurement happens inside.
 
     Raises:
         ValueError: If the model has no parameters.

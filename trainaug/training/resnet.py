@@ -61,7 +61,11 @@ class ResNet8(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``."""
+        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``.
+
+        Args:
+            x: Pictures, ``(B, in_channels, H, W)``.
+        """
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.stages(F.relu(self.norm(self.stem(x))))  # (B, 64, H/4, W/4)
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]

@@ -1,6 +1,8 @@
 """A small Transformer that translates, its loss of a sentence, and greedy decoding.
 
 Sentences are token numbers int64 ``(B, T)``; after the last token stand zeros, which are padding.
+
+Reference: Vaswani et al., "Attention Is All You Need", NeurIPS 2017; decoding is ours.
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ from trainaug.training.randomness import initialise
 
 __all__ = ["END", "PAD", "START", "TranslationModel", "greedy_decode", "translation_losses"]
 
-PAD, START, END = 0, 1, 2
+#: Number of the token that fills rows up.
+PAD = 0
+#: Number of the token that a target starts from.
+START = 1
+#: Number of the token that ends a sentence.
+END = 2
 Pair = tuple[Tensor, Tensor]
 
 
@@ -95,6 +102,9 @@ class TranslationModel(nn.Module):
     def encode(self, source: Tensor) -> Tensor:
         """Return the source ``(B, S)`` as the decoder sees it, ``(B, S, D)``.
 
+        Args:
+            source: Token numbers, int64, ``(B, S)``.
+
         Raises:
             ValueError: If a sentence is longer than ``longest``.
         """
@@ -119,11 +129,19 @@ class TranslationModel(nn.Module):
         )  # padding stands last, so that no token before it can look at it
 
     def score(self, states: Tensor) -> Tensor:
-        """Return logits ``(..., V)`` of the next token from states ``(..., D)``."""
+        """Return logits ``(..., V)`` of the next token from states ``(..., D)``.
+
+        Args:
+            states: Of the decoder, ``(..., D)``.
+        """
         return states @ self.embedding.weight.T
 
     def forward(self, x: Pair) -> Tensor:
-        """Return logits ``(B, T, V)`` for source ``(B, S)`` and target ``(B, T)`` from `START`."""
+        """Return logits ``(B, T, V)`` for source ``(B, S)`` and target ``(B, T)`` from `START`.
+
+        Args:
+            x: Source ``(B, S)`` and target ``(B, T)``, token numbers, int64.
+        """
         source, target = x
         return self.score(self.decode(self.encode(source), source, target))
 

@@ -54,6 +54,10 @@ class ImageAssistant(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return logits ``(B,)`` of inputs ``(B, ...)`` with classes ``(B,)``, of any integer type.
 
+        Args:
+            x: Inputs, ``(B, ...)``, D numbers each.
+            y: Classes from 0 to K - 1, ``(B,)``.
+
         Raises:
             ValueError: If shapes do not fit, or a class is not from 0 to K - 1.
         """
@@ -105,6 +109,12 @@ class TextAssistant(nn.Module):
         self, source: Tensor, source_tfidf: Tensor, target: Tensor, target_tfidf: Tensor
     ) -> Tensor:
         """Return logits ``(B,)``; each side has distinct tokens ``(B, T)`` and their tf-idf.
+
+        Args:
+            source: Distinct tokens of each source, int64, ``(B, S)``.
+            source_tfidf: Their weights, ``(B, S)``; 0 leaves one out.
+            target: The same of the targets, ``(B, T)``.
+            target_tfidf: Their weights, ``(B, T)``.
 
         Raises:
             ValueError: If shapes do not fit, or a token is not in its vocabulary.
@@ -190,6 +200,9 @@ class AssistantTrainer:
     def predict(self, indices: Tensor) -> Tensor:
         r"""Return $r=\sigma(\text{logit})$ of examples ``(B,)``, in ``[0, 1]``, ``(B,)``.
 
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
+
         Raises:
             ValueError: If the index is not of integers from 0, or the logits not ``(B,)``.
         """
@@ -199,6 +212,10 @@ class AssistantTrainer:
         """Learn from the Boss's losses ``values`` ``(B,)`` of examples ``(B,)``.
 
         Of ``epoch`` means the first epoch's losses are only collected.
+
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
+            values: Their losses, finite, ``(B,)``.
 
         Raises:
             ValueError: If the shapes differ, there are none, or the index is not of integers.
@@ -225,6 +242,10 @@ class AssistantTrainer:
 
     def step(self, indices: Tensor, hard: Tensor) -> float:
         """Take one step towards targets ``hard`` ``(B,)``, true where an example was.
+
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
+            hard: Whether each was hard, boolean, ``(B,)``.
 
         Returns:
             The binary cross-entropy before the step.

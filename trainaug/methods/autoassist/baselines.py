@@ -44,7 +44,11 @@ class RandomSkip:
         self.rates, self.passes = tuple(float(rate) for rate in rates), 0
 
     def predict(self, indices: Tensor) -> Tensor:
-        """Return the rate of this pass for every example, ``(B,)``."""
+        """Return the rate of this pass for every example, ``(B,)``.
+
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
+        """
         rate = self.rates[min(self.passes, len(self.rates) - 1)]
         return torch.full((len(indices),), rate, device=indices.device)
 
@@ -101,17 +105,29 @@ class LossTable:
         self.passes = 0
 
     def predict(self, indices: Tensor) -> Tensor:
-        """Return 0 for examples below the mean at the start of the pass, else 1, ``(B,)``."""
+        """Return 0 for examples below the mean at the start of the pass, else 1, ``(B,)``.
+
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
+        """
         return (~self._is_low[example_numbers(indices, len(self.losses))]).float()
 
     def weights(self, indices: Tensor) -> Tensor:
-        """Return ``(B,)``: $1/p$ with the examples' probabilities of being kept."""
+        """Return ``(B,)``: $1/p$ with the examples' probabilities of being kept.
+
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
+        """
         is_low = self._is_low[example_numbers(indices, len(self.losses))]
         p = torch.where(is_low, self.base, 1.0)
         return (1 / p if self.rescale else torch.ones_like(p)).to(indices.device)
 
     def update(self, indices: Tensor, values: Tensor) -> None:
         """Take the losses ``values`` ``(B,)`` of examples ``(B,)``; the last, where one repeats.
+
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
+            values: Their losses, finite, ``(B,)``.
 
         Raises:
             ValueError: If the shapes differ, there are none, or an example is not one of N.
@@ -168,6 +184,9 @@ class SelectiveBackprop:
     @torch.no_grad()
     def predict(self, indices: Tensor) -> Tensor:
         """Return $\\mathrm{cdf}^\\beta$ of the examples, ``(B,)``, in ``(0, 1]``.
+
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
 
         Raises:
             ValueError: If the shapes differ, or there are none.
@@ -230,7 +249,11 @@ class SelfPacedWeights:
         self._steps, self._pace = 0, start
 
     def weights(self, indices: Tensor) -> Tensor:
-        """Return weights ``(B,)`` with mean 1, by the examples' last losses."""
+        """Return weights ``(B,)`` with mean 1, by the examples' last losses.
+
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
+        """
         e, late = self._steps // self.epoch_steps, self._steps % self.epoch_steps
         if late == 0:
             share = 1.0 if self.epochs == 1 else min(1.0, 0.25 + 0.75 * e / (self.epochs - 1))
@@ -242,6 +265,10 @@ class SelfPacedWeights:
 
     def update(self, indices: Tensor, values: Tensor) -> None:
         """Take the losses ``values`` ``(B,)`` of examples ``(B,)``; the last, where one repeats.
+
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
+            values: Their losses, finite, ``(B,)``.
 
         Raises:
             ValueError: If the shapes differ, there are none, or an example is not one of N.
@@ -295,11 +322,19 @@ class ScreenerWeights:
 
     @torch.no_grad()
     def weights(self, indices: Tensor) -> Tensor:
-        """Return s of the examples, ``(B,)``."""
+        """Return s of the examples, ``(B,)``.
+
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
+        """
         return self._weigh(indices).to(indices.device)
 
     def update(self, indices: Tensor, values: Tensor) -> None:
         """Take one step on the screener's loss, the Boss's losses ``values`` ``(B,)`` held fixed.
+
+        Args:
+            indices: Examples, integers from 0, ``(B,)``.
+            values: Their losses, finite, ``(B,)``.
 
         Raises:
             ValueError: If the shapes differ, there are none, or the indices are no integers.

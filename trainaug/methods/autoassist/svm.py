@@ -81,10 +81,16 @@ def _check_weights(w: Tensor, X: Tensor, dims: tuple[int, ...]) -> None:
 
 
 def svm_objective(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
-    """Return F(w), a scalar, or ``(M,)`` for weights ``(M, D)``; X is ``(N, D)``, y ``(N,)``.
+    r"""Return F(w), a scalar, or ``(M,)`` for weights ``(M, D)``; X is ``(N, D)``, y ``(N,)``.
+
+    Args:
+        w: Weights, ``(D,)`` or ``(M, D)``.
+        X: Inputs, finite, ``(N, D)``.
+        y: Labels -1 and +1, ``(N,)``.
+        lam: $\lambda > 0$, strength of the penalty.
 
     Raises:
-        ValueError: If shapes, types, labels or $\\lambda$ are wrong, or X is not finite. Weights
+        ValueError: If shapes, types, labels or $\lambda$ are wrong, or X is not finite. Weights
             that are not finite give NaN or infinity.
     """
     y = _check_problem(X, y, lam)

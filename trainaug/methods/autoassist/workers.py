@@ -165,6 +165,9 @@ class AsyncBatches:
     def tensors(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Iterate over a pass as ``(x, y, index)``, own copies with a leading B.
 
+        Yields:
+            Inputs ``(B, ...)``, targets ``(B, ...)`` and indices ``(B,)``.
+
         Raises:
             ValueError: If the data was not given.
         """
@@ -174,6 +177,10 @@ class AsyncBatches:
 
     def update(self, indices: Tensor, values: Tensor) -> None:
         """Send the Boss's losses ``values`` ``(B,)`` of examples ``(B,)``, never waiting.
+
+        Args:
+            indices: At most B examples, integers, ``(b,)``.
+            values: Their losses, finite, ``(b,)``.
 
         Raises:
             ValueError: If the shapes differ or there are more than B.

@@ -140,7 +140,8 @@ def equalise_variance(x: Tensor, weights: Tensor, mean: Tensor | float = 0.0) ->
         mean: Mean input $\mu$, broadcast against ``x``.
 
     Returns:
-        Rescaled mixes, in the shape and dtype of ``x``.
+        The mixes with their new contrast, ``(B, ...)``, in the dtype of ``x``; a float64
+        ``mean`` of at least one dimension makes float32 mixes float64.
 
     Raises:
         ValueError: If the mixes or the weights are not floating.

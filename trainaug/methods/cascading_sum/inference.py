@@ -78,7 +78,7 @@ class SumTTA(nn.Module):
         """Take fresh partners from a bank: what an attack has not seen.
 
         Args:
-            bank: Images to draw from, floating, shape ``(N, ...)``.
+            bank: Images, floating, shape ``(N, ...)``, N at least 1; R are drawn, with replacement.
 
         Raises:
             ValueError: If the bank is empty or not floating, or a partner is not finite.
@@ -96,10 +96,12 @@ class SumTTA(nn.Module):
         """Return mean logits, or the logarithm of mean probabilities, ``(B, C)``.
 
         Args:
-            x: Inputs, floating, shape ``(B, ...)``, each of the shape of a partner.
+            x: Inputs, floating, shape ``(B, ...)``, each of the shape of a partner. The model sees
+                all R B mixes at once.
 
         Raises:
-            ValueError: If that is not so, or the model's logits are not ``(B, C)``.
+            ValueError: If the inputs are not floating or not of the partners' shape, or the model
+                does not give a tensor of two dimensions.
         """
         if not x.is_floating_point():
             raise ValueError(f"inputs must be floating (convert pixels first), got {x.dtype}")

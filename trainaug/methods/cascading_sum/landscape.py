@@ -150,12 +150,14 @@ def hessian_top_eigenvalue(
             slowly, or comes last, need not be an eigenvalue, and at a saddle often is none.
 
     Returns:
-        The eigenvalue, in units of the loss over those of a parameter squared; 0 where no gradient
-        depends on the parameters.
+        The eigenvalue, in units of the loss over squared units of the parameters; 0 if the
+        gradient does not depend on them.
 
     Raises:
-        ValueError: If an option is out of range, or there are not as many inputs as targets.
-        TypeError: If a parameter is in half precision, or the model is one of ``torch.jit``.
+        ValueError: If an option is out of range, there are no inputs or not as many targets, or
+            the model has no trained parameter.
+        TypeError: If the model is one of ``torch.jit``, a parameter is in half precision, or the
+            inputs or targets hold no tensor.
         ArithmeticError: If the value has not settled after so many products (``residual``).
         FloatingPointError: If a product is not finite (``residual``).
     """
@@ -276,17 +278,19 @@ def gradient_lipschitz(
         criterion: Returns per-example losses ``(B,)``.
         x: Inputs, shape ``(B, ...)``.
         y: Targets.
-        radius: Length of each $\delta_i$, above 0.
-        generator: Source of the directions.
+        radius: Length of each $\delta_i$ over all trained parameters, above 0.
+        generator: Source of the directions, which are uniform.
         draws: Number of directions, at least 1.
 
     Returns:
-        The estimate, at least 0; never above the constant of a ball of that radius.
+        The largest ratio, at least 0, in units of the loss over squared units of the parameters.
 
     Raises:
-        ValueError: If an option is out of range, or there are not as many inputs as targets.
-        TypeError: If a parameter is in half precision, or the model is one of ``torch.jit``.
-        FloatingPointError: If a loss or a gradient is not finite.
+        ValueError: If an option is out of range, there are no inputs or not as many targets, or
+            the model has no trained parameter.
+        TypeError: If the model is one of ``torch.jit``, a parameter is in half precision, or the
+            inputs or targets hold no tensor.
+        FloatingPointError: If the loss or its gradient is not finite at a point.
     """
     if not radius > 0 or draws < 1:
         raise ValueError(f"need radius > 0 and draws >= 1, got {radius=}, {draws=}")
@@ -333,10 +337,11 @@ def sharpness(
         The rise, in units of the loss, at least 0.
 
     Raises:
-        ValueError: If an option is out of range, the model has no such weight, or there are not as
-            many inputs as targets.
-        TypeError: If a parameter is in half precision, or the model is one of ``torch.jit``.
-        FloatingPointError: If a loss or a gradient is not finite.
+        ValueError: If an option is out of range, there are no inputs or not as many targets, or
+            the model has no trained parameter or no filter.
+        TypeError: If the model is one of ``torch.jit``, a parameter is in half precision, or the
+            inputs or targets hold no tensor.
+        FloatingPointError: If the loss or its gradient is not finite at a point.
     """
     if not rho > 0 or min(steps, restarts) < 1:
         raise ValueError(f"need rho > 0, steps, restarts >= 1, got {rho=}, {steps=}, {restarts=}")

@@ -35,8 +35,17 @@ def stage_boundaries(shares: Sequence[float], total_steps: int) -> tuple[int, ..
     Returns:
         The steps, the last one ``total_steps``; a boundary is rounded to the nearest step.
 
+    Args:
+        shares: Share of the steps of each stage, above 0, with sum 1.
+        total_steps: Steps of the whole run, a whole number.
+
+    Returns:
+        For each stage the first step that is not in it any more, rounded to whole steps (half to
+        even); the last one is ``total_steps``.
+
     Raises:
-        ValueError: If that is not so, or the number of steps is not whole.
+        ValueError: If shares are not above 0 or do not add up to 1 (up to 1e-9), the number of
+            steps is not whole, or a stage is left without a step.
 
     Example:
         >>> stage_boundaries([1 / 3, 1 / 3, 1 / 3], 100)
@@ -94,23 +103,39 @@ class CascadeSchedule:
         self.boundaries = stage_boundaries([share for _, share in stages], total_steps)
 
     def stage(self, step: int) -> int:
-        """Number of the stage of a step, from 0.
+        """Return the number of the stage of a step, from 0.
+
+        Args:
+            step: Step of the run, from 0 to ``total_steps`` - 1.
 
         Raises:
-            ValueError: If there is no such step; `k` and `weights` raise it, too.
+            ValueError: If the step is below 0, or after the last one.
         """
         if not 0 <= step < self.total_steps:
             raise ValueError(f"step must be from 0 to {self.total_steps - 1}, got {step}")
         return sum(step >= end for end in self.boundaries)
 
     def k(self, step: int) -> int:
-        """Samples in a mix at a step."""
+        """Return K, the number of samples in a mix at a step.
+
+        Args:
+            step: Step of the run, from 0 to ``total_steps`` - 1.
+
+        Raises:
+            ValueError: If the step is below 0, or after the last one.
+        """
         return self.counts[self.stage(step)]
 
     def weights(self, step: int) -> Tensor:
-        """Weights of these samples, ``(K,)``, at least 0 with sum 1, on the CPU.
+        """Return the weights of these samples, ``(K,)``, at least 0 with sum 1, on the CPU.
 
         They have the default type, but float32 where that is half precision.
+
+        Args:
+            step: Step of the run, from 0 to ``total_steps`` - 1.
+
+        Raises:
+            ValueError: If the step is below 0, or after the last one.
         """
         stage = self.stage(step)
         k = self.counts[stage]
@@ -178,10 +203,11 @@ class PlateauCascade:
         """Take the validation score of an epoch and say what to do.
 
         Args:
-            score: A finite number of any kind, larger is better.
+            score: A finite number of any kind, or a tensor of one; larger is better.
 
         Returns:
-            One of the words of the class.
+            ``"improved"``, ``"continue"``, ``"reduce_lr"``, ``"next_stage"`` or ``"finished"``, see
+            the class.
 
         Raises:
             ValueError: If the score is not finite, or the cascade has finished.

@@ -43,7 +43,7 @@ def route_costs(b: int, k: int, i: int, o: int, t: int) -> dict[Route, float]:
         t: Output positions.
 
     Returns:
-        Multiply-adds by route.
+        Multiply-adds by route. Making a gradient counts ``i * o * (t + 1)`` an example.
     """
     products = k * b * t * (i + o + 1) * LARGE
     lengths = b * (i + o) if t == 1 else b * t * t * (i + o + 1) + MOVE * b * i * t
@@ -56,7 +56,11 @@ def route_costs(b: int, k: int, i: int, o: int, t: int) -> dict[Route, float]:
 
 
 def choose_route(b: int, k: int, i: int, o: int, t: int) -> Route:
-    """Return the route with the least counted cost, of arguments as for ``route_costs``."""
+    """Return the route with the least counted cost, of equal ones the first of `route_costs`.
+
+    Args:
+        b, k, i, o, t: Sizes of the layer, as in `route_costs`.
+    """
     costs = route_costs(b, k, i, o, t)
     return min(costs, key=lambda route: costs[route])
 
@@ -93,6 +97,12 @@ class GradientCenters:
         Each layer goes by its cheapest route (``choose_route``). The terms are put together in
         float64 (float32 on MPS, which has no other): they cancel near a centre. What is left there
         is rounding and set to zero: times growing counts it would spread copies over equal centres.
+
+        Args:
+            factors: Of B examples, by layer.
+
+        Raises:
+            ValueError: If the layers are not those of the centres, as before there are any.
         """
         if factors.keys() != self.centers.keys():
             raise ValueError(f"centres of {[*self.centers]}, gradients of {[*factors]}")
@@ -141,7 +151,11 @@ class GradientCenters:
     # --- updates ----------------------------------------------------------------------------------
 
     def append(self, factors: Mapping[str, Factors]) -> None:
-        """Begin with centres on the gradients of the examples of a batch, after those before."""
+        """Begin with centres on the gradients of the examples of a batch, after those before.
+
+        Args:
+            factors: Of these examples, by layer; K in all once the last batch is appended.
+        """
         for name, layer in factors.items():
             new = self._place(layer)
             if name in self.centers:
@@ -217,7 +231,7 @@ class GradientCenters:
     def blend(
         self, factors: Mapping[str, Factors], assign: Tensor, sizes: Tensor, decay: float
     ) -> Tensor:
-        r"""Move the centres by one batch, on-line, and return the new sizes.
+        r"""Move the centres by one batch, on-line.
 
         $s_k^{new}=\beta s_k+(1-\beta)n_k$ and $c_k\leftarrow(\beta s_kc_k+(1-\beta)\sum_{a_i=k}A_i)
         /s_k^{new}$, the same for $d_k$; only with ``means``.
@@ -227,6 +241,12 @@ class GradientCenters:
             assign: Cluster of each example, ``(B,)``.
             sizes: $s_k$, ``(K,)`` floating.
             decay: $\beta$, in [0, 1).
+
+        Returns:
+            The new sizes $s_k^{new}$, ``(K,)``; ``sizes`` is not changed.
+
+        Raises:
+            ValueError: If the centres are not ``means``.
         """
         if self.kind != "means":
             raise ValueError(f"on-line centres are means, got kind={self.kind!r}")
@@ -242,14 +262,25 @@ class GradientCenters:
         return new_sizes
 
     def move_to(self, factors: Mapping[str, Factors], cluster: int, row: int) -> None:
-        """Put a centre on the gradient of one example of a batch."""
+        """Put a centre on the gradient of one example of a batch.
+
+        Args:
+            factors: Of the batch, by layer.
+            cluster: Number of the centre, in [0, K).
+            row: Row of the example, in [0, B).
+        """
         for name, layer in factors.items():
             one = layer.rows(slice(row, row + 1))
             for center, values in zip(self.centers[name], self._place(one), strict=True):
                 center[cluster] = values[0]
 
     def copy_center(self, source: int, target: int) -> None:
-        """Put a centre onto another one."""
+        """Put a centre onto another one.
+
+        Args:
+            source: Number of the centre that stays, in [0, K).
+            target: Number of the one that moves onto it.
+        """
         for center in self.centers.values():
             for values in center:
                 values[target] = values[source]

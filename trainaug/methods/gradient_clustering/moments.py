@@ -63,7 +63,8 @@ def gradient_moments(
             coordinates alive, and dead ones are left out: the scale of the loss does not matter.
 
     Returns:
-        See ``Moments``.
+        The moments, in squared units of the gradient or as ratios; those called plug-in are
+        ``None`` without ``fresh``.
 
     Raises:
         ValueError: If shapes do not fit or ``epsilon`` is unknown.

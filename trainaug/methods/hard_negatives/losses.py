@@ -199,7 +199,7 @@ class MaxOfHinges(_Hinges):
         reduction: As in `SumOfHinges`.
 
     Raises:
-        ValueError: As in `SumOfHinges`.
+        ValueError: If the margin is negative or not finite, or the reduction unknown.
 
     Example:
         >>> S = torch.tensor([[0.9, 0.8], [0.1, 0.5]])
@@ -237,18 +237,11 @@ class HingeCurriculum(_OnScores):
         warmup_steps: Updates with the sum, at least 0.
         margin: As in `SumOfHinges`.
         reduction: As in `SumOfHinges`.
-        average_negatives: As in `SumOfHinges`, of the sum alone.
-
-    Attributes:
-        steps: Updates counted so far; part of ``state_dict``.
+        average_negatives: As in `SumOfHinges`.
 
     Raises:
-        ValueError: If ``warmup_steps`` is no whole number from 0, or as in `SumOfHinges`.
-
-    Example:
-        >>> curriculum = HingeCurriculum(warmup_steps=2)
-        >>> [curriculum.step() for _ in range(3)]
-        [False, True, False]
+        ValueError: If ``warmup_steps`` is not a whole number of at least 0, the margin is negative
+            or not finite, or the reduction unknown.
     """
 
     def __init__(
@@ -269,7 +262,11 @@ class HingeCurriculum(_OnScores):
         self.max = MaxOfHinges(margin, reduction)
 
     def step(self) -> bool:
-        """Count one update; true if it was the last one with the sum."""
+        """Count one update.
+
+        Returns:
+            True if it was the last one with the sum; never with ``warmup_steps`` 0.
+        """
         self.steps += 1
         self._has_switched = self.steps >= self.warmup_steps
         return self.steps == self.warmup_steps

@@ -88,6 +88,12 @@ def retrieval_metrics(
     Raises:
         ValueError: As in `retrieval_ranks`.
 
+    Returns:
+        The metrics of one direction, recalls in percent, ranks counted from 1.
+
+    Raises:
+        ValueError: As in `retrieval_ranks`.
+
     Example:
         >>> ids = torch.arange(4)
         >>> retrieval_metrics(torch.zeros(4, 4), ids, ids).r1
@@ -104,13 +110,13 @@ def retrieval_metrics(
 
 
 def rsum(*directions: RetrievalMetrics) -> float:
-    """Sum of the recalls of both directions.
+    """Sum of the recalls of both directions, at most 600.
 
     Args:
-        directions: Metrics from pictures to captions and back, in any order.
+        *directions: Metrics of each direction, as `retrieval_metrics` gives them; two, as a rule.
 
     Returns:
-        R@1 + R@5 + R@10 of each, in percent; of two directions at most 600.
+        The sum of their recalls at 1, 5 and 10, in percent: from 0 to 300 a direction.
     """
     return sum(d.r1 + d.r5 + d.r10 for d in directions)
 

@@ -46,6 +46,9 @@ def is_elementwise(optimizer: Optimizer) -> bool:
 
     Args:
         optimizer: Of any kind; only exact types of ``ELEMENTWISE`` are known.
+
+    Returns:
+        True or false.
     """
     return type(optimizer) in ELEMENTWISE and not _has_step_hooks(optimizer)
 
@@ -120,7 +123,11 @@ class Copies:
         return len(next(iter(self.parameters.values())))
 
     def select(self, index: Tensor) -> Copies:
-        """Return new copies: those at ``index``, in that order, repeated where it repeats."""
+        """Return new copies: those at ``index``, in that order, repeated where it repeats.
+
+        Args:
+            index: Numbers of copies, int64, ``(M,)``.
+        """
         chosen = copy.copy(self)
         chosen.parameters = {name: p.detach()[index] for name, p in self.parameters.items()}
         chosen.buffers = {name: b[index] for name, b in self.buffers.items()}
@@ -139,6 +146,14 @@ class Copies:
         """Outputs of every copy, ``(K, B, ...)``; ``shared``: all see the same ``x``.
 
         With ``chunk_size`` so many copies at a time, which is faster where memory is the limit.
+
+        Args:
+            x: Inputs of each copy, ``(K, B, ...)``; of ``shared`` ``(B, ...)``.
+            shared: Whether all copies see the same inputs.
+            chunk_size: Copies computed at a time; by default all.
+
+        Returns:
+            What the model gives, ``(K, B, ...)``, nested as it gives it.
         """
 
         def one(parameters: Any, buffers: Any, x: Any) -> Any:
@@ -150,7 +165,16 @@ class Copies:
             return call(self.parameters, self.buffers, x)
 
     def losses(self, x: Any, y: Any, *, shared: bool = False) -> Tensor:
-        """Per-example losses of every copy on its batch, ``(K, B)``."""
+        """Per-example losses of every copy on its batch, ``(K, B)``.
+
+        Args:
+            x: As of `Copies.outputs`.
+            y: Targets, ``(K, B, ...)``; of ``shared`` ``(B, ...)``.
+            shared: Whether all copies see the same batch.
+
+        Returns:
+            Losses, ``(K, B)``.
+        """
 
         def one(parameters: Any, buffers: Any, x: Any, y: Any) -> Any:
             return model_losses(self.model, self.criterion, x, y, parameters | buffers)

@@ -202,7 +202,14 @@ class PacedSampler(EpochBatchSampler):
         return found
 
     def pool_size(self, step: int) -> int:
-        """Examples in use at a step: $\\lceil p(t/T)\\,n\\rceil$."""
+        """Examples in use at a step: $\\lceil p(t/T)\\,n\\rceil$.
+
+        Args:
+            step: $t$, from 0 to $T-1$.
+
+        Returns:
+            A count from 1 to n.
+        """
         return _size(self.pacing(step / self.num_steps), len(self._ranked))
 
     def _go_to(self, step: int, pool: int, number: int, places: Tensor) -> None:

@@ -106,6 +106,10 @@ class ForgettingTracker:
 
         An example that comes several times is visited so often, in their order.
 
+        Args:
+            indices: Examples, integers below n, ``(B,)``.
+            values: Whether each is classified correctly, ``(B,)``.
+
         Raises:
             ValueError: If an index is out of range, shapes differ, or a value is not true
                 or false, 0 or 1.
@@ -121,7 +125,11 @@ class ForgettingTracker:
             self.learned[where] |= right
 
     def scores(self) -> Tensor:
-        """Difficulty, float ``(n,)``: events; one above the most for examples never right."""
+        """Difficulty, float ``(n,)``: events; one above the most for examples never right.
+
+        Returns:
+            Scores, float, ``(n,)``.
+        """
         return torch.where(self.learned, self.events, self.events.max() + 1).float()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -161,6 +169,10 @@ class RunningHardness:
         """Take in the losses ``values`` ``(B,)`` of examples ``(B,)``.
 
         An example that comes several times is visited so often, in their order.
+
+        Args:
+            indices: Examples, integers below n, ``(B,)``.
+            values: Their losses, finite, ``(B,)``.
 
         Raises:
             ValueError: If an index is out of range, shapes differ, or a loss is not finite.

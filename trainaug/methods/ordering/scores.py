@@ -355,6 +355,9 @@ class BatchScorer:
         Equal versions thus mean that no batch was trained on in between. Takes a pass over the
         parameters and a copy of them, and synchronises once a device.
 
+        Returns:
+            The two counts.
+
         Raises:
             ValueError: If there is no parameter, or on the meta device.
         """
@@ -364,6 +367,11 @@ class BatchScorer:
     @torch.inference_mode(False)
     def __call__(self, x: Any, y: Any, mask: Tensor | None = None) -> Tensor:
         """Return the scores ``(N,)`` of candidates ``x`` ``(N, B, ...)``; NaN where a loss is.
+
+        Args:
+            x: Inputs of N candidate batches, ``(N, B, ...)``, or nested ones.
+            y: Their targets, ``(N, B, ...)``.
+            mask: Which examples count, boolean ``(N, B)``; by default all.
 
         Raises:
             ValueError: If there is no candidate or an empty one, or shapes do not fit.

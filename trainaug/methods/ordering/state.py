@@ -1,5 +1,7 @@
 """Give a model, its optimiser and all random states back exactly as they were.
 
+What is restored, and how, is ours.
+
 Chapter: notebooks/04_curriculum.ipynb
 """
 
@@ -46,6 +48,9 @@ def preserve_state(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
     Args:
         model: Any module.
         optimizer: Any optimiser of its parameters.
+
+    Yields:
+        Nothing; what is to be undone happens inside.
 
     Example:
         >>> model = nn.Linear(1, 1)
