@@ -622,3 +622,24 @@ def test_inside_a_meta_context_values_are_the_same(same_inside_meta):
 @pytest.mark.gpu
 def test_on_cuda_values_are_the_same(same_on_cuda):
     same_on_cuda(everything, random_losses(17, 2, 1)[0])
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_an_iteration_left_open_after_its_last_batch_is_over(is_held):
+    sampler = SnoozeSampler(256, 32, torch.Generator().manual_seed(0), tau=0.7)
+    data = torch.utils.data.TensorDataset(torch.arange(256))
+    loader = torch.utils.data.DataLoader(data, batch_sampler=sampler, generator=torch.Generator())
+    lengths, held = [], None
+    for epoch in range(6):
+        lengths.append(len(loader))
+        iteration = iter(loader)
+        for _ in range(lengths[-1]):
+            [indices] = next(iteration)
+            sampler.update(indices, (indices * (epoch + 2.3)).sin() + 1)
+        if not is_held:
+            assert next(iteration, None) is None
+        held = iteration  # as Lightning does, until the next one is there
+    assert held is not None
+    counts = sampler.active_counts[: len(lengths)]
+    assert lengths == [-(-count // 32) for count in counts]
+    assert len(set(lengths)) > 1

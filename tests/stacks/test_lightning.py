@@ -67,11 +67,6 @@ def test_awake_is_trained_in_all_epochs(trained):
     assert len(trained) < 6 * 8
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="len() of a SnoozeSampler stays that of the epoch before, where a loop like Lightning's "
-    "leaves the last iteration of its loader open: a resumed run cuts the longer epochs off",
-)
 def test_a_checkpoint_in_mid_epoch_loses_and_repeats_nothing(trained, tmp_path):
     names = run("lightning", "Examples that sleep")
     L = names["L"]
