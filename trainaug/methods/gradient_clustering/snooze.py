@@ -141,6 +141,13 @@ class _SubsetSampler(OrderedBatchSampler):
             self._length_ahead = length
         return self._length_ahead
 
+    def _is_over(self) -> bool:
+        # Lightning holds on to an iteration after its last batch, of which nothing is left to come.
+        is_drawn = self._iteration is not None and self._loader is not None and self._has_no_more()
+        if is_drawn and not self._pending and not self._awaits_last():
+            return True
+        return super()._is_over()
+
     def _draw_epoch(self) -> tuple[Tensor, list[int]]:
         order = self._choose()
         self.active_counts.append(int(self.active.sum()))
@@ -315,13 +322,6 @@ class SnoozeSampler(_SubsetSampler):
 
     def _enter(self, epoch: int) -> None:
         self._refuse_to_enter(epoch)
-
-    def _is_over(self) -> bool:
-        # Lightning holds on to an iteration after its last batch: the losses say that it is over.
-        is_drawn = self._iteration is not None and self._loader is not None and self._has_no_more()
-        if is_drawn and not self._pending and not self._awaits_last():
-            return True
-        return super()._is_over()
 
     def _awaits_last(self) -> bool:
         return bool(self._is_due[self._order[self._ranks_of_places()[1] == self.rank]].any())
