@@ -19,16 +19,13 @@ import torch.nn.functional as F
 from paired import paired_blocks
 from torch import Tensor, nn
 from torchvision.transforms.v2 import MixUp
+from training import loop_against_by_hand
 
 from companion.experiments.ch02.timing import make_network
-from trainaug.data.indexed import IndexedDataset
 from trainaug.methods.attacks import pgd
 from trainaug.methods.cascading_sum import SumMix
 from trainaug.methods.gradient_clustering import GradientCenters, layer_factors
 from trainaug.methods.hard_negatives import MaxOfHinges, SumOfHinges, cosine_scores
-from trainaug.training.loop import train
-from trainaug.training.models import MLP
-from trainaug.training.randomness import RandomBatchSampler, stream
 
 SLACK = 1.1  # the upper end of an interval may lie so much above a target
 
@@ -130,32 +127,6 @@ def attack(steps: int = 20, batch: int = 128) -> dict[str, Any]:
     return paired_blocks(lambda: pgd_of(x, y), gradients, repeats=1)
 
 
-def loop(examples: int = 1024, batch: int = 32) -> dict[str, Any]:
-    """An epoch of `train` on a tiny MLP, against a loop by hand that cuts its batches itself."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(examples, 20, generator=generator)
-    y = torch.randint(3, (examples,), generator=generator)
-    dataset, criterion = IndexedDataset(x, y), nn.CrossEntropyLoss(reduction="none")
-    model = MLP(20, 32, 3, torch.Generator().manual_seed(0))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    sampler = RandomBatchSampler(examples, batch, stream(0, "order"))
-
-    def by_hand() -> None:
-        model.train()
-        losses = []
-        for rows in torch.randperm(examples, generator=generator).split(batch):
-            optimizer.zero_grad()
-            loss = criterion(model(x[rows]), y[rows]).mean()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-
-    def ours() -> None:
-        train(model, dataset, sampler, criterion, optimizer, num_epochs=1)
-
-    return paired_blocks(ours, by_hand, repeats=4)
-
-
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 TARGETS: dict[str, tuple[Callable[[], dict[str, Any]], float]] = {
     "hinge max, B = 1024, against pytorch-metric-learning": (hinge_against_library, 0.24),
@@ -163,7 +134,7 @@ TARGETS: dict[str, tuple[Callable[[], dict[str, Any]], float]] = {
     "cluster assignment against a plain step, MLP": (lambda: assignment("mlp"), 1.01),
     "cluster assignment against a plain step, ResNet-8": (lambda: assignment("resnet8"), 1.6),
     "PGD, 20 steps, against 20 plain gradients": (attack, 0.9),
-    "train against a loop by hand, tiny MLP": (loop, 1.3),
+    "train against a loop by hand, tiny MLP": (loop_against_by_hand, 1.3),
 } | {
     f"SumMix, K = {k}, against v2.MixUp, {name}": (functools.partial(mixing, k, shape), 1.0)
     for k in (2, 4, 8)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from paired import paired_blocks
 from torch import nn
 
 from trainaug.data.indexed import IndexedDataset
@@ -17,7 +15,7 @@ from trainaug.training.loop import train
 from trainaug.training.models import MLP
 from trainaug.training.randomness import RandomBatchSampler, stream
 
-BATCH, EXAMPLES, EPOCHS, BLOCKS = 64, 1024, 4, 20
+BATCH, EXAMPLES, EPOCHS = 64, 1024, 4
 SIZES = (64, 32, 10)  # of a picture of 8x8, the hidden layer, the classes
 
 
@@ -25,7 +23,7 @@ def loop_against_by_hand() -> dict[str, Any]:
     """Time `train` against the loop that anyone would write, in pairs; both give equal weights.
 
     Returns:
-        ``ratio``, the median over the pairs, with all ratios and the milliseconds of a step.
+        As of `paired_blocks`.
     """
     torch.set_num_threads(1)
     features, hidden, classes = SIZES
@@ -54,21 +52,6 @@ def loop_against_by_hand() -> dict[str, Any]:
                 losses.append(loss.item())
         return model
 
-    def seconds(run: Callable[[], nn.Module]) -> float:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
     for a, b in zip(ours().parameters(), by_hand().parameters(), strict=True):
         torch.testing.assert_close(a, b)
-    ratios, steps = [], []
-    for number in range(BLOCKS):
-        order = (ours, by_hand) if number % 2 else (by_hand, ours)
-        spent = {run: seconds(run) for run in order}
-        ratios.append(spent[ours] / spent[by_hand])
-        steps.append(1e3 * spent[ours] / (EPOCHS * EXAMPLES // BATCH))
-    return {
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
-        "milliseconds": statistics.median(steps),
-    }
+    return paired_blocks(ours, by_hand, repeats=1)
