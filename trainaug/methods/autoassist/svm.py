@@ -29,7 +29,6 @@ __all__ = [
     "gradient_threshold",
     "importance_pegasos",
     "pegasos",
-    "random_rule",
     "svm_gradients",
     "svm_objective",
     "violators",
@@ -115,12 +114,6 @@ def violators(base: float, generator: torch.Generator) -> Keep:
     return partial(_is_violator, base, generator)
 
 
-def random_rule(rate: float, generator: torch.Generator) -> Keep:
-    """Keep a share of the examples at random: the control of every saving."""
-    check_base(rate)
-    return partial(_is_drawn, rate, generator)
-
-
 def authors_rule(x_norms: Tensor, base: float, eps: float, generator: torch.Generator) -> Keep:
     r"""Keep if $u_1<\gamma_0$, else if $u_2<\|x_i\|\,\mathbb 1[m<1]-\epsilon/(k+1)$ with margin m.
 
@@ -153,12 +146,6 @@ def _is_violator(
     base: float, generator: torch.Generator, k: int, i: int, margin: float, norm: float
 ) -> bool:
     return margin < 1 or (base > 0 and _uniform(generator) < base)
-
-
-def _is_drawn(
-    rate: float, generator: torch.Generator, k: int, i: int, margin: float, norm: float
-) -> bool:
-    return _uniform(generator) < rate
 
 
 def _is_kept_by_authors(

@@ -21,7 +21,7 @@ from trainaug.methods.ordering.nested import eager, leaves, per_example
 from trainaug.methods.ordering.state import GradientCount
 from trainaug.structures import logits_of, model_losses, run_on, unwrapped
 
-__all__ = ["ELEMENTWISE", "Copies", "Criterion", "is_elementwise", "masked_means"]
+__all__ = ["ELEMENTWISE", "Copies", "Criterion", "masked_means"]
 
 Criterion = Callable[[Any, Any], Tensor]
 # Each entry of a parameter is updated from its own gradient and state alone, so one optimiser

@@ -25,7 +25,7 @@ from trainaug.methods.ordering.nested import leaves, per_example
 from trainaug.methods.ordering.state import preserve_state
 from trainaug.structures import logits_of, map_tensors, model_losses, run_on, unwrapped
 
-__all__ = ["all_orders", "exhaustive_orders", "position_shares", "train_in_order"]
+__all__ = ["exhaustive_orders", "position_shares", "train_in_order"]
 
 ROWS = 1024  # evaluated at once: more does not fit a processor's cache
 Batch = tuple[Any, Any]  # inputs and targets
