@@ -97,13 +97,14 @@ def constant_threshold(value: float) -> Threshold:
     """Return $T_k=T$: leaves a floor under the distance to the optimum (`threshold_floor`).
 
     Args:
-        value: T, at least 0.
+        value: $T\\ge0$, in the unit of the utility that is compared with it, say a norm of
+            gradients.
 
     Returns:
-        The threshold as a function of k.
+        A function of the iterate k that gives T; it can be pickled.
 
     Raises:
-        ValueError: If the value is negative or NaN.
+        ValueError: If T is negative or NaN.
     """
     if not value >= 0:
         raise ValueError(f"a threshold must be >= 0, got {value}")
@@ -114,13 +115,13 @@ def decaying_threshold(c: float) -> Threshold:
     """Return $T_k=c/k$ for $k=1,2,\\ldots$: keeps the rate of SGD (`distance_bound`).
 
     Args:
-        c: At least 0.
+        c: $c\\ge0$, the threshold of the first iterate.
 
     Returns:
-        The threshold as a function of k, from 1; below, it raises a ValueError.
+        A function of the iterate k that gives $c/k$; it can be pickled.
 
     Raises:
-        ValueError: If ``c`` is negative or NaN.
+        ValueError: If c is negative or NaN; by the function itself, if k is below 1.
     """
     if not c >= 0:
         raise ValueError(f"c must be >= 0, got {c}")
@@ -150,7 +151,7 @@ def shrinking_bias(gradients: Tensor, p: Tensor) -> Tensor:
         Shape ``(P,)``.
 
     Raises:
-        ValueError: If the shapes do not fit, there is no example, or a p is out of range.
+        ValueError: If a p is outside ``[0, 1]``, the shapes do not fit, or N is 0.
     """
     _check_utility(p)
     if gradients.ndim != 2 or p.shape != gradients.shape[:1] or len(p) == 0:
@@ -162,10 +163,11 @@ def shrinking_bias(gradients: Tensor, p: Tensor) -> Tensor:
 
 
 def distance_bound(k: int, gradient: float, c: float, sigma: float, base: float = 0.0) -> float:
-    r"""Return Theorem A's bound $4(G^2+((1-\gamma_0)c)^2)/(\sigma^2(k+1))$ on the mean of
+    r"""Return the bound $4(G^2+((1-\gamma_0)c)^2)/(\sigma^2(k+1))$ on the mean of
     $\|w_k-w^\star\|^2$.
 
-    It holds for steps $2/(\sigma(k+1))$ and thresholds $c/k$ on the norm of the gradient.
+    It is that of chapter 3's Theorem A, and holds for steps $2/(\sigma(k+1))$ and thresholds $c/k$
+    on the norm of the gradient.
 
     Args:
         k: Iterate, from 2.
@@ -194,15 +196,16 @@ def distance_bound(k: int, gradient: float, c: float, sigma: float, base: float 
 def threshold_floor(value: float, sigma: float) -> float:
     r"""Return $T/\sigma$, the distance that a constant threshold need not get below.
 
-    Proposition B: the recursion of Theorem A allows it in the limit, and the two functions
-    $\frac12(w-1)^2$ and $sw$ with $s<T$, $\sigma=\frac12$, come as near to it as $s$ to $T$.
+    Chapter 3's Proposition B: the recursion of Theorem A allows it in the limit, and the two
+    functions $\frac12(w-1)^2$ and $sw$ with $s<T$, $\sigma=\frac12$, come as near to it as $s$ to
+    $T$.
 
     Args:
-        value: T, at least 0 and finite.
-        sigma: Strong convexity $\sigma>0$.
+        value: The threshold $T\ge0$ on the norm of an example's gradient.
+        sigma: Strong convexity $\sigma>0$ of the mean of the functions.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If T is negative or not finite, or $\sigma$ not positive.
     """
     if not (value >= 0 and sigma > 0 and math.isfinite(value)):
         raise ValueError(f"need T >= 0 and sigma > 0, got {value}, {sigma}")

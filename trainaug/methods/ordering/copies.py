@@ -21,7 +21,7 @@ from trainaug.methods.ordering.nested import eager, leaves, per_example
 from trainaug.methods.ordering.state import GradientCount
 from trainaug.structures import logits_of, model_losses, run_on, unwrapped
 
-__all__ = ["ELEMENTWISE", "Copies", "Criterion", "is_elementwise", "masked_means"]
+__all__ = ["ELEMENTWISE", "Copies", "Criterion", "masked_means"]
 
 Criterion = Callable[[Any, Any], Tensor]
 # Each entry of a parameter is updated from its own gradient and state alone, so one optimiser
@@ -42,13 +42,13 @@ _COUNTERS = ("step", "mu_product")
 
 
 def is_elementwise(optimizer: Optimizer) -> bool:
-    """Whether ``Copies`` can stack an optimiser: its type is known, and no hook changes a step.
+    """Return whether ``Copies`` can stack an optimiser.
+
+    It can if the type is one of ``ELEMENTWISE`` itself, no subclass, and no hook is called at a
+    step.
 
     Args:
-        optimizer: Of any kind; only exact types of ``ELEMENTWISE`` are known.
-
-    Returns:
-        True or false.
+        optimizer: Any optimiser, which is left alone.
     """
     return type(optimizer) in ELEMENTWISE and not _has_step_hooks(optimizer)
 
@@ -74,14 +74,17 @@ class Copies:
     Args:
         model: Its modes decide whether batch normalisation updates the copies' statistics. Of a
             compiled or data-parallel model, the module inside is run, eagerly.
-        optimizer: An optimiser of its parameters that ``is_elementwise``.
+        optimizer: An optimiser of its parameters whose type is SGD, Adam, AdamW, NAdam, RAdam,
+            Adamax, RMSprop, Adagrad or Adadelta of `torch.optim`, no subclass, without step hooks.
         criterion: Returns per-example losses ``(B,)``.
         count: Number of copies, at least 1.
 
     Raises:
-        TypeError: If the optimiser is not elementwise, a parameter has gradient hooks, or the
-            optimiser trains parameters outside the model, which copies would leave out.
-        ValueError: If the model has no parameters that require gradients.
+        TypeError: If the optimiser is of another type or has step hooks, a parameter has gradient
+            hooks, or the optimiser trains parameters outside the model, which copies would leave
+            out.
+        ValueError: If the model has no parameters that require gradients, or ``count`` is below 1;
+            while stepping, if the criterion does not give one loss for each example.
         RuntimeError: While stepping, if model or criterion cannot run under ``torch.vmap``.
     """
 
@@ -126,7 +129,10 @@ class Copies:
         """Return new copies: those at ``index``, in that order, repeated where it repeats.
 
         Args:
-            index: Numbers of copies, int64, ``(M,)``.
+            index: Numbers of the copies, int64 ``(J,)``, from 0 to K - 1.
+
+        Raises:
+            IndexError: If there is no such copy.
         """
         chosen = copy.copy(self)
         chosen.parameters = {name: p.detach()[index] for name, p in self.parameters.items()}
@@ -143,17 +149,19 @@ class Copies:
         return chosen
 
     def outputs(self, x: Any, *, shared: bool = False, chunk_size: int | None = None) -> Any:
-        """Outputs of every copy, ``(K, B, ...)``; ``shared``: all see the same ``x``.
-
-        With ``chunk_size`` so many copies at a time, which is faster where memory is the limit.
+        """Return the outputs of all K copies, or the logits where an output names them.
 
         Args:
-            x: Inputs of each copy, ``(K, B, ...)``; of ``shared`` ``(B, ...)``.
-            shared: Whether all copies see the same inputs.
-            chunk_size: Copies computed at a time; by default all.
+            x: Inputs of every copy, each tensor ``(K, B, ...)``.
+            shared: All copies see the same ``x``, each tensor ``(B, ...)``.
+            chunk_size: Run so many copies at a time, which is faster where memory is the limit;
+                all by default.
 
         Returns:
-            What the model gives, ``(K, B, ...)``, nested as it gives it.
+            Outputs, each tensor ``(K, B, ...)``.
+
+        Raises:
+            RuntimeError: If the model cannot run under ``torch.vmap``.
         """
 
         def one(parameters: Any, buffers: Any, x: Any) -> Any:
@@ -165,15 +173,19 @@ class Copies:
             return call(self.parameters, self.buffers, x)
 
     def losses(self, x: Any, y: Any, *, shared: bool = False) -> Tensor:
-        """Per-example losses of every copy on its batch, ``(K, B)``.
+        """Return the per-example losses of every copy on its batch.
 
         Args:
-            x: As of `Copies.outputs`.
-            y: Targets, ``(K, B, ...)``; of ``shared`` ``(B, ...)``.
-            shared: Whether all copies see the same batch.
+            x: Inputs of every copy, each tensor ``(K, B, ...)``.
+            y: Targets, likewise.
+            shared: All copies see the same ``x`` and ``y``, each tensor ``(B, ...)``.
 
         Returns:
-            Losses, ``(K, B)``.
+            Losses ``(K, B)``, as the criterion gives them.
+
+        Raises:
+            RuntimeError: If model or criterion cannot run under ``torch.vmap``.
+            ValueError: If the criterion does not give one loss for each example.
         """
 
         def one(parameters: Any, buffers: Any, x: Any, y: Any) -> Any:
@@ -195,7 +207,11 @@ class Copies:
                 seen by a model or criterion that looks at the batch as a whole.
 
         Returns:
-            Mean losses before the update, ``(K,)``.
+            Mean losses before the update, ``(K,)``; of half-precision ones in float32.
+
+        Raises:
+            RuntimeError: If model or criterion cannot run under ``torch.vmap``.
+            ValueError: If the criterion does not give one loss for each example.
         """
         self.optimizer.zero_grad()
         with torch.enable_grad():

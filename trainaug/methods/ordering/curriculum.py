@@ -45,7 +45,20 @@ def _size(share: float, count: int) -> int:
 
 
 def linear_pacing(progress: float, *, a: float, b: float) -> float:
-    r"""Share $\min(1, b + (1 - b)\tau/a)$.
+    r"""Return the share $\min(1, b + (1 - b)\tau/a)$.
+
+    Linear pacing of Wu, Dyer, Neyshabur (2021).
+
+    Args:
+        progress: $\tau$, in [0, 1].
+        a: Progress from which all examples are in use, in (0, 1].
+        b: Share at the start, in (0, 1].
+
+    Returns:
+        A share in (0, 1], which never falls; 1 from ``a`` on.
+
+    Raises:
+        ValueError: If a number is out of range.
 
     Args:
         progress: $\tau$ in [0, 1].
@@ -66,16 +79,20 @@ def linear_pacing(progress: float, *, a: float, b: float) -> float:
 
 
 def root_pacing(progress: float, *, a: float, b: float, q: float = 2.0) -> float:
-    r"""Share $\min(1, (b^q + (1 - b^q)\tau/a)^{1/q})$ with $q > 0$.
+    r"""Return the share $\min(1, (b^q + (1 - b^q)\tau/a)^{1/q})$.
+
+    With ``q=1`` it is `linear_pacing`; above, the share grows fastest at first. One of the root
+    family of Wu, Dyer, Neyshabur (2021), in the form that Platanios et al. (2019), arXiv
+    1903.09848, give to competence.
 
     Args:
-        progress: $\tau$ in [0, 1].
-        a: Progress at which all examples are in use, in (0, 1].
+        progress: $\tau$, in [0, 1].
+        a: Progress from which all examples are in use, in (0, 1].
         b: Share at the start, in (0, 1].
-        q: Of the root, above 0; 2 is the square root.
+        q: Degree of the root, positive and finite.
 
     Returns:
-        The share in use, in (0, 1].
+        A share in (0, 1], which never falls; 1 from ``a`` on.
 
     Raises:
         ValueError: If a number is out of range.
@@ -87,15 +104,17 @@ def root_pacing(progress: float, *, a: float, b: float, q: float = 2.0) -> float
 
 
 def step_pacing(progress: float, *, a: float, b: float) -> float:
-    r"""Share $b$ while $\tau < a$, then 1.
+    r"""Return the share $b$ while $\tau < a$, then 1.
+
+    Step pacing of Wu, Dyer, Neyshabur (2021).
 
     Args:
-        progress: $\tau$ in [0, 1].
-        a: Progress of the step, in (0, 1].
-        b: Share before it, in (0, 1].
+        progress: $\tau$, in [0, 1].
+        a: Progress from which all examples are in use, in (0, 1].
+        b: Share before, in (0, 1].
 
     Returns:
-        The share in use, in (0, 1].
+        A share in (0, 1]: ``b`` or 1.
 
     Raises:
         ValueError: If a number is out of range.
@@ -105,16 +124,19 @@ def step_pacing(progress: float, *, a: float, b: float) -> float:
 
 
 def exponential_pacing(progress: float, *, b: float, c: float, every: float) -> float:
-    r"""Share $\min(1, b\,c^{\lfloor\tau/\Delta\rfloor})$ with $c > 1$, grown ``every`` $\Delta$.
+    r"""Return the share $\min(1, b\,c^{\lfloor\tau/\Delta\rfloor})$.
+
+    In the style of the fixed exponential pacing of Hacohen, Weinshall (2019). `PacedSampler` takes
+    it only if it has grown to 1 at progress 1.
 
     Args:
-        progress: $\tau$ in [0, 1].
+        progress: $\tau$, in [0, 1].
         b: Share at the start, in (0, 1].
-        c: Factor of each step, above 1.
-        every: $\Delta$, progress between two steps, in (0, 1].
+        c: Factor by which the share grows at each step, above 1 and finite.
+        every: $\Delta$, the progress between two steps, in (0, 1].
 
     Returns:
-        The share in use, in (0, 1].
+        A share in (0, 1], which never falls.
 
     Raises:
         ValueError: If a number is out of range.
@@ -202,13 +224,13 @@ class PacedSampler(EpochBatchSampler):
         return found
 
     def pool_size(self, step: int) -> int:
-        """Examples in use at a step: $\\lceil p(t/T)\\,n\\rceil$.
+        """Return how many examples are in use at a step: $\\lceil p(t/T)\\,n\\rceil$.
 
         Args:
-            step: $t$, from 0 to $T-1$.
+            step: t, from 0 to ``num_steps``, which is T.
 
         Returns:
-            A count from 1 to n.
+            The size of the pool, from 1 to n.
         """
         return _size(self.pacing(step / self.num_steps), len(self._ranked))
 
