@@ -89,7 +89,7 @@ def svm_objective(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
         lam: $\\lambda>0$, finite.
 
     Raises:
-        ValueError: If shapes, types, labels or $\lambda$ are wrong, or X is not finite. Weights
+        ValueError: If shapes, types, labels or $\\lambda$ are wrong, or X is not finite. Weights
             that are not finite give NaN or infinity.
     """
     y = _check_problem(X, y, lam)
