@@ -59,10 +59,6 @@ class ImageAssistant(nn.Module):
             x: Inputs ``(B, ...)`` of d numbers an example, of any real type.
             y: Class numbers ``(B,)`` from 0 to K - 1, of any integer type.
 
-        Args:
-            x: Inputs, ``(B, ...)``, D numbers each.
-            y: Classes from 0 to K - 1, ``(B,)``.
-
         Raises:
             ValueError: If shapes do not fit, or a class is no integer from 0 to K - 1.
         """
@@ -122,12 +118,6 @@ class TextAssistant(nn.Module):
             target: Distinct tokens of each target sentence, likewise, below ``target_size``; T may
                 be another.
             target_tfidf: Their tf-idf, of the shape of ``target``.
-
-        Args:
-            source: Distinct tokens of each source, int64, ``(B, S)``.
-            source_tfidf: Their weights, ``(B, S)``; 0 leaves one out.
-            target: The same of the targets, ``(B, T)``.
-            target_tfidf: Their weights, ``(B, T)``.
 
         Raises:
             ValueError: If shapes do not fit, or a token is no integer in its vocabulary.
@@ -216,9 +206,6 @@ class AssistantTrainer:
         Args:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0.
 
-        Args:
-            indices: Examples, integers from 0, ``(B,)``.
-
         Raises:
             ValueError: If the indices are not integers from 0 of shape ``(B,)``, or the logits not
                 ``(B,)``.
@@ -234,10 +221,6 @@ class AssistantTrainer:
         Args:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0.
             values: Their losses ``(B,)``, B at least 1; in translation per token.
-
-        Args:
-            indices: Examples, integers from 0, ``(B,)``.
-            values: Their losses, finite, ``(B,)``.
 
         Raises:
             ValueError: If the shapes differ, there are none, the indices are not integers from 0,
@@ -269,10 +252,6 @@ class AssistantTrainer:
         Args:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0.
             hard: Targets ``(B,)``, true where an example was hard.
-
-        Args:
-            indices: Examples, integers from 0, ``(B,)``.
-            hard: Whether each was hard, boolean, ``(B,)``.
 
         Returns:
             The mean binary cross-entropy before the step.

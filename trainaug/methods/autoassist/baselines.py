@@ -138,10 +138,6 @@ class LossTable:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
             values: Their losses ``(B,)``, B at least 1.
 
-        Args:
-            indices: Examples, integers from 0, ``(B,)``.
-            values: Their losses, finite, ``(B,)``.
-
         Raises:
             ValueError: If the shapes differ, there are none, or an example is not one of N.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
@@ -203,9 +199,6 @@ class SelectiveBackprop:
         Args:
             indices: Numbers of the examples, ``(B,)``, of an integer type, which ``losses_of``
                 gets as they are.
-
-        Args:
-            indices: Examples, integers from 0, ``(B,)``.
 
         Raises:
             ValueError: If ``losses_of`` gives another shape, there is no example, or the indices
@@ -295,10 +288,6 @@ class SelfPacedWeights:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
             values: Their losses ``(B,)``, B at least 1.
 
-        Args:
-            indices: Examples, integers from 0, ``(B,)``.
-            values: Their losses, finite, ``(B,)``.
-
         Raises:
             ValueError: If the shapes differ, there are none, or an example is not one of N.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
@@ -368,10 +357,6 @@ class ScreenerWeights:
             indices: Numbers of the examples, ``(B,)``, of an integer type, from 0, which
                 ``inputs_of`` gets as they are.
             values: Their losses ``(B,)``, B at least 1.
-
-        Args:
-            indices: Examples, integers from 0, ``(B,)``.
-            values: Their losses, finite, ``(B,)``.
 
         Raises:
             ValueError: If the shapes differ, there are none, or the indices are not integers

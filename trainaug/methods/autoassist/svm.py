@@ -148,15 +148,6 @@ def authors_rule(x_norms: Tensor, base: float, eps: float, generator: torch.Gene
     Returns:
         The rule, for `pegasos`.
 
-    Args:
-        x_norms: $\|x_i\|$, ``(N,)``, finite.
-        base: Base pass rate $\gamma_0$, in ``[0, 1]``.
-        eps: $\epsilon$, finite.
-        generator: Source of the draws.
-
-    Returns:
-        The rule, as ``pegasos`` takes it.
-
     Raises:
         ValueError: If $\gamma_0$ is outside ``[0, 1]``, or a norm or $\epsilon$ is not finite.
     """
@@ -344,9 +335,6 @@ def importance_pegasos(
 
     Returns:
         The path from $w_1=0$; its ``largest_gradient`` stays 0.
-
-    Returns:
-        The path from $w_1=0$.
 
     Raises:
         ValueError: If shapes, types, labels or numbers are wrong, X is not finite, or ``utility``

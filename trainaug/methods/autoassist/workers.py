@@ -194,10 +194,6 @@ class AsyncBatches:
                 to N - 1.
             values: Their losses ``(b,)``.
 
-        Args:
-            indices: At most B examples, integers, ``(b,)``.
-            values: Their losses, finite, ``(b,)``.
-
         Raises:
             ValueError: If the shapes differ, or there are none or more than B.
             TypeError: If the indices are no integers.

@@ -35,14 +35,6 @@ def stage_boundaries(shares: Sequence[float], total_steps: int) -> tuple[int, ..
     Returns:
         The steps, the last one ``total_steps``; a boundary is rounded to the nearest step.
 
-    Args:
-        shares: Share of the steps of each stage, above 0, with sum 1.
-        total_steps: Steps of the whole run, a whole number.
-
-    Returns:
-        For each stage the first step that is not in it any more, rounded to whole steps (half to
-        even); the last one is ``total_steps``.
-
     Raises:
         ValueError: If shares are not above 0 or do not add up to 1 (up to 1e-9), the number of
             steps is not whole, or a stage is left without a step.

@@ -88,12 +88,6 @@ def retrieval_metrics(
     Raises:
         ValueError: As in `retrieval_ranks`.
 
-    Returns:
-        The metrics of one direction, recalls in percent, ranks counted from 1.
-
-    Raises:
-        ValueError: As in `retrieval_ranks`.
-
     Example:
         >>> ids = torch.arange(4)
         >>> retrieval_metrics(torch.zeros(4, 4), ids, ids).r1

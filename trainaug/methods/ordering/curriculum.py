@@ -60,17 +60,6 @@ def linear_pacing(progress: float, *, a: float, b: float) -> float:
     Raises:
         ValueError: If a number is out of range.
 
-    Args:
-        progress: $\tau$ in [0, 1].
-        a: Progress at which all examples are in use, in (0, 1].
-        b: Share at the start, in (0, 1].
-
-    Returns:
-        The share in use, in (0, 1].
-
-    Raises:
-        ValueError: If a number is out of range.
-
     Example:
         >>> [linear_pacing(progress, a=0.5, b=0.5) for progress in (0.0, 0.25, 0.5, 1.0)]
         [0.5, 0.75, 1.0, 1.0]

@@ -55,9 +55,6 @@ def example_losses(
     Returns:
         Losses ``(n,)``, as the criterion gives them, without gradients.
 
-    Returns:
-        Losses ``(n,)``, in the order of the examples, on the model's device.
-
     Raises:
         ValueError: If there is no example, lengths differ, ``batch_size`` is below 1, or
             ``criterion`` gives another shape.
@@ -217,13 +214,6 @@ def self_paced_weights(losses: Tensor, threshold: float) -> Tensor:
 
     Returns:
         Weights 0 and 1, of shape and type of the losses, without gradients.
-
-    Args:
-        losses: Per-example losses ``(B,)``, finite.
-        threshold: $\lambda$, in the units of the losses.
-
-    Returns:
-        0 or 1, ``(B,)``, in the type of the losses, without gradients.
 
     Raises:
         ValueError: If a loss is not finite or the threshold NaN: a weight of 0 would hide it.

@@ -381,11 +381,6 @@ class BatchScorer:
             y: Targets, ``(N, B, ...)``, likewise.
             mask: Which examples count, bool ``(N, B)``, for candidates of unequal size.
 
-        Args:
-            x: Inputs of N candidate batches, ``(N, B, ...)``, or nested ones.
-            y: Their targets, ``(N, B, ...)``.
-            mask: Which examples count, boolean ``(N, B)``; by default all.
-
         Raises:
             ValueError: If there is no candidate or an empty one, shapes do not fit, or the model
                 has no parameter to score with.

@@ -54,9 +54,6 @@ def preserve_state(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
     Yields:
         Nothing; the block may do with model and optimiser what it likes.
 
-    Yields:
-        Nothing; what is to be undone happens inside.
-
     Example:
         >>> model = nn.Linear(1, 1)
         >>> before = model.weight.item()
