@@ -24,7 +24,7 @@ def test_the_line_above_an_example_says_what_it_needs(page):
     codes = list(examples(page).values())
     assert len(lines) == len(codes) > 0
     for line, code in zip(lines, codes, strict=True):
-        assert ("trainaug[stacks]" in line) == bool(packages_of(code))
+        assert ('".[stacks]"' in line) == bool(packages_of(code))
 
 
 @pytest.mark.parametrize("page", NAMES)
