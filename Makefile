@@ -22,7 +22,7 @@ export PYTHONHASHSEED := 0
 # every machine. The command of the book sets them itself, `make bench` goes without them.
 CANONICAL = eval "$$($(BIN)/python -m companion.evidence.canonical)"
 
-.PHONY: help setup data reproduce test lint unit portability versions quick validate canaries canaries-changed mutants verify judge judge-render lab site bench bench-check soak publish clean
+.PHONY: help setup data reproduce test lint unit portability versions stacks quick validate canaries canaries-changed mutants verify judge judge-render lab site bench bench-check soak publish clean
 
 help:  ## explain each target in a line
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -71,6 +71,12 @@ portability: data  ## the same bytes on emulated processors (needs qemu-x86_64, 
 
 versions: setup  ## the package alone with the oldest and the newest torch, in environments of their own
 	@$(BIN)/python tests/versions/run.py
+
+stacks: setup  ## the examples in Lightning, Accelerate, the Trainer, timm ... (installs them)
+	@$(BIN)/python -c '$(HAS_ALL)' lightning accelerate transformers timm torchdata || \
+	  { test $(VENV) = .venv || { echo "$(VENV) lacks tests/stacks/requirements.txt: install it there, or unset VENV"; exit 1; }; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -r tests/stacks/requirements.txt; }
+	@TRAINAUG_REQUIRE_STACKS=1 $(BIN)/python -m pytest -q tests/stacks
 
 quick: setup  ## the quick profile end to end from an empty store
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \

@@ -11,10 +11,13 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+import trainaug
 
 METHODS = (
     "attacks",
@@ -37,7 +40,7 @@ PROTOCOL = {
 # These modules read, move and check; they follow no work, so there is no source to name.
 PLUMBING = {
     "trainaug.structures",
-    *(f"trainaug.training.{name}" for name in ("devices", "loop")),
+    *(f"trainaug.training.{name}" for name in ("devices", "loop", "models", "randomness")),
     *(f"trainaug.data.{name}" for name in ("archives", "arrays", "fetch", "files", "indexed")),
     *(f"trainaug.data.{name}" for name in ("paths", "placeholders", "progress", "registry")),
 }
@@ -266,3 +269,16 @@ def gaps(module: ModuleType, name: str) -> list[str]:
 def test_public_name_is_documented(module: ModuleType, name: str) -> None:
     """The API reference of the site is these docstrings; what they lack nobody learns."""
     assert gaps(module, name) == []
+
+
+def test_no_docstring_has_a_section_twice() -> None:
+    """Sphinx would print it twice; a merge of two edits leaves such."""
+    twice = []
+    for file in sorted(Path(trainaug.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                text = ast.get_docstring(node) or ""
+                heads = [line for line in text.splitlines() if _SECTION.match(line)]
+                if len(heads) != len(set(heads)):
+                    twice.append(f"{file.name}: {node.name}")
+    assert twice == []

@@ -23,7 +23,15 @@ _PLAIN = (str, bytes, bool, int, float, type(None))
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``function`` to each tensor in nested tuples, lists and mappings; leave the rest."""
+    """Apply ``function`` to each tensor in nested tuples, lists and mappings; leave the rest.
+
+    Args:
+        function: Maps a tensor to what takes its place.
+        value: A tensor, or nested tuples, lists and mappings that hold tensors.
+
+    Returns:
+        The same nesting, with new tensors.
+    """
     return _rebuilt(value, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf)
 
 

@@ -275,9 +275,9 @@ def test_grab_gets_the_gradient_of_each_batch_and_decides_the_next_epoch(watched
             super().__init__(*args, **options)
             samplers.append(self.order)
 
-        def record(self, unit: int, gradient: Tensor) -> None:
-            recorded.append((unit, gradient.clone()))
-            super().record(unit, gradient)
+        def update(self, indices: int | Tensor, values: Tensor) -> None:
+            recorded.append((indices, values.clone()))
+            super().update(indices, values)
             samplers[1:] = [self.order]
 
     monkeypatch.setattr(training, "GraBSampler", Spy)

@@ -26,6 +26,7 @@ from trainaug.methods import (
     linear_robustness,
     ordering,
 )
+from trainaug.methods.ordering.exhaustive import all_orders
 
 PACKAGES = {
     package.__name__.rpartition(".")[2]: package
@@ -551,7 +552,7 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     ),
     "ordering.exhaustive_orders": exhausted,
     "ordering.largest_losses": lambda g: od.largest_losses(g.positive("losses", g.rows), 2),
-    "ordering.position_shares": lambda g: od.position_shares(od.all_orders(3), g.x("values", 6)),
+    "ordering.position_shares": lambda g: od.position_shares(all_orders(3), g.x("values", 6)),
     "ordering.preserve_state": preserved,
     "ordering.self_paced_weights": lambda g: od.self_paced_weights(
         g.positive("losses", g.rows), 0.5
@@ -587,12 +588,12 @@ NO_TENSORS = {
         "takes numbers, names or shapes": """attacks.equal_bands attacks.radial_band
             attacks.FourierNorm
             autoassist.RandomSkip autoassist.constant_threshold autoassist.decaying_threshold
-            autoassist.distance_bound autoassist.guarded_base autoassist.random_rule
+            autoassist.distance_bound autoassist.guarded_base
             autoassist.threshold_floor autoassist.violators cascading_sum.CascadeSchedule
             cascading_sum.PlateauCascade cascading_sum.stage_boundaries
             gradient_clustering.choose_route gradient_clustering.route_costs
             linear_robustness.FourierNorm linear_robustness.dual linear_robustness.second_solver
-            ordering.all_orders ordering.exponential_pacing ordering.linear_pacing
+            ordering.exponential_pacing ordering.linear_pacing
             ordering.root_pacing ordering.step_pacing hard_negatives.rsum""",
         "takes integers or booleans that are no labels": """gradient_clustering.RandomSnoozeSampler
             gradient_clustering.StratifiedSampler hard_negatives.DistinctGroupBatchSampler
@@ -600,7 +601,6 @@ NO_TENSORS = {
             ordering.ForgettingTracker autoassist.AssistedSampler""",
         "asks functions that the caller wrote; their numbers are walked with the functions": """
             autoassist.AsyncBatches ordering.PerfectOrderingSampler ordering.SampleLossSampler""",
-        "reads an optimiser, no tensor": "ordering.is_elementwise",
         "walked inside GradientClustering": "gradient_clustering.GradientCenters",
     }.items()
     for name in names.split()

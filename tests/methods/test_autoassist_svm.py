@@ -21,7 +21,6 @@ from trainaug.methods.autoassist import (
     gradient_threshold,
     importance_pegasos,
     pegasos,
-    random_rule,
     svm_gradients,
     svm_objective,
     violators,
@@ -235,7 +234,6 @@ def test_rules_keep_at_their_rates():
 
     g = stream(0, "keep")
     for base in (0.0, 0.3, 1.0):
-        assert same(rate(random_rule(base, g), 1, 0, 0.5, 1.0), base)
         assert rate(violators(base, g), 1, 0, 0.999, 1.0) == 1.0
         for margin in (1.0, 7.0):
             assert same(rate(violators(base, g), 1, 0, margin, 1.0), base)
@@ -308,7 +306,7 @@ def test_bad_input_is_refused():
             importance_pegasos(X, y, 0.1, 3, g, **{name: value})
     with pytest.raises(ValueError, match="num_steps=0"):
         importance_pegasos(X, y, 0.1, 0, g)
-    for make in (violators, random_rule, lambda b, g: authors_rule(y, b, 1.0, g)):
+    for make in (violators, lambda b, g: authors_rule(y, b, 1.0, g)):
         with pytest.raises(ValueError, match=r"got 1\.5"):
             make(1.5, g)
 
@@ -378,7 +376,7 @@ def test_rules_can_be_copied():
     X, y = problem(5, 2, 0)
     g = stream(0, "keep")
     threshold = gradient_threshold(X, y, 0.1, decaying_threshold(1.0))
-    for rule in (violators(0.3, g), random_rule(0.3, g), authors_rule(y, 0.3, 1.0, g), threshold):
+    for rule in (violators(0.3, g), authors_rule(y, 0.3, 1.0, g), threshold):
         twin = copy.deepcopy(rule)
         asked = [(k, k % 5, 1.0, 0.5) for k in range(1, 20)]
         assert [twin(*each) for each in asked] == [rule(*each) for each in asked]

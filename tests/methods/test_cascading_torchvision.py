@@ -1,4 +1,4 @@
-"""Mixers as torchvision's transforms are used: kinds kept, settings told, composed, in workers."""
+"""Mixers used as torchvision's transforms are: kinds kept, settings told, in ``Compose``."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn, optim
 
-from trainaug.methods.ordering import BatchScorer, Copies, is_elementwise, trial_losses
-from trainaug.methods.ordering.copies import ELEMENTWISE
+from trainaug.methods.ordering import BatchScorer, Copies, trial_losses
+from trainaug.methods.ordering.copies import ELEMENTWISE, is_elementwise
 from trainaug.training.models import MLP
 from trainaug.training.randomness import initialise, stream
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import nn, optim
 
 from trainaug.methods.ordering import (
-    all_orders,
     exhaustive_orders,
     position_shares,
     preserve_state,
     train_in_order,
 )
+from trainaug.methods.ordering.exhaustive import all_orders
 from trainaug.training.models import MLP
 from trainaug.training.randomness import initialise, stream
 

@@ -622,3 +622,34 @@ def test_inside_a_meta_context_values_are_the_same(same_inside_meta):
 @pytest.mark.gpu
 def test_on_cuda_values_are_the_same(same_on_cuda):
     same_on_cuda(everything, random_losses(17, 2, 1)[0])
+
+
+def snoozing() -> SnoozeSampler:
+    return SnoozeSampler(256, 32, torch.Generator().manual_seed(0), tau=0.7)
+
+
+def random_snoozing() -> RandomSnoozeSampler:
+    generator = torch.Generator().manual_seed(0)
+    return RandomSnoozeSampler(256, 32, generator, counts=[256, 100, 200, 50, 150, 256])
+
+
+@pytest.mark.parametrize("make", [snoozing, random_snoozing])
+@pytest.mark.parametrize("is_held", [False, True])
+def test_an_iteration_left_open_after_its_last_batch_is_over(make, is_held):
+    sampler = make()
+    data = torch.utils.data.TensorDataset(torch.arange(256))
+    loader = torch.utils.data.DataLoader(data, batch_sampler=sampler, generator=torch.Generator())
+    lengths, held = [], None
+    for epoch in range(6):
+        lengths.append(len(loader))
+        iteration = iter(loader)
+        for _ in range(lengths[-1]):
+            [indices] = next(iteration)
+            if make is snoozing:
+                sampler.update(indices, (indices * (epoch + 2.3)).sin() + 1)
+        if not is_held:
+            assert next(iteration, None) is None
+        held = iteration  # as Lightning does, until the next one is there
+    assert held is not None
+    assert lengths == [-(-count // 32) for count in sampler.active_counts[: len(lengths)]]
+    assert len(set(lengths)) > 1

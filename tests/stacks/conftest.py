@@ -1,25 +1,24 @@
-"""What the tests of other stacks share: no network, and what happens where a stack is missing."""
+"""Nothing is downloaded, and nothing written but below the test's own folder."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+collect_ignore = ["ddp_cells.py", "two_processes.py"]  # scripts for torchrun
+
+# Before anything imports them.
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
-@pytest.fixture
-def needs() -> Callable[..., None]:
-    """Skip a test whose packages are missing; fail if TRAINAUG_REQUIRE_STACKS=1 promises them."""
-
-    def check(*packages: str) -> None:
-        missing = [name for name in packages if find_spec(name) is None]
-        if missing and os.environ.get("TRAINAUG_REQUIRE_STACKS") == "1":
-            pytest.fail(f"TRAINAUG_REQUIRE_STACKS=1, but there is no {', '.join(missing)}")
-        if missing:
-            pytest.skip("needs the extra stacks")
-
-    return check
+@pytest.fixture(autouse=True)
+def _aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run in an empty folder, with global random states that are put back."""
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

@@ -59,15 +59,19 @@ class IndexedDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
         """
         if type(index) is list and index and type(index[0]) is int:  # six times as fast
             where = torch.from_numpy(np.array(index)).to(self.x.device)  # (B,)
+            low, high = min(index), max(index)
         else:
             where = torch.as_tensor(index, device=self.x.device)  # () or (B,)
+            low, high = 0, -1
         if where.dtype != torch.int64:
             if where.numel() and (where.dtype == torch.bool or where.is_floating_point()):
                 raise TypeError(f"indices must be integers, got {where.dtype}")
             where = where.long()  # in int8 the sum with the length may wrap round
-        low, high = (int(where.min()), int(where.max())) if where.numel() else (0, -1)
-        if low < -len(self) or high >= len(self):
-            raise IndexError(f"index out of range for {len(self)} items: {index}")
+        if high < low and where.numel():
+            low, high = int(where.min()), int(where.max())
+        count = self.x.shape[0]
+        if low < -count or high >= count:
+            raise IndexError(f"index out of range for {count} items: {index}")
         if low < 0 or not isinstance(index, list):  # never the caller's own memory
-            where = torch.where(where < 0, where + len(self), where)
+            where = torch.where(where < 0, where + count, where)
         return self.x[where], self.y[where], where

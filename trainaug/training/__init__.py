@@ -1,1 +1,1 @@
-"""Training: one loop of stations that takes standard PyTorch objects."""
+"""Training: a loop that takes standard PyTorch objects, random streams, and small networks."""

@@ -1,4 +1,4 @@
-"""Two cheap convolutional networks: one whose examples stay independent, one with strides."""
+"""Two cheap convolutional networks, ours: one whose examples stay independent, one with strides."""
 
 from __future__ import annotations
 
@@ -14,8 +14,18 @@ __all__ = ["StridedConvNet", "TwoConvNet"]
 class TwoConvNet(nn.Module):
     """Two 3x3 convolutions (8 and 16 channels) with pooling between, mean pooling to 2x2, linear.
 
-    Maps ``(B, in_channels, H, W)`` to logits ``(B, C)``; 1 898 parameters for grey pictures and 10
-    classes. With ``batch_norm`` each convolution is followed by BatchNorm.
+    Maps ``(B, in_channels, H, W)``, sides of at least 2, to logits ``(B, C)``; 1 898 parameters for
+    grey pictures and 10 classes. Our own, the smallest that gains from convolutions.
+
+    Args:
+        num_classes: C, at least 1.
+        generator: Draws the weights (`initialise`); they live on its device.
+        in_channels: Channels of a picture, at least 1.
+        batch_norm: Whether BatchNorm follows each convolution; then examples of a batch depend on
+            each other in train mode.
+
+    Raises:
+        ValueError: If a size is below 1.
     """
 
     def __init__(
@@ -39,7 +49,11 @@ class TwoConvNet(nn.Module):
         initialise(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
+        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``.
+
+        Args:
+            x: Pictures, ``(B, in_channels, H, W)``.
+        """
         x = F.max_pool2d(F.relu(self.norms[0](self.first(x))), 2)  # (B, 8, H/2, W/2)
         x = F.relu(self.norms[1](self.second(x)))
         return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))  # type: ignore[no-any-return]
@@ -48,8 +62,18 @@ class TwoConvNet(nn.Module):
 class StridedConvNet(nn.Module):
     """Three 3x3 convolutions of stride 2 (16, 32, 64 channels) with BatchNorm and ReLU, linear.
 
-    Maps ``(B, in_channels, H, W)`` to logits ``(B, C)``; 33 642 parameters for 28x28 grey pictures
-    and 10 classes. A third of `SmallCNN`'s cost: strides in place of pooling.
+    Maps ``(B, in_channels, image_size, image_size)`` to logits ``(B, C)``; 33 642 parameters for
+    28x28 grey pictures and 10 classes. Our own, at a third of `SmallCNN`'s cost: strides in place
+    of pooling. Channels-last in memory.
+
+    Args:
+        num_classes: C, at least 1.
+        generator: Draws the weights (`initialise`); they live on its device.
+        in_channels: Channels of a picture, at least 1.
+        image_size: Side of a picture in pixels, at least 1.
+
+    Raises:
+        ValueError: If a size is below 1.
     """
 
     def __init__(
@@ -74,6 +98,10 @@ class StridedConvNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
+        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``.
+
+        Args:
+            x: Pictures, ``(B, in_channels, H, W)``.
+        """
         x = self.features(x.contiguous(memory_format=torch.channels_last))  # (B, 64, H/8, W/8)
         return self.head(x.flatten(1))  # type: ignore[no-any-return]

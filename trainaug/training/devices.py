@@ -17,8 +17,17 @@ __all__ = ["all_gather_with_grad", "device_of", "map_tensors", "pick_device", "t
 def pick_device(choice: str = "auto", *, dtype: torch.dtype = torch.float32) -> torch.device:
     """Return the device to run on: of ``"auto"`` the first there is of CUDA, MPS, CPU.
 
-    MPS has no float64: work of that ``dtype`` stays on the CPU instead. ValueError if ``choice``
-    is unknown, RuntimeError if it is absent here.
+    Args:
+        choice: ``"auto"``, ``"cuda"``, ``"mps"`` or ``"cpu"``.
+        dtype: Type of the work: MPS has no float64, which then stays on the CPU.
+
+    Raises:
+        ValueError: If ``choice`` is unknown.
+        RuntimeError: If the device is absent here.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
     """
     mps = torch.backends.mps.is_available()
     present = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
@@ -31,17 +40,35 @@ def pick_device(choice: str = "auto", *, dtype: torch.dtype = torch.float32) -> 
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter; ValueError if there is none."""
+    """Return the device of a model's first parameter.
+
+    Args:
+        model: Any module with parameters.
+
+    Raises:
+        ValueError: If the model has no parameters.
+    """
     for parameter in model.parameters():
         return parameter.device
     raise ValueError(f"{type(model).__name__} has no parameters, so no device")
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Return ``value`` with each tensor in it on ``device``."""
-    if type(value) is tuple and all(isinstance(item, Tensor) for item in value):
-        return tuple(item.to(device) for item in value)  # most batches: no search in them
-    return map_tensors(lambda t: t.to(device), value)
+    """Return ``value`` with each tensor in it on ``device``; those that are there, as they are.
+
+    Args:
+        value: A tensor, or nested tuples, lists and mappings of tensors and other things, which
+            are left alone.
+        device: Where to.
+    """
+
+    def moved(item: Any) -> Any:
+        return map_tensors(lambda t: t.to(device), item)
+
+    if type(value) is not tuple:
+        return moved(value)
+    # Most batches are a tuple of tensors, in which nothing has to be looked for.
+    return tuple([t.to(device) if type(t) is Tensor else moved(t) for t in value])
 
 
 def all_gather_with_grad(x: Tensor) -> Tensor:
@@ -50,7 +77,8 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
     Every rank then computes the loss of the whole batch, and its gradient reaches the rows of
     the other ranks too. Averaging the gradients of the parameters over the ranks, which is what
     ``DistributedDataParallel`` does, therefore gives exactly the gradient of one process on the
-    whole batch, as long as rows do not meet inside the model (batch norm).
+    whole batch, as long as rows do not meet inside the model (batch norm). It is PyTorch's
+    ``torch.distributed.nn.functional.all_gather``, with the sizes checked first.
 
     Args:
         x: Rows of this rank, shape ``(B, ...)``. Every rank must bring equally many rows of one

@@ -1,7 +1,8 @@
 """Small encoders of pictures and captions into one space, and the two together.
 
 A caption is a pair ``(tokens, weights)``: token numbers int64 ``(B, T)`` with 0 for padding, and
-the weight of each token ``(B, T)``, 0 where it is left out.
+the weight of each token ``(B, T)``, 0 where it is left out. The
+arrangement is that of VSE++ (Faghri et al., BMVC 2018); the encoders are ours, and small.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ Caption = tuple[Tensor, Tensor]
 
 
 class FeatureEncoder(nn.Sequential):
-    """Fixed features ``(B, F)``, hidden layer, ReLU, output ``(B, D)``."""
+    """Fixed features, hidden layer, ReLU, output layer: maps ``(B, F)`` to ``(B, D)``.
+
+    Args:
+        features: F.
+        hidden: Units of the hidden layer.
+        dim: D, size of an embedding.
+        generator: Draws the weights (`initialise`); they live on its device.
+    """
 
     def __init__(self, features: int, hidden: int, dim: int, generator: torch.Generator) -> None:
         with torch.device("meta"):
@@ -33,7 +41,11 @@ class FeatureEncoder(nn.Sequential):
 class PictureCNN(nn.Module):
     """Four 3x3 convolutions of stride 2 with BatchNorm and ReLU, mean pool, output ``(B, D)``.
 
-    Takes ``(B, 3, H, W)``; 114 k parameters for ``dim`` 128.
+    Maps ``(B, 3, H, W)`` to ``(B, D)``; 114 k parameters for ``dim`` 128. Channels-last in memory.
+
+    Args:
+        dim: D, size of an embedding.
+        generator: Draws the weights (`initialise`); they live on its device.
     """
 
     def __init__(self, dim: int, generator: torch.Generator) -> None:
@@ -48,13 +60,23 @@ class PictureCNN(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the embeddings."""
+        """Return the embeddings ``(B, D)`` of pictures ``(B, 3, H, W)``.
+
+        Args:
+            x: Pictures, ``(B, 3, H, W)``.
+        """
         x = self.features(x.contiguous(memory_format=torch.channels_last))  # (B, 128, h, w)
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
 class BagOfTokens(nn.Module):
-    """Weighted sum of word embeddings, ``(B, D)``; words start at length about one."""
+    """Weighted sum of word embeddings, ``(B, D)``; words start at length about one.
+
+    Args:
+        vocabulary: V; tokens are numbers from 0, padding, to V.
+        dim: D, size of an embedding.
+        generator: Draws the weights (`initialise`); they live on its device.
+    """
 
     def __init__(self, vocabulary: int, dim: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -65,7 +87,11 @@ class BagOfTokens(nn.Module):
             self.embedding.weight.mul_(dim**-0.5)
 
     def forward(self, caption: Caption) -> Tensor:
-        """Return the embeddings."""
+        """Return the embeddings ``(B, D)`` of captions: tokens ``(B, T)``, weights ``(B, T)``.
+
+        Args:
+            caption: Pair of token numbers and their weights, each ``(B, T)``.
+        """
         tokens, weights = caption
         return self.embedding(tokens, per_sample_weights=weights)  # type: ignore[no-any-return]
 
@@ -73,7 +99,14 @@ class BagOfTokens(nn.Module):
 class CaptionGRU(nn.Module):
     """Word embeddings of 64 numbers, GRU, state at the last token kept, ``(B, D)``.
 
-    Tokens of weight 0 are taken out; a caption without tokens has the state after one padding.
+    Maps tokens ``(B, T)`` and weights ``(B, T)`` to ``(B, D)``. Tokens of weight 0 are taken out,
+    other weights have no effect; a caption without tokens has the state after one padding. As the
+    caption encoder of VSE++ (Faghri et al., BMVC 2018), and smaller.
+
+    Args:
+        vocabulary: V; tokens are numbers from 0, padding, to V.
+        dim: D, size of the state and of an embedding.
+        generator: Draws the weights; they live on its device.
     """
 
     def __init__(self, vocabulary: int, dim: int, generator: torch.Generator) -> None:
@@ -89,7 +122,11 @@ class CaptionGRU(nn.Module):
                 p.uniform_(-(dim**-0.5), dim**-0.5, generator=generator)
 
     def forward(self, caption: Caption) -> Tensor:
-        """Return the embeddings."""
+        """Return the embeddings ``(B, D)`` of captions: tokens ``(B, T)``, weights ``(B, T)``.
+
+        Args:
+            caption: Pair of token numbers and their weights, each ``(B, T)``.
+        """
         tokens, weights = caption
         kept = (weights > 0) & (tokens > 0)
         order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)  # kept ones first
@@ -105,11 +142,14 @@ class DualEncoder(nn.Module):
     """Encode a batch of pictures and captions and score all pairs.
 
     Args:
-        pictures: Encoder of pictures.
-        captions: Encoder of captions.
+        pictures: Encoder of pictures, to ``(B, D)``.
+        captions: Encoder of captions, to ``(B, D)``.
         score: Maps embeddings ``(B, D)`` and ``(M, D)`` to scores ``(B, M)``.
         normalise: Which embeddings are scaled to unit length first: ``both``, ``captions`` (the
             released recipe of the sum of hinges) or ``none``.
+
+    Raises:
+        ValueError: If ``normalise`` is another word.
     """
 
     def __init__(
@@ -126,17 +166,29 @@ class DualEncoder(nn.Module):
         self.normalise = normalise
 
     def embed_pictures(self, x: Tensor) -> Tensor:
-        """Return the embeddings of pictures, ``(B, D)``."""
+        """Return the embeddings of pictures, ``(B, D)``.
+
+        Args:
+            x: What the encoder of pictures takes, ``(B, ...)``.
+        """
         embedded: Tensor = self.pictures(x)
         return _unit(embedded) if self.normalise == "both" else embedded
 
     def embed_captions(self, caption: Caption) -> Tensor:
-        """Return the embeddings of captions, ``(B, D)``."""
+        """Return the embeddings of captions, ``(B, D)``.
+
+        Args:
+            caption: Pair of token numbers and their weights, each ``(B, T)``.
+        """
         embedded: Tensor = self.captions(caption)
         return embedded if self.normalise == "none" else _unit(embedded)
 
     def forward(self, x: tuple[Tensor, Caption]) -> Tensor:
-        """Return the scores of all pairs of a batch, ``(B, B)``, rows pictures."""
+        """Return the scores of all pairs of a batch, ``(B, B)``, rows pictures.
+
+        Args:
+            x: Pictures ``(B, ...)``, and their captions.
+        """
         picture, caption = x
         return self.score(self.embed_pictures(picture), self.embed_captions(caption))
 

@@ -19,13 +19,18 @@ from trainaug.training.models import IndexedData, Precision, run_model, undistur
 
 __all__ = ["Batch", "History", "NonFiniteLossError", "train"]
 
-Batch = tuple[Any, Any, Tensor]  # x, y, index
+#: Inputs, targets and indices of a batch.
+Batch = tuple[Any, Any, Tensor]
 
 
 class NonFiniteLossError(FloatingPointError):
     """The loss at ``step`` is NaN or infinite; the model was not updated with it.
 
     An optimiser that takes a closure may have moved the parameters before its second call.
+
+    Attributes:
+        step: Updates made before.
+        value: The loss.
     """
 
     def __init__(self, step: int, value: float) -> None:
@@ -35,14 +40,24 @@ class NonFiniteLossError(FloatingPointError):
 
 @dataclass
 class History:
-    """What happened in a run: plain numbers, equal for equal runs; measuring costs nothing here."""
+    """What happened in a run: plain numbers, equal for equal runs.
+
+    Attributes:
+        precision: That of the run.
+        losses: (Weighted) mean loss of each step, before its update.
+        evaluations: What ``evaluate`` gave, with ``step``, ``epoch`` and ``examples`` so far.
+        steps: Updates made.
+        examples: Drawn from the data set.
+        forward_examples: Rows through the model, as the batch transform left them.
+        backward_examples: Rows whose gradient was taken.
+    """
 
     precision: Precision
-    losses: list[float] = field(default_factory=list)  # (weighted) loss of each step, before it
-    evaluations: list[dict[str, float]] = field(default_factory=list)  # with step, epoch, examples
-    steps: int = 0  # updates made
-    examples: int = 0  # drawn from the data set
-    forward_examples: int = 0  # rows through the model, as the batch transform left them
+    losses: list[float] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    examples: int = 0
+    forward_examples: int = 0
     backward_examples: int = 0
 
 
@@ -68,7 +83,9 @@ def train(
     """Train a model in place, on the device where its parameters are.
 
     A *step* is a number of updates made: loss, observers and errors at step 0 belong to the
-    initial weights. A batch is asked for only when the one before is through all stations.
+    initial weights. A batch is asked for only when the one before is done with, so that
+    samplers have heard of it. The order of a step is: data set, ``batch_transform``, model,
+    ``criterion``, ``weights``, backward pass, ``observers``, update, ``scheduler``, ``feedback``.
 
     Args:
         model: Put in train mode; ``model(x)`` gives what ``criterion`` takes.
@@ -79,18 +96,22 @@ def train(
             precision are weighed, averaged and handed on in float32.
         optimizer: Stepped with a closure that computes loss and gradients of the batch if its
             attribute ``requires_closure`` is true; the first call then is the one observed.
-        num_epochs: Length of the run in passes over ``batch_sampler``; give this or
-        max_steps: length of the run in updates.
+        num_epochs: Length of the run in passes over ``batch_sampler``, at least 1; or else give
+        max_steps: Length of the run in updates, at least 1.
         scheduler: Stepped after every update.
         batch_transform: May mix a batch; its index keeps one row for each loss.
         weights: Maps the index to weights ``(B,)`` of the losses, which are then averaged over B.
         observers: Called after backward with model, step, index and losses; undisturbed.
         feedback: Called after the update with index and losses, on the model's device.
-        evaluate: Called in eval mode, undisturbed, at the end and every
-        evaluate_every: so many steps; without it, every epoch.
+        evaluate: Called with the model in eval mode, undisturbed, at the end and after each epoch,
+            or each ``evaluate_every`` steps; gives numbers by name.
+        evaluate_every: Steps between two evaluations, at least 1.
         precision: ``"bf16"`` runs the model, not the criterion, under autocast.
         first_epoch: Number that ``set_epoch`` gets first; by default the sampler's ``next_epoch``
             if it has one, so that a loaded state and a second call go on, else 0.
+
+    Returns:
+        What happened, in numbers.
 
     Raises:
         ValueError: If an option or a shape is wrong, a batch is empty or not a list of indices,
@@ -114,38 +135,42 @@ def train(
             )
         batch = to_device(dataset[indices], device)
         x, y, index = batch if batch_transform is None else batch_transform(batch)
-        rows = len(index)
+        rows = index.shape[0]
         seen: list[Tensor] = []  # the losses of the first pass
 
         def compute_gradients() -> Tensor:
-            with torch.enable_grad():
-                optimizer.zero_grad()
-                losses = criterion(run_model(model, x, precision, device), y)  # (B,)
-                _check_rows("losses (give the criterion reduction='none')", losses, rows)
-                losses = weighted = widened(losses)
-                history.forward_examples += rows
-                if weights is not None:  # a product with ones would cost a tenth of a small step
-                    w = weights(index).to(losses)
-                    _check_rows("weights", w, rows)
-                    weighted = w * losses
-                loss = weighted.mean()
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise NonFiniteLossError(history.steps, value)
-                loss.backward()  # type: ignore[no-untyped-call]
-                history.backward_examples += rows
-                if not seen:
-                    seen.append(losses.detach())
-                    history.losses.append(value)
-                    for observe in observers:
-                        with undisturbed(model):
-                            observe(model, history.steps, index.clone(), seen[0].clone())
-                return loss
+            optimizer.zero_grad()
+            losses = criterion(run_model(model, x, precision, device), y)  # (B,)
+            if losses.shape != (rows,):
+                raise _wrong_shape("losses (give the criterion reduction='none')", losses, rows)
+            losses = weighted = widened(losses)
+            history.forward_examples += rows
+            if weights is not None:  # a product with ones would cost a tenth of a small step
+                w = weights(index).to(losses)
+                if w.shape != (rows,):
+                    raise _wrong_shape("weights", w, rows)
+                weighted = w * losses
+            loss = weighted.mean()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise NonFiniteLossError(history.steps, value)
+            loss.backward()  # type: ignore[no-untyped-call]
+            history.backward_examples += rows
+            if not seen:
+                seen.append(losses.detach())
+                history.losses.append(value)
+                for observe in observers:
+                    with undisturbed(model):
+                        observe(model, history.steps, index.clone(), seen[0].clone())
+            return loss
 
         if takes_closure:
-            optimizer.step(compute_gradients)  # type: ignore[arg-type]
+            optimizer.step(torch.enable_grad()(compute_gradients))  # type: ignore[arg-type]
         else:
-            compute_gradients()
+            if torch.is_grad_enabled():
+                compute_gradients()
+            else:
+                torch.enable_grad()(compute_gradients)()
             optimizer.step()
         if scheduler is not None:
             scheduler.step()
@@ -183,6 +208,5 @@ def train(
     return history
 
 
-def _check_rows(what: str, values: Tensor, rows: int) -> None:
-    if values.shape != (rows,):
-        raise ValueError(f"{what} must have shape ({rows},), got {tuple(values.shape)}")
+def _wrong_shape(what: str, values: Tensor, rows: int) -> ValueError:
+    return ValueError(f"{what} must have shape ({rows},), got {tuple(values.shape)}")

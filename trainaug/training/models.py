@@ -20,7 +20,11 @@ Precision = Literal["fp32", "bf16"]
 
 
 class IndexedData(Protocol):
-    """A data set that a list of indices turns into a batch ``(x, y, index)``."""
+    """A data set that a list of indices turns into a batch ``(x, y, index)``.
+
+    ``x`` and ``y`` have a row for each index, ``(B, ...)``, or are nested tuples, lists and
+    mappings of such tensors; the third is the indices as a tensor ``(B,)``.
+    """
 
     def __len__(self) -> int: ...
 
@@ -30,7 +34,16 @@ class IndexedData(Protocol):
 class MLP(nn.Sequential):
     """Flatten, hidden layer, ReLU, output layer; no normalisation, so examples stay independent.
 
-    Maps ``(B, ...)`` to logits ``(B, C)``; ``generator`` draws the weights (``initialise``).
+    Maps ``(B, ...)`` to logits ``(B, C)``.
+
+    Args:
+        in_features: Numbers of an example, at least 1.
+        hidden: Units of the hidden layer, at least 1.
+        num_classes: C, at least 1.
+        generator: Draws the weights (`initialise`); they live on its device.
+
+    Raises:
+        ValueError: If a size is below 1.
     """
 
     def __init__(
@@ -48,7 +61,17 @@ class SmallCNN(nn.Module):
     """Three 3x3 convolutions, each with BatchNorm, ReLU and 2x2 pooling, then 96 hidden units.
 
     Maps ``(B, in_channels, image_size, image_size)`` to logits ``(B, C)`` with 79 770 parameters
-    for 28x28 grey pictures and 10 classes. Channels-last is about 1.5 times faster on a CPU.
+    for 28x28 grey pictures and 10 classes. Our own.
+
+    Args:
+        num_classes: C, at least 1.
+        generator: Draws the weights (`initialise`); they live on its device.
+        in_channels: Channels of a picture, at least 1.
+        image_size: Side of a picture in pixels, at least 8.
+        channels_last: Layout in memory; with it about 1.5 times faster on a CPU.
+
+    Raises:
+        ValueError: If a size is too small.
     """
 
     def __init__(
@@ -76,7 +99,11 @@ class SmallCNN(nn.Module):
         self.to(memory_format=self.memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
+        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``.
+
+        Args:
+            x: Pictures, ``(B, in_channels, H, W)``.
+        """
         x = self.features(x.contiguous(memory_format=self.memory_format))  # (B, 64, 3, 3)
         return self.head(x)  # type: ignore[no-any-return]
 
@@ -88,6 +115,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Restored, also after an exception, are parameters, their gradients and ``requires_grad``,
     buffers, those replaced by other tensors included, the train or eval mode of each module, and
     PyTorch's global random state (CPU, and the model's CUDA device).
+
+    Args:
+        model: With at least one parameter.
+
+    Yields:
+        Nothing; the measurement happens inside.
+
+    Raises:
+        ValueError: If the model has no parameters.
     """
     device = device_of(model)
     modes = [
@@ -123,7 +159,17 @@ def run_model(
     precision: Precision = "fp32",
     device: torch.device | None = None,
 ) -> Any:
-    """Return ``model(x)``, under autocast for ``"bf16"``; bfloat16 outputs become float32."""
+    """Return ``model(x)``, under autocast for ``"bf16"``; bfloat16 outputs become float32.
+
+    Args:
+        model: Used in the mode it is in.
+        x: What it takes, on its device.
+        precision: ``"fp32"``, which switches an autocast around it off, or ``"bf16"``.
+        device: That of the model, if known.
+
+    Raises:
+        ValueError: If ``precision`` is another word.
+    """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
     kind = (device_of(model) if device is None else device).type
@@ -144,7 +190,16 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Return outputs ``(N, ...)`` and targets ``(N, ...)`` of a data set, in its order.
 
-    Runs in eval mode without gradients and leaves the model undisturbed. Raises on an empty set.
+    Runs in eval mode without gradients and leaves the model undisturbed.
+
+    Args:
+        model: Gives a tensor ``(B, ...)``.
+        dataset: Asked for lists of indices.
+        batch_size: Examples at a time, at least 1.
+        precision: As in `run_model`.
+
+    Raises:
+        ValueError: If the data set is empty or ``batch_size`` is below 1.
     """
     if len(dataset) == 0 or batch_size < 1:
         raise ValueError(f"nothing to predict: {len(dataset)} examples, {batch_size=}")
@@ -163,8 +218,17 @@ def evaluate(
 ) -> dict[str, float]:
     """Return ``{split}/accuracy`` (0 to 1) and ``{split}/loss`` (cross-entropy) of a classifier.
 
-    Labels may have any integer type. A row of logits with NaN counts as wrong, and makes the loss
-    NaN.
+    Args:
+        model: Gives logits ``(B, C)``.
+        dataset: With class numbers ``(B,)`` of any integer type as targets.
+        split: Name of the data in the result, such as ``"test"``.
+        precision: As in `run_model`.
+
+    Returns:
+        Two numbers; a row of logits with NaN counts as wrong, and makes the loss NaN.
+
+    Raises:
+        ValueError: If shapes do not fit, a label is none of C, or there is no example.
     """
     logits, targets = predict(model, dataset, precision=precision)
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:

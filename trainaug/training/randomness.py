@@ -25,6 +25,14 @@ def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Ge
     Its seed is the first 8 bytes of sha256("seed/name"). Purposes are ``"init"``, ``"order"``,
     ``"candidates"``, ``"augment"``, ``"measure"`` ...; kinds of device give different numbers.
 
+    Args:
+        seed: Any integer, of the whole run.
+        name: The purpose, not empty.
+        device: Where its numbers are drawn.
+
+    Raises:
+        ValueError: If the seed is no integer or the name is empty.
+
     Example:
         >>> torch.randint(100, (3,), generator=stream(0, "order"))
         tensor([65, 68, 97])
@@ -43,6 +51,10 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
     PyTorch's defaults; embeddings: standard normal, padding row zero; normalisation layers:
     weight 1, bias 0, fresh running statistics. A model built inside ``with torch.device("meta")``,
     which costs no random draw, gets its memory here, on ``generator.device``: tie weights after.
+
+    Args:
+        model: Changed in place.
+        generator: Source of the weights; draws are made on its device, and moved.
 
     Raises:
         TypeError: If another kind of layer owns parameters, or buffers without memory.

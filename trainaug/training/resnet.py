@@ -34,7 +34,16 @@ class ResNet8(nn.Module):
     """He et al.'s ResNet for CIFAR with one block a stage: 16, 32 and 64 channels.
 
     Maps ``(B, in_channels, H, W)`` to logits ``(B, C)``; 78 042 parameters for three channels and
-    10 classes. Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2.
+    10 classes. He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
+    section 4.2, with n = 1 and 1x1 convolutions where shapes change. Channels-last in memory.
+
+    Args:
+        num_classes: C, at least 1.
+        generator: Draws the weights (`initialise`); they live on its device.
+        in_channels: Channels of a picture, at least 1.
+
+    Raises:
+        ValueError: If a size is below 1.
     """
 
     def __init__(
@@ -52,7 +61,11 @@ class ResNet8(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
+        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``.
+
+        Args:
+            x: Pictures, ``(B, in_channels, H, W)``.
+        """
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.stages(F.relu(self.norm(self.stem(x))))  # (B, 64, H/4, W/4)
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]

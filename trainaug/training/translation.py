@@ -1,6 +1,8 @@
 """A small Transformer that translates, its loss of a sentence, and greedy decoding.
 
 Sentences are token numbers int64 ``(B, T)``; after the last token stand zeros, which are padding.
+
+Reference: Vaswani et al., "Attention Is All You Need", NeurIPS 2017; decoding is ours.
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ from trainaug.training.randomness import initialise
 
 __all__ = ["END", "PAD", "START", "TranslationModel", "greedy_decode", "translation_losses"]
 
-PAD, START, END = 0, 1, 2
+#: Number of the token that fills rows up.
+PAD = 0
+#: Number of the token that a target starts from.
+START = 1
+#: Number of the token that ends a sentence.
+END = 2
 Pair = tuple[Tensor, Tensor]
 
 
@@ -24,7 +31,8 @@ class TranslationModel(nn.Module):
 
     Weights are drawn with ``generator`` alone: matrices uniform as in Glorot and Bengio, embeddings
     normal with standard deviation $D^{-1/2}$, biases 0. Positions are sines and cosines. The same
-    table serves source, target and, transposed, the output.
+    table serves source, target and, transposed, the output. Vaswani et al., "Attention Is All You
+    Need", NeurIPS 2017, sections 3.1 to 3.5; the norms stand as in Xiong et al., ICML 2020.
 
     Args:
         vocabulary: V, tokens of both languages together, padding (0) included.
@@ -92,11 +100,24 @@ class TranslationModel(nn.Module):
         return self.embedding(tokens) * scale + self.positions[: tokens.shape[1]]  # type: ignore[no-any-return]
 
     def encode(self, source: Tensor) -> Tensor:
-        """Return the source ``(B, S)`` as the decoder sees it, ``(B, S, D)``."""
+        """Return the source ``(B, S)`` as the decoder sees it, ``(B, S, D)``.
+
+        Args:
+            source: Token numbers, int64, ``(B, S)``.
+
+        Raises:
+            ValueError: If a sentence is longer than ``longest``.
+        """
         return self.encoder(self._embed(source), src_key_padding_mask=source == PAD)  # type: ignore[no-any-return]
 
     def decode(self, memory: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Return the decoder's states ``(B, T, D)``; `score` makes logits of them."""
+        """Return the decoder's states ``(B, T, D)``; `score` makes logits of them.
+
+        Args:
+            memory: What `encode` gave, ``(B, S, D)``.
+            source: ``(B, S)``, for its padding.
+            target: Tokens so far, from `START`, ``(B, T)``.
+        """
         n = target.shape[1]
         later = torch.ones(n, n, dtype=torch.bool, device=target.device).triu(1)
         return self.decoder(  # type: ignore[no-any-return]
@@ -108,11 +129,19 @@ class TranslationModel(nn.Module):
         )  # padding stands last, so that no token before it can look at it
 
     def score(self, states: Tensor) -> Tensor:
-        """Return logits ``(..., V)`` of the next token from states ``(..., D)``."""
+        """Return logits ``(..., V)`` of the next token from states ``(..., D)``.
+
+        Args:
+            states: Of the decoder, ``(..., D)``.
+        """
         return states @ self.embedding.weight.T
 
     def forward(self, x: Pair) -> Tensor:
-        """Return logits ``(B, T, V)`` for source ``(B, S)`` and target ``(B, T)`` from `START`."""
+        """Return logits ``(B, T, V)`` for source ``(B, S)`` and target ``(B, T)`` from `START`.
+
+        Args:
+            x: Source ``(B, S)`` and target ``(B, T)``, token numbers, int64.
+        """
         source, target = x
         return self.score(self.decode(self.encode(source), source, target))
 
@@ -120,23 +149,25 @@ class TranslationModel(nn.Module):
 def translation_losses(logits: Tensor, target: Tensor) -> Tensor:
     """Return the mean cross-entropy of a token of each sentence, ``(B,)``.
 
-    A mean over tokens, so that long sentences are not taken for hard ones. In float32 for logits
-    in half precision.
+    A mean over tokens, so that long sentences are not taken for hard ones. In nats; in float32 for
+    logits in half precision.
 
     Args:
         logits: ``(B, T, V)``.
         target: Next tokens, ``(B, T)``; padding does not count.
 
     Raises:
-        ValueError: If shapes do not fit, a sentence has no token, or a token is none of V.
+        ValueError: If shapes do not fit, a sentence has no token, or a token is none of V. Inside
+            of `torch.compile`, which can look at no value, only shapes are checked.
     """
     if logits.ndim != 3 or logits.shape[:2] != target.shape:
         raise ValueError(
             f"need logits (B, T, V), target (B, T): {tuple(logits.shape)}, {tuple(target.shape)}"
         )
-    logits, target = widened(logits), class_labels(target, logits.shape[-1])
+    logits, is_compiled = widened(logits), torch.compiler.is_compiling()
+    target = target.long() if is_compiled else class_labels(target, logits.shape[-1])
     counted = target != PAD
-    if not bool(counted.any(1).all()):
+    if not is_compiled and not bool(counted.any(1).all()):
         raise ValueError(f"sentence {int((~counted.any(1)).nonzero()[0])} has no token")
     losses = F.cross_entropy(
         logits.flatten(0, 1), target.flatten(), ignore_index=PAD, reduction="none"

@@ -82,7 +82,11 @@ class WideResNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
+        """Return the logits ``(B, C)`` of pictures ``(B, in_channels, H, W)``.
+
+        Args:
+            x: Pictures, ``(B, in_channels, H, W)``.
+        """
         x = self.stages(self.stem(x.contiguous(memory_format=torch.channels_last)))
         x = F.relu(self.norm(x))  # (B, 64 width, H/4, W/4)
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]

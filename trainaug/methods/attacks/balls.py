@@ -93,10 +93,12 @@ class _Ball:
         flat = gradient.flatten(1)
         scale = flat.abs().amax(1, keepdim=True)  # (B, 1), else squares of small values are lost
         flat = torch.where(scale > 0, flat / scale, 0.0)
-        flat = flat.view(gradient.shape)
+        if not self.is_fourier:
+            return dual_vector(flat, dual(self.norm)).view(gradient.shape)
+        scaled = flat.view(gradient.shape)
         if not self.is_product:
-            return dual_vector(self.vectors(flat), dual(self.norm)).view(gradient.shape)
-        z = self.transform(flat)
+            return dual_vector(self.vectors(scaled), dual(self.norm)).view(gradient.shape)
+        z = self.transform(scaled)
         moduli = z.abs()
         noise = torch.finfo(moduli.dtype).eps * moduli.amax(self.axes, keepdim=True)
         return self.invert(torch.where(moduli > noise, self.factors * z / moduli, 0.0))

@@ -1,6 +1,9 @@
-"""Bands of frequencies: masks over the full spectrum, by radius, and what a ball takes as one.
+r"""Bands of frequencies: masks over the full spectrum, by radius, and what a ball takes as one.
 
 Chapter: notebooks/06_linear_robustness.ipynb
+Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
+2021, arXiv 2102.08868, the Fourier-$\ell_\infty$ attack that a band restricts. The authors' code
+has no bands: these cuts are ours.
 """
 
 from __future__ import annotations

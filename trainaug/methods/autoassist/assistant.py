@@ -1,6 +1,7 @@
 r"""Assistants: models so small that they can guess, for every example, whether the Boss needs it.
 
-Reference: Zhang, Yu, Dhillon, arXiv 1905.03381, and its authors' code for features and targets.
+Reference: Zhang, Yu, Dhillon, "AutoAssist: A Framework to Accelerate Training of Deep Neural
+Networks", NeurIPS 2019, arXiv 1905.03381, and its authors' code for features and targets.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ class ImageAssistant(nn.Module):
     $d+K$ parameters, drawn from $0.001\,\mathcal N(0,1)$ as in the authors' code.
 
     Args:
-        num_features: Numbers an example, d.
-        num_classes: K.
-        generator: Source of the initial weights.
+        num_features: Numbers an example, d, at least 1.
+        num_classes: K, at least 1.
+        generator: Source of the initial weights, which are made on its device.
         scale: Their standard deviation.
+
+    Raises:
+        ValueError: If a size is below 1.
     """
 
     def __init__(
@@ -49,10 +53,14 @@ class ImageAssistant(nn.Module):
         self.class_bias = _drawn(num_classes, generator, scale)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return logits ``(B,)`` of inputs ``(B, ...)`` with classes ``(B,)``, of any integer type.
+        """Return the logits of being hard, ``(B,)``, in the type of the weights.
+
+        Args:
+            x: Inputs ``(B, ...)`` of d numbers an example, of any real type.
+            y: Class numbers ``(B,)`` from 0 to K - 1, of any integer type.
 
         Raises:
-            ValueError: If shapes do not fit, or a class is not from 0 to K - 1.
+            ValueError: If shapes do not fit, or a class is no integer from 0 to K - 1.
         """
         labels, size = class_labels(y, len(self.class_bias)), len(self.weight)
         if x.ndim < 2 or labels.shape != x.shape[:1] or x.flatten(1).shape[1] != size:
@@ -72,10 +80,13 @@ class TextAssistant(nn.Module):
     padding.
 
     Args:
-        source_size: Tokens of the source vocabulary.
-        target_size: Of the target vocabulary.
-        generator: Source of the initial weights.
-        scale: Their standard deviation.
+        source_size: Tokens of the source vocabulary, padding included, at least 1.
+        target_size: Of the target vocabulary, likewise.
+        generator: Source of the initial weights, which are made on its device.
+        scale: Their standard deviation; 1e-4 in the authors' code.
+
+    Raises:
+        ValueError: If a size is below 1.
     """
 
     def __init__(
@@ -98,10 +109,18 @@ class TextAssistant(nn.Module):
     def forward(
         self, source: Tensor, source_tfidf: Tensor, target: Tensor, target_tfidf: Tensor
     ) -> Tensor:
-        """Return logits ``(B,)``; each side has distinct tokens ``(B, T)`` and their tf-idf.
+        """Return the logits of being hard, ``(B,)``.
+
+        Args:
+            source: Distinct tokens of each source sentence, ``(B, T)``, of any integer type, from
+                0 to ``source_size`` - 1; 0 fills up.
+            source_tfidf: Their tf-idf, ``(B, T)``; where a token is 0 it does not count.
+            target: Distinct tokens of each target sentence, likewise, below ``target_size``; T may
+                be another.
+            target_tfidf: Their tf-idf, of the shape of ``target``.
 
         Raises:
-            ValueError: If shapes do not fit, or a token is not in its vocabulary.
+            ValueError: If shapes do not fit, or a token is no integer in its vocabulary.
         """
         logits = self.bias.expand(len(source))
         sides = ((source, source_tfidf), (target, target_tfidf))
@@ -182,20 +201,30 @@ class AssistantTrainer:
 
     @torch.no_grad()
     def predict(self, indices: Tensor) -> Tensor:
-        r"""Return $r=\sigma(\text{logit})$ of examples ``(B,)``, in ``[0, 1]``, ``(B,)``.
+        r"""Return $r=\sigma(\text{logit})$ of examples, ``(B,)``, in ``[0, 1]``, without gradients.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of any integer type, from 0.
 
         Raises:
-            ValueError: If the index is not of integers from 0, or the logits not ``(B,)``.
+            ValueError: If the indices are not integers from 0 of shape ``(B,)``, or the logits not
+                ``(B,)``.
         """
         return self._logits(indices).sigmoid()
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Learn from the Boss's losses ``values`` ``(B,)`` of examples ``(B,)``.
+        """Learn from the Boss's losses: one step towards who is above the mean.
 
-        Of ``epoch`` means the first epoch's losses are only collected.
+        A running mean takes this batch in first. Of ``epoch`` means the first epoch's losses are
+        only collected.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of any integer type, from 0.
+            values: Their losses ``(B,)``, B at least 1; in translation per token.
 
         Raises:
-            ValueError: If the shapes differ, there are none, or the index is not of integers.
+            ValueError: If the shapes differ, there are none, the indices are not integers from 0,
+                or the Assistant's logits are not ``(B,)``.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
         check_losses(indices, values)
@@ -218,10 +247,18 @@ class AssistantTrainer:
         self._epoch = (0.0, 0)
 
     def step(self, indices: Tensor, hard: Tensor) -> float:
-        """Take one step towards targets ``hard`` ``(B,)``, true where an example was.
+        """Take one step of SGD towards given targets, whatever the mean.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of any integer type, from 0.
+            hard: Targets ``(B,)``, true where an example was hard.
 
         Returns:
-            The binary cross-entropy before the step.
+            The mean binary cross-entropy before the step.
+
+        Raises:
+            ValueError: If the indices are not integers from 0 of shape ``(B,)``, or logits or
+                targets have another shape.
         """
         with torch.enable_grad():
             logits = self._logits(indices)
@@ -261,6 +298,12 @@ class AssistantTrainer:
 
 def guarded_base(base: float, confidence: float) -> float:
     r"""Return $\max(\gamma_0,1-\kappa)$: an Assistant that is often wrong filters little.
+
+    As in the authors' code for translation.
+
+    Args:
+        base: Base pass rate $\gamma_0$, in ``[0, 1]``.
+        confidence: $\kappa$ in ``[0, 1]``, as `AssistantTrainer.confidence`.
 
     Raises:
         ValueError: If a number is outside ``[0, 1]``.

@@ -33,6 +33,9 @@ class RandomSkip:
     Args:
         rates: Share kept in each pass, in ``(0, 1]``, say `AssistedSampler.keep_rates`; after the
             last, it goes on.
+
+    Raises:
+        ValueError: If there is no rate, or one is not in ``(0, 1]``.
     """
 
     def __init__(self, rates: Sequence[float]) -> None:
@@ -41,7 +44,11 @@ class RandomSkip:
         self.rates, self.passes = tuple(float(rate) for rate in rates), 0
 
     def predict(self, indices: Tensor) -> Tensor:
-        """Return the rate of this pass for every example, ``(B,)``."""
+        """Return the rate of this pass for every example, ``(B,)``, in ``(0, 1]``.
+
+        Args:
+            indices: Shape ``(B,)``; nothing but their number and device is read.
+        """
         rate = self.rates[min(self.passes, len(self.rates) - 1)]
         return torch.full((len(indices),), rate, device=indices.device)
 
@@ -66,14 +73,18 @@ class LossTable:
     unlike in shrinking. The last passes may keep all.
 
     Args:
-        num_examples: N.
-        base: Share $\gamma_0$ kept of those below the mean, in ``(0, 1]``; InfoBatch's r is
-            $1-\gamma_0=0.5$.
+        num_examples: N, at least 1.
+        base: Share $\gamma_0$ kept of those below the mean, in ``(0, 1]``, without ``rescale``
+            also 0; InfoBatch's r is $1-\gamma_0=0.5$.
         rescale: Whether to weigh.
         full_from: Pass from which all are kept with weight 1; never by default.
 
     Attributes:
         losses: Last loss of each example, ``(N,)``, infinite before the first.
+
+    Raises:
+        ValueError: If there is no example, ``base`` is outside ``[0, 1]``, or it is 0 and
+            ``rescale`` would divide by it.
     """
 
     _state = ("losses", "_is_low", "passes")
@@ -95,17 +106,37 @@ class LossTable:
         self.passes = 0
 
     def predict(self, indices: Tensor) -> Tensor:
-        """Return 0 for examples below the mean at the start of the pass, else 1, ``(B,)``."""
+        """Return 0 for examples below the mean at the start of the pass, else 1, ``(B,)``.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
+
+        Raises:
+            ValueError: If the indices are not integers of N examples, or not ``(B,)``.
+        """
         return (~self._is_low[example_numbers(indices, len(self.losses))]).float()
 
     def weights(self, indices: Tensor) -> Tensor:
-        """Return ``(B,)``: $1/p$ with the examples' probabilities of being kept."""
+        """Return $1/p$, ``(B,)``, with the examples' probabilities p of being kept in this pass.
+
+        All are 1 without ``rescale``.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
+
+        Raises:
+            ValueError: If the indices are not integers of N examples, or not ``(B,)``.
+        """
         is_low = self._is_low[example_numbers(indices, len(self.losses))]
         p = torch.where(is_low, self.base, 1.0)
         return (1 / p if self.rescale else torch.ones_like(p)).to(indices.device)
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Take the losses ``values`` ``(B,)`` of examples ``(B,)``; the last, where one repeats.
+        """Take in the Boss's losses; of an example that repeats, the last.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
+            values: Their losses ``(B,)``, B at least 1.
 
         Raises:
             ValueError: If the shapes differ, there are none, or an example is not one of N.
@@ -145,7 +176,10 @@ class SelectiveBackprop:
         losses_of: Gives the present losses ``(b,)`` of examples ``(b,)``, int64 on the CPU; must
             leave the model undisturbed.
         beta: $\beta>0$; larger keeps fewer.
-        history: Number of recent losses that the distribution is of.
+        history: Number of recent losses that the distribution is of, at least 1.
+
+    Raises:
+        ValueError: If ``beta`` is not positive and finite, or ``history`` below 1.
     """
 
     def __init__(
@@ -158,10 +192,17 @@ class SelectiveBackprop:
 
     @torch.no_grad()
     def predict(self, indices: Tensor) -> Tensor:
-        """Return $\\mathrm{cdf}^\\beta$ of the examples, ``(B,)``, in ``(0, 1]``.
+        r"""Return $\mathrm{cdf}(\ell)^\beta$ of the examples, ``(B,)``, in ``[0, 1]``.
+
+        The distribution has the examples' own losses in it already.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of an integer type, which ``losses_of``
+                gets as they are.
 
         Raises:
-            ValueError: If the shapes differ, or there are none.
+            ValueError: If ``losses_of`` gives another shape, there is no example, or the indices
+                are not integers from 0.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
         losses = self.losses_of(indices).detach().cpu().double()
@@ -185,16 +226,21 @@ class SelectiveBackprop:
 class SelfPacedWeights:
     r"""Self-paced learning: weigh easy examples up, and reach out to harder ones with time.
 
-    In epoch e the pace is a quantile of the last losses, $\mathrm{linspace}(0.25,1,5)_e$, 1 at
-    last; weights are $(1-\ell/\lambda)_+^{1/(q-1)}+0.01$, divided by their mean in the batch. It
-    weighs and so saves no computation. Pass ``weights`` and ``update``.
+    Pace and weights are those of the code of AutoAssist's authors (2019). In epoch e the pace
+    $\lambda$ is a quantile of the last losses, $\mathrm{linspace}(0.25,1,5)_e$, 1 at last; weights
+    are $(1-\ell/\lambda)_+^{1/(q-1)}+0.01$, divided by their mean in the batch. It weighs and so
+    saves no computation. Pass ``weights`` and ``update``.
 
     Args:
-        num_examples: N.
-        epoch_steps: Updates of an epoch.
-        start: Loss of an example not seen yet.
-        epochs: Epochs until the pace is 1; the authors of AutoAssist take 5, in translation 10.
+        num_examples: N, at least 1.
+        epoch_steps: Updates of an epoch, at least 1.
+        start: Loss of an example not seen yet, above 0; the authors of AutoAssist take 1000, in
+            translation 100.
+        epochs: Epochs until the pace is 1, at least 1; they take 5, in translation 10.
         q: Of the mixture weighting, above 1.
+
+    Raises:
+        ValueError: If a setting is out of range, or ``start`` or ``q`` is not finite.
     """
 
     _state = ("losses", "_steps", "_pace")
@@ -218,7 +264,14 @@ class SelfPacedWeights:
         self._steps, self._pace = 0, start
 
     def weights(self, indices: Tensor) -> Tensor:
-        """Return weights ``(B,)`` with mean 1, by the examples' last losses."""
+        """Return weights ``(B,)`` with mean 1, by the examples' last losses.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
+
+        Raises:
+            ValueError: If the indices are not integers of N examples, or not ``(B,)``.
+        """
         e, late = self._steps // self.epoch_steps, self._steps % self.epoch_steps
         if late == 0:
             share = 1.0 if self.epochs == 1 else min(1.0, 0.25 + 0.75 * e / (self.epochs - 1))
@@ -229,7 +282,11 @@ class SelfPacedWeights:
         return (w / w.mean()).to(indices.device)
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Take the losses ``values`` ``(B,)`` of examples ``(B,)``; the last, where one repeats.
+        """Take in the Boss's losses; of an example that repeats, the last.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
+            values: Their losses ``(B,)``, B at least 1.
 
         Raises:
             ValueError: If the shapes differ, there are none, or an example is not one of N.
@@ -260,8 +317,11 @@ class ScreenerWeights:
         screener: ``screener(x)`` gives logits of s, ``(B,)`` or ``(B, 1)``.
         inputs_of: Inputs ``x`` ``(B, ...)`` of examples ``(B,)``, on the screener's device.
         optimizer: Of the screener; the authors take Adam with 1e-4 (MNIST).
-        margin: M; 1 for MNIST, 10 for CIFAR.
-        penalty: Factor of the mean size.
+        margin: $M>0$; 1 for MNIST, 10 for CIFAR.
+        penalty: Factor of the mean size, at least 0.
+
+    Raises:
+        ValueError: If ``margin`` is not positive, ``penalty`` is negative, or one is not finite.
     """
 
     def __init__(
@@ -280,15 +340,29 @@ class ScreenerWeights:
 
     @torch.no_grad()
     def weights(self, indices: Tensor) -> Tensor:
-        """Return s of the examples, ``(B,)``."""
+        """Return s of the examples, ``(B,)``, in ``[0, 1]``, without gradients.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, which ``inputs_of`` gets as they are.
+
+        Raises:
+            RuntimeError: If the screener does not give one logit for each example.
+        """
         return self._weigh(indices).to(indices.device)
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Take one step on the screener's loss, the Boss's losses ``values`` ``(B,)`` held fixed.
+        """Take one step on the screener's loss, with the Boss's losses held fixed.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of an integer type, from 0, which
+                ``inputs_of`` gets as they are.
+            values: Their losses ``(B,)``, B at least 1.
 
         Raises:
-            ValueError: If the shapes differ, there are none, or the indices are no integers.
+            ValueError: If the shapes differ, there are none, or the indices are not integers
+                from 0.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
+            RuntimeError: If the screener does not give one logit for each example.
         """
         check_losses(indices, values)
         with torch.enable_grad():

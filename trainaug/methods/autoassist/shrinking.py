@@ -46,6 +46,9 @@ def keep_probability(r: Tensor, base: float) -> Tensor:
         r: Predicted probabilities of being useful, or indicators, ``(B,)``, in ``[0, 1]``.
         base: Base pass rate $\gamma_0$, in ``[0, 1]``; the authors use 0.3, in translation 0.5.
 
+    Returns:
+        Shape ``(B,)``, in ``[0, 1]``.
+
     Raises:
         ValueError: If a number is out of range.
 
@@ -91,14 +94,35 @@ def keep(r: Tensor, base: float, u: Tensor) -> Tensor:
 
 
 def constant_threshold(value: float) -> Threshold:
-    """Return $T_k=T$: leaves a floor under the distance to the optimum (`threshold_floor`)."""
+    """Return $T_k=T$: leaves a floor under the distance to the optimum (`threshold_floor`).
+
+    Args:
+        value: $T\\ge0$, in the unit of the utility that is compared with it, say a norm of
+            gradients.
+
+    Returns:
+        A function of the iterate k that gives T; it can be pickled.
+
+    Raises:
+        ValueError: If T is negative or NaN.
+    """
     if not value >= 0:
         raise ValueError(f"a threshold must be >= 0, got {value}")
     return partial(_constant, value)
 
 
 def decaying_threshold(c: float) -> Threshold:
-    """Return $T_k=c/k$ for $k=1,2,\\ldots$: keeps the rate of SGD (`distance_bound`)."""
+    """Return $T_k=c/k$ for $k=1,2,\\ldots$: keeps the rate of SGD (`distance_bound`).
+
+    Args:
+        c: $c\\ge0$, the threshold of the first iterate.
+
+    Returns:
+        A function of the iterate k that gives $c/k$; it can be pickled.
+
+    Raises:
+        ValueError: If c is negative or NaN; by the function itself, if k is below 1.
+    """
     if not c >= 0:
         raise ValueError(f"c must be >= 0, got {c}")
     return partial(_decaying, c)
@@ -125,6 +149,9 @@ def shrinking_bias(gradients: Tensor, p: Tensor) -> Tensor:
 
     Returns:
         Shape ``(P,)``.
+
+    Raises:
+        ValueError: If a p is outside ``[0, 1]``, the shapes do not fit, or N is 0.
     """
     _check_utility(p)
     if gradients.ndim != 2 or p.shape != gradients.shape[:1] or len(p) == 0:
@@ -136,10 +163,11 @@ def shrinking_bias(gradients: Tensor, p: Tensor) -> Tensor:
 
 
 def distance_bound(k: int, gradient: float, c: float, sigma: float, base: float = 0.0) -> float:
-    r"""Return Theorem A's bound $4(G^2+((1-\gamma_0)c)^2)/(\sigma^2(k+1))$ on the mean of
+    r"""Return the bound $4(G^2+((1-\gamma_0)c)^2)/(\sigma^2(k+1))$ on the mean of
     $\|w_k-w^\star\|^2$.
 
-    It holds for steps $2/(\sigma(k+1))$ and thresholds $c/k$ on the norm of the gradient.
+    It is that of chapter 3's Theorem A, and holds for steps $2/(\sigma(k+1))$ and thresholds $c/k$
+    on the norm of the gradient.
 
     Args:
         k: Iterate, from 2.
@@ -147,6 +175,9 @@ def distance_bound(k: int, gradient: float, c: float, sigma: float, base: float 
         c: Of the threshold.
         sigma: Strong convexity $\sigma>0$.
         base: Base pass rate $\gamma_0$, in ``[0, 1]``.
+
+    Returns:
+        The bound, a squared distance of weights.
 
     Raises:
         ValueError: If a number is out of range.
@@ -165,8 +196,16 @@ def distance_bound(k: int, gradient: float, c: float, sigma: float, base: float 
 def threshold_floor(value: float, sigma: float) -> float:
     r"""Return $T/\sigma$, the distance that a constant threshold need not get below.
 
-    Proposition B: the recursion of Theorem A allows it in the limit, and the two functions
-    $\frac12(w-1)^2$ and $sw$ with $s<T$, $\sigma=\frac12$, come as near to it as $s$ to $T$.
+    Chapter 3's Proposition B: the recursion of Theorem A allows it in the limit, and the two
+    functions $\frac12(w-1)^2$ and $sw$ with $s<T$, $\sigma=\frac12$, come as near to it as $s$ to
+    $T$.
+
+    Args:
+        value: The threshold $T\ge0$ on the norm of an example's gradient.
+        sigma: Strong convexity $\sigma>0$ of the mean of the functions.
+
+    Raises:
+        ValueError: If T is negative or not finite, or $\sigma$ not positive.
     """
     if not (value >= 0 and sigma > 0 and math.isfinite(value)):
         raise ValueError(f"need T >= 0 and sigma > 0, got {value}, {sigma}")

@@ -2,8 +2,8 @@ r"""Linear support vector machines by Pegasos, shrunk or with importance samplin
 
 $F(w)=\frac\lambda2\|w\|^2+\frac1N\sum_i\max(0,1-y_i\langle w,x_i\rangle)$, labels -1 and 1.
 
-Reference: Shalev-Shwartz, Singer, Srebro, "Pegasos", ICML 2007; Zhang, Yu, Dhillon, arXiv
-1905.03381, and its authors' code for the two-part rule and $t_0=100$.
+Reference: Shalev-Shwartz, Singer, Srebro, "Pegasos", ICML 2007; Zhang, Yu, Dhillon, "AutoAssist",
+NeurIPS 2019, arXiv 1905.03381, and its authors' code for the two-part rule and $t_0=100$.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ __all__ = [
     "gradient_threshold",
     "importance_pegasos",
     "pegasos",
-    "random_rule",
     "svm_gradients",
     "svm_objective",
     "violators",
@@ -81,7 +80,13 @@ def _check_weights(w: Tensor, X: Tensor, dims: tuple[int, ...]) -> None:
 
 
 def svm_objective(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
-    """Return F(w), a scalar, or ``(M,)`` for weights ``(M, D)``; X is ``(N, D)``, y ``(N,)``.
+    """Return F(w), a scalar, or ``(M,)`` of M weight vectors.
+
+    Args:
+        w: Weights ``(D,)`` or ``(M, D)``, of X's type.
+        X: ``(N, D)``, N at least 1, finite, float32 or float64.
+        y: Labels -1 or 1, ``(N,)``, floating point or integer.
+        lam: $\\lambda>0$, finite.
 
     Raises:
         ValueError: If shapes, types, labels or $\\lambda$ are wrong, or X is not finite. Weights
@@ -95,6 +100,10 @@ def svm_objective(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
 
 def svm_gradients(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
     r"""Return $\lambda w-\mathbb 1[y_i\langle w,x_i\rangle<1]\,y_ix_i$ of all i, ``(N, D)``.
+
+    Args:
+        w: Weights ``(D,)``, of X's type.
+        X, y, lam: As in `svm_objective`.
 
     Raises:
         ValueError: As `svm_objective`.
@@ -110,25 +119,37 @@ def violators(base: float, generator: torch.Generator) -> Keep:
 
     With ``base=0`` and loss-only skipping this leaves every iterate of SGD as it was, for the
     skipped gradients of the hinge are 0.
+
+    Args:
+        base: $\gamma_0$, in ``[0, 1]``.
+        generator: Source of the decisions on those that are no violators.
+
+    Returns:
+        The rule, for `pegasos`; it can be pickled where its generator can.
+
+    Raises:
+        ValueError: If $\gamma_0$ is outside ``[0, 1]``.
     """
     check_base(base)
     return partial(_is_violator, base, generator)
 
 
-def random_rule(rate: float, generator: torch.Generator) -> Keep:
-    """Keep a share of the examples at random: the control of every saving."""
-    check_base(rate)
-    return partial(_is_drawn, rate, generator)
-
-
 def authors_rule(x_norms: Tensor, base: float, eps: float, generator: torch.Generator) -> Keep:
     r"""Keep if $u_1<\gamma_0$, else if $u_2<\|x_i\|\,\mathbb 1[m<1]-\epsilon/(k+1)$ with margin m.
 
-    As in the authors' code, with 0.3 and 1; ``x_norms`` are $\|x_i\|$, ``(N,)``, probabilities only
-    up to 1.
+    As in the authors' code, with 0.3 and 1.
+
+    Args:
+        x_norms: $\|x_i\|$, ``(N,)``, finite; they act as probabilities only up to 1.
+        base: $\gamma_0$, in ``[0, 1]``.
+        eps: $\epsilon$, finite.
+        generator: Source of $u_1$ and $u_2$, uniform in ``[0, 1)``.
+
+    Returns:
+        The rule, for `pegasos`.
 
     Raises:
-        ValueError: If a number is out of range, or not finite.
+        ValueError: If $\gamma_0$ is outside ``[0, 1]``, or a norm or $\epsilon$ is not finite.
     """
     check_base(base)
     finite("x_norms", x_norms)
@@ -141,6 +162,16 @@ def gradient_threshold(X: Tensor, y: Tensor, lam: float, threshold: Callable[[in
     r"""Keep if $\|\nabla f_i(w_k)\|\ge T_k$, the regulariser's part included.
 
     $\|\nabla f_i\|^2=\lambda^2\|w\|^2+[-2\lambda m+\|x_i\|^2]\,\mathbb 1[m<1]$ with margin m.
+
+    Args:
+        X, y, lam: As in `svm_objective`, the problem that `pegasos` gets.
+        threshold: Gives $T_k$ of the iterate k, from 1, say `decaying_threshold`.
+
+    Returns:
+        The rule, for `pegasos`.
+
+    Raises:
+        ValueError: As `svm_objective`; by the rule itself, if a threshold is NaN.
     """
     _check_problem(X, y, lam)
     return partial(_is_above, X.square().sum(1).tolist(), lam, threshold)
@@ -153,12 +184,6 @@ def _is_violator(
     base: float, generator: torch.Generator, k: int, i: int, margin: float, norm: float
 ) -> bool:
     return margin < 1 or (base > 0 and _uniform(generator) < base)
-
-
-def _is_drawn(
-    rate: float, generator: torch.Generator, k: int, i: int, margin: float, norm: float
-) -> bool:
-    return _uniform(generator) < rate
 
 
 def _is_kept_by_authors(
@@ -219,7 +244,7 @@ def pegasos(
         keep: The rule; without one all are kept.
         decay_on_skip: Whether a skipped iteration still decays the weights (loss-only skipping);
             the authors' code skips the decay, too, and so solves another problem: that with
-            $\lambda$ times the share kept (Proposition C).
+            $\lambda$ times the share kept (chapter 3's Proposition C).
         project: After each iteration onto the ``ball`` of radius $1/\sqrt\lambda$, which holds
             the optimum, onto its ``sphere`` as the authors' code does, or not (``none``).
         step_offset: $t_0$.
@@ -297,7 +322,7 @@ def importance_pegasos(
         X: ``(N, D)``.
         y: Labels -1 or 1, ``(N,)``.
         lam: $\lambda>0$; the decay needs no draw and is exact.
-        num_steps: Updates.
+        num_steps: Updates, at least 1.
         generator: Source of the draws.
         utility: p in proportion to the ``loss`` or to the norm of the ``gradient``.
         refresh: Updates between two scorings of all N examples, each N inner products: N (stale,
@@ -306,10 +331,14 @@ def importance_pegasos(
             it, stale losses of 0 leave the estimate biased.
         project: As in `pegasos`.
         step_offset: $t_0$.
-        record_every: Updates between two recorded iterates.
+        record_every: Updates between two recorded iterates; the first and last are recorded.
+
+    Returns:
+        The path from $w_1=0$; its ``largest_gradient`` stays 0.
 
     Raises:
-        ValueError: If an argument is wrong, or X is not finite.
+        ValueError: If shapes, types, labels or numbers are wrong, X is not finite, or ``utility``
+            or ``project`` is unknown.
     """
     y = _check_problem(X, y, lam)
     if utility not in get_args(Utility) or project not in get_args(Project):

@@ -1,7 +1,8 @@
 """AutoAssist without waiting: sampler and Assistant in a process of their own beside the Boss.
 
-Reference: Zhang, Yu, Dhillon, arXiv 1905.03381: the Boss's queue of batches and the Assistant's of
-losses. Here a queue is slots in shared memory and a pipe that says which are full or free.
+Reference: Zhang, Yu, Dhillon, "AutoAssist", NeurIPS 2019, arXiv 1905.03381: the Boss's queue of
+batches and the Assistant's of losses. Here a queue is slots in shared memory and a pipe that says
+which are full or free.
 """
 
 from __future__ import annotations
@@ -90,10 +91,12 @@ class AsyncBatches:
             the Assistant had learnt from when it was decided; at most AQ + BQ, and the one at work.
 
     Raises:
-        ValueError: If a setting is out of range, or a worker could not import ``build`` or unpickle
-            ``args``.
-        RuntimeError: In a script that starts a worker whenever it is imported.
-        WorkerError: While iterating, if the worker raised or died.
+        ValueError: If a setting is out of range, ``x`` and ``y`` are not both of N examples on the
+            CPU, or a worker could not import ``build`` or unpickle ``args``.
+        RuntimeError: In a script that starts a worker whenever it is imported, and in a loader's
+            worker, which cannot start one.
+        WorkerError: While iterating, if the worker raised, died or was closed.
+        TimeoutError: While iterating, if no batch came within ``timeout``, though the worker lives.
     """
 
     def __init__(
@@ -163,7 +166,15 @@ class AsyncBatches:
             yield index.tolist()
 
     def tensors(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Iterate over a pass as ``(x, y, index)``, own copies with a leading B.
+        """Iterate over a pass as batches of data.
+
+        Returns:
+            An iterator of ``(x, y, index)``: inputs ``(B, ...)``, targets ``(B, ...)`` and the
+            numbers of the examples, int64 ``(B,)``, copies on the CPU; the last batch of a pass
+            may be smaller.
+
+        Yields:
+            Inputs ``(B, ...)``, targets ``(B, ...)`` and indices ``(B,)``.
 
         Raises:
             ValueError: If the data was not given.
@@ -173,10 +184,18 @@ class AsyncBatches:
         return ((x, y, index) for x, y, index in self._pass())
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Send the Boss's losses ``values`` ``(B,)`` of examples ``(B,)``, never waiting.
+        """Send the Boss's losses to the Assistant, never waiting.
+
+        Where no slot is free, or the worker has ended, they are thrown away and counted in
+        ``dropped_feedback``.
+
+        Args:
+            indices: Numbers of the examples, 1 to B of them, ``(b,)``, of any integer type, from 0
+                to N - 1.
+            values: Their losses ``(b,)``.
 
         Raises:
-            ValueError: If the shapes differ or there are more than B.
+            ValueError: If the shapes differ, or there are none or more than B.
             TypeError: If the indices are no integers.
             IndexError: If an example does not exist, naming it.
             FloatingPointError: If a loss is NaN or infinite, naming the example.

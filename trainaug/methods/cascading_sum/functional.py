@@ -77,12 +77,20 @@ def sum_mix(
     k, rows = groups.shape
     if weights is not None and weights.shape not in ((k,), (k, rows)):
         raise ValueError(f"expected weights ({k},) or ({k}, {rows}), got {tuple(weights.shape)}")
-    return mix_inputs(x, groups, weights), mix_labels(labels, groups, weights)
+    members = groups.T.reshape(-1)
+    return mix_inputs(x, members, k, weights), mix_labels(labels, groups, weights)
 
 
-def mix_inputs(x: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor:
-    """Return the inputs ``(B, ...)`` of `sum_mix`, unchecked."""
-    k, rows = groups.shape
+def mix_inputs(x: Tensor, members: Tensor, k: int, weights: Tensor | None) -> Tensor:
+    """Return the inputs ``(B, ...)`` of `sum_mix`, unchecked.
+
+    Args:
+        x: Inputs.
+        members: The K rows of each mix side by side, ``(B K,)``.
+        k: K.
+        weights: As in `sum_mix`.
+    """
+    rows = len(members) // k
     wide = widened(x)
     if weights is None:
         weights = wide.new_full((rows * k,), 1 / k)
@@ -91,9 +99,9 @@ def mix_inputs(x: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor:
     # One fused gather and sum: a mix is written once, however many rows it is of. A small batch
     # costs what the calls of torch cost, so there are few of them here.
     mixed = F.embedding_bag(
-        groups.T.reshape(-1),
+        members,
         wide.reshape(len(x), -1),  # (N, D)
-        torch.arange(0, rows * k, k, device=groups.device),
+        torch.arange(0, rows * k, k, device=members.device),
         mode="sum",
         per_sample_weights=weights,
     )
@@ -112,11 +120,11 @@ def mix_labels(labels: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor
     return mixed.to(labels.dtype)
 
 
-def mix_classes(y: Tensor, groups: Tensor, num_classes: int) -> Tensor:
+def mix_classes(y: Tensor, members: Tensor, k: int, num_classes: int) -> Tensor:
     """Return `mix_labels` of one-hot labels with equal weights, from class numbers ``(N,)``."""
-    k, rows = groups.shape
+    rows = len(members) // k
     counts = torch.zeros(rows, num_classes, dtype=weight_type(), device=y.device)
-    counts.scatter_add_(1, y.take(groups.T), counts.new_ones(rows, k))
+    counts.scatter_add_(1, y.take(members).view(rows, k), counts.new_ones(rows, k))
     return counts.div_(k).to(torch.get_default_dtype())
 
 
@@ -128,8 +136,12 @@ def equalise_variance(x: Tensor, weights: Tensor, mean: Tensor | float = 0.0) ->
 
     Args:
         x: Mixes, floating, shape ``(B, ...)``; half precision is computed in float32.
-        weights: Floating, shape ``(K,)``.
+        weights: Weights $w_g$ that made the mixes, floating, shape ``(K,)``.
         mean: Mean input $\mu$, broadcast against ``x``.
+
+    Returns:
+        The mixes with their new contrast, ``(B, ...)``, in the dtype of ``x``; a float64
+        ``mean`` of at least one dimension makes float32 mixes float64.
 
     Raises:
         ValueError: If the mixes or the weights are not floating.

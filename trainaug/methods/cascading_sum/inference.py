@@ -75,7 +75,14 @@ class SumTTA(nn.Module):
         self.redraw(bank)
 
     def redraw(self, bank: Tensor) -> None:
-        """Take fresh partners from a bank: what an attack has not seen."""
+        """Take fresh partners from a bank: what an attack has not seen.
+
+        Args:
+            bank: Images, floating, shape ``(N, ...)``, N at least 1; R are drawn, with replacement.
+
+        Raises:
+            ValueError: If the bank is empty or not floating, or a partner is not finite.
+        """
         if len(bank) == 0 or not bank.is_floating_point():
             raise ValueError(f"need a bank of floating images, got {bank.dtype} {len(bank)}")
         g = self.generator
@@ -86,7 +93,16 @@ class SumTTA(nn.Module):
         self.partners = partners
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return mean logits, or the logarithm of mean probabilities, ``(B, C)``."""
+        """Return mean logits, or the logarithm of mean probabilities, ``(B, C)``.
+
+        Args:
+            x: Inputs, floating, shape ``(B, ...)``, each of the shape of a partner. The model sees
+                all R B mixes at once.
+
+        Raises:
+            ValueError: If the inputs are not floating or not of the partners' shape, or the model
+                does not give a tensor of two dimensions.
+        """
         if not x.is_floating_point():
             raise ValueError(f"inputs must be floating (convert pixels first), got {x.dtype}")
         if x.shape[1:] != self.partners.shape[1:]:

@@ -61,17 +61,17 @@ class _Objective:
                 module.training = mode
 
     def gradient(self, at: Parameters) -> Parameters:
-        _, found = self.loss_and_gradient(at)
-        return found
+        _, slope = self.loss_and_gradient(at)
+        return slope
 
     def loss_and_gradient(self, at: Parameters) -> tuple[float, Parameters]:
         leaves = {name: p.detach().requires_grad_() for name, p in at.items()}
         with torch.enable_grad(), self.precisely():
             loss = self.loss(leaves)
-            found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        if not loss.isfinite() or not all(bool(v.isfinite().all()) for v in found):
+            slope = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        if not loss.isfinite() or not all(bool(v.isfinite().all()) for v in slope):
             raise FloatingPointError(f"the loss, {loss.item()}, or its gradient is not finite")
-        return loss.item(), dict(zip(leaves, found, strict=True))
+        return loss.item(), dict(zip(leaves, slope, strict=True))
 
     def precisely(self) -> AbstractContextManager[Any]:
         return full_precision(next(iter(self.start.values())).device)
@@ -149,8 +149,15 @@ def hessian_top_eigenvalue(
             Hv\rVert$ and $\langle v, Hv\rangle$, as the chapter has it: a value that changes
             slowly, or comes last, need not be an eigenvalue, and at a saddle often is none.
 
+    Returns:
+        The eigenvalue, in units of the loss over squared units of the parameters; 0 if the
+        gradient does not depend on them.
+
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, there are no inputs or not as many targets, or
+            the model has no trained parameter.
+        TypeError: If the model is one of ``torch.jit``, a parameter is in half precision, or the
+            inputs or targets hold no tensor.
         ArithmeticError: If the value has not settled after so many products (``residual``).
         FloatingPointError: If a product is not finite (``residual``).
     """
@@ -178,9 +185,9 @@ def _by_power_iteration(
             return 0.0
         vector = {name: v / length for name, v in vector.items()}
         product = hessian.product(vector)
-        found = _dot(product, vector)
-        has_settled = abs(found - value) <= tolerance * abs(found)
-        value, vector = found, product
+        following = _dot(product, vector)
+        has_settled = abs(following - value) <= tolerance * abs(following)
+        value, vector = following, product
         if has_settled:
             break
     return value
@@ -197,7 +204,9 @@ def _by_residuals(
     for _ in range(iterations):
         if len(basis) == MOST_VECTORS:
             kept = _ritz(basis, images)[1][:, :KEPT].T
-            basis, images = ([_mix(of, weights) for weights in kept] for of in (basis, images))
+            basis, images = (
+                [_mix(vectors, weights) for weights in kept] for vectors in (basis, images)
+            )
         vector = _orthogonal(vector, basis)
         basis.append(vector)
         images.append(hessian.product(vector))
@@ -262,18 +271,37 @@ def gradient_lipschitz(
     r"""Lower estimate of the gradient's Lipschitz constant around the weights.
 
     $\max_i\lVert\nabla L(\theta+\delta_i)-\nabla L(\theta)\rVert/\lVert\delta_i\rVert$ over random
-    $\delta_i$ of length ``radius``. Arguments as of `hessian_top_eigenvalue`.
+    $\delta_i$ of length ``radius``.
+
+    Args:
+        model: Any module.
+        criterion: Returns per-example losses ``(B,)``.
+        x: Inputs, shape ``(B, ...)``.
+        y: Targets.
+        radius: Length of each $\delta_i$ over all trained parameters, above 0.
+        generator: Source of the directions, which are uniform.
+        draws: Number of directions, at least 1.
+
+    Returns:
+        The largest ratio, at least 0, in units of the loss over squared units of the parameters.
+
+    Raises:
+        ValueError: If an option is out of range, there are no inputs or not as many targets, or
+            the model has no trained parameter.
+        TypeError: If the model is one of ``torch.jit``, a parameter is in half precision, or the
+            inputs or targets hold no tensor.
+        FloatingPointError: If the loss or its gradient is not finite at a point.
     """
     if not radius > 0 or draws < 1:
         raise ValueError(f"need radius > 0 and draws >= 1, got {radius=}, {draws=}")
     objective = _Objective(model, criterion, x, y)
-    here = objective.gradient(objective.start)
+    before = objective.gradient(objective.start)
     largest = 0.0
     for _ in range(draws):
         direction = objective.draw(generator)
         factor = radius / _length(direction)
-        there = objective.gradient(_add(objective.start, direction, factor))
-        largest = max(largest, _length(_add(there, here, -1.0)) / radius)
+        after = objective.gradient(_add(objective.start, direction, factor))
+        largest = max(largest, _length(_add(after, before, -1.0)) / radius)
     return largest
 
 
@@ -302,11 +330,18 @@ def sharpness(
         y: Targets.
         rho: Relative radius, above 0.
         generator: Source of the starts.
-        steps: Steps of a start.
-        restarts: Number of starts.
+        steps: Steps of a start, at least 1.
+        restarts: Number of starts, at least 1.
+
+    Returns:
+        The rise, in units of the loss, at least 0.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, there are no inputs or not as many targets, or
+            the model has no trained parameter or no filter.
+        TypeError: If the model is one of ``torch.jit``, a parameter is in half precision, or the
+            inputs or targets hold no tensor.
+        FloatingPointError: If the loss or its gradient is not finite at a point.
     """
     if not rho > 0 or min(steps, restarts) < 1:
         raise ValueError(f"need rho > 0, steps, restarts >= 1, got {rho=}, {steps=}, {restarts=}")

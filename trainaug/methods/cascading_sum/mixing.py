@@ -229,11 +229,12 @@ class SumMix(nn.Module):
         """Mix inputs, and labels as `_known` returns them."""
         if weights is None and self.alpha is not None:
             weights = _dirichlet((len(groups),), self.alpha, self._seeded_generator())
-        return self._mix_inputs(x, groups, weights), self._mix_labels(labels, groups, weights)
+        members = groups.T.reshape(-1)  # (B K,)
+        soft = self._mix_labels(labels, groups, members, weights)
+        return self._mix_inputs(x, members, len(groups), weights), soft
 
-    def _mix_inputs(self, x: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor:
-        k = len(groups)
-        mixed = mix_inputs(x, groups, weights)
+    def _mix_inputs(self, x: Tensor, members: Tensor, k: int, weights: Tensor | None) -> Tensor:
+        mixed = mix_inputs(x, members, k, weights)
         if self.rescale:
             wide = widened(x)
             weights = wide.new_full((k,), 1 / k) if weights is None else weights
@@ -241,9 +242,11 @@ class SumMix(nn.Module):
             mixed = equalise_variance(mixed, weights.to(wide), mean)
         return mixed
 
-    def _mix_labels(self, labels: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor:
+    def _mix_labels(
+        self, labels: Tensor, groups: Tensor, members: Tensor, weights: Tensor | None
+    ) -> Tensor:
         if weights is None and self.num_classes is not None and labels.ndim == 1:
-            return mix_classes(labels, groups, self.num_classes)
+            return mix_classes(labels, members, len(groups), self.num_classes)
         return mix_labels(self._soft(labels), groups, weights)
 
     def _draw_groups(self, n: int, k: int) -> Tensor:
@@ -270,25 +273,27 @@ class SumMix(nn.Module):
             self._worker_seed = None if worker is None else worker.seed
         if worker is not None and self._worker_seed != worker.seed:
             # An odd constant spreads the generator's seed over all bits; workers count theirs up.
-            own = self.generator.initial_seed() * 0x9E3779B97F4A7C15
-            self.generator.manual_seed((own + worker.seed) % 2**63)
+            spread = self.generator.initial_seed() * 0x9E3779B97F4A7C15
+            self.generator.manual_seed((spread + worker.seed) % 2**63)
             self._worker_seed = worker.seed
         return self.generator
 
     def _labels_of(self, batch: Any, is_mapping: bool) -> Tensor:
-        found: Any = None
+        labels: Any = None
         if self.labels_getter != "default":
-            found = self.labels_getter(batch)
+            labels = self.labels_getter(batch)
         elif is_mapping:
-            found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+            labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
         elif len(batch) > 1:
-            found = batch[1]
-        if not isinstance(found, Tensor):
-            raise ValueError(f"found no tensor of labels, got {found!r}: give a labels_getter")
-        return found
+            labels = batch[1]
+        if not isinstance(labels, Tensor):
+            raise ValueError(f"found no tensor of labels, got {labels!r}: give a labels_getter")
+        return labels
 
     def _inputs_of(self, items: list[Any], labels: Tensor) -> Tensor:
         for item in items:
+            if type(item) is Tensor:
+                continue
             kind = type(item).__name__
             if _is_nested(item):
                 raise ValueError(f"a batch must be flat, with tensors for arrays, got {kind} in it")
@@ -385,7 +390,9 @@ class SingleLabelMix(SumMix):
     `SumMix`.
     """
 
-    def _mix_labels(self, labels: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor:
+    def _mix_labels(
+        self, labels: Tensor, groups: Tensor, members: Tensor, weights: Tensor | None
+    ) -> Tensor:
         return self._soft(labels)[groups[0]]
 
 
@@ -409,7 +416,7 @@ class PixelMix(SumMix):
         shape = (groups.shape[1], *x.shape[1:], len(groups))
         drawn = _dirichlet(shape, self.alpha, self._seeded_generator()).to(x.device)  # (B, ..., K)
         mixed = (x[groups].movedim(0, -1) * drawn).sum(-1)  # half precision is summed in single
-        return mixed.to(x.dtype), self._mix_labels(labels, groups, None)
+        return mixed.to(x.dtype), self._mix_labels(labels, groups, groups.T.reshape(-1), None)
 
 
 def _whole(k: int) -> int:
@@ -441,8 +448,6 @@ def _of_the_kind_of(like: Tensor, result: Tensor) -> Tensor:
 
 def _is_geometry(item: Any) -> bool:
     """Whether an item is of a kind of torchvision that belongs to one picture."""
-    if type(item) is Tensor:
-        return False
     kinds = sys.modules.get("torchvision.tv_tensors")  # loaded where there is such an item
     return isinstance(
         item, tuple(getattr(kinds, name) for name in _GEOMETRY if hasattr(kinds, name))

@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import accumulate, chain, islice
+from collections.abc import Sequence
+from itertools import accumulate
 from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
-from torch.optim.swa_utils import update_bn
 
-from trainaug.checks import finite
 from trainaug.methods.cascading_sum.functional import weight_type
 
 __all__ = ["CascadeSchedule", "PlateauCascade", "begin_stage", "stage_boundaries"]
@@ -30,10 +26,18 @@ Event = Literal["improved", "continue", "reduce_lr", "next_stage", "finished"]
 
 
 def stage_boundaries(shares: Sequence[float], total_steps: int) -> tuple[int, ...]:
-    """Step after the last one of each stage; shares add up to 1 and every stage has a step.
+    """Step after the last one of each stage.
+
+    Args:
+        shares: Share of the steps that each stage has, above 0, with sum 1.
+        total_steps: Steps of the whole run, enough for every stage to have one.
+
+    Returns:
+        The steps, the last one ``total_steps``; a boundary is rounded to the nearest step.
 
     Raises:
-        ValueError: If that is not so, or the number of steps is not whole.
+        ValueError: If shares are not above 0 or do not add up to 1 (up to 1e-9), the number of
+            steps is not whole, or a stage is left without a step.
 
     Example:
         >>> stage_boundaries([1 / 3, 1 / 3, 1 / 3], 100)
@@ -91,19 +95,39 @@ class CascadeSchedule:
         self.boundaries = stage_boundaries([share for _, share in stages], total_steps)
 
     def stage(self, step: int) -> int:
-        """Number of the stage of a step, from 0; a step after the last one is refused."""
+        """Return the number of the stage of a step, from 0.
+
+        Args:
+            step: Step of the run, from 0 to ``total_steps`` - 1.
+
+        Raises:
+            ValueError: If the step is below 0, or after the last one.
+        """
         if not 0 <= step < self.total_steps:
             raise ValueError(f"step must be from 0 to {self.total_steps - 1}, got {step}")
         return sum(step >= end for end in self.boundaries)
 
     def k(self, step: int) -> int:
-        """Samples in a mix at a step."""
+        """Return K, the number of samples in a mix at a step.
+
+        Args:
+            step: Step of the run, from 0 to ``total_steps`` - 1.
+
+        Raises:
+            ValueError: If the step is below 0, or after the last one.
+        """
         return self.counts[self.stage(step)]
 
     def weights(self, step: int) -> Tensor:
-        """Weights of these samples, ``(K,)``, at least 0 with sum 1, on the CPU.
+        """Return the weights of these samples, ``(K,)``, at least 0 with sum 1, on the CPU.
 
         They have the default type, but float32 where that is half precision.
+
+        Args:
+            step: Step of the run, from 0 to ``total_steps`` - 1.
+
+        Raises:
+            ValueError: If the step is below 0, or after the last one.
         """
         stage = self.stage(step)
         k = self.counts[stage]
@@ -168,7 +192,18 @@ class PlateauCascade:
         self.has_finished = False
 
     def step(self, score: float) -> Event:
-        """Take the validation score of an epoch, a number of any kind, and say what to do."""
+        """Take the validation score of an epoch and say what to do.
+
+        Args:
+            score: A finite number of any kind, or a tensor of one; larger is better.
+
+        Returns:
+            ``"improved"``, ``"continue"``, ``"reduce_lr"``, ``"next_stage"`` or ``"finished"``, see
+            the class.
+
+        Raises:
+            ValueError: If the score is not finite, or the cascade has finished.
+        """
         if self.has_finished:
             raise ValueError("the cascade has finished")
         score = float(score)  # a tensor might change later, and is no part of a state
@@ -214,30 +249,22 @@ def begin_stage(
     lr: float,
     weights: dict[str, Tensor] | None = None,
     reset_optimizer: bool = False,
-    batches: Iterable[Any] | None = None,
 ) -> None:
     """Switch a model and its optimiser to the next stage of a cascade, in place.
 
     Args:
         model: Any module.
         optimizer: Its optimiser.
-        lr: Learning rate that the stage starts with, at least 0, in every parameter group.
+        lr: Learning rate that the stage starts with, finite and at least 0, in every group.
         weights: ``state_dict`` to go on from, say the best of the stage; ``None``: as it is.
         reset_optimizer: Forget momentum and every other state, as the source does.
-        batches: Inputs ``x`` or ``(x, ...)`` on which the statistics of BatchNorm are computed
-            anew; ``None`` leaves them. They jump because mixes have less contrast.
 
     Raises:
-        ValueError: If ``lr`` is out of range, ``batches`` is empty, or the statistics come out
-            not finite.
+        ValueError: If ``lr`` is negative or not finite; nothing is changed then.
     """
     lr = float(lr)
     if not (math.isfinite(lr) and lr >= 0):
         raise ValueError(f"lr must be finite and at least 0, got {lr}")
-    remaining = iter(() if batches is None else batches)
-    first = list(islice(remaining, 1))
-    if batches is not None and not first:
-        raise ValueError("batches is empty: the statistics would be reset and stay so")
     if weights is not None:
         model.load_state_dict(copy.deepcopy(weights))
     if reset_optimizer:
@@ -249,23 +276,3 @@ def begin_stage(
             group["lr"] = lr
         if "initial_lr" in group:  # what a scheduler made from now on starts with
             group["initial_lr"] = lr
-    if batches is not None:
-        with _settings_kept(model):
-            update_bn(chain(first, remaining), model)
-        for name, values in model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                finite(name, values)
-
-
-@contextmanager
-def _settings_kept(model: nn.Module) -> Iterator[None]:
-    """Give modules their mode and momentum back, which `update_bn` changes; after an error too."""
-    modes = [(module, module.training) for module in model.modules()]
-    momenta = [(m, m.momentum) for m, _ in modes if isinstance(m, _BatchNorm)]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for module, momentum in momenta:
-            module.momentum = momentum

@@ -41,6 +41,9 @@ def route_costs(b: int, k: int, i: int, o: int, t: int) -> dict[Route, float]:
         i: Rows of the (unfolded) inputs.
         o: Rows of the output gradients.
         t: Output positions.
+
+    Returns:
+        Multiply-adds by route. Making a gradient counts ``i * o * (t + 1)`` an example.
     """
     products = k * b * t * (i + o + 1) * LARGE
     lengths = b * (i + o) if t == 1 else b * t * t * (i + o + 1) + MOVE * b * i * t
@@ -53,7 +56,11 @@ def route_costs(b: int, k: int, i: int, o: int, t: int) -> dict[Route, float]:
 
 
 def choose_route(b: int, k: int, i: int, o: int, t: int) -> Route:
-    """Return the route with the least counted cost."""
+    """Return the route with the least counted cost, of equal ones the first of `route_costs`.
+
+    Args:
+        b, k, i, o, t: Sizes of the layer, as in `route_costs`.
+    """
     costs = route_costs(b, k, i, o, t)
     return min(costs, key=lambda route: costs[route])
 
@@ -90,6 +97,12 @@ class GradientCenters:
         Each layer goes by its cheapest route (``choose_route``). The terms are put together in
         float64 (float32 on MPS, which has no other): they cancel near a centre. What is left there
         is rounding and set to zero: times growing counts it would spread copies over equal centres.
+
+        Args:
+            factors: Of B examples, by layer.
+
+        Raises:
+            ValueError: If the layers are not those of the centres, as before there are any.
         """
         if factors.keys() != self.centers.keys():
             raise ValueError(f"centres of {[*self.centers]}, gradients of {[*factors]}")
@@ -101,36 +114,48 @@ class GradientCenters:
 
     def _layer_distances(self, layer: Factors, center: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return distances ``(B, K)`` and the size of the terms that they are left of."""
-        b, i, o, t = layer.sizes
-        full = self.kind == "full"
-        own = _wide(center[0].flatten(1).square().sum(1))  # (K,) CC
-        if not full:
-            own = own * _wide(center[1].square().sum(1))
-        route = "materialised" if full else choose_route(b, self.num_clusters, i, o, t)
+        center_lengths = _wide(center[0].flatten(1).square().sum(1))  # (K,) CC
+        if self.kind != "full":
+            center_lengths = center_lengths * _wide(center[1].square().sum(1))
+        route: Route = "materialised"
+        if self.kind != "full":
+            b, i, o, t = layer.sizes
+            route = choose_route(b, self.num_clusters, i, o, t)
         if route == "factored":
             lengths, products = layer.sq_norms(), layer.products(*center)
+        elif route == "mixed":
+            lengths, _ = self._materialised(layer, None)
+            products = layer.products(*center)
         else:
-            parts = []
-            for start in range(0, b, max(1, BLOCK // (i * o))):  # small enough for the cache
-                gradient = layer.rows(slice(start, start + max(1, BLOCK // (i * o)))).gradient()
-                norms = gradient.square().sum((1, 2))
-                if full:
-                    parts.append((norms, gradient.flatten(1) @ center[0].flatten(1).T))
-                elif route == "mixed":
-                    parts.append((norms, norms))
-                else:
-                    c, d = center
-                    parts.append((norms, ((gradient @ c.T) * d.T).sum(1)))
-            lengths, products = (torch.cat(p) for p in zip(*parts, strict=True))
-            if route == "mixed":
-                products = layer.products(*center)
-        scale = _wide(lengths)[:, None] + own  # GG + CC
+            lengths, products = self._materialised(layer, center)
+        scale = _wide(lengths)[:, None] + center_lengths  # GG + CC
         return scale - 2 * _wide(products), scale
+
+    def _materialised(
+        self, layer: Factors, center: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return squared lengths ``(B,)`` and products ``(B, K)``, if any, of gradients made."""
+        b, i, o, _ = layer.sizes
+        step = max(1, BLOCK // (i * o))  # small enough for the cache
+        lengths, products = [], []
+        for start in range(0, b, step):
+            gradient = layer.rows(slice(start, start + step)).gradient()
+            if center is not None and self.kind == "full":
+                products.append(gradient.flatten(1) @ center[0].flatten(1).T)
+            elif center is not None:
+                c, d = center
+                products.append(((gradient @ c.T) * d.T).sum(1))
+            lengths.append(gradient.square_().sum((1, 2)))  # in place: not used again
+        return torch.cat(lengths), torch.cat(products or lengths)
 
     # --- updates ----------------------------------------------------------------------------------
 
     def append(self, factors: Mapping[str, Factors]) -> None:
-        """Begin with centres on the gradients of the examples of a batch, after those before."""
+        """Begin with centres on the gradients of the examples of a batch, after those before.
+
+        Args:
+            factors: Of these examples, by layer; K in all once the last batch is appended.
+        """
         for name, layer in factors.items():
             new = self._place(layer)
             if name in self.centers:
@@ -206,7 +231,7 @@ class GradientCenters:
     def blend(
         self, factors: Mapping[str, Factors], assign: Tensor, sizes: Tensor, decay: float
     ) -> Tensor:
-        r"""Move the centres by one batch, on-line, and return the new sizes.
+        r"""Move the centres by one batch, on-line.
 
         $s_k^{new}=\beta s_k+(1-\beta)n_k$ and $c_k\leftarrow(\beta s_kc_k+(1-\beta)\sum_{a_i=k}A_i)
         /s_k^{new}$, the same for $d_k$; only with ``means``.
@@ -216,6 +241,12 @@ class GradientCenters:
             assign: Cluster of each example, ``(B,)``.
             sizes: $s_k$, ``(K,)`` floating.
             decay: $\beta$, in [0, 1).
+
+        Returns:
+            The new sizes $s_k^{new}$, ``(K,)``; ``sizes`` is not changed.
+
+        Raises:
+            ValueError: If the centres are not ``means``.
         """
         if self.kind != "means":
             raise ValueError(f"on-line centres are means, got kind={self.kind!r}")
@@ -231,14 +262,25 @@ class GradientCenters:
         return new_sizes
 
     def move_to(self, factors: Mapping[str, Factors], cluster: int, row: int) -> None:
-        """Put a centre on the gradient of one example of a batch."""
+        """Put a centre on the gradient of one example of a batch.
+
+        Args:
+            factors: Of the batch, by layer.
+            cluster: Number of the centre, in [0, K).
+            row: Row of the example, in [0, B).
+        """
         for name, layer in factors.items():
             one = layer.rows(slice(row, row + 1))
             for center, values in zip(self.centers[name], self._place(one), strict=True):
                 center[cluster] = values[0]
 
     def copy_center(self, source: int, target: int) -> None:
-        """Put a centre onto another one."""
+        """Put a centre onto another one.
+
+        Args:
+            source: Number of the centre that stays, in [0, K).
+            target: Number of the one that moves onto it.
+        """
         for center in self.centers.values():
             for values in center:
                 values[target] = values[source]

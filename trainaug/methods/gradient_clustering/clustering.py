@@ -147,6 +147,18 @@ class GradientClustering:
             batches: Sized, and the same examples each time it is iterated; order does not matter
                 but for ``running``, whose counts grow along the pass.
             num_iterations: Passes, at least 1; the authors use 10, ImageNet 3.
+
+        Returns:
+            The partition of the last pass, after its split or, with ``exact``, after the moves;
+            and the distortion of every pass, before either.
+
+        Raises:
+            ValueError: If ``num_iterations`` is below 1, there are no batches or fewer examples
+                than clusters, the indices of a pass are not 0 to N - 1, each once, or there are
+                more than 20 000 examples for ``exact``.
+            TypeError: If a layer has no factors, or a batch is of another form.
+            FloatingPointError: If a gradient or a squared distance is not finite.
+            RuntimeError: If a parameter changes during a pass.
         """
         if num_iterations < 1:
             raise ValueError(f"num_iterations must be >= 1, got {num_iterations}")
@@ -161,7 +173,21 @@ class GradientClustering:
         return Clustering(found.assign, found.sizes, tuple(distortions))
 
     def assign(self, batches: Batches) -> Clustering:
-        """Assign every example to the centres as they are: the refresh of the on-line mode."""
+        """Assign every example to the centres as they are: the refresh of the on-line mode.
+
+        Args:
+            batches: As in `fit`; one pass.
+
+        Returns:
+            The partition and the distortion of this pass; no cluster is split, no example moved.
+
+        Raises:
+            ValueError: If there are no centres yet, no batches, or the indices are not 0 to N - 1,
+                each once.
+            TypeError: If a layer has no factors, or a batch is of another form.
+            FloatingPointError: If a gradient or a squared distance is not finite.
+            RuntimeError: If a parameter changes during the pass.
+        """
         if not self.centers.centers:
             raise ValueError("there are no centres yet: call fit or observe first")
         return self._pass(batches, learn=False)
@@ -298,7 +324,13 @@ class GradientClustering:
                 both with half its size. ``data``: on a random example of the batch.
 
         Returns:
-            Clusters of the batch, ``(B,)``.
+            Clusters of the batch, ``(B,)`` int64, on the device of the model.
+
+        Raises:
+            ValueError: If an option is out of range, the first batch has fewer examples than there
+                are clusters, the centres are not ``means``, or the losses are reduced.
+            TypeError: If a layer has no factors, or a batch is of another form.
+            FloatingPointError: If a gradient or a squared distance is not finite.
         """
         if not 0 <= decay < 1 or not 0 <= dead_share < 1:
             raise ValueError(f"need 0 <= decay, dead_share < 1, got {decay}, {dead_share}")

@@ -44,16 +44,30 @@ class Data(Sized, Protocol):
 
 
 class GradientEstimator(Protocol):
-    """An unbiased estimate of the mean gradient; counts examples backpropagated so far."""
+    """An unbiased estimate of the mean gradient; counts examples backpropagated so far.
+
+    Attributes:
+        backward_examples: Examples that samples have backpropagated.
+        refresh_examples: Examples backpropagated to prepare them.
+    """
 
     backward_examples: int  # by samples
     refresh_examples: int  # to prepare them
 
     def refresh(self, model: nn.Module) -> None:
-        """Renew what is kept of the model."""
+        """Renew what is kept of the model.
+
+        Args:
+            model: The model at the parameters of now.
+        """
 
     def sample(self, model: nn.Module, generator: torch.Generator) -> Tensor:
-        """Return one independent estimate, ``(d,)``."""
+        """Return one independent estimate, ``(d,)``, d the number of trainable parameters.
+
+        Args:
+            model: The model whose gradient is estimated.
+            generator: Source of the draws.
+        """
 
 
 def _trainable(model: nn.Module) -> Values:
@@ -91,6 +105,9 @@ def per_example_gradients(
         x: Inputs, ``(B, ...)``, or tuples, lists and mappings of such.
         y: Targets, in the same way.
         chunk_size: Examples at once; it bounds the memory.
+
+    Returns:
+        Shape ``(B, d)``, in the order of the trainable parameters.
 
     Raises:
         ValueError: If losses are reduced, or a BatchNorm uses statistics of the batch.
@@ -169,22 +186,46 @@ class _Estimator:
         self.backward_examples = self.refresh_examples = 0
 
     def refresh(self, model: nn.Module) -> None:
-        """Nothing is kept of the model."""
+        """Do nothing, as nothing is kept of the model.
+
+        Args:
+            model: Not looked at.
+        """
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Return the indices of one sample's examples, int64 on the CPU."""
+        """Return the indices of one sample's examples, int64 on the CPU.
+
+        Args:
+            generator: Source of the draws.
+        """
         raise NotImplementedError
 
     def weights(self) -> Tensor | None:
         """Return the weight of each draw, or ``None`` for their mean."""
 
     def estimate(self, model: nn.Module, indices: Tensor) -> Tensor:
-        """Return the estimate from given draws, ``(d,)``."""
+        """Return the estimate from given draws, ``(d,)``.
+
+        Args:
+            model: The model whose gradient is estimated; its mode is the caller's.
+            indices: What `draw` gave, integers on the CPU.
+
+        Raises:
+            ValueError: If losses are reduced, a BatchNorm uses statistics of the batch, or no
+                parameter is trainable.
+            TypeError: If the model is one of ``torch.jit``, or the data give another form.
+            FloatingPointError: If the gradient is not finite.
+        """
         self.backward_examples += len(indices)
         return self._gradient(model, indices, self.weights())
 
     def sample(self, model: nn.Module, generator: torch.Generator) -> Tensor:
-        """Return one independent estimate, ``(d,)``."""
+        """Return one independent estimate, ``(d,)``.
+
+        Args:
+            model: As in `estimate`, whose errors this has.
+            generator: Source of the draws.
+        """
         return self.estimate(model, self.draw(generator))
 
     def _gradient(
@@ -247,7 +288,11 @@ class SGEstimator(_Estimator):
         self.batch_size, self.replacement = batch_size, replacement
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Return the indices of a batch, ``(B,)``, on the CPU."""
+        """Return the indices of a batch, ``(B,)`` int64 in [0, N), on the CPU.
+
+        Args:
+            generator: Source of the draws.
+        """
         n, g = len(self.dataset), generator
         if self.replacement:
             return torch.randint(n, (self.batch_size,), generator=g, device=g.device).cpu()
@@ -259,6 +304,12 @@ class SVRGEstimator(SGEstimator):
 
     ``refresh`` copies $\tilde\theta$ with the buffers and takes the full mean $\mu$. Both gradients
     take the same draws and dropout masks, and count as backpropagated. Else as ``SGEstimator``.
+
+    Args:
+        criterion, dataset, batch_size, replacement: As for ``SGEstimator``, with its errors.
+
+    Raises:
+        RuntimeError: While sampling, before the first ``refresh``.
     """
 
     _kept = (*_Estimator._kept, "_snapshot", "_mean")
@@ -267,7 +318,17 @@ class SVRGEstimator(SGEstimator):
     chunk_size = 1000
 
     def refresh(self, model: nn.Module) -> None:
-        """Take the parameters, the buffers and the full mean."""
+        r"""Take the parameters, the buffers and the full mean, N examples backpropagated.
+
+        Args:
+            model: The model at $\tilde\theta$.
+
+        Raises:
+            ValueError: If losses are reduced, a BatchNorm uses statistics of the batch, or no
+                parameter is trainable.
+            TypeError: If the model is one of ``torch.jit``, or the data give another form.
+            FloatingPointError: If a gradient is not finite.
+        """
         n = len(self.dataset)
         parts: list[Tensor] = []
         for chunk in torch.split(torch.arange(n, device="cpu"), self.chunk_size):
@@ -281,7 +342,19 @@ class SVRGEstimator(SGEstimator):
         self.refresh_examples += n
 
     def estimate(self, model: nn.Module, indices: Tensor) -> Tensor:
-        """Return the estimate from given draws, ``(d,)``."""
+        r"""Return the estimate from given draws, ``(d,)``.
+
+        Args:
+            model: The model at $\theta$.
+            indices: Of the batch $\mathcal B$, ``(B,)``, integers on the CPU.
+
+        Raises:
+            RuntimeError: If ``refresh`` has not been called.
+            ValueError: If losses are reduced, a BatchNorm uses statistics of the batch, or no
+                parameter is trainable.
+            TypeError: If the model is one of ``torch.jit``, or the data give another form.
+            FloatingPointError: If one of the two gradients is not finite.
+        """
         if self._snapshot is None or self._mean is None:
             raise RuntimeError("no snapshot: call refresh(model) first")
         self.backward_examples += len(indices)
@@ -297,7 +370,12 @@ class StratifiedEstimator(_Estimator):
     Args:
         criterion, dataset: As ``SGEstimator``, with its errors.
         assign: Stratum of each example, ``(N,)`` integer; absent labels are no strata.
-        draws: Independent draws from each of the M strata; M times as many examples a sample.
+        draws: Independent draws from each of the M strata, at least 1; M times as many examples a
+            sample.
+
+    Raises:
+        ValueError: If ``draws`` is below 1, there are no data, or ``assign`` is not an integer for
+            each of them; sampling as in ``SGEstimator``.
     """
 
     _kept = (*_Estimator._kept, "_order", "_sizes")
@@ -312,7 +390,16 @@ class StratifiedEstimator(_Estimator):
         self.set_clusters(assign)
 
     def set_clusters(self, assign: Tensor, *, examples: int = 0) -> None:
-        """Take other strata, found by backpropagating so many examples."""
+        """Take other strata.
+
+        Args:
+            assign: Stratum of each example, ``(N,)`` integer; absent labels are no strata.
+            examples: How many examples were backpropagated to find them, which
+                ``refresh_examples`` then counts.
+
+        Raises:
+            ValueError: If there are no data, or ``assign`` is not an integer for each of them.
+        """
         n = len(self.dataset)
         if n == 0 or assign.shape != (n,) or assign.is_floating_point():
             raise ValueError(f"need {n} integer labels, got {assign.dtype} {tuple(assign.shape)}")
@@ -321,7 +408,11 @@ class StratifiedEstimator(_Estimator):
         self.refresh_examples += examples
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Return the indices of a sample, ``(draws * M,)``: a draw of each stratum in turn."""
+        """Return the indices of a sample, ``(draws * M,)``: a draw of each stratum in turn.
+
+        Args:
+            generator: Source of the draws, with replacement; int64 on the CPU.
+        """
         g, shape = generator, (self.draws, len(self._sizes))
         numbers = torch.randint(1 << 62, shape, generator=g, device=g.device).cpu()
         starts = self._sizes.cumsum(0) - self._sizes  # (M,)

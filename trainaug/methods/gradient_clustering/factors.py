@@ -143,7 +143,11 @@ class Factors:
         return (p * F.conv2d(self.z_grad, d[:, :, None, None])).sum((2, 3))
 
     def rows(self, where: Tensor | slice) -> Factors:
-        """Return the factors of some examples of the batch."""
+        """Return the factors of some examples of the batch.
+
+        Args:
+            where: Their rows, a slice, or integers ``(b,)``, or a mask ``(B,)``.
+        """
         return Factors(self.x[where], self.z_grad[where], self.bias, self.convolution)
 
 
@@ -474,13 +478,26 @@ def layer_factors(
         layers: See ``LayerFactors``, with its errors.
         bias: See ``LayerFactors``.
         verify: See ``LayerFactors.factors``; costs another way back with weights' gradients.
+
+    Returns:
+        By the name of each layer the ``Factors`` of the B examples, on the model's device.
+
+    Raises:
+        UnsupportedLayerError: As in ``LayerFactors`` and ``LayerFactors.factors``.
+        ValueError: As there: an unknown or frozen layer, or losses that are reduced.
+        RuntimeError: As in ``LayerFactors.factors``.
     """
     with LayerFactors(model, layers, bias=bias) as hooks, torch.enable_grad():
         return hooks.factors(model_losses(unwrapped(model), criterion, x, y), verify=verify)
 
 
 def flat_gradients(factors: Mapping[str, Factors]) -> Tensor:
-    """Return per-example gradients ``(B, d)``: layer by layer, the weight and then the bias."""
+    """Return per-example gradients ``(B, d)``: layer by layer, the weight and then the bias.
+
+    Args:
+        factors: Of one batch, by layer, at least one, as ``layer_factors`` gives them; d is the
+            number of their weights and of the biases that count.
+    """
     parts = []
     for layer in factors.values():
         gradient = layer.gradient()  # (B, O, I)
@@ -494,7 +511,16 @@ def flat_gradients(factors: Mapping[str, Factors]) -> Tensor:
 def gram_matrix(first: Mapping[str, Factors], second: Mapping[str, Factors]) -> Tensor:
     """Return the inner products of the gradients of two batches, ``(B1, B2)``, in float64.
 
-    Where a layer has one position no gradient is made: $(A A^\\top+1)\\circ(D D^\\top)$.
+    Where a layer has one position no gradient is made: $(A A^\\top+1)\\circ(D D^\\top)$; the one
+    is that of the bias.
+
+    Args:
+        first: Factors of B1 examples, by layer.
+        second: Factors of B2 examples, of the same layers.
+
+    Raises:
+        ValueError: If ``first`` has no layers.
+        KeyError: If ``second`` lacks a layer of ``first``.
     """
     total: Tensor | None = None
     for name, one in first.items():

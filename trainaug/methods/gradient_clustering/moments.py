@@ -62,6 +62,10 @@ def gradient_moments(
             almost 0 too. ``relative``: $10^{-12}$ times the mean of $\sum_t\hat g^2$ over the
             coordinates alive, and dead ones are left out: the scale of the loss does not matter.
 
+    Returns:
+        The moments, in squared units of the gradient or as ratios; those called plug-in are
+        ``None`` without ``fresh``.
+
     Raises:
         ValueError: If shapes do not fit or ``epsilon`` is unknown.
         FloatingPointError: If a sample is not finite.

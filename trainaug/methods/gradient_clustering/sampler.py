@@ -111,6 +111,11 @@ class StratifiedSampler(OrderedBatchSampler):
     def weights(self, indices: Tensor) -> Tensor:
         """Return the weights $MN_{a_i}/N$ of examples, any shape, float32 on their device.
 
+        Before the first clustering they are 1.
+
+        Args:
+            indices: Integers in [0, N), any shape.
+
         Raises:
             ValueError: If an index is no integer or out of range.
         """

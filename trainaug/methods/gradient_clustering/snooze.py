@@ -54,6 +54,9 @@ def snooze_threshold(alpha: Tensor, rule: Rule, tau: float) -> float:
         tau: In ``[0, 100]`` for ``percentile``, ``[0, 1]`` for ``cumulative``, at least 0 for
             ``mean`` and ``median``; infinite for ``absolute`` alone.
 
+    Returns:
+        The threshold, in the units of ``alpha``.
+
     Raises:
         ValueError: If an argument is out of range.
 
@@ -138,6 +141,13 @@ class _SubsetSampler(OrderedBatchSampler):
             self._length_ahead = length
         return self._length_ahead
 
+    def _is_over(self) -> bool:
+        # Lightning holds on to an iteration after its last batch, of which nothing is left to come.
+        is_drawn = self._iteration is not None and self._loader is not None and self._has_no_more()
+        if is_drawn and not self._pending and not self._awaits_last():
+            return True
+        return super()._is_over()
+
     def _draw_epoch(self) -> tuple[Tensor, list[int]]:
         order = self._choose()
         self.active_counts.append(int(self.active.sum()))
@@ -200,8 +210,10 @@ class SnoozeSampler(_SubsetSampler):
         active: Who is awake in this epoch, ``(N,)``; state is on the CPU.
         active_counts: Number awake in each epoch so far, on all ranks, for the random control.
         skipped_epochs: Idle epochs skipped so far.
-        levels: The note's $\delta$, ``(N,)``, at most 62.
-        waits: Epochs until an example wakes, ``(N,)``: with the note's counter, $2^\delta-v$.
+        levels: The level $\delta$ of each example, ``(N,)`` int64, from 0 to 62: for how many
+            judgements in a row its $\alpha$ has been below the threshold.
+        waits: Epochs until an example wakes, ``(N,)`` int64, 0 for those awake; for a sleeper of
+            the exponential kind $2^\delta-v$, with $v$ the epochs since it was last awake.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -270,9 +282,13 @@ class SnoozeSampler(_SubsetSampler):
         return self._average / (1 - self.beta ** self._visits.double())  # 0/0 where not visited
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Take the losses ``values`` ``(B,)`` of the training pass of examples ``(B,)``.
+        """Take the losses of the training pass of some examples.
 
         With several ranks these wait for those of the other ranks, until the next epoch is chosen.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, integers in [0, N), all different.
+            values: Their losses, or gradient norms, ``(B,)``, finite.
 
         Raises:
             ValueError: If shapes differ, or an index is out of range or comes twice.
@@ -374,6 +390,12 @@ class SnoozeSampler(_SubsetSampler):
         short beside the run; that of one that never rises swings between 1/2 and 1. Not exact is
         a single epoch: unlike InfoBatch's random pruning the losses fix who sleeps, so its gradient
         is a biased estimate, and present gradients of an example stand in for those it missed.
+
+        Args:
+            indices: Numbers of the examples, ``(B,)``, integers in [0, N).
+
+        Raises:
+            ValueError: If the shape or the type is another, or an index is out of range.
         """
         i = checked_indices(indices, self.num_examples)
         w = self._weights[i] if self.reweight else torch.ones_like(i)
@@ -423,7 +445,7 @@ class SnoozeSampler(_SubsetSampler):
         self.waits[low[is_new]] = sleeps[is_new]
 
     def _let_time_pass(self) -> None:
-        """Skip epochs until enough are awake: the counting of the note in one go."""
+        """Skip idle epochs until enough are awake; the authors' code counts them one by one."""
         enough = min(self.min_batches * self.batch_size * self.num_replicas, self.num_examples)
         skipped = int(self.waits.kthvalue(enough).values)
         self.skipped_epochs += skipped

@@ -82,7 +82,17 @@ def _distortion(grads: Tensor, assign: Tensor, minus: Tensor | None) -> Tensor:
 def stratified_variance(grads: Tensor, assign: Tensor, draws: int = 1) -> Tensor:
     """Return the variance of the stratified estimate, L over the squared N, scalar float64.
 
-    With ``draws`` independent draws (with replacement) from every stratum, over their number.
+    With ``draws`` independent draws (with replacement) from every stratum, over their number;
+    proposition 3.1 of the paper is that of one draw.
+
+    Args:
+        grads: Per-example gradients, floating, ``(N, d)``.
+        assign: Stratum of each example, ``(N,)`` integer; any labels, in any order.
+        draws: Draws from each stratum, at least 1.
+
+    Raises:
+        ValueError: If ``draws`` is below 1, or as in `total_distortion`.
+        FloatingPointError: If the result is not finite.
     """
     if draws < 1:
         raise ValueError(f"draws must be >= 1, got {draws}")
@@ -93,6 +103,15 @@ def sampling_variance(grads: Tensor, batch_size: int, replacement: bool = True) 
     r"""Return the variance of the mean of ``batch_size`` uniform draws (SG-B), scalar float64.
 
     $\frac1{NB}\sum_i\lVert g_i-\bar g\rVert^2$; without replacement times $(N-B)/(N-1)$.
+
+    Args:
+        grads: Per-example gradients, floating, ``(N, d)``.
+        batch_size: B, at least 1, and at most N without replacement.
+        replacement: Whether the draws are independent.
+
+    Raises:
+        ValueError: If there is no such batch, no example, or the shape or type is another.
+        FloatingPointError: If the result is not finite.
     """
     return _sampling(grads, None, batch_size, replacement)
 
@@ -103,6 +122,16 @@ def svrg_variance(
     r"""Return the variance of SVRG's estimate with the exact mean at the snapshot, scalar float64.
 
     That of SG-B for $g_i(\theta)-g_i(\tilde\theta)$; it takes two backward passes for an example.
+
+    Args:
+        grads: Per-example gradients $g_i(\theta)$, floating, ``(N, d)``.
+        snapshot_grads: $g_i(\tilde\theta)$ of the same examples, ``(N, d)``.
+        batch_size: B, as in `sampling_variance`.
+        replacement: As in `sampling_variance`.
+
+    Raises:
+        ValueError: As in `sampling_variance`, and if the two shapes differ.
+        FloatingPointError: If the result is not finite.
     """
     return _sampling(grads, snapshot_grads, batch_size, replacement)
 
@@ -138,7 +167,14 @@ def _state(gram: Tensor, assign: Tensor, num_clusters: int) -> tuple[Tensor, Ten
 def move_deltas(gram: Tensor, assign: Tensor, num_clusters: int) -> Tensor:
     r"""Return by how much $L$ changes if one example moves, ``(N, K)``, zero where it is.
 
-    ``gram`` are the inner products of the gradients, ``(N, N)`` float64; labels are in [0, K).
+    Args:
+        gram: Inner products of the gradients, symmetric, ``(N, N)`` float64.
+        assign: Stratum of each example, ``(N,)`` integer in [0, K).
+        num_clusters: K.
+
+    Raises:
+        ValueError: If a shape or type does not fit, or a label is out of range.
+        FloatingPointError: If an inner product is not finite.
     """
     assign = assign.to(gram.device)
     sizes, squares, products = _state(gram, assign, num_clusters)
@@ -167,6 +203,7 @@ def exact_moves(
 
     Raises:
         ValueError: If shapes, types, labels or ``max_sweeps`` do not fit.
+        FloatingPointError: If an inner product is not finite.
     """
     if max_sweeps < 0:
         raise ValueError(f"max_sweeps must be >= 0, got {max_sweeps}")
@@ -207,6 +244,10 @@ def best_partition(grads: Tensor, num_clusters: int) -> tuple[Tensor, float]:
 
     Returns:
         Labels ``(N,)`` int64 on the CPU, the first optimum in lexicographic order, and its L.
+
+    Raises:
+        ValueError: If there are more than 10 examples, or K is not from 1 to N.
+        FloatingPointError: If a squared distance is not finite.
     """
     n = len(grads)
     if n > LARGEST_SEARCH or not 1 <= num_clusters <= n:
@@ -238,7 +279,14 @@ def enumerate_estimates(grads: Tensor, assign: Tensor) -> Tensor:
     r"""Return $\frac1N\sum_kN_kg_{j_k}$ for every combination of draws, all equally likely.
 
     Shape ``(M, d)`` with M the product of the sizes, at most 65 536; the last label's draw varies
-    fastest.
+    fastest. In the type of ``grads``.
+
+    Args:
+        grads: Per-example gradients, floating, ``(N, d)``.
+        assign: Stratum of each example, ``(N,)``; any labels, in any order.
+
+    Raises:
+        ValueError: If there are not N labels, or more than 65 536 combinations.
     """
     if assign.shape != grads.shape[:1]:
         raise ValueError(f"{len(grads)} gradients and labels of shape {tuple(assign.shape)}")

@@ -1,6 +1,8 @@
 """The same losses from embeddings, for batches whose score matrix does not fit into memory.
 
 Chapter: notebooks/01_vse_hard_negatives.ipynb
+Reference: Faghri et al., VSE++, BMVC 2018, the losses "sum of hinges" and "max of hinges"; to
+compute them in chunks is ours.
 """
 
 from __future__ import annotations

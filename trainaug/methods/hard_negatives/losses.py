@@ -147,10 +147,16 @@ class SumOfHinges(_Hinges):
         average_negatives: Divide each query's sum by the number of its negatives, which takes
             away the factor of about B by which this loss exceeds `MaxOfHinges`.
 
+    Raises:
+        ValueError: If the margin is negative or not finite, or the reduction unknown.
+
     Example:
         >>> S = torch.tensor([[0.9, 0.8], [0.1, 0.5]])
         >>> round(SumOfHinges(margin=0.2)(S).item(), 6)
         0.6
+        >>> images, captions = torch.eye(3), torch.eye(3)
+        >>> SumOfHinges()(images, captions).item()
+        0.0
 
     Notes:
         The loss of half-precision scores is a float32, where the sum of a large batch does not
@@ -192,6 +198,9 @@ class MaxOfHinges(_Hinges):
         margin: $\alpha\ge0$; the paper uses 0.2.
         reduction: As in `SumOfHinges`.
 
+    Raises:
+        ValueError: If the margin is negative or not finite, or the reduction unknown.
+
     Example:
         >>> S = torch.tensor([[0.9, 0.8], [0.1, 0.5]])
         >>> round(MaxOfHinges(margin=0.2)(S).item(), 6)
@@ -229,6 +238,10 @@ class HingeCurriculum(_OnScores):
         margin: As in `SumOfHinges`.
         reduction: As in `SumOfHinges`.
         average_negatives: As in `SumOfHinges`.
+
+    Raises:
+        ValueError: If ``warmup_steps`` is not a whole number of at least 0, the margin is negative
+            or not finite, or the reduction unknown.
     """
 
     def __init__(
@@ -249,7 +262,11 @@ class HingeCurriculum(_OnScores):
         self.max = MaxOfHinges(margin, reduction)
 
     def step(self) -> bool:
-        """Count one update; true if it was the last one with the sum."""
+        """Count one update.
+
+        Returns:
+            True if it was the last one with the sum; never with ``warmup_steps`` 0.
+        """
         self.steps += 1
         self._has_switched = self.steps >= self.warmup_steps
         return self.steps == self.warmup_steps

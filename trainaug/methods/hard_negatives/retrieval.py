@@ -74,7 +74,19 @@ def retrieval_ranks(
 def retrieval_metrics(
     scores: Tensor, query_ids: Tensor, gallery_ids: Tensor, ties: Ties = "pessimistic"
 ) -> RetrievalMetrics:
-    """Recall at 1, 5 and 10, median and mean rank; arguments as in `retrieval_ranks`.
+    """Recall at 1, 5 and 10, median and mean rank of one direction.
+
+    Args:
+        scores: As in `retrieval_ranks`, and so are the others.
+        query_ids: What each query belongs to, ``(Q,)``.
+        gallery_ids: What each gallery item belongs to, ``(G,)``.
+        ties: ``pessimistic``, ``expected`` or ``optimistic``.
+
+    Returns:
+        Recalls in percent, ranks counted from 1.
+
+    Raises:
+        ValueError: As in `retrieval_ranks`.
 
     Example:
         >>> ids = torch.arange(4)
@@ -92,7 +104,14 @@ def retrieval_metrics(
 
 
 def rsum(*directions: RetrievalMetrics) -> float:
-    """Sum of the recalls of both directions, at most 600."""
+    """Sum of the recalls of both directions, at most 600.
+
+    Args:
+        *directions: Metrics of each direction, as `retrieval_metrics` gives them; two, as a rule.
+
+    Returns:
+        The sum of their recalls at 1, 5 and 10, in percent: from 0 to 300 a direction.
+    """
     return sum(d.r1 + d.r5 + d.r10 for d in directions)
 
 

@@ -1,6 +1,8 @@
 """Batches in which no two items belong together, so that every other pair is a true negative.
 
 Chapter: notebooks/01_vse_hard_negatives.ipynb
+Reference: Faghri et al., VSE++, BMVC 2018, whose batches may hold two captions of one picture while
+its losses leave out the diagonal alone; batches of distinct groups in their stead are ours.
 """
 
 from __future__ import annotations

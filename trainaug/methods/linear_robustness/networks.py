@@ -50,7 +50,14 @@ class LinearClassifier(nn.Module):
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map inputs ``(B, D)`` to scores ``(B,)``, whose sign is the decision."""
+        """Map inputs to scores, whose sign is the decision.
+
+        Args:
+            x: Inputs, shape ``(B, D)``, in the type of the weights.
+
+        Returns:
+            Scores, shape ``(B,)``.
+        """
         return x @ self.weight
 
 
@@ -85,7 +92,14 @@ class DeepLinear(nn.Module):
         return beta
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, D)`` to scores ``(B,)``, layer by layer."""
+        """Map inputs to scores, layer by layer.
+
+        Args:
+            x: Inputs, shape ``(B, D)``, in the type of the weights.
+
+        Returns:
+            Scores, shape ``(B,)``, whose sign is the decision.
+        """
         for weight in self.hidden:
             x = x @ weight.T
         return x @ self.last
@@ -123,7 +137,14 @@ class CircularConvLinear(nn.Module):
         return beta.to(self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map flattened signals ``(B, D)`` to scores ``(B,)``, layer by layer."""
+        """Map signals to scores, layer by layer.
+
+        Args:
+            x: Flattened signals, shape ``(B, D)``, in the type of the weights.
+
+        Returns:
+            Scores, shape ``(B,)``, whose sign is the decision.
+        """
         for weight in self.weight[:-1]:
             product = self.signal.transform(weight).conj() * self.signal.transform(x)
             x = self.signal.invert(product).to(torch.promote_types(x.dtype, weight.dtype))

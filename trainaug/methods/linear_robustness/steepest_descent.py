@@ -216,7 +216,6 @@ def steepest_descent_paths(
     lr: float = 1.0,
     step: StepRule = "log_loss",
     mask: Tensor | None = None,
-    on_record: Callable[[int], None] | None = None,
 ) -> Path:
     r"""Minimise the exponential loss $L(w) = \sum_i e^{-z_i^\top w}$ of many problems at once.
 
@@ -238,7 +237,6 @@ def steepest_descent_paths(
         lr: Step size in the units above, positive.
         step: Step rule.
         mask: True at real rows, shape ``(P, N)``; all rows by default.
-        on_record: Called with the step number after each record, for progress.
 
     Returns:
         The recorded iterates.
@@ -286,8 +284,6 @@ def steepest_descent_paths(
                 weights.append(W.clone())
                 losses.append(log_loss)
                 uppers.append(upper)
-                if on_record is not None:
-                    on_record(t)
             if step == "constant":
                 alpha = torch.minimum(lr * (log_loss - log_count).exp(), 1 / squares)
             elif step == "normalized":

@@ -4,7 +4,7 @@ Chapter: notebooks/04_curriculum.ipynb
 Reference: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2211.14395.
 """
 
-from trainaug.methods.ordering.copies import Copies, is_elementwise
+from trainaug.methods.ordering.copies import Copies
 from trainaug.methods.ordering.curriculum import (
     PacedSampler,
     exponential_pacing,
@@ -20,7 +20,6 @@ from trainaug.methods.ordering.difficulty import (
     self_paced_weights,
 )
 from trainaug.methods.ordering.exhaustive import (
-    all_orders,
     exhaustive_orders,
     position_shares,
     train_in_order,
@@ -44,12 +43,10 @@ __all__ = [
     "PerfectOrderingSampler",
     "RunningHardness",
     "SampleLossSampler",
-    "all_orders",
     "batch_losses",
     "example_losses",
     "exhaustive_orders",
     "exponential_pacing",
-    "is_elementwise",
     "largest_losses",
     "linear_pacing",
     "position_shares",

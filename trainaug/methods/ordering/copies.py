@@ -21,7 +21,7 @@ from trainaug.methods.ordering.nested import eager, leaves, per_example
 from trainaug.methods.ordering.state import GradientCount
 from trainaug.structures import logits_of, model_losses, run_on, unwrapped
 
-__all__ = ["ELEMENTWISE", "Copies", "Criterion", "is_elementwise", "masked_means"]
+__all__ = ["ELEMENTWISE", "Copies", "Criterion", "masked_means"]
 
 Criterion = Callable[[Any, Any], Tensor]
 # Each entry of a parameter is updated from its own gradient and state alone, so one optimiser
@@ -42,7 +42,14 @@ _COUNTERS = ("step", "mu_product")
 
 
 def is_elementwise(optimizer: Optimizer) -> bool:
-    """Whether ``Copies`` can stack an optimiser: its type is known, and no hook changes a step."""
+    """Return whether ``Copies`` can stack an optimiser.
+
+    It can if the type is one of ``ELEMENTWISE`` itself, no subclass, and no hook is called at a
+    step.
+
+    Args:
+        optimizer: Any optimiser, which is left alone.
+    """
     return type(optimizer) in ELEMENTWISE and not _has_step_hooks(optimizer)
 
 
@@ -67,14 +74,17 @@ class Copies:
     Args:
         model: Its modes decide whether batch normalisation updates the copies' statistics. Of a
             compiled or data-parallel model, the module inside is run, eagerly.
-        optimizer: An optimiser of its parameters that ``is_elementwise``.
+        optimizer: An optimiser of its parameters whose type is SGD, Adam, AdamW, NAdam, RAdam,
+            Adamax, RMSprop, Adagrad or Adadelta of `torch.optim`, no subclass, without step hooks.
         criterion: Returns per-example losses ``(B,)``.
         count: Number of copies, at least 1.
 
     Raises:
-        TypeError: If the optimiser is not elementwise, a parameter has gradient hooks, or the
-            optimiser trains parameters outside the model, which copies would leave out.
-        ValueError: If the model has no parameters that require gradients.
+        TypeError: If the optimiser is of another type or has step hooks, a parameter has gradient
+            hooks, or the optimiser trains parameters outside the model, which copies would leave
+            out.
+        ValueError: If the model has no parameters that require gradients, or ``count`` is below 1;
+            while stepping, if the criterion does not give one loss for each example.
         RuntimeError: While stepping, if model or criterion cannot run under ``torch.vmap``.
     """
 
@@ -116,7 +126,14 @@ class Copies:
         return len(next(iter(self.parameters.values())))
 
     def select(self, index: Tensor) -> Copies:
-        """Return new copies: those at ``index``, in that order, repeated where it repeats."""
+        """Return new copies: those at ``index``, in that order, repeated where it repeats.
+
+        Args:
+            index: Numbers of the copies, int64 ``(J,)``, from 0 to K - 1.
+
+        Raises:
+            IndexError: If there is no such copy.
+        """
         chosen = copy.copy(self)
         chosen.parameters = {name: p.detach()[index] for name, p in self.parameters.items()}
         chosen.buffers = {name: b[index] for name, b in self.buffers.items()}
@@ -132,9 +149,19 @@ class Copies:
         return chosen
 
     def outputs(self, x: Any, *, shared: bool = False, chunk_size: int | None = None) -> Any:
-        """Outputs of every copy, ``(K, B, ...)``; ``shared``: all see the same ``x``.
+        """Return the outputs of all K copies, or the logits where an output names them.
 
-        With ``chunk_size`` so many copies at a time, which is faster where memory is the limit.
+        Args:
+            x: Inputs of every copy, each tensor ``(K, B, ...)``.
+            shared: All copies see the same ``x``, each tensor ``(B, ...)``.
+            chunk_size: Run so many copies at a time, which is faster where memory is the limit;
+                all by default.
+
+        Returns:
+            Outputs, each tensor ``(K, B, ...)``.
+
+        Raises:
+            RuntimeError: If the model cannot run under ``torch.vmap``.
         """
 
         def one(parameters: Any, buffers: Any, x: Any) -> Any:
@@ -146,7 +173,20 @@ class Copies:
             return call(self.parameters, self.buffers, x)
 
     def losses(self, x: Any, y: Any, *, shared: bool = False) -> Tensor:
-        """Per-example losses of every copy on its batch, ``(K, B)``."""
+        """Return the per-example losses of every copy on its batch.
+
+        Args:
+            x: Inputs of every copy, each tensor ``(K, B, ...)``.
+            y: Targets, likewise.
+            shared: All copies see the same ``x`` and ``y``, each tensor ``(B, ...)``.
+
+        Returns:
+            Losses ``(K, B)``, as the criterion gives them.
+
+        Raises:
+            RuntimeError: If model or criterion cannot run under ``torch.vmap``.
+            ValueError: If the criterion does not give one loss for each example.
+        """
 
         def one(parameters: Any, buffers: Any, x: Any, y: Any) -> Any:
             return model_losses(self.model, self.criterion, x, y, parameters | buffers)
@@ -167,7 +207,11 @@ class Copies:
                 seen by a model or criterion that looks at the batch as a whole.
 
         Returns:
-            Mean losses before the update, ``(K,)``.
+            Mean losses before the update, ``(K,)``; of half-precision ones in float32.
+
+        Raises:
+            RuntimeError: If model or criterion cannot run under ``torch.vmap``.
+            ValueError: If the criterion does not give one loss for each example.
         """
         self.optimizer.zero_grad()
         with torch.enable_grad():

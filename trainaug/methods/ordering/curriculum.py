@@ -45,7 +45,20 @@ def _size(share: float, count: int) -> int:
 
 
 def linear_pacing(progress: float, *, a: float, b: float) -> float:
-    r"""Share $\min(1, b + (1 - b)\tau/a)$.
+    r"""Return the share $\min(1, b + (1 - b)\tau/a)$.
+
+    Linear pacing of Wu, Dyer, Neyshabur (2021).
+
+    Args:
+        progress: $\tau$, in [0, 1].
+        a: Progress from which all examples are in use, in (0, 1].
+        b: Share at the start, in (0, 1].
+
+    Returns:
+        A share in (0, 1], which never falls; 1 from ``a`` on.
+
+    Raises:
+        ValueError: If a number is out of range.
 
     Example:
         >>> [linear_pacing(progress, a=0.5, b=0.5) for progress in (0.0, 0.25, 0.5, 1.0)]
@@ -55,7 +68,24 @@ def linear_pacing(progress: float, *, a: float, b: float) -> float:
 
 
 def root_pacing(progress: float, *, a: float, b: float, q: float = 2.0) -> float:
-    r"""Share $\min(1, (b^q + (1 - b^q)\tau/a)^{1/q})$ with $q > 0$."""
+    r"""Return the share $\min(1, (b^q + (1 - b^q)\tau/a)^{1/q})$.
+
+    With ``q=1`` it is `linear_pacing`; above, the share grows fastest at first. One of the root
+    family of Wu, Dyer, Neyshabur (2021), in the form that Platanios et al. (2019), arXiv
+    1903.09848, give to competence.
+
+    Args:
+        progress: $\tau$, in [0, 1].
+        a: Progress from which all examples are in use, in (0, 1].
+        b: Share at the start, in (0, 1].
+        q: Degree of the root, positive and finite.
+
+    Returns:
+        A share in (0, 1], which never falls; 1 from ``a`` on.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
     _checked(progress, a, b)
     if not 0 < q < math.inf:
         raise ValueError(f"q must be positive, got {q}")
@@ -63,13 +93,43 @@ def root_pacing(progress: float, *, a: float, b: float, q: float = 2.0) -> float
 
 
 def step_pacing(progress: float, *, a: float, b: float) -> float:
-    r"""Share $b$ while $\tau < a$, then 1."""
+    r"""Return the share $b$ while $\tau < a$, then 1.
+
+    Step pacing of Wu, Dyer, Neyshabur (2021).
+
+    Args:
+        progress: $\tau$, in [0, 1].
+        a: Progress from which all examples are in use, in (0, 1].
+        b: Share before, in (0, 1].
+
+    Returns:
+        A share in (0, 1]: ``b`` or 1.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
     _checked(progress, a, b)
     return b if progress < a else 1.0
 
 
 def exponential_pacing(progress: float, *, b: float, c: float, every: float) -> float:
-    r"""Share $\min(1, b\,c^{\lfloor\tau/\Delta\rfloor})$ with $c > 1$, grown ``every`` $\Delta$."""
+    r"""Return the share $\min(1, b\,c^{\lfloor\tau/\Delta\rfloor})$.
+
+    In the style of the fixed exponential pacing of Hacohen, Weinshall (2019). `PacedSampler` takes
+    it only if it has grown to 1 at progress 1.
+
+    Args:
+        progress: $\tau$, in [0, 1].
+        b: Share at the start, in (0, 1].
+        c: Factor by which the share grows at each step, above 1 and finite.
+        every: $\Delta$, the progress between two steps, in (0, 1].
+
+    Returns:
+        A share in (0, 1], which never falls.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
     _checked(progress, every, b)
     if not 1 < c < math.inf:
         raise ValueError(f"c must be above 1, got {c}")
@@ -153,7 +213,14 @@ class PacedSampler(EpochBatchSampler):
         return found
 
     def pool_size(self, step: int) -> int:
-        """Examples in use at a step: $\\lceil p(t/T)\\,n\\rceil$."""
+        """Return how many examples are in use at a step: $\\lceil p(t/T)\\,n\\rceil$.
+
+        Args:
+            step: t, from 0 to ``num_steps``, which is T.
+
+        Returns:
+            The size of the pool, from 1 to n.
+        """
         return _size(self.pacing(step / self.num_steps), len(self._ranked))
 
     def _go_to(self, step: int, pool: int, number: int, places: Tensor) -> None:

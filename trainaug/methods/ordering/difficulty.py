@@ -37,21 +37,27 @@ def example_losses(
     *,
     batch_size: int = 512,
 ) -> Tensor:
-    """Loss of each example in eval mode, ``(n,)``: the difficulty that a trained model sees.
+    """Return the loss of each example in eval mode: the difficulty that a trained model sees.
 
     Of another, better model these are *teacher* scores; of the same model, trained before without
     a curriculum, *self-taught* ones. Scores of a model that has memorised its training data, or
-    noisy labels in it, say little: train the teacher on other examples.
+    noisy labels in it, say little: train the teacher on other examples. Both are scores of
+    Hacohen, Weinshall (2019).
 
     Args:
         model: Left in the modes it is in; batches are moved to its parameters.
         criterion: Returns per-example losses ``(B,)``.
         x: Inputs ``(n, ...)``, or tuples, lists and dicts of such tensors.
         y: Targets ``(n, ...)``, likewise.
-        batch_size: Examples at a time.
+        batch_size: Examples at a time, at least 1; without influence on the losses where they do
+            not depend on the batch.
+
+    Returns:
+        Losses ``(n,)``, as the criterion gives them, without gradients.
 
     Raises:
-        ValueError: If there is no example, lengths differ, or ``criterion`` gives another shape.
+        ValueError: If there is no example, lengths differ, ``batch_size`` is below 1, or
+            ``criterion`` gives another shape.
     """
     lengths = {len(t) for t in leaves((x, y))}
     if len(lengths) != 1 or 0 in lengths or batch_size < 1:
@@ -80,9 +86,17 @@ def example_losses(
 class ForgettingTracker:
     """Count how often each example went from right to wrong between two visits.
 
+    The forgetting events of Toneva et al. (2019).
+
+    Args:
+        num_examples: Number of examples ``n``, at least 1.
+
     Attributes:
         events: Forgetting events so far, int64 ``(n,)``.
         learned: Whether the example was right at least once, bool ``(n,)``.
+
+    Raises:
+        ValueError: If there is no example.
     """
 
     def __init__(self, num_examples: int) -> None:
@@ -93,13 +107,17 @@ class ForgettingTracker:
         self._was_right = torch.zeros(num_examples, dtype=torch.bool, device="cpu")
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Note of examples ``(B,)`` whether they are right now: ``values`` ``(B,)``.
+        """Note of examples whether the model is right on them now.
 
         An example that comes several times is visited so often, in their order.
 
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to n - 1.
+            values: Whether each is right, ``(B,)``, bool or numbers 0 and 1.
+
         Raises:
-            ValueError: If an index is out of range, shapes differ, or a value is not true
-                or false, 0 or 1.
+            ValueError: If an index is out of range or no integer, shapes differ, or a value is not
+                true or false, 0 or 1.
         """
         index, given = checked_indices(indices, len(self.events)), values.detach().cpu()
         if given.shape != index.shape or not bool(((given == 0) | (given == 1)).all()):
@@ -112,7 +130,7 @@ class ForgettingTracker:
             self.learned[where] |= right
 
     def scores(self) -> Tensor:
-        """Difficulty, float ``(n,)``: events; one above the most for examples never right."""
+        """Return the difficulties, float32 ``(n,)``: events; one above the most if never right."""
         return torch.where(self.learned, self.events, self.events.max() + 1).float()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -130,12 +148,17 @@ class ForgettingTracker:
 class RunningHardness:
     r"""Dynamic instance hardness $r \leftarrow \gamma\,a + (1-\gamma)\,r$ with $a$ the last loss.
 
+    Of Zhou, Wang, Bilmes (2020).
+
     Args:
-        num_examples: Number of examples ``n``.
+        num_examples: Number of examples ``n``, at least 1.
         gamma: Weight of the new loss, in (0, 1].
 
     Attributes:
         values: Present hardness, float ``(n,)``; the first loss of an example replaces the zero.
+
+    Raises:
+        ValueError: If there is no example, or ``gamma`` is out of range.
     """
 
     def __init__(self, num_examples: int, gamma: float = 0.9) -> None:
@@ -146,12 +169,17 @@ class RunningHardness:
         self._seen = torch.zeros(num_examples, dtype=torch.bool, device="cpu")
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Take in the losses ``values`` ``(B,)`` of examples ``(B,)``.
+        """Take in the losses of examples.
 
         An example that comes several times is visited so often, in their order.
 
+        Args:
+            indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to n - 1.
+            values: Their losses ``(B,)``.
+
         Raises:
-            ValueError: If an index is out of range, shapes differ, or a loss is not finite.
+            ValueError: If an index is out of range or no integer, shapes differ, or a loss is not
+                finite.
         """
         index = checked_indices(indices, len(self.values))
         losses = values.detach().float().cpu()
@@ -175,9 +203,17 @@ class RunningHardness:
 
 
 def self_paced_weights(losses: Tensor, threshold: float) -> Tensor:
-    r"""Weights $w_i = 1[\ell_i < \lambda]$, the minimiser of $\sum_i w_i(\ell_i - \lambda)$.
+    r"""Return the weights $w_i = 1[\ell_i < \lambda]$ of self-paced learning.
 
-    Over $w \in [0, 1]^B$; raise the threshold $\lambda$ during training until all examples count.
+    They minimise $\sum_i w_i(\ell_i - \lambda)$ over $w \in [0, 1]^B$ (Kumar, Packer, Koller 2010).
+    Raise the threshold $\lambda$ during training until all examples count.
+
+    Args:
+        losses: Per-example losses ``(B,)``, finite; any other shape will do.
+        threshold: $\lambda$, any number but NaN.
+
+    Returns:
+        Weights 0 and 1, of shape and type of the losses, without gradients.
 
     Raises:
         ValueError: If a loss is not finite or the threshold NaN: a weight of 0 would hide it.
@@ -190,6 +226,8 @@ def self_paced_weights(losses: Tensor, threshold: float) -> Tensor:
 
 def largest_losses(losses: Tensor, count: int) -> Tensor:
     """Ordered SGD: scale the ``count`` largest losses so that the mean of all is theirs.
+
+    Of Kawaguchi, Lu (2020).
 
     Args:
         losses: Per-example losses ``(B,)``, with gradients.

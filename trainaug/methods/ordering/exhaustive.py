@@ -25,7 +25,7 @@ from trainaug.methods.ordering.nested import leaves, per_example
 from trainaug.methods.ordering.state import preserve_state
 from trainaug.structures import logits_of, map_tensors, model_losses, run_on, unwrapped
 
-__all__ = ["all_orders", "exhaustive_orders", "position_shares", "train_in_order"]
+__all__ = ["exhaustive_orders", "position_shares", "train_in_order"]
 
 ROWS = 1024  # evaluated at once: more does not fit a processor's cache
 Batch = tuple[Any, Any]  # inputs and targets
@@ -33,6 +33,10 @@ Batch = tuple[Any, Any]  # inputs and targets
 
 def all_orders(num_batches: int, *, max_batches: int = 8) -> Tensor:
     """Return every permutation of ``range(num_batches)`` in lexicographic order, ``(M!, M)``.
+
+    Args:
+        num_batches: M, from 1 to ``max_batches``.
+        max_batches: Guard against $M!$.
 
     Raises:
         ValueError: If ``num_batches`` is below 1 or above ``max_batches``.
@@ -54,8 +58,17 @@ def train_in_order(
 ) -> None:
     """Train on the batches in the given order, in place: the definition, step by step.
 
+    Args:
+        model: Trained in the mode it is in.
+        optimizer: Makes one step for each batch, on the mean of its losses.
+        criterion: Returns per-example losses ``(B,)``.
+        batches: Pairs of inputs ``(B, ...)`` and targets ``(B, ...)``, each a tensor or tuples,
+            lists and dicts of them.
+        order: Numbers of batches; one that repeats is trained on again.
+
     Raises:
-        ValueError: If ``criterion`` does not give per-example losses ``(B,)``, or there are none.
+        ValueError: If ``criterion`` does not give per-example losses ``(B,)``, or a batch is empty.
+        IndexError: If there is no batch of a number.
     """
     for number in order:
         x, y = batches[number]

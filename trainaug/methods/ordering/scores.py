@@ -163,13 +163,31 @@ def target_alignments(
     target: Target,
     independent: bool = False,
 ) -> Tensor:
-    r"""Inner products $\langle\nabla\ell(T), \nabla\ell(b)\rangle$ of each candidate, ``(N,)``.
+    r"""Inner products $\langle\nabla\ell(T), \nabla\ell(b)\rangle$ of each candidate.
+
+    Times the learning rate of plain gradient descent they are ``delta_target`` to first order.
 
     One forward-mode pass gives all of them: the product is the derivative of the candidate's loss
     along the target's gradient, so no candidate's gradient is ever formed. Where PyTorch has no
     forward mode, say for fused attention, each candidate takes a backward pass instead. Gradients
-    have the precision of the parameters. A model with batch normalisation must be in eval mode.
-    Candidates, ``mask``, ``independent`` and errors are those of ``batch_losses``.
+    have the precision of the parameters.
+
+    Args:
+        model: Used in the mode it is in, which must be eval mode with batch normalisation; left
+            as it was.
+        criterion: Returns per-example losses ``(B,)``.
+        x: Candidates, ``(N, B, ...)``, or tuples, lists and dicts of such tensors.
+        y: Targets, ``(N, B, ...)``, likewise.
+        mask: Which examples count, bool ``(N, B)``, for candidates of unequal size.
+        target: Inputs and targets of T, ``(M, ...)`` each, or nested likewise.
+        independent: As in ``batch_losses``.
+
+    Returns:
+        Inner products, ``(N,)``; of half-precision losses in float32.
+
+    Raises:
+        ValueError: If there is no candidate or an empty one, shapes do not fit, the criterion does
+            not give per-example losses, or no parameter requires gradients.
     """
     with eager():
         return _alignments(model, criterion, x, y, mask, target, independent, True)[0]
@@ -292,8 +310,8 @@ class BatchScorer:
         backward_rows: Examples passed backward so far; a backward pass is two forward ones.
 
     Raises:
-        ValueError: If the score is unknown, optimiser or target are missing, or the model has no
-            parameters, or none with memory.
+        ValueError: If the score is unknown, optimiser or target are missing, or the target has no
+            example; when it scores, if the model has no parameters, or none with memory.
     """
 
     def __init__(
@@ -344,6 +362,9 @@ class BatchScorer:
         Equal versions thus mean that no batch was trained on in between. Takes a pass over the
         parameters and a copy of them, and synchronises once a device.
 
+        Returns:
+            The number of changes and the number of gradients.
+
         Raises:
             ValueError: If there is no parameter, or on the meta device.
         """
@@ -352,10 +373,17 @@ class BatchScorer:
 
     @torch.inference_mode(False)
     def __call__(self, x: Any, y: Any, mask: Tensor | None = None) -> Tensor:
-        """Return the scores ``(N,)`` of candidates ``x`` ``(N, B, ...)``; NaN where a loss is.
+        """Return the scores ``(N,)`` of N candidates, the larger the better; NaN where a loss is.
+
+        Args:
+            x: Candidates, ``(N, B, ...)``, or tuples, lists and dicts of such tensors, on any
+                device.
+            y: Targets, ``(N, B, ...)``, likewise.
+            mask: Which examples count, bool ``(N, B)``, for candidates of unequal size.
 
         Raises:
-            ValueError: If there is no candidate or an empty one, or shapes do not fit.
+            ValueError: If there is no candidate or an empty one, shapes do not fit, or the model
+                has no parameter to score with.
             TypeError: If ``together`` and the optimiser's steps cannot be stacked.
             RuntimeError: If ``together`` and ``torch.vmap`` cannot run model or criterion.
         """

@@ -1,6 +1,10 @@
 """Give a model, its optimiser and all random states back exactly as they were.
 
+What is restored, and how, is ours.
+
 Chapter: notebooks/04_curriculum.ipynb
+Reference: the trial steps of Simionescu, "Deep Learning Training Procedure Augmentations",
+arXiv 2211.14395, after each of which the state is the one before.
 """
 
 from __future__ import annotations
@@ -45,7 +49,10 @@ def preserve_state(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
 
     Args:
         model: Any module.
-        optimizer: Any optimiser of its parameters.
+        optimizer: Any optimiser of its parameters; without one, none is given back.
+
+    Yields:
+        Nothing; the block may do with model and optimiser what it likes.
 
     Example:
         >>> model = nn.Linear(1, 1)
