@@ -47,6 +47,8 @@ autodoc_default_options = {
     "members": True,
     "imported-members": True,
     "special-members": "__call__",
+    # Members of our own base classes are shown, those of these are not.
+    "inherited-members": "Module, Sequential, Optimizer, Sampler, Exception, tuple, object, ABC",
 }
 add_module_names = False
 toc_object_entries_show_parents = "hide"

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from trainaug.checks import class_labels, finite, indices, sign_labels, widened
+from trainaug.checks import (
+    class_labels,
+    finite,
+    indices,
+    sign_labels,
+    source_of_randomness,
+    whole_number,
+    widened,
+)
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -64,3 +73,17 @@ def test_widened() -> None:
     wanted = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         assert widened(torch.zeros(1, dtype=dtype)).dtype == wanted.get(dtype, dtype)
+
+
+def test_what_is_no_count_and_no_generator_is_named_with_advice():
+    assert whole_number("n", np.int64(3)) == 3
+    with pytest.raises(TypeError, match=r"n must be a whole number, got list; .*len\(n\)"):
+        whole_number("n", [1, 2])
+    with pytest.raises(TypeError, match=r"n must be a whole number, got float$"):
+        whole_number("n", 2.0)
+    generator = torch.Generator()
+    assert source_of_randomness("generator", generator) is generator
+    with pytest.raises(TypeError, match=r"generator must be a torch.Generator.*got int"):
+        source_of_randomness("generator", 0)
+    with pytest.raises(TypeError, match=r"indices must be a tensor \(B,\).*got list"):
+        indices([0, 1], 2)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from trainaug.checks import source_of_randomness, whole_number
+
 __all__ = [
     "EpochBatchSampler",
     "OrderedBatchSampler",
@@ -381,8 +383,9 @@ class OrderedBatchSampler(EpochBatchSampler):
         rank: int = 0,
     ) -> None:
         super().__init__(num_replicas, rank)
-        self.num_examples, self.batch_size = num_examples, batch_size
-        self.generator, self.drop_last = generator, drop_last
+        self.num_examples = whole_number("num_examples", num_examples)
+        self.batch_size, self.drop_last = whole_number("batch_size", batch_size), drop_last
+        self.generator = source_of_randomness("generator", generator)
         self._first_state: Tensor | None = None  # of the generator, before the first epoch
         self._order = torch.empty(0, dtype=torch.int64, device="cpu")
         self._ends: list[int] = []  # of the batches in the order

@@ -7,10 +7,20 @@ store refuse it, because their result would hide it.
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
-__all__ = ["class_labels", "finite", "indices", "sign_labels", "widened"]
+__all__ = [
+    "class_labels",
+    "finite",
+    "indices",
+    "sign_labels",
+    "source_of_randomness",
+    "whole_number",
+    "widened",
+]
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -81,6 +91,41 @@ def sign_labels(y: Tensor) -> Tensor:
     return labels
 
 
+def whole_number(name: str, value: int) -> int:
+    """Return a count as an int.
+
+    Args:
+        name: What it is, for the message.
+        value: Anything that counts, NumPy's integers too.
+
+    Raises:
+        TypeError: If it is no whole number, but a data set, say.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        hint = f"; of a data set pass len({name})" if hasattr(value, "__len__") else ""
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be a whole number, got {kind}{hint}") from None
+
+
+def source_of_randomness(name: str, generator: torch.Generator) -> torch.Generator:
+    """Return a generator, or say how to make one.
+
+    Args:
+        name: What it is called, for the message.
+        generator: The generator.
+
+    Raises:
+        TypeError: If it is something else, as a seed is.
+    """
+    if not isinstance(generator, torch.Generator):
+        kind = type(generator).__name__
+        advice = "torch.Generator().manual_seed(0)"
+        raise TypeError(f"{name} must be a torch.Generator, as {advice} gives it, got {kind}")
+    return generator
+
+
 def indices(index: Tensor, count: int) -> Tensor:
     """Return indices of examples as int64 on the CPU.
 
@@ -89,8 +134,12 @@ def indices(index: Tensor, count: int) -> Tensor:
         count: Number of examples.
 
     Raises:
+        TypeError: If they are no tensor.
         ValueError: If the shape or the type is another, or an index is out of range.
     """
+    if not isinstance(index, Tensor):
+        kind = type(index).__name__
+        raise TypeError(f"indices must be a tensor (B,), as torch.tensor gives it, got {kind}")
     if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
         raise ValueError(f"index must be of integers with shape (B,), got {index}")
     found = index.detach().cpu().long()

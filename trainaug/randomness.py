@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from trainaug.checks import source_of_randomness
+
 __all__ = ["default_generator"]
 
 
@@ -23,11 +25,14 @@ def default_generator(
     Returns:
         A generator; the one that was given as it is, on whatever device it draws.
 
+    Raises:
+        TypeError: If something else was given, as a seed is.
+
     Example:
         >>> _ = torch.manual_seed(3)
         >>> default_generator(None).initial_seed()
         3
     """
     if generator is not None:
-        return generator
+        return source_of_randomness("generator", generator)
     return torch.Generator(device).manual_seed(torch.initial_seed())

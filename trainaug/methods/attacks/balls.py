@@ -29,7 +29,7 @@ from trainaug.norms import FourierNorm, Norm, PlainNorm, check_norm, shaped_norm
 
 __all__ = ["AttackNorm", "project_ball", "steepest_step"]
 
-#: Any norm: every one of the library bounds an attack.
+#: Any norm of the library; each bounds an attack.
 AttackNorm = Norm
 _TOLERANCE = 1e-5  # of the largest radius: how far clipping may leave a band
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

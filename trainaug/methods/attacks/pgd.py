@@ -90,7 +90,10 @@ def _box(bounds: Bounds | None, x: Tensor) -> Bounds | None:
         for bound in (low, high):
             sides = zip(reversed(bound.shape), reversed(x.shape), strict=False)
             if bound.ndim > x.ndim or any(side not in (1, full) for side, full in sides):
-                raise ValueError(f"bounds must fit {tuple(x.shape[1:])}, got {tuple(bound.shape)}")
+                raise ValueError(
+                    f"bounds must fit {tuple(x.shape[1:])}, got {tuple(bound.shape)}; "
+                    "one number a channel has shape (C, 1, 1)"
+                )
         fits = bool((low < high).all())
     else:
         fits = low < high
@@ -201,7 +204,10 @@ class _Attack:
             low, high = low.to(x.dtype), high.to(x.dtype)
         bad = self.inputs[~(x.isfinite() & (x >= low) & (x <= high))]
         if len(bad):
-            raise ValueError(f"x must be finite and in {bounds}, got {float(bad[0])}")
+            advice = "attack raw inputs and normalise inside the model, or pass other bounds"
+            raise ValueError(
+                f"x must be finite and within {bounds=}, got {float(bad[0])}: {advice}"
+            )
 
     def read_labels(self, logits: Tensor | None) -> None:
         """Set the labels that tell success; without, the criterion alone decides."""

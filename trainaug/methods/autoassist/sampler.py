@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainaug.batches import EpochBatchSampler, from_all_ranks
+from trainaug.checks import source_of_randomness, whole_number
 from trainaug.methods.autoassist.assistant import guarded_base
 from trainaug.methods.autoassist.shrinking import check_base, keep
 
@@ -82,6 +83,8 @@ class AssistedSampler(EpochBatchSampler):
     ) -> None:
         super().__init__(num_replicas, rank)
         check_base(base)
+        num_examples = whole_number("num_examples", num_examples)
+        batch_size = whole_number("batch_size", batch_size)
         fewest = batch_size * num_replicas if drop_last else num_replicas
         if min(num_examples, batch_size) < 1 or fewest > num_examples:
             shown = f"{num_examples=}, {batch_size=}, {drop_last=}, {num_replicas=}"
@@ -93,7 +96,8 @@ class AssistedSampler(EpochBatchSampler):
         if generator is keep_generator:
             raise ValueError("order and decisions need two generators, got one")
         self.num_examples, self.batch_size, self.utility_of = num_examples, batch_size, utility_of
-        self.generator, self.keep_generator = generator, keep_generator
+        self.generator = source_of_randomness("generator", generator)
+        self.keep_generator = source_of_randomness("keep_generator", keep_generator)
         self.base, self.confidence, self.on_pass = base, confidence, on_pass
         self.shuffle, self.drop_last = shuffle, drop_last
         self.max_scans = num_examples if max_scans is None else max_scans
