@@ -9,7 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from trainaug.data.indexed import IndexedDataset
+from trainaug.methods.attacks import pgd
 from trainaug.methods.autoassist import AssistantTrainer, AssistedSampler, ImageAssistant
+from trainaug.methods.cascading_sum import SumMix
 from trainaug.methods.gradient_clustering import GradientClustering, StratifiedSampler
 from trainaug.methods.linear_robustness import SteepestDescent
 from trainaug.methods.ordering import BatchScorer, PerfectOrderingSampler
@@ -61,5 +63,16 @@ clusters = clustering.fit(DataLoader(data, 32), num_iterations=2).assign
 strata = StratifiedSampler(160, 8, torch.Generator(), **ranks)
 strata.set_clusters(clusters)
 train("strata", model, optimizer, strata, num_epochs=1)
+
+generator = torch.Generator().manual_seed(dist.get_rank())
+mix = SumMix(2, num_classes=3, mode="pairing", generator=generator)
+x, y, _ = data[torch.arange(16)]  # the same on all ranks; what is drawn is not
+bounded = {"norm": "linf", "eps": 0.1, "steps": 2, "step_size": 0.1, "bounds": (-9.0, 9.0)}
+moved = pgd(model, x, y, generator=generator, **bounded)
+furthest = (moved - x).abs().max()
+mixed, soft = mix(moved, y)
+optimizer.zero_grad()
+criterion(model(mixed), soft).mean().backward()
+optimizer.step()
 weight = model.module.weight.detach().clone()
 dist.destroy_process_group()

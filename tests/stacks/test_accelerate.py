@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 
 from trainaug.data.indexed import IndexedDataset
 from trainaug.methods import hard_negatives as hn
+from trainaug.methods.attacks import pgd
+from trainaug.methods.gradient_clustering import GradientClustering, StratifiedSampler
 from trainaug.methods.linear_robustness import ProximalGradient, SteepestDescent
 from trainaug.methods.ordering import BatchScorer, PerfectOrderingSampler
 
@@ -113,3 +115,42 @@ def test_prepared_optimisers_step_as_they_are(kind):
         ends.append(line.weight.detach().clone())
     assert bool((ends[0] != 0).any())
     assert torch.equal(*ends)
+
+
+def test_a_prepared_model_is_clustered_attacked_and_trained_on_its_strata():
+    need("accelerate")
+    from accelerate import Accelerator
+
+    data = IndexedDataset(torch.randn(64, 6), torch.arange(64) % 3)
+    groups, criterion = torch.arange(64) // 2, nn.CrossEntropyLoss(reduction="none")
+    loss, sampler = hn.MaxOfHinges(reduction="mean"), StratifiedSampler(64, 16, torch.Generator())
+    accelerator = Accelerator(cpu=True)
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer, loader = accelerator.prepare(
+        model, optimizer, DataLoader(data, batch_sampler=sampler)
+    )
+    clusterings = []
+    for _ in range(2):
+        clustering = GradientClustering(model, criterion, 4, generator=torch.Generator())
+        clusterings.append(clustering.fit(DataLoader(data, 32), num_iterations=2).assign)
+        sampler.set_clusters(clusterings[-1])
+        count = 0
+        for x, y, index in loader:
+            bounded = {
+                "norm": "linf",
+                "eps": 0.1,
+                "steps": 2,
+                "step_size": 0.1,
+                "bounds": (-9.0, 9.0),
+            }
+            moved = pgd(model, x, y, generator=torch.Generator(), **bounded)
+            assert 0 < float((moved - x).abs().max()) <= 0.1 + 1e-6
+            losses = sampler.weights(index) * criterion(model(moved), y)
+            scores = hn.cosine_scores(model(x), model(moved))
+            optimizer.zero_grad()
+            accelerator.backward(losses.mean() + loss(scores, hn.group_mask(groups[index])))
+            optimizer.step()
+            count += len(index)
+        assert count == 64
+    assert not torch.equal(*clusterings)

@@ -62,7 +62,8 @@ def test_lightning_leaves_the_sampler_its_ranks(tmp_path):
 
 def test_ranks_that_learn_have_equally_many_batches_of_their_own(tmp_path):
     script = Path(__file__).with_name("ddp_cells.py")
-    first, second = launch(script, tmp_path, "trained", "kept", "clusters", "weight")
+    names = ("trained", "kept", "clusters", "mixed", "furthest", "weight")
+    first, second = launch(script, tmp_path, *names)
     for name in ("assisted", "ordered", "strata"):
         assert len(first["trained"][name]) == len(second["trained"][name]) > 0
     assisted = [*chain(*first["trained"]["assisted"]), *chain(*second["trained"]["assisted"])]
@@ -71,4 +72,6 @@ def test_ranks_that_learn_have_equally_many_batches_of_their_own(tmp_path):
     ordered = [*chain(*first["trained"]["ordered"]), *chain(*second["trained"]["ordered"])]
     assert sorted(ordered) == list(range(160))
     assert torch.equal(first["clusters"], second["clusters"])
+    assert not torch.equal(first["mixed"], second["mixed"])
+    assert all(0 < rank["furthest"] <= 0.1 + 1e-6 for rank in (first, second))
     assert torch.equal(first["weight"], second["weight"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 
 import pytest
 import torch
 import torch.nn.functional as F
+from stack_pages import need
 from torch import nn
 
 from trainaug.methods.gradient_clustering import (
@@ -20,6 +21,12 @@ from trainaug.methods.ordering import BatchScorer, target_alignments, trial_loss
 from trainaug.training.randomness import stream
 
 Y = torch.arange(6) % 3
+
+
+def needed(name):
+    """Return a module of the extra."""
+    need(name.partition(".")[0])
+    return importlib.import_module(name)
 
 
 def randn(seed, *shape):
@@ -58,7 +65,7 @@ def clustered(model, x, **options):
 
 @pytest.fixture
 def vit():
-    timm = pytest.importorskip("timm", reason="the extra `stacks` is not installed")
+    timm = needed("timm")
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = timm.models.VisionTransformer(
@@ -68,7 +75,7 @@ def vit():
 
 
 def test_a_residual_network_in_train_mode_is_refused_with_what_to_do():
-    timm = pytest.importorskip("timm", reason="the extra `stacks` is not installed")
+    timm = needed("timm")
     model = timm.create_model("resnet10t", num_classes=3)
     x = randn(0, 6, 3, 32, 32)
     with pytest.raises(UnsupportedLayerError, match=r"BatchNorm.* call model.eval\(\)"):
@@ -113,7 +120,7 @@ def test_alignments_of_a_vision_transformer_are_products_of_gradients(vit):
 
 def test_trial_steps_of_lamb_are_made_one_by_one_or_refused(vit):
     """Lamb scales a step by the norm of a whole parameter, which stacked copies would share."""
-    optim = pytest.importorskip("timm.optim", reason="the extra `stacks` is not installed")
+    optim = needed("timm.optim")
     x, labels = randn(0, 3, 2, 3, 8, 8).double(), Y.view(3, 2)
     optimizer = optim.Lamb(vit.parameters(), lr=0.01)
     with pytest.raises(TypeError, match=r"Lamb.*together=False"):
@@ -134,8 +141,7 @@ def test_trial_steps_of_lamb_are_made_one_by_one_or_refused(vit):
 
 def test_a_text_classifier_of_hugging_face_gives_gradients_and_scores():
     """Inputs go in by keywords, logits come out of an object; the oracle is autograd."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    hub = pytest.importorskip("transformers", reason="the extra `stacks` is not installed")
+    hub = needed("transformers")
     sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_labels": 3}
     sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8}
     with torch.random.fork_rng([]):

@@ -19,16 +19,15 @@ _NORMAL = (nn.Embedding, nn.EmbeddingBag)
 _CONSTANT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
-def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+def stream(seed: int, name: str) -> torch.Generator:
     """Return the generator that a seed gives to one purpose, whatever other streams exist.
 
     Its seed is the first 8 bytes of sha256("seed/name"). Purposes are ``"init"``, ``"order"``,
-    ``"candidates"``, ``"augment"``, ``"measure"`` ...; kinds of device give different numbers.
+    ``"candidates"``, ``"augment"``, ``"measure"`` ... It draws on the CPU; move what it draws.
 
     Args:
         seed: Any integer, of the whole run.
         name: The purpose, not empty.
-        device: Where its numbers are drawn.
 
     Raises:
         ValueError: If the seed is no integer or the name is empty.
@@ -40,7 +39,7 @@ def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Ge
     if type(seed) is not int or not name:
         raise ValueError(f"need an integer seed and a name, got {seed!r} and {name!r}")
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big"))
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 @torch.no_grad()
