@@ -70,7 +70,7 @@ portability: data  ## the same bytes on emulated processors (needs qemu-x86_64, 
 	@$(BIN)/python -m pytest -q -rs -m portability tests/portability
 
 versions: setup  ## the package alone with the oldest and the newest torch, in environments of their own
-	@$(BIN)/python tests/versions/run.py
+	@$(BIN)/python tests/versions/try_versions.py
 
 stacks: setup  ## the examples in Lightning, Accelerate, the Trainer, timm ... (installs them)
 	@$(BIN)/python -c '$(HAS_ALL)' lightning accelerate transformers timm torchdata || \

@@ -1,6 +1,6 @@
 """Install the wheel with the oldest and the newest torch, and try the library there.
 
-    python tests/versions/run.py [oldest] [newest] [--folder FOLDER]
+    python tests/versions/try_versions.py [oldest] [newest] [--folder FOLDER]
 
 Each gets an environment of its own with the wheel, torch and NumPy alone, on the newest Python at
 hand up to 3.13: there the first example of every card must run. Then the extras come, all examples
