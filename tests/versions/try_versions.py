@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TORCH = {"oldest": "torch==2.6.0", "newest": "torch>=2.6"}
 PYTHONS = ("python3.13", "python3.12", "python3.11")
-TESTS = ("tests/methods/test_every_name.py", "tests/test_checks.py", "tests/test_structures.py")
+TESTS = ("tests/methods/test_every_name.py", "tests/test_checks.py")
 
 
 class Unavailable(RuntimeError):
@@ -88,7 +88,7 @@ def try_with(which: str, wheel: Path, folder: Path) -> None:
     cards = str(ROOT / "docs" / "cards")
     examples = str(ROOT / "tests" / "versions" / "examples.py")
     inside(python, folder, examples, cards, "--first")
-    pip(python, f"{wheel}[proofs,data]", "pytest", "pytest-xdist", "hypothesis")
+    pip(python, TORCH[which], f"{wheel}[proofs,data]", "pytest", "pytest-xdist", "hypothesis")
     inside(python, folder, examples, cards, "--extras", "proofs,data")
     copied = folder / "tests"  # away from the checkout, whose packages would be found first
     if not copied.exists():
