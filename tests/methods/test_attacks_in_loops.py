@@ -620,7 +620,7 @@ def test_bounds_for_each_channel(kind: AttackNorm, name: str) -> None:
     for bounds, message in [
         ((high, low), "low < high"),
         ((torch.zeros(5), torch.ones(5)), r"\(5,\)"),
-        ((low + 0.1, high), "must be finite and in"),
+        ((low + 0.1, high), "must be finite and within"),
     ]:
         with pytest.raises((ValueError, RuntimeError), match=message):
             run(name, net, x, y, norm=kind, bounds=bounds)

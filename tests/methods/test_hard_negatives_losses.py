@@ -292,11 +292,12 @@ def test_embeddings_give_the_loss_of_their_cosine_scores(kind, randn):
             lambda x, y, m=given_mask: loss(x, y, m),
             lambda x, y, m=given_mask: loss(x, captions=y, positive_mask=m),
         ):
-            assert all(map(torch.equal, with_gradient(call, *pair), expected))
+            torch.testing.assert_close(with_gradient(call, *pair), expected)
     scores = cosine_scores(*pair)
     assert torch.equal(loss(scores, mask), loss(scores, positive_mask=mask))
     half = [x.half() for x in pair]
-    assert torch.equal(loss(*half), loss(cosine_scores(*half)))
+    # each score of the second is rounded to half precision
+    torch.testing.assert_close(loss(*half), loss(cosine_scores(*half)), atol=4e-3, rtol=0)
     eye = torch.eye(7)  # no mask among embeddings of 0 and 1
     assert torch.equal(loss(eye, eye), loss(cosine_scores(eye, eye)))
 

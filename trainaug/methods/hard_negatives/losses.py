@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainaug.checks import finite, widened
-from trainaug.methods.hard_negatives.scores import cosine_scores
+from trainaug.methods.hard_negatives.scores import cosine_scores, unit_embeddings, without_autocast
 
 __all__ = ["HingeCurriculum", "MaxOfHinges", "SumOfHinges", "group_mask", "subsample_negatives"]
 
@@ -76,7 +76,7 @@ class _OnScores(nn.Module, ABC):
     def forward(self, scores: Tensor, captions: Mask = None, positive_mask: Mask = None) -> Tensor:
         """Return the loss, a scalar or ``(B,)``, of ``scores`` or of ``images, captions``.
 
-        ``loss(images, captions)`` is ``loss(cosine_scores(images, captions))``, and
+        ``loss(images, captions)`` is ``loss(cosine_scores(images, captions))`` up to rounding, and
         ``loss(images, captions, positive_mask)`` the same with a mask. With a matrix of scores the
         mask comes second, ``loss(scores, positive_mask)``: what is boolean, or a tuple, is a mask,
         and what is floating are captions. ``positive_mask=`` works in either form.
@@ -112,11 +112,15 @@ class _OnScores(nn.Module, ABC):
         if _is_a_mask_in_numbers(captions) and not _is_a_mask_in_numbers(scores):
             shape = tuple(captions.shape)
             raise ValueError(f"a mask must be boolean {shape}, got {captions.dtype} of 0 and 1")
-        return self._loss(cosine_scores(scores, captions), positive_mask)
+        return self._loss_of_embeddings(scores, captions, positive_mask)
 
     @abstractmethod
     def _loss(self, scores: Tensor, positive_mask: Mask) -> Tensor:
         """Return the loss of a matrix of scores."""
+
+    def _loss_of_embeddings(self, images: Tensor, captions: Tensor, positive_mask: Mask) -> Tensor:
+        """Return the loss of embeddings, ``(B, D)`` twice."""
+        return self._loss(cosine_scores(images, captions), positive_mask)
 
 
 class _Hinges(_OnScores):
@@ -208,22 +212,61 @@ class MaxOfHinges(_Hinges):
     """
 
     def _loss(self, scores: Tensor, positive_mask: Mask) -> Tensor:
-        by_row, by_column = _masks(scores, positive_mask)
+        masks = _masks(scores, positive_mask)
         scores = widened(scores)
-        negatives = scores.detach().masked_fill(by_row, -torch.inf)
-        row, caption = negatives.max(1)  # (B,), -inf for a query without negatives
-        if by_column is not by_row:
-            negatives = scores.detach().masked_fill(by_column, -torch.inf)
-        column, image = negatives.T.contiguous().max(1)  # faster than along the columns
+        hardest = _Hardest(scores.detach(), *masks)
         size = len(scores)
         numbers = torch.arange(size, device=scores.device)
         # All that the loss needs in one gather: the backward pass then fills one matrix, not three.
-        cells = torch.cat([numbers * (size + 1), numbers * size + caption, image * size + numbers])
-        positive, hardest_row, hardest_column = scores.reshape(-1).gather(0, cells).chunk(3)
+        cells = torch.cat(
+            [
+                numbers * (size + 1),
+                numbers * size + hardest.caption,
+                hardest.image * size + numbers,
+            ]
+        )
+        positive, of_row, of_column = scores.reshape(-1).gather(0, cells).chunk(3)
+        return self._of_three(positive, of_row, of_column, hardest)
+
+    def _loss_of_embeddings(self, images: Tensor, captions: Tensor, positive_mask: Mask) -> Tensor:
+        # Gradients pass through three scores a pair: two products of matrices less.
+        images, captions = unit_embeddings(images, captions)
+        with without_autocast(images.device):
+            scores = images.detach() @ captions.detach().T
+            hardest = _Hardest(scores, *_masks(scores, positive_mask))
+            positive = (images * captions).sum(1)
+            of_row = (images * captions[hardest.caption]).sum(1)
+            of_column = (images[hardest.image] * captions).sum(1)
+        return self._of_three(positive, of_row, of_column, hardest)
+
+    def _of_three(
+        self, positive: Tensor, of_row: Tensor, of_column: Tensor, hardest: _Hardest
+    ) -> Tensor:
+        """Return the loss from the scores of true pairs and of hardest negatives, each ``(B,)``."""
         lead = positive - self.margin
-        rows = (hardest_row - lead).relu().masked_fill(row == -torch.inf, 0.0)
-        columns = (hardest_column - lead).relu().masked_fill(column == -torch.inf, 0.0)
+        rows = (of_row - lead).relu().masked_fill(hardest.row_is_alone, 0.0)
+        columns = (of_column - lead).relu().masked_fill(hardest.column_is_alone, 0.0)
         return self._reduce(rows + columns, positive)
+
+
+class _Hardest:
+    """Where the hardest negatives of all queries lie in a matrix of scores without gradient.
+
+    Attributes:
+        caption: Column of each picture's hardest caption, ``(B,)``.
+        image: Row of each caption's hardest picture, ``(B,)``.
+        row_is_alone: Pictures without a negative, ``(B,)``.
+        column_is_alone: Captions without a negative, ``(B,)``.
+    """
+
+    def __init__(self, scores: Tensor, by_row: Tensor, by_column: Tensor) -> None:
+        negatives = scores.masked_fill(by_row, -torch.inf)
+        value, self.caption = negatives.max(1)
+        self.row_is_alone = value == -torch.inf
+        if by_column is not by_row:
+            negatives = scores.masked_fill(by_column, -torch.inf)
+        value, self.image = negatives.T.contiguous().max(1)  # faster than along the columns
+        self.column_is_alone = value == -torch.inf
 
 
 class HingeCurriculum(_OnScores):
@@ -272,8 +315,13 @@ class HingeCurriculum(_OnScores):
         return self.steps == self.warmup_steps
 
     def _loss(self, scores: Tensor, positive_mask: Mask) -> Tensor:
-        loss: Tensor = (self.max if self._has_switched else self.sum)(scores, positive_mask)
-        return loss
+        return self._current()._loss(scores, positive_mask)
+
+    def _loss_of_embeddings(self, images: Tensor, captions: Tensor, positive_mask: Mask) -> Tensor:
+        return self._current()._loss_of_embeddings(images, captions, positive_mask)
+
+    def _current(self) -> _Hinges:
+        return self.max if self._has_switched else self.sum
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the number of updates made, for ``state_dict``."""

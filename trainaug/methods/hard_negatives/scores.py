@@ -37,8 +37,16 @@ def cosine_scores(images: Tensor, captions: Tensor) -> Tensor:
         Half precision is computed in float32 and rounded once.
     """
     dtype = check_embeddings(images, captions)
+    images, captions = unit_embeddings(images, captions)
     with without_autocast(images.device):
-        return (_unit(images, dtype) @ _unit(captions, dtype).T).to(dtype)
+        return (images @ captions.T).to(dtype)
+
+
+def unit_embeddings(images: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale the rows of both to length 1, in float32 or wider; a zero row stays zero."""
+    dtype = check_embeddings(images, captions)
+    with without_autocast(images.device):
+        return _unit(images, dtype), _unit(captions, dtype)
 
 
 def order_scores(images: Tensor, captions: Tensor, *, chunk_size: int = 64) -> Tensor:
