@@ -56,6 +56,7 @@ class Given:
     Args:
         dtype: Of floating tensors; their values are those that the ``rounded`` type can hold.
         labels: Type of labels.
+        device: Where tensors and models are.
         rows: Examples in a batch.
         spoilt: Name of the floating tensor that has ``spoil`` as its first number.
         spoil: The number.
@@ -64,6 +65,7 @@ class Given:
     dtype: torch.dtype = torch.float32
     rounded: torch.dtype = torch.float32
     label_type: torch.dtype = torch.int64
+    device: str = "cpu"
     rows: int = 6
     spoilt: str = ""
     spoil: float = float("nan")
@@ -75,7 +77,7 @@ class Given:
         self.floats.append(name)
         seed = zlib.crc32(name.encode())
         values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu")
-        values = values.to(self.rounded).to(self.dtype)
+        values = values.to(self.rounded).to(self.device, self.dtype)
         if name == self.spoilt and values.numel():
             values.view(-1)[0] = self.spoil
         return values
@@ -88,18 +90,18 @@ class Given:
     def labels(self, count: int, classes: int = 2) -> Tensor:
         """Class numbers in turn."""
         self.labelled += [0, classes - 1]
-        return (torch.arange(count, device="cpu") % classes).to(self.label_type)
+        return (torch.arange(count, device=self.device) % classes).to(self.label_type)
 
     def signs(self, count: int) -> Tensor:
         """Labels -1 and +1 in turn."""
         self.labelled += [-1, 1]
-        return (1 - 2 * (torch.arange(count, device="cpu") % 2)).to(self.label_type)
+        return (1 - 2 * (torch.arange(count, device=self.device) % 2)).to(self.label_type)
 
     def net(self, features: int = 4, classes: int = 2) -> nn.Module:
         """Two layers, without global randomness."""
         with torch.device("meta"):  # draws nothing
             layers = nn.Sequential(nn.Linear(features, 5), nn.Tanh(), nn.Linear(5, classes))
-        layers = layers.to_empty(device="cpu").to(self.dtype)
+        layers = layers.to_empty(device=self.device).to(self.dtype)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for p in layers.parameters():
@@ -122,13 +124,13 @@ def separable(g: Given) -> tuple[Tensor, Tensor]:
     """Rows whose first column is their label."""
     y = g.signs(g.rows)
     X = 0.3 * g.x("X", g.rows, 3)
-    X[:, 0] = X[:, 0] + torch.where(torch.arange(g.rows, device="cpu") % 2 == 0, 2, -2)
+    X[:, 0] = X[:, 0] + torch.where(torch.arange(g.rows, device=g.device) % 2 == 0, 2, -2)
     return X, y
 
 
 def separator(g: Given) -> Tensor:
     """Weights that separate `separable`."""
-    return 0.01 * g.x("w", 3) + torch.tensor([1.0, 0.0, 0.0], dtype=g.dtype, device="cpu")
+    return 0.01 * g.x("w", 3) + torch.tensor([1.0, 0.0, 0.0], dtype=g.dtype, device=g.device)
 
 
 def rows_of(g: Given) -> Tensor:
@@ -175,7 +177,7 @@ def estimate(kind: str) -> Callable[[Given], Tensor]:
     def run(g: Given) -> Tensor:
         model, data = g.net(), dataset(g)
         if kind == "stratified":
-            clusters = torch.arange(g.rows, device="cpu") % 2
+            clusters = torch.arange(g.rows, device=g.device) % 2
             estimator: Any = gc.StratifiedEstimator(cross_entropy, data, clusters)
         else:
             make = gc.SGEstimator if kind == "sg" else gc.SVRGEstimator
@@ -194,7 +196,7 @@ def factors_of(g: Given) -> Any:
 
 def clustered(g: Given) -> Tensor:
     """Assignments of a fit."""
-    data = (g.x("x", g.rows, 4), g.labels(g.rows), torch.arange(g.rows, device="cpu"))
+    data = (g.x("x", g.rows, 4), g.labels(g.rows), torch.arange(g.rows, device=g.device))
     return gc.GradientClustering(g.net(), cross_entropy, 2, generator=rng()).fit([data], 2).assign
 
 
@@ -224,7 +226,7 @@ def with_losses(make: Callable[[int], Any]) -> Callable[[Given], Any]:
 
     def run(g: Given) -> Any:
         made = make(8)
-        index = torch.arange(g.rows, device="cpu")
+        index = torch.arange(g.rows, device=g.device)
         made.update(index, g.positive("losses", g.rows))
         state = made.state_dict()
         return [v for v in state.values() if isinstance(v, Tensor) and v.is_floating_point()]
@@ -237,7 +239,7 @@ def screened(g: Given) -> Tensor:
     screener = g.net(4, 1)
     x = g.x("x", 8, 4)
     weigh = aa.ScreenerWeights(screener, lambda i: x[i], sgd(screener))
-    index = torch.arange(g.rows, device="cpu")
+    index = torch.arange(g.rows, device=g.device)
     weigh.update(index, g.positive("losses", g.rows))
     return weigh.weights(index)
 
@@ -245,9 +247,9 @@ def screened(g: Given) -> Tensor:
 def assisted(g: Given) -> Tensor:
     """Predictions of an Assistant after a feedback."""
     x = g.x("x", 8, 4).float()
-    y = torch.arange(8, device="cpu") % 2
+    y = torch.arange(8, device=g.device) % 2
     trainer = aa.AssistantTrainer(aa.ImageAssistant(4, 2, rng()), lambda i: (x[i], y[i]))
-    index = torch.arange(g.rows, device="cpu")
+    index = torch.arange(g.rows, device=g.device)
     trainer.update(index, g.positive("losses", g.rows))
     return trainer.predict(index)
 
@@ -256,7 +258,7 @@ def linear(make: Callable[[], nn.Module]) -> Callable[[Given], Tensor]:
     """Outputs of a linear network."""
 
     def run(g: Given) -> Tensor:
-        found: Tensor = make().to(g.dtype)(g.x("x", g.rows, 4))
+        found: Tensor = make().to(g.device, g.dtype)(g.x("x", g.rows, 4))
         return found.detach()
 
     return run
@@ -279,7 +281,7 @@ def pairs(g: Given) -> tuple[Tensor, Tensor]:
 
 def ids(g: Given) -> Tensor:
     """Each example a group of its own."""
-    return torch.arange(g.rows, device="cpu")
+    return torch.arange(g.rows, device=g.device)
 
 
 def grabbed(g: Given) -> list[int]:
@@ -353,8 +355,8 @@ def preserved(g: Given) -> list[Tensor]:
 
 def text_logits(g: Given) -> Tensor:
     """Logits of an Assistant for text."""
-    assistant = aa.TextAssistant(5, 5, rng()).to(g.dtype)
-    tokens = torch.arange(1, 4, device="cpu").expand(g.rows, 3)
+    assistant = aa.TextAssistant(5, 5, rng()).to(g.device, g.dtype)
+    tokens = torch.arange(1, 4, device=g.device).expand(g.rows, 3)
     return assistant(
         tokens, g.positive("source", g.rows, 3), tokens, g.positive("target", g.rows, 3)
     ).detach()
@@ -368,13 +370,15 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "attacks.steepest_step": lambda g: at.steepest_step(g.x("gradient", g.rows, 4), "l2"),
     "autoassist.AssistantTrainer": assisted,
     "autoassist.ImageAssistant": lambda g: (
-        aa.ImageAssistant(4, 2, rng()).to(g.dtype)(g.x("x", g.rows, 4), g.labels(g.rows)).detach()
+        aa.ImageAssistant(4, 2, rng())
+        .to(g.device, g.dtype)(g.x("x", g.rows, 4), g.labels(g.rows))
+        .detach()
     ),
     "autoassist.LossTable": with_losses(aa.LossTable),
     "autoassist.ScreenerWeights": screened,
     "autoassist.SelectiveBackprop": lambda g: aa.SelectiveBackprop(
         lambda i: g.positive("losses", len(i))
-    ).predict(torch.arange(g.rows, device="cpu")),
+    ).predict(torch.arange(g.rows, device=g.device)),
     "autoassist.SelfPacedWeights": with_losses(lambda n: aa.SelfPacedWeights(n, 1)),
     "autoassist.TextAssistant": text_logits,
     "autoassist.authors_rule": lambda g: aa.authors_rule(g.positive("norms", 4), 0.3, 1.0, rng())(
@@ -389,7 +393,7 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "autoassist.keep": lambda g: aa.keep(g.positive("r", g.rows), 0.3, g.positive("u", g.rows)),
     "autoassist.keep_probability": lambda g: aa.keep_probability(g.positive("r", g.rows), 0.3),
     "autoassist.pegasos": lambda g: aa.pegasos(
-        *separable(g), 0.1, torch.arange(5, device="cpu")
+        *separable(g), 0.1, torch.arange(5, device=g.device)
     ).weights[-1],
     "autoassist.shrinking_bias": lambda g: aa.shrinking_bias(
         g.x("gradients", g.rows, 3), g.positive("p", g.rows)
@@ -402,7 +406,7 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "cascading_sum.SumTTA": halves,
     "cascading_sum.begin_stage": begun,
     "cascading_sum.equalise_variance": lambda g: cs.equalise_variance(
-        g.x("x", g.rows, 4), torch.tensor([0.5, 0.5], device="cpu")
+        g.x("x", g.rows, 4), torch.tensor([0.5, 0.5], device=g.device)
     ),
     "cascading_sum.gradient_lipschitz": landscape("gradient_lipschitz", radius=0.1, draws=2),
     "cascading_sum.hessian_top_eigenvalue": landscape("hessian_top_eigenvalue", iterations=200),
@@ -410,7 +414,7 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "cascading_sum.sum_mix": lambda g: cs.sum_mix(
         g.x("x", g.rows, 4),
         F.one_hot(g.labels(g.rows).long(), 2).to(g.dtype),
-        torch.arange(g.rows, device="cpu").reshape(-1, 2),
+        torch.arange(g.rows, device=g.device).reshape(-1, 2),
     ),
     "gradient_clustering.GradientClustering": clustered,
     "gradient_clustering.LayerFactors": lambda g: gc.flat_gradients(factors_of(g)),
@@ -420,11 +424,11 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "gradient_clustering.SnoozeSampler": with_losses(lambda n: gc.SnoozeSampler(n, 2, rng())),
     "gradient_clustering.best_partition": lambda g: gc.best_partition(g.x("grads", g.rows, 3), 2),
     "gradient_clustering.enumerate_estimates": lambda g: gc.enumerate_estimates(
-        g.x("grads", g.rows, 3), torch.arange(g.rows, device="cpu") % 2
+        g.x("grads", g.rows, 3), torch.arange(g.rows, device=g.device) % 2
     ),
     "gradient_clustering.exact_moves": lambda g: gc.exact_moves(
         gram_of(g),
-        torch.arange(g.rows, device="cpu") % 2,
+        torch.arange(g.rows, device=g.device) % 2,
         2,
     ),
     "gradient_clustering.flat_gradients": lambda g: gc.flat_gradients(factors_of(g)),
@@ -435,7 +439,7 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "gradient_clustering.layer_factors": lambda g: gc.flat_gradients(factors_of(g)),
     "gradient_clustering.move_deltas": lambda g: gc.move_deltas(
         gram_of(g),
-        torch.arange(g.rows, device="cpu") % 2,
+        torch.arange(g.rows, device=g.device) % 2,
         2,
     ),
     "gradient_clustering.per_example_gradients": lambda g: gc.per_example_gradients(
@@ -448,13 +452,13 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
         g.positive("alpha", g.rows), "mean", 0.5
     ),
     "gradient_clustering.stratified_variance": lambda g: gc.stratified_variance(
-        g.x("grads", g.rows, 3), torch.arange(g.rows, device="cpu") % 2
+        g.x("grads", g.rows, 3), torch.arange(g.rows, device=g.device) % 2
     ),
     "gradient_clustering.svrg_variance": lambda g: gc.svrg_variance(
         g.x("grads", g.rows, 3), g.x("snapshot", g.rows, 3), 2
     ),
     "gradient_clustering.total_distortion": lambda g: gc.total_distortion(
-        g.x("grads", g.rows, 3), torch.arange(g.rows, device="cpu") % 2
+        g.x("grads", g.rows, 3), torch.arange(g.rows, device=g.device) % 2
     ),
     "hard_negatives.CollapseMonitor": lambda g: hn.CollapseMonitor().update(
         g.x("scores", g.rows, g.rows)
@@ -488,7 +492,7 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "linear_robustness.adversarial_paths": lambda g: lr.adversarial_paths(
         rows_of(g)[0],
         "l2",
-        torch.tensor([0.1], dtype=g.dtype, device="cpu"),
+        torch.tensor([0.1], dtype=g.dtype, device=g.device),
         lr=[0.1],
         record_at=[2],
     ),
@@ -502,7 +506,7 @@ CALLS: Mapping[str, Callable[[Given], Any]] = {
     "linear_robustness.dual_vector": lambda g: lr.dual_vector(g.x("x", g.rows, 4), "l2"),
     "linear_robustness.enclosure": lambda g: (
         lr.enclosure(
-            *separable(g), "l2", separator(g), torch.ones(g.rows, dtype=g.dtype, device="cpu")
+            *separable(g), "l2", separator(g), torch.ones(g.rows, dtype=g.dtype, device=g.device)
         ).upper
     ),
     "linear_robustness.max_margin": lambda g: lr.max_margin(*separable(g), "l2").eps_star,

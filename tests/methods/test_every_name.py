@@ -52,7 +52,7 @@ def leaves(value: Any) -> list[Any]:
 
 def numbers(value: Any) -> Tensor:
     """All numbers of a result in a row."""
-    parts = [torch.as_tensor(leaf).detach().double().flatten() for leaf in leaves(value)]
+    parts = [torch.as_tensor(leaf).detach().cpu().double().flatten() for leaf in leaves(value)]
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
@@ -99,6 +99,25 @@ def test_half_precision_is_right_or_refused(name: str, dtype: torch.dtype) -> No
         return
     scale = max(1.0, float(expected.abs().max()))
     tolerance = 0.5 if name in LOOSE else 0.02 if dtype == torch.float16 else 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@NAMES
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_on_cuda_values_are_right_or_refused(name: str, dtype: torch.dtype) -> None:
+    expected = numbers(CALLS[name](Given(rounded=dtype)))
+    try:
+        found = numbers(CALLS[name](Given(dtype=dtype, rounded=dtype, device="cuda")))
+    except (*REFUSALS, FloatingPointError, ArithmeticError) as error:
+        return names_it(
+            error, "float16", "half", "float32", "float64", str(dtype), "cuda", "device"
+        )
+    if name in DISCRETE:
+        return
+    scale = max(1.0, float(expected.abs().max()))
+    half = 0.02 if dtype == torch.float16 else 0.1
+    tolerance = 0.5 if name in LOOSE else 1e-3 if dtype == torch.float32 else half
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
 
 
