@@ -423,3 +423,17 @@ def test_a_copy_goes_on_alike(name: str, how: str) -> None:
     else:
         twin = copy.deepcopy(made)
     torch.testing.assert_close(numbers(probe(twin)), numbers(probe(made)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda seed: cs.SumTTA(net(), torch.zeros(3, 4), repeats=2, generator=seed),
+        lambda seed: cs.SumMix(2, num_classes=2, generator=seed),
+        lambda seed: od.PacedSampler(LOSSES, 2, seed, pacing=half_then_all, num_steps=4),
+        lambda seed: od.SampleLossSampler(Table(), 2, seed, losses_of=listed),
+    ],
+)
+def test_a_seed_in_place_of_a_generator_is_named(make: Any) -> None:
+    with pytest.raises(TypeError, match="torch.Generator.*got int"):
+        make(0)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainaug.checks import finite, widened
+from trainaug.checks import finite, source_of_randomness, widened
 
 __all__ = ["SumTTA"]
 
@@ -38,6 +38,7 @@ class SumTTA(nn.Module):
     Raises:
         ValueError: If an option is out of range, the bank or an input is not floating, a partner
             is not finite, an input's shape is not the partners', or the logits' not ``(B, C)``.
+        TypeError: If the generator is none.
 
     Example:
         >>> tta = SumTTA(nn.Identity(), torch.eye(2), repeats=2, generator=torch.Generator())
@@ -70,7 +71,7 @@ class SumTTA(nn.Module):
         if average not in ("logits", "probs"):
             raise ValueError(f"average must be logits or probs, got {average!r}")
         self.model, self.lam, self.repeats, self.average = model, lam, repeats, average
-        self.generator = generator
+        self.generator = source_of_randomness("generator", generator)
         self.register_buffer("partners", bank[:0].clone())
         self.redraw(bank)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trainaug.batches import EpochBatchSampler, batch_sizes, from_all_ranks
+from trainaug.checks import source_of_randomness
 
 __all__ = ["PerfectOrderingSampler", "SampleLossSampler", "epoch_seed"]
 
@@ -168,6 +169,7 @@ class PerfectOrderingSampler(_ModelSampler):
 
     Raises:
         ValueError: If there is no batch, a setting is out of range or the generators are the same.
+        TypeError: If a generator is none.
         RuntimeError: While iterating, if the last batch was not trained on, or the loader has
             workers, which fetch ahead.
         FloatingPointError: While iterating, if a score is NaN or infinite, naming the batch.
@@ -187,7 +189,10 @@ class PerfectOrderingSampler(_ModelSampler):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        generators = {"order": generator, "candidates": candidate_generator}
+        generators = {
+            "order": source_of_randomness("generator", generator),
+            "candidates": source_of_randomness("candidate_generator", candidate_generator),
+        }
         super().__init__(dataset, batch_size, scorer, generators, drop_last, num_replicas, rank)
         if num_candidates < 1:
             raise ValueError(f"no batch: {num_candidates=}, {batch_size=}")
@@ -306,6 +311,7 @@ class SampleLossSampler(_ModelSampler):
     Raises:
         ValueError: If there is no batch, ``refresh_every`` is below 1, or the losses have another
             shape.
+        TypeError: If the generator is none.
         RuntimeError: While iterating, as for ``PerfectOrderingSampler``.
         FloatingPointError: While iterating, if a loss is NaN or infinite, naming the example.
     """
@@ -322,7 +328,7 @@ class SampleLossSampler(_ModelSampler):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        generators = {"order": generator}
+        generators = {"order": source_of_randomness("generator", generator)}
         super().__init__(dataset, batch_size, losses_of, generators, False, num_replicas, rank)
         if refresh_every < 1:
             raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
