@@ -61,7 +61,8 @@ canaries-changed: setup
 	@$(BIN)/python -m companion canaries --changed
 
 lint: setup  ## ruff, mypy, import contracts
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 
 unit: setup  ## unit and system tests
 	@$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not portability"

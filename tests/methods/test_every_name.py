@@ -435,5 +435,5 @@ def test_a_copy_goes_on_alike(name: str, how: str) -> None:
     ],
 )
 def test_a_seed_in_place_of_a_generator_is_named(make: Any) -> None:
-    with pytest.raises(TypeError, match="torch.Generator.*got int"):
+    with pytest.raises(TypeError, match=r"torch\.Generator.*got int"):
         make(0)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
-from trainaug.checks import class_labels, finite, widened
+from trainaug.checks import class_labels, finite, source_of_randomness, widened
 from trainaug.methods.cascading_sum.functional import (
     equalise_variance,
     mix_classes,
@@ -77,6 +77,7 @@ class SumMix(nn.Module):
             smaller than K with ``remainder="drop"``, labels with NaN, class numbers without
             ``num_classes``, tensors inside of sequences or dicts inside of the batch, or bounding
             boxes, key points or masks of torchvision in it, which no sum of pictures has.
+        TypeError: If a generator is given that is none.
 
     Example:
         >>> mix = SumMix(2, num_classes=3, generator=torch.Generator().manual_seed(0))
@@ -126,6 +127,8 @@ class SumMix(nn.Module):
         elif not math.isfinite(mean):
             raise ValueError(f"mean must be finite, got {mean}")
         self._count = SharedCount(_whole(num_groups))
+        if generator is not None:
+            source_of_randomness("generator", generator)
         self.num_classes, self.generator = num_classes, generator
         self.alpha, self.mode, self.remainder = alpha, mode, remainder
         self.rescale, self.mean, self.labels_getter = rescale, mean, labels_getter

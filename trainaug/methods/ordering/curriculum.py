@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trainaug.batches import EpochBatchSampler, batch_sizes
+from trainaug.checks import source_of_randomness
 
 __all__ = [
     "Order",
@@ -159,6 +160,7 @@ class PacedSampler(EpochBatchSampler):
     Raises:
         ValueError: If the scores are not finite or not ``(n,)``, the pacing breaks its rules, or
             the first pool is smaller than a batch of all ranks.
+        TypeError: If the generator is none.
     """
 
     _fixed = ("num_examples", "batch_size", "num_steps", "num_replicas")
@@ -193,7 +195,8 @@ class PacedSampler(EpochBatchSampler):
         if _size(shares[0], len(scores)) < together:
             raise ValueError(f"the first pool, {shares[0]} of {len(scores)}, is below {together}")
         self.pacing, self.num_steps, self.batch_size = pacing, num_steps, batch_size
-        self.num_examples, self.generator = len(scores), generator
+        self.num_examples = len(scores)
+        self.generator = source_of_randomness("generator", generator)
         ranked = scores.cpu().argsort(stable=True)
         if order == "descending":
             ranked = ranked.flip(0)
