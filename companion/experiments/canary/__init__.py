@@ -1,7 +1,8 @@
 """Canaries: a tiny run of every arm, hashed, that tells whether the arm's numbers still hold.
 
 A canary is the arm's own ``execute`` with fewer steps (`sizes`), seed 0, in canonical mode. Two
-hashes are kept: of the raw *trace* (`recorder`) and of the *record* as the store would write it.
+hashes are kept: of the raw *trace* (`recorder`) and of the *record*, the result as the store would
+write it.
 Equal canaries mean that the committed evidence is what today's code computes, whatever the code
 looks like; one that moved is a bug, or needs a new ``version`` of its arm.
 """

@@ -26,7 +26,7 @@ def _compute(run: Any, execute: Any) -> dict[str, str]:
     with patched(run), recording(trace):
         result = execute(run)
     trace.add("result", {name: value for name, value in result.items() if name != "curves"})
-    record = canonical_json(run.head | result)
+    record = canonical_json(result)
     return {
         "trace": trace.hexdigest(),
         "record": hashlib.sha256(record.encode()).hexdigest()[:16],
