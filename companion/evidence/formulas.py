@@ -270,7 +270,8 @@ def _code_and_names(value: Any) -> tuple[str, frozenset[str]]:
 
 def _sources(value: Any, found: dict[str, str]) -> dict[str, str]:
     """Collect code and constants by name, transitively."""
-    name = f"{value.__module__}.{value.__qualname__}"
+    # without the packages, so that moving a file changes no rule
+    name = f"{value.__module__.rpartition('.')[2]}.{value.__qualname__}"
     if name in found:
         return found
     found[name], used = _code_and_names(value)
