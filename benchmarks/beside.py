@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import MixUp
 from training import loop_against_by_hand
 
-from companion.experiments.ch02.timing import make_network
+from companion.chapters.gradient_clustering.timing import make_network
 from trainaug.methods.attacks import pgd
 from trainaug.methods.cascading_sum import SumMix
 from trainaug.methods.gradient_clustering import GradientCenters, layer_factors

@@ -15,8 +15,8 @@ import subprocess
 import sys
 
 from companion.evidence.store import write_atomic
-from companion.experiments.chapters import load_chapter
-from companion.experiments.sweep import child_environment
+from companion.lab.chapters import load_chapter
+from companion.lab.sweep import child_environment
 from companion.paths import RESULTS
 
 # Arms that stand for their chapter: plain training and the method.
@@ -35,9 +35,9 @@ def measure_here(number: str, arm: str) -> float:
     from dataclasses import replace
 
     from companion.evidence.canonical import is_canonical
-    from companion.experiments import kernels
-    from companion.experiments.canary.sizes import tiny_config
-    from companion.experiments.worker import compute
+    from companion.lab import kernels
+    from companion.lab.canary.sizes import tiny_config
+    from companion.lab.worker import compute
 
     if is_canonical():
         kernels.install()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from ordering import _paired
 from torch import Tensor, nn
 
-from companion.experiments.ch02.timing import make_network
+from companion.chapters.gradient_clustering.timing import make_network
 from trainaug.methods.gradient_clustering import (
     GradientCenters,
     GradientClustering,

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion.experiments.ch01.runs import _time_steps
+from companion.chapters.hard_negatives.runs import _time_steps
 from trainaug.methods.hard_negatives import (
     MaxOfHinges,
     SumOfHinges,

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from companion.experiments.ch04.problems import losses_of, make_model, pair_problem, problem
-from companion.experiments.ch04.problems import source_sgd as sgd
+from companion.chapters.ordering.problems import losses_of, make_model, pair_problem, problem
+from companion.chapters.ordering.problems import source_sgd as sgd
 from trainaug.methods.ordering import (
     BatchScorer,
     exhaustive_orders,

@@ -20,7 +20,7 @@ Profile = Annotated[str, typer.Option(help="quick, standard, full or paper.")]
 
 
 def _numbers(chapters: list[str] | None) -> list[str]:
-    from companion.experiments.chapters import chapter_number
+    from companion.lab.chapters import chapter_number
 
     # the first and the last notebook have no experiments but can be run by name
     wanted = [word for entry in chapters or [] for word in entry.split()]
@@ -55,12 +55,12 @@ def tune(chapters: Chapters = None) -> None:
     from importlib import import_module
     from importlib.util import find_spec
 
-    from companion.experiments.chapters import TITLES
-    from companion.experiments.sweep import worker_count
+    from companion.lab.chapters import chapter_numbers, package_of
+    from companion.lab.sweep import worker_count
 
-    for number in _numbers(chapters) or TITLES:
-        name = f"companion.experiments.ch{number}.tuning"
-        if find_spec(name.rpartition(".")[0]) is None or find_spec(name) is None:
+    for number in _numbers(chapters) or chapter_numbers():
+        name = f"{package_of(number)}.tuning"
+        if find_spec(name) is None:
             print(f"chapter {number}: nothing to tune")
             continue
         import_module(name).tune(worker_count(), lambda line: print(line, flush=True))
@@ -74,10 +74,10 @@ def canaries(
     ] = False,
 ) -> None:
     """Compare the canaries of all arms with the committed ones."""
-    from companion.experiments.chapters import TITLES
+    from companion.lab.chapters import chapter_numbers
     from companion.pages.canaries import check
 
-    faults = check(_numbers(chapters) or tuple(TITLES), changed=changed, say=_say)
+    faults = check(_numbers(chapters) or chapter_numbers(), changed=changed, say=_say)
     for line in faults:
         print(f"MOVED {line}")
     raise typer.Exit(int(bool(faults)))
@@ -90,10 +90,10 @@ def verify(
     seconds: Annotated[float, typer.Option(help="Core-seconds a chapter, at most.")] = 90.0,
 ) -> None:
     """Compute a few records of the standard evidence anew and compare their bytes."""
-    from companion.experiments.chapters import TITLES
+    from companion.lab.chapters import chapter_numbers
     from companion.pages.canaries import verify_sample
 
-    outcome = verify_sample(sample, seconds, _numbers(chapters) or tuple(TITLES), _say)
+    outcome = verify_sample(sample, seconds, _numbers(chapters) or chapter_numbers(), _say)
     equal = len(outcome.checked) - len(outcome.moved)
     print(f"{equal} of {len(outcome.checked)} records equal the evidence, byte for byte")
     raise typer.Exit(int(bool(outcome.moved)))
@@ -105,19 +105,19 @@ def judge(
     render: Annotated[bool, typer.Option(help="Execute the notebooks that changed, too.")] = False,
 ) -> None:
     """Apply the ledgers to the committed records: verdicts and README, in seconds."""
-    from companion.experiments.chapters import TITLES
+    from companion.lab.chapters import chapter_numbers
     from companion.pages.judge import judge as run
 
-    run(_numbers(chapters) or tuple(TITLES), render=render, say=_say)
+    run(_numbers(chapters) or chapter_numbers(), render=render, say=_say)
 
 
 @app.command()
 def pose(chapters: Chapters = None) -> None:
     """Accept the committed ledger for records that exist: claims say that they came after."""
-    from companion.experiments.chapters import TITLES, load_chapter
+    from companion.lab.chapters import chapter_numbers
     from companion.pages.judge import pose as run
 
-    for number in _numbers(chapters) or [n for n in TITLES if load_chapter(n)]:
+    for number in _numbers(chapters) or chapter_numbers():
         changed = run(number)
         print(f"chapter {number}: {', '.join(changed) or 'no rule is new to its records'}")
 
@@ -132,10 +132,10 @@ def publish(
     ] = None,
 ) -> None:
     """Promote finished runs to evidence and judge them."""
-    from companion.experiments.chapters import TITLES, load_chapter
+    from companion.lab.chapters import chapter_numbers
     from companion.pages import publish as publishing
 
-    for number in _numbers(chapters) or [n for n in TITLES if load_chapter(n)]:
+    for number in _numbers(chapters) or chapter_numbers():
         publishing.publish(number, profile, arms or ())
         print(f"chapter {number}: published")
     print("run `make judge-render` for the notebooks")

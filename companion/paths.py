@@ -12,6 +12,7 @@ from trainaug.data.paths import DATA_CACHE, named_folder
 
 __all__ = [
     "BENCHMARKS",
+    "CHAPTERS",
     "CLAIMS",
     "COMPANION",
     "DATA_CACHE",
@@ -25,6 +26,7 @@ __all__ = [
 
 COMPANION = Path(__file__).resolve().parent
 ROOT = COMPANION.parent
+CHAPTERS = COMPANION / "chapters"
 LIBRARY = ROOT / "trainaug"
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"

@@ -124,11 +124,11 @@ def test_unbuilt_chapters_have_no_canaries(tmp_path):
 def test_the_digest_sees_more_than_the_chapter(tmp_path):
     root = tmp_path
     files = {
-        "companion/experiments/ch05/runs.py": "x = 1\n",
-        "companion/experiments/ch05/tuned.yaml": "a: 1\n",
-        "companion/experiments/versions.yaml": "{}\n",
-        "companion/experiments/sweep.py": "y = 1\n",
-        "companion/experiments/worker.py": "w = 1\n",
+        "companion/chapters/cascading_sum/runs.py": "x = 1\n",
+        "companion/chapters/cascading_sum/tuned.yaml": "a: 1\n",
+        "companion/lab/versions.yaml": "{}\n",
+        "companion/lab/sweep.py": "y = 1\n",
+        "companion/lab/worker.py": "w = 1\n",
         "companion/evidence/store.py": "DIGITS = 12\n",
         "companion/evidence/tables.py": "z = 1\n",
     }

@@ -11,13 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from companion.__main__ import app
-from companion.experiments.ch01 import tuning as tuning_01
-from companion.experiments.ch02 import tuning as tuning_02
-from companion.experiments.ch03 import tuning as tuning_03
-from companion.experiments.ch04 import tuning as tuning_04
-from companion.experiments.ch05 import tuning as tuning_05
-from companion.experiments.ch06 import tuning
-from companion.experiments.chapters import TITLES
+from companion.chapters.autoassist import tuning as tuning_03
+from companion.chapters.cascading_sum import tuning as tuning_05
+from companion.chapters.gradient_clustering import tuning as tuning_02
+from companion.chapters.hard_negatives import tuning as tuning_01
+from companion.chapters.linear_robustness import tuning
+from companion.chapters.ordering import tuning as tuning_04
+from companion.lab.chapters import TITLES
 from companion.paths import ROOT
 
 CLAIMS = {f"lin.{k}" for k in range(1, 9)} | {f"vse.{k}" for k in range(1, 10)}

@@ -12,7 +12,7 @@ import pytest
 from companion.evidence import store
 from companion.evidence.claims import verdicts_json
 from companion.evidence.store import read_reference, reference_folder, write_record_set
-from companion.experiments.chapters import TITLES, load_chapter, notebook_path
+from companion.lab.chapters import TITLES, load_chapter, notebook_path
 from companion.pages import judge as module
 from companion.pages import verdicts
 from companion.pages.judge import (

@@ -10,7 +10,7 @@ import pytest
 
 from companion.paths import ROOT
 
-FOLDERS = ("trainaug/methods", "trainaug/training", "trainaug/data", "companion/experiments")
+FOLDERS = ("trainaug/methods", "trainaug/training", "trainaug/data", "companion/lab")
 FUNCTIONS = {
     *("sqrt", "sqrt_", "log2", "log2_", "log10", "log10_", "atan", "arctan", "tan", "acos", "asin"),
     *("arccos", "arcsin", "cholesky", "cholesky_ex"),

@@ -18,8 +18,8 @@ from companion.evidence.store import (
     reference_folder,
     write_reference,
 )
-from companion.experiments.chapters import load_chapter
-from companion.experiments.conditions import conditions_of
+from companion.lab.chapters import load_chapter
+from companion.lab.conditions import conditions_of
 from companion.pages import judge as judging
 from companion.pages import publish as module
 from companion.pages import verdicts

@@ -10,8 +10,8 @@ import pytest
 
 from companion.evidence.canonical import fingerprint
 from companion.evidence.store import Store, read_reference
-from companion.experiments.chapters import load_chapter
-from companion.experiments.conditions import conditions_of
+from companion.lab.chapters import load_chapter
+from companion.lab.conditions import conditions_of
 from companion.pages import reproduce as module
 from companion.pages.reproduce import notebook_parameters, reproduce
 from trainaug.data.arrays import DataUnavailableError

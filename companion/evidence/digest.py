@@ -22,13 +22,13 @@ __all__ = ["behaviour_digest", "code_digest", "imported_modules"]
 _SHARED = (
     "companion/evidence/canonical.py",
     "companion/evidence/store.py",
-    "companion/experiments/*.py",
-    "companion/experiments/canary/*.py",
+    "companion/lab/*.py",
+    "companion/lab/canary/*.py",
 )
-_SETTINGS = ("companion/experiments/versions.yaml", "companion/experiments/ch{number}/*.yaml")
+_SETTINGS = ("companion/lab/versions.yaml", "{folder}/tuned.*")
 
-_COUNTED = re.compile(r"(trainaug\.|companion\.(experiments|evidence\.(store|canonical))(\.|$))")
-_WORKER = "companion.experiments.worker"
+_COUNTED = re.compile(r"(trainaug\.|companion\.(lab|chapters|evidence\.(store|canonical))(\.|$))")
+_WORKER = "companion.lab.worker"
 
 
 def _file(module: str, root: Path) -> Path | None:
@@ -55,7 +55,7 @@ def imported_modules(entry: str, root: Path = ROOT) -> dict[str, Path]:
     """Find the counted modules that ``entry`` imports, itself included, transitively.
 
     Args:
-        entry: Dotted name such as ``companion.experiments.ch06.runs``.
+        entry: Dotted name such as ``companion.chapters.linear_robustness.runs``.
         root: Folder of the packages.
 
     Returns:
@@ -110,25 +110,26 @@ def code_digest(entry: str, root: Path = ROOT) -> str:
     return digest.hexdigest()
 
 
-def behaviour_digest(number: str, root: Path = ROOT) -> str:
+def behaviour_digest(package: str, root: Path = ROOT) -> str:
     """Hash all that the canaries of a chapter depend on, to skip them where nothing has changed.
 
     More than `code_digest`: sweep, recorder, versions and tuned settings count as well.
 
     Args:
-        number: Two-digit chapter.
+        package: Dotted name of the chapter's folder.
         root: Folder of the packages.
 
     Returns:
         Hexadecimal sha256.
     """
-    own = code_digest(f"companion.experiments.ch{number}.runs", root)
+    has_runs = _file(f"{package}.runs", root) is not None
+    own = code_digest(f"{package}.{'runs' if has_runs else 'arms'}", root)
     digest = hashlib.sha256(own.encode())
     for pattern in _SHARED:
         for path in sorted(root.glob(pattern)):
             source = ast.unparse(_without_docstrings(ast.parse(path.read_bytes())))
             digest.update(f"{path.relative_to(root)}\n{source}\n".encode())
     for pattern in _SETTINGS:
-        for path in sorted(root.glob(pattern.format(number=number))):
+        for path in sorted(root.glob(pattern.format(folder=package.replace(".", "/")))):
             digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -23,9 +23,15 @@ from companion.evidence.store import (
     read_reference,
     write_atomic,
 )
-from companion.experiments.chapters import TITLES, Chapter, load_chapter
-from companion.experiments.defaults import arm_version
-from companion.experiments.sweep import recompute, worker_count
+from companion.lab.chapters import (
+    EXECUTE,
+    Chapter,
+    arm_version,
+    chapter_numbers,
+    load_chapter,
+    package_of,
+)
+from companion.lab.sweep import recompute, worker_count
 from companion.paths import RESULTS, RUNS
 
 __all__ = [
@@ -39,13 +45,13 @@ __all__ = [
 ]
 
 ADVICE = {
-    "moved trace": "a bug, or bump the version of that arm in companion/experiments/versions.yaml "
+    "moved trace": "a bug, or bump the version of that arm in companion/lab/versions.yaml "
     "in the same commit",
-    "moved record": "a bug, or bump the version of that arm in companion/experiments/versions.yaml "
+    "moved record": "a bug, or bump the version of that arm in companion/lab/versions.yaml "
     "in the same commit",
     "moved constant": "canaries replace it, so none sees it: a bug, or bump the version of the "
     "arms that use it and record the canaries of the chapter",
-    "missing": "record a canary for it: python -m companion.experiments.canary record",
+    "missing": "record a canary for it: python -m companion.lab.canary record",
     "no such arm": "no plan has this arm: record the chapter's canaries again",
     "older version": "its version was bumped: re-record its canary",
 }
@@ -65,7 +71,7 @@ Check = Callable[[Sequence[str]], Sequence[CanaryState]]
 
 
 def _check_canaries(chapters: Sequence[str]) -> Sequence[CanaryState]:
-    from companion.experiments.canary import check_canaries
+    from companion.lab.canary import check_canaries
 
     return check_canaries(chapters, workers=worker_count())
 
@@ -95,7 +101,7 @@ def outdated(number: str) -> list[str]:
 
 
 def check(
-    numbers: Sequence[str] = tuple(TITLES),
+    numbers: Sequence[str] = chapter_numbers(),
     *,
     changed: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -117,14 +123,12 @@ def check(
     known = _read_passed(passed)
     faults = []
     for number in numbers:
-        if load_chapter(number) is None:
-            continue
         own = fingerprint(canonical=True)
         if committed_canaries(number).get("fingerprint", own) != own:
             say(f"chapter {number}: canaries of other library versions, nothing to compare with")
             continue
         older = outdated(number)
-        code = behaviour_digest(number)
+        code = behaviour_digest(package_of(number))
         digest = f"{code}-{own}"
         is_known = committed_canaries(number)["code"] == code or known.get(number) == digest
         if changed and is_known and not older:
@@ -168,7 +172,7 @@ class Sample:
 def verify_sample(
     count: int,
     seconds: float,
-    numbers: Sequence[str] = tuple(TITLES),
+    numbers: Sequence[str] = chapter_numbers(),
     say: Callable[[str], None] = lambda line: None,
 ) -> Sample:
     """Compute a few records of each chapter's canonical evidence anew and compare their bytes.
@@ -182,13 +186,13 @@ def verify_sample(
     chosen: list[tuple[Chapter, Run, Record]] = []
     for number in numbers:
         chapter, reference = load_chapter(number), read_reference("standard", number)
-        if chapter is None or reference is None or not reference.record_set.canonical:
+        if reference is None or not reference.record_set.canonical:
             say(f"chapter {number}: no canonical evidence")
             continue
         sample = _sample(chapter, reference, count, seconds)
         chosen += [(chapter, run, record) for run, record in sample]
     outcome = Sample()
-    fresh = recompute([(chapter.runs_module, run) for chapter, run, _ in chosen])
+    fresh = recompute([(EXECUTE, run) for chapter, run, _ in chosen])
     for (chapter, run, record), again in zip(chosen, fresh, strict=True):
         name = f"chapter {chapter.number}: {run.arm}, seed {run.seed}"
         outcome.checked.append(name)

@@ -29,7 +29,7 @@ from companion.evidence.store import (
     write_record_set,
 )
 from companion.evidence.tables import verdict_blocks
-from companion.experiments.chapters import TITLES, Chapter, load_chapter, notebook_path
+from companion.lab.chapters import Chapter, chapter_numbers, load_chapter, notebook_path
 from companion.pages.notebook import describe_evidence
 from companion.pages.scoreboard import chapter_html, whole_text
 from companion.pages.verdicts import (
@@ -77,7 +77,7 @@ def evidence_judgements(number: str) -> list[Judgement]:
     chapter = load_chapter(number)
     references = {profile: read_reference(profile, number) for profile in PROFILES}
     known = {profile: each for profile, each in references.items() if each is not None}
-    if chapter is None or not known:
+    if not known:
         raise LookupError(f"chapter {number} has no records")
     arms = known_arms(chapter)
     ledger = load_ledger(CLAIMS / f"{number}.yaml")
@@ -137,14 +137,14 @@ def _judged_chapters(numbers: Sequence[str]) -> list[str]:
     ]
 
 
-def outdated_verdicts(numbers: Sequence[str] = tuple(TITLES)) -> dict[Path, str]:
+def outdated_verdicts(numbers: Sequence[str] = chapter_numbers()) -> dict[Path, str]:
     """The verdict files that differ from what the judge says, each with the text it should have."""
     texts = {verdicts_path(number): verdicts_text(number) for number in _judged_chapters(numbers)}
     return {path: text for path, text in texts.items() if _text(path) != text}
 
 
 def judge(
-    numbers: Sequence[str] = tuple(TITLES),
+    numbers: Sequence[str] = chapter_numbers(),
     *,
     render: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -258,13 +258,13 @@ def notebook_faults(number: str) -> list[str]:
     Returns:
         Ids of claims whose block differs, and chapters whose record set or table is another one.
     """
-    if number in TITLES and not _judged_chapters((number,)):
+    if number in chapter_numbers() and not _judged_chapters((number,)):
         return []
     shown = _shown_text(notebook_path(number))
-    if number not in TITLES:
+    if number not in chapter_numbers():
         return [
             f"claims of chapter {each}"
-            for each in _judged_chapters(tuple(TITLES))
+            for each in _judged_chapters(chapter_numbers())
             if whole_text(each, read_verdicts(each)) not in shown
             or chapter_html(read_verdicts(each)) not in shown
         ]

@@ -40,17 +40,23 @@ from companion.evidence.tables import (
     text_table,
     verdict_blocks,
 )
-from companion.experiments.chapters import TITLES, Chapter, chapter_number, load_chapter
-from companion.experiments.conditions import conditions_of
-from companion.experiments.defaults import arm_version
-from companion.experiments.records import Estimand
-from companion.experiments.sweep import run_sweep, worker_count
+from companion.lab.chapters import (
+    EXECUTE,
+    Chapter,
+    arm_version,
+    chapter_number,
+    load_chapter,
+)
+from companion.lab.conditions import conditions_of
+from companion.lab.records import Estimand
+from companion.lab.sweep import run_sweep, worker_count
 from companion.pages.verdicts import (
     criteria,
     judge_records,
     mark_changed_criteria,
     read_verdicts,
 )
+from companion.paths import NOTEBOOKS
 from trainaug.data.progress import shows_progress
 from trainaug.training.randomness import stream
 
@@ -158,7 +164,7 @@ class Context:
             plan = self.chapter.plan(self.profile, self.knobs)
             digest = self.chapter.code_digest
             progress = _log if shows_progress() else None
-            run_sweep(plan, self.chapter.runs_module, Store(self.profile), digest, progress)
+            run_sweep(plan, EXECUTE, Store(self.profile), digest, progress)
         self.records = collect_records(self.chapter, self.profile, self.evidence, self.knobs)
         return self.records
 
@@ -325,11 +331,11 @@ class Context:
         """Print where the numbers came from and what comes next."""
         digests = {record["data"][:12] for record in self.records}
         source = "results" if self.evidence == "reference" else "runs"
-        built = [n for n in TITLES if load_chapter(n) is not None and n > self.chapter.number]
-        following = f"{built[0]}_{TITLES[built[0]]}" if built else "08_scoreboard"
+        names = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+        later = [name for name in names if name > f"{self.chapter.number}~"]
         print(f"{len(self.records)} runs from {source}/{self.profile}/{self.chapter.number}")
         print(f"data {', '.join(sorted(digests))}")
-        print(f"next: {following}")
+        print(f"next: {later[0] if later else names[0]}")
 
 
 def _spelt(numbers: Sequence[float], digits: int, shown: Shown) -> str:
@@ -411,8 +417,6 @@ def start(
     """
     number = chapter_number(chapter)
     found = load_chapter(number)
-    if found is None:
-        raise ValueError(f"chapter {number} is not built yet")
     _say_if_not_canonical()
     torch.set_num_threads(1)
     # torch's own forward-mode derivative loads scripted functions, and warns of them.

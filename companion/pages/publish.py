@@ -16,8 +16,6 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
-
 from companion.evidence.store import (
     Record,
     RecordSet,
@@ -28,9 +26,9 @@ from companion.evidence.store import (
     reference_folder,
     write_reference,
 )
-from companion.experiments.chapters import Chapter, load_chapter
-from companion.experiments.conditions import conditions_of
-from companion.experiments.defaults import arm_version
+from companion.lab.chapters import Chapter, arm_version, load_chapter
+from companion.lab.conditions import conditions_of
+from companion.lab.trials import read_trials
 from companion.pages.canaries import CanaryState
 from companion.pages.compare import is_canonical_fingerprint
 from companion.pages.judge import judge
@@ -64,7 +62,7 @@ class PublishRefusedError(RuntimeError):
 
 
 def _check_canaries(chapters: Sequence[str], arms: Collection[str] | None) -> Sequence[CanaryState]:
-    from companion.experiments.canary import check_canaries
+    from companion.lab.canary import check_canaries
 
     return check_canaries(chapters, arms)
 
@@ -89,10 +87,8 @@ def publish(
             the evidence's machine, exceed the plan by more than 30 %.
     """
     chapter = load_chapter(number)
-    if chapter is None:
-        raise PublishRefusedError(f"chapter {number} is not built yet")
     _refuse_open_ledger(number)
-    if edges := tuned_edges(COMPANION / "experiments" / f"ch{number}" / "tuned.yaml"):
+    if edges := tuned_edges(number):
         raise PublishRefusedError(f"tuned to the edge of the grid: {', '.join(edges)}; widen it")
     plan = chapter.plan(profile)
     chosen = [run for run in plan if not arms or run.arm.startswith(tuple(arms))]
@@ -319,18 +315,24 @@ def _ledger_blob(number: str, started: str) -> str:
     return entry.split()[2]  # mode, kind, name of the blob, path
 
 
-def tuned_edges(path: Path) -> list[str]:
-    """Name the tuned values that are the least or the greatest of their grid.
+def tuned_edges(number: str) -> list[str]:
+    """Name a chapter's tuned values that are the least or the greatest that was tried.
 
     Args:
-        path: YAML of ``{arm: {setting: {value: v, grid: [...]}}}``; none if the file is absent.
+        number: Two-digit chapter; none if it tunes nothing.
     """
-    tuned = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    chosen = load_chapter(number).chosen
+    if not chosen:
+        return []
+    tried: dict[tuple[str, str], set[float]] = {}
+    for row in read_trials(number):
+        arm = row["arm"].partition("@")[0]  # a name may hold the value of a second setting
+        tried.setdefault((arm, row["setting"]), set()).add(row["value"])
     return [
-        f"{arm}.{name} = {entry['value']}"
-        for arm, settings in tuned.items()
-        for name, entry in settings.items()
-        if entry["value"] in (min(entry["grid"]), max(entry["grid"]))
+        f"{arm}.{name} = {value}"
+        for arm, values in chosen.items()
+        for name, value in values.items()
+        if (grid := tried.get((arm, name))) and value in (min(grid), max(grid))
     ]
 
 

@@ -24,9 +24,9 @@ from companion.evidence.canonical import canonical_environment
 from companion.evidence.claims import Judgement
 from companion.evidence.store import Record, Run, Store, read_reference, write_atomic
 from companion.evidence.tables import markdown_table, shown_effect
-from companion.experiments.chapters import TITLES, Chapter, load_chapter, notebook_path
-from companion.experiments.conditions import conditions_of
-from companion.experiments.sweep import missing_runs, worker_count
+from companion.lab.chapters import Chapter, chapter_numbers, load_chapter, notebook_path
+from companion.lab.conditions import conditions_of
+from companion.lab.sweep import missing_runs, worker_count
 from companion.pages.compare import (
     Comparison,
     compare_claims,
@@ -34,12 +34,11 @@ from companion.pages.compare import (
     first_line,
 )
 from companion.pages.verdicts import judge_records
-from companion.paths import RUNS
+from companion.paths import NOTEBOOKS, RUNS
 from trainaug.data.arrays import DataUnavailableError
 
 __all__ = ["ChapterReport", "notebook_parameters", "reproduce"]
 
-BOOK = ("00", *TITLES, "08")
 _NO_DATA = DataUnavailableError.__name__
 # as the registry words it: "cannot get NAME (…", or "NAME is not in the cache (…"
 _DATA_NAME = re.compile(r"(?:cannot get )?(\w+) (?:\(|is not in the cache)")
@@ -124,10 +123,9 @@ def reproduce(
         ValueError: If a profile, a chapter or a parameter is unknown.
     """
     parameters = dict(parameters or {})
-    built = {number: load_chapter(number) for number in TITLES}
-    numbers = [n for n in BOOK if (n in chapters if chapters else built.get(n) or n not in TITLES)]
-    if absent := [n for n in chapters if n in TITLES and built[n] is None]:
-        raise ValueError(f"chapter {', '.join(absent)} is not built yet")
+    built = {number: load_chapter(number) for number in chapter_numbers()}
+    book = sorted(path.name[:2] for path in NOTEBOOKS.glob("*.ipynb"))
+    numbers = [number for number in book if not chapters or number in chapters]
     _check_parameters(numbers, parameters)
     plans = {n: c.plan(profile, _knobs(n, parameters)) for n in numbers if (c := built.get(n))}
     console = Console()

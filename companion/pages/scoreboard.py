@@ -21,7 +21,7 @@ from companion.evidence.tables import (
     verdict_blocks,
     verdict_table,
 )
-from companion.experiments.chapters import TITLES
+from companion.lab.chapters import chapter_numbers, title_of
 
 __all__ = [
     "METHODS",
@@ -81,7 +81,7 @@ FARTHEST = 4.0  # smallest effects; what lies beyond is drawn at the edge
 def by_chapter(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
     """Divide judgements by the chapters whose claims they are."""
     prefixes = {"vse": "01", "gc": "02", "aa": "03", "ord": "04", "csa": "05", "lin": "06"}
-    found: dict[str, list[Judgement]] = {number: [] for number in TITLES}
+    found: dict[str, list[Judgement]] = {number: [] for number in chapter_numbers()}
     for each in judgements:
         found[prefixes[each.id.partition(".")[0]]].append(each)
     return {number: claims for number, claims in found.items() if claims}
@@ -295,7 +295,7 @@ def chapter_text(judgements: Sequence[Judgement]) -> str:
 
 def whole_text(number: str, judgements: Sequence[Judgement]) -> str:
     """Plain text of a chapter's part with its head, as notebooks show it."""
-    return f"Chapter {number}, {TITLES[number]}\n\n{chapter_text(judgements)}"
+    return f"Chapter {number}, {title_of(number)}\n\n{chapter_text(judgements)}"
 
 
 def chapter_html(judgements: Sequence[Judgement]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from companion.evidence.claims import Judgement, Record, judge
 from companion.evidence.ledger import criterion_hash, load_ledger
-from companion.experiments.chapters import TITLES, Chapter, functions_of
+from companion.lab.chapters import Chapter, chapter_numbers, functions_of
 from companion.paths import CLAIMS, RESULTS
 
 __all__ = [
@@ -78,7 +78,7 @@ def mark_changed_criteria(
 def committed_judgements() -> list[Judgement]:
     """The committed verdicts of all chapters; *criterion changed* where the ledger has moved on."""
     judged = []
-    for number in TITLES:
+    for number in chapter_numbers():
         if verdicts_path(number).is_file():
             judged += mark_changed_criteria(read_verdicts(number), criteria(number))
     return judged

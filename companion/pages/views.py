@@ -14,7 +14,7 @@ from pathlib import Path
 from companion.evidence.canonical import canonical_environment
 from companion.evidence.ledger import AFTER
 from companion.evidence.store import read_reference, write_atomic
-from companion.experiments.chapters import TITLES, load_chapter
+from companion.lab.chapters import chapter_numbers, load_chapter, package_of
 from companion.pages.notebook import png_bytes
 from companion.pages.scoreboard import (
     by_chapter,
@@ -75,7 +75,7 @@ FRONT_ALT = (
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def scoreboard(chapters: Sequence[str] = tuple(TITLES)) -> None:
+def scoreboard(chapters: Sequence[str] = chapter_numbers()) -> None:
     """Show the committed verdicts of chapters, a table for each group, rule and reason folded."""
     from IPython.display import display
 
@@ -112,7 +112,7 @@ def key_figure_png(number: str) -> bytes:
     reference = read_reference("standard", number)
     if reference is None:
         raise LookupError(f"chapter {number} has no standard reference")
-    figures = import_module(f"companion.experiments.ch{number}.figures")
+    figures = import_module(f"{package_of(number)}.figures")
     return png_bytes(figures.key_figure(reference.records), KEY_FIGURES[number][1])
 
 
@@ -177,7 +177,7 @@ def _verdicts_block() -> str:
 
 
 def _times_block() -> str:
-    chapters = [chapter for number in TITLES if (chapter := load_chapter(number)) is not None]
+    chapters = [load_chapter(number) for number in chapter_numbers()]
     plans = [run.predicted_seconds for chapter in chapters for run in chapter.plan("standard")]
     path = RESULTS / "bench" / "fresh_clone.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}

@@ -10,7 +10,7 @@ import pytest
 
 from companion.evidence.digest import code_digest, imported_modules
 
-ENTRY = "companion.experiments.ch99.runs"
+ENTRY = "companion.lab.ch99.runs"
 SOURCES = {
     "trainaug/__init__.py": "",
     "companion/__init__.py": "",
@@ -49,20 +49,20 @@ def go(x):
     "trainaug/training/loop.py": "STEPS = 4\n",
     "companion/evidence/__init__.py": "",
     "companion/evidence/store.py": "B = 1\n",
-    "companion/experiments/__init__.py": "",
-    "companion/experiments/chapters.py": "C = 1\n",
-    "companion/experiments/kernels.py": "ROUTE = 1\n",
-    "companion/experiments/worker.py": """def answer():
+    "companion/lab/__init__.py": "",
+    "companion/lab/chapters.py": "C = 1\n",
+    "companion/lab/kernels.py": "ROUTE = 1\n",
+    "companion/lab/worker.py": """def answer():
     from companion.evidence.store import write
-    from companion.experiments import kernels
+    from companion.lab import kernels
 """,
     "trainaug/roots.py": "R = 1\n",
-    "companion/experiments/ch99/__init__.py": "",
-    "companion/experiments/ch99/config.py": "class Config:\n    steps = 10\n",
-    "companion/experiments/ch99/runs.py": """import os
+    "companion/lab/ch99/__init__.py": "",
+    "companion/lab/ch99/config.py": "class Config:\n    steps = 10\n",
+    "companion/lab/ch99/runs.py": """import os
 
 from companion.evidence.store import B
-from companion.experiments.ch99.config import Config
+from companion.lab.ch99.config import Config
 from trainaug.methods.direct import Thing
 from companion.paths import ROOT
 
@@ -72,17 +72,17 @@ def execute(run):
 
     return Thing().run(run) + STEPS
 """,
-    "companion/experiments/ch99/figures.py": "from .runs import execute\n",
-    "companion/experiments/ch99/estimands.py": "from trainaug.methods.unused import A\n",
-    "companion/experiments/ch98/__init__.py": "",
-    "companion/experiments/ch98/runs.py": "D = 1\n",
+    "companion/lab/ch99/figures.py": "from .runs import execute\n",
+    "companion/lab/ch99/estimands.py": "from trainaug.methods.unused import A\n",
+    "companion/lab/ch98/__init__.py": "",
+    "companion/lab/ch98/runs.py": "D = 1\n",
 }
 COUNTED = [
     "companion.evidence.store",
-    "companion.experiments",
-    "companion.experiments.ch99",
-    "companion.experiments.ch99.config",
-    "companion.experiments.ch99.runs",
+    "companion.lab",
+    "companion.lab.ch99",
+    "companion.lab.ch99.config",
+    "companion.lab.ch99.runs",
     "trainaug.data",
     "trainaug.data.more",
     "trainaug.data.tables",
@@ -96,7 +96,7 @@ COUNTED = [
     "trainaug.training",
     "trainaug.training.loop",
 ]
-OF_THE_WORKER = ["companion.experiments.kernels", "companion.experiments.worker"]
+OF_THE_WORKER = ["companion.lab.kernels", "companion.lab.worker"]
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_digest_is_stable_and_cached(root):
         ("trainaug/methods/direct.py", '"""Run."""', '"""Run it: 0.5."""'),
         ("trainaug/methods/direct.py", "0.5  # a constant", "0.50"),
         ("trainaug/methods/folder/sibling.py", "TWO = 2", "TWO = 2\n\n"),
-        ("companion/experiments/ch99/runs.py", "import os\n", "import os\n\n"),
+        ("companion/lab/ch99/runs.py", "import os\n", "import os\n\n"),
     ],
 )
 def test_layout_comments_and_docstrings_do_not_count(root, name, old, new):
@@ -168,8 +168,8 @@ def test_layout_comments_and_docstrings_do_not_count(root, name, old, new):
     [
         ("trainaug/methods/direct.py", "0.5", "0.25"),
         ("trainaug/methods/direct.py", "deep.go(x) *", "deep.go(x) +"),
-        ("companion/experiments/ch99/config.py", "10", "11"),
-        ("companion/experiments/ch99/runs.py", "run(run)", "run(run + 1)"),
+        ("companion/lab/ch99/config.py", "10", "11"),
+        ("companion/lab/ch99/runs.py", "run(run)", "run(run + 1)"),
         ("trainaug/methods/deep.py", "x + 1", "x + 2"),
         ("trainaug/methods/folder/part.py", "TWO * x", "x * TWO"),
         ("trainaug/methods/folder/sibling.py", "2", "3"),
@@ -189,10 +189,10 @@ def test_changed_code_counts_however_it_is_imported(root, name, old, new):
     "name",
     [
         "trainaug/methods/unused.py",
-        "companion/experiments/chapters.py",
-        "companion/experiments/ch99/figures.py",
-        "companion/experiments/ch99/estimands.py",
-        "companion/experiments/ch98/runs.py",
+        "companion/lab/chapters.py",
+        "companion/lab/ch99/figures.py",
+        "companion/lab/ch99/estimands.py",
+        "companion/lab/ch98/runs.py",
         "companion/paths.py",
     ],
 )
@@ -220,7 +220,7 @@ def test_every_counted_module_moves_the_digest(root):
     assert digest(root) == before
 
 
-@pytest.mark.parametrize("entry", ["companion.experiments.ch97.runs", "companion.nothing"])
+@pytest.mark.parametrize("entry", ["companion.lab.ch97.runs", "companion.nothing"])
 def test_missing_entry_raises(root, entry):
     with pytest.raises(ModuleNotFoundError, match=entry):
         imported_modules(entry, root)
@@ -229,10 +229,10 @@ def test_missing_entry_raises(root, entry):
 
 
 def test_chapter_6_counts_its_methods_and_data_only():
-    found = set(imported_modules("companion.experiments.ch06.runs"))
+    found = set(imported_modules("companion.chapters.linear_robustness.runs"))
     assert {
-        "companion.experiments.ch06.config",
-        "companion.experiments.ch06.runs",
+        "companion.chapters.linear_robustness.config",
+        "companion.chapters.linear_robustness.runs",
         "trainaug.methods.linear_robustness.max_margin",
         "trainaug.methods.linear_robustness.norms",
         "trainaug.methods.linear_robustness.robustness",
@@ -248,7 +248,7 @@ def test_chapter_6_counts_its_methods_and_data_only():
 
 def test_chapter_6_counts_every_module_that_its_runs_load():
     code = (
-        "import sys, companion.experiments.ch06.runs as runs\n"
+        "import sys, companion.chapters.linear_robustness.runs as runs\n"
         "from companion.evidence.store import Run\n"
         "for name in ('digits', 'fashion_mnist'): runs.load_problems({'data': name}, 0)\n"
         "print(*(m for m in sys.modules if m.startswith('trainaug.')))"
@@ -258,4 +258,4 @@ def test_chapter_6_counts_every_module_that_its_runs_load():
     )
     kinds = ("methods", "data", "training", "roots")
     loaded = {m for m in done.stdout.split() if m.split(".")[1] in kinds or ".ch06" in m}
-    assert loaded <= set(imported_modules("companion.experiments.ch06.runs"))
+    assert loaded <= set(imported_modules("companion.chapters.linear_robustness.runs"))

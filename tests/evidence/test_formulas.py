@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from companion.evidence.formulas import Formula, source_hash
-from companion.experiments.chapters import functions_of
+from companion.lab.chapters import functions_of
 
 
 def record(arm, **metrics):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from companion.evidence import ledger as le
-from companion.experiments.chapters import TITLES, functions_of
+from companion.lab.chapters import TITLES, functions_of
 from companion.paths import CLAIMS
 
 PUBLISHED = {"value": "+5 points", "where": "table 1", "work": "w", "read": "text"}

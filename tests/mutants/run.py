@@ -87,7 +87,7 @@ _JUDGE = (
     "sys.stdout.write(verdicts_text(sys.argv[1]))"
 )
 _CONSTANTS = (
-    "import json, sys; from companion.experiments.canary import moved_constants;"
+    "import json, sys; from companion.lab.canary import moved_constants;"
     "sys.stdout.write(json.dumps(moved_constants(sys.argv[1])))"
 )
 _VERIFY = "import sys; from trainaug.data import registry; registry.verify(sys.argv[1])"
@@ -211,7 +211,7 @@ class Checks:
         for number, arms in chapters.items():
             path = self.scratch / "results" / "canaries" / f"{number}.json"
             committed = json.loads(path.read_text(encoding="utf-8"))["arms"]
-            command = ["-m", "companion.experiments.canary", "run", number]
+            command = ["-m", "companion.lab.canary", "run", number]
             done = self._child(command, json.dumps(arms))
             lines = done.stdout.splitlines()
             if len(lines) != len(arms):

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from companion.evidence.ledger import load_ledger
-from companion.experiments.canary import read_canaries
+from companion.lab.canary import read_canaries
 from companion.paths import CLAIMS, ROOT
 
 FOLDER = Path(__file__).parent

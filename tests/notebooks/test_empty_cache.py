@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from companion.experiments.chapters import notebook_path
+from companion.lab.chapters import notebook_path
 from companion.paths import ROOT
 
 

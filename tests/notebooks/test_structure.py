@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from companion.experiments.chapters import TITLES, load_chapter, notebook_path
+from companion.lab.chapters import TITLES, load_chapter, notebook_path
 from companion.paths import NOTEBOOKS, ROOT
 from companion.pages.reproduce import notebook_parameters
 

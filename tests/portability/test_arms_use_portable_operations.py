@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from companion.evidence.operations import OperationRecorder, not_shown_portable
-from companion.experiments.kernels import REPLACED
+from companion.lab.kernels import REPLACED
 from companion.paths import RESULTS
 
 RECORDED = RESULTS / "canaries" / "operations.json"

@@ -9,7 +9,7 @@ import pytest
 from emulation import PROCESSORS, Collected, collect, run_on, why_not
 
 from companion.evidence.operations import not_shown_portable, portable_operations
-from companion.experiments.chapters import TITLES, load_chapter
+from companion.lab.chapters import TITLES, load_chapter
 
 pytestmark = [
     pytest.mark.portability,
@@ -91,7 +91,7 @@ def test_every_chapter_has_a_canary_here_or_is_not_shown() -> None:
 def test_a_short_canary_of_each_chapter_has_the_same_bytes() -> None:
     def hashes(key: tuple[str | None, str]) -> dict[str, str]:
         processor, chapter = key
-        arguments = ["-m", "companion.experiments.canary", "one", chapter, CANARIES[chapter]]
+        arguments = ["-m", "companion.lab.canary", "one", chapter, CANARIES[chapter]]
         done = run_on(processor, arguments, timeout=PATIENCE)
         assert done.returncode == 0, f"chapter {chapter} on {processor}: {done.stderr[-2000:]}"
         answer = json.loads(done.stdout.splitlines()[-1])

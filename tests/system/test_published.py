@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from companion.evidence.store import read_reference, reference_folder
-from companion.experiments.chapters import TITLES, load_chapter
+from companion.lab.chapters import TITLES, load_chapter
 from companion.pages.verdicts import criteria, read_verdicts
 from companion.pages.views import (
     KEY_FIGURES,

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from companion import __main__ as cli
-from companion.experiments.chapters import load_chapter
+from companion.lab.chapters import load_chapter
 
 pytestmark = [
     pytest.mark.system,

@@ -1,0 +1,3 @@
+"""Chapter 3; its notebook is 03_autoassist.ipynb."""
+
+NUMBER, TITLE = "03", "autoassist"

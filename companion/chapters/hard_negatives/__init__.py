@@ -1,0 +1,3 @@
+"""Chapter 1; its notebook is 01_vse_hard_negatives.ipynb."""
+
+NUMBER, TITLE = "01", "vse_hard_negatives"

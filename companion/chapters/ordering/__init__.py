@@ -1,0 +1,3 @@
+"""Chapter 4; its notebook is 04_curriculum.ipynb."""
+
+NUMBER, TITLE = "04", "curriculum"

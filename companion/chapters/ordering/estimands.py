@@ -1,0 +1,81 @@
+"""Estimands of chapter 4's tables and figures: functions of all records of one seed.
+
+Ratios are natural logarithms of an arm over random reshuffling with the same seed: below zero the
+arm is quicker. A run that never reached its target counts with its full budget. Tables
+show them as percent saved or as factors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+from companion.lab.records import Estimand, Record, by_seed, find, metric
+
+__all__ = [
+    "accuracy_gain",
+    "cost_ratio",
+    "gain_by_balance",
+    "metric",
+    "ranked",
+    "seconds_ratio",
+    "share",
+]
+
+
+def share(arm: str, place: str, what: str = "accuracy") -> Estimand:
+    """Make the estimand: share of variance over orders, of a position or a control."""
+    return metric(arm, f"share/{what}/{place}")
+
+
+def ranked(arm: str, score: str, what: str = "loss") -> Estimand:
+    """Make the estimand: percentile of a greedy order among the 720, 0 the best, chance 50."""
+    return metric(arm, f"rank/{score}/{what}")
+
+
+def cost_ratio(arm: str, other: str, cost: str = "steps") -> Estimand:
+    """Make the estimand: log ratio of ``steps`` or ``forwards`` to the target."""
+
+    def estimand(records: Sequence[Record]) -> float:
+        costs = [find(records, name)["metrics"][f"{cost}_to_target"] for name in (arm, other)]
+        return math.log(costs[0] / costs[1])
+
+    return estimand
+
+
+def seconds_ratio(data: str, order: str) -> Estimand:
+    """Make the estimand: log ratio of seconds to the target, timed in turn."""
+
+    def estimand(records: Sequence[Record]) -> float:
+        found = find(records, f"timing_{data}")["metrics"]
+        return math.log(found[f"seconds/{order}"] / found["seconds/random"])
+
+    return estimand
+
+
+def accuracy_gain(arm: str, other: str) -> Estimand:
+    """Make the estimand: difference of test accuracy in points."""
+    first, second = metric(arm, "test/accuracy", 100), metric(other, "test/accuracy", 100)
+    return lambda records: first(records) - second(records)
+
+
+def gain_by_balance(records: Sequence[Record], arm: str) -> dict[float, tuple[float, int]]:
+    """Accuracy of the orders that end in a batch, minus that of all orders, by the batch's labels.
+
+    Args:
+        records: Of any number of seeds.
+        arm: An exhaustive study.
+
+    Returns:
+        Share of the second class in the last batch to the mean over the batches of all seeds with
+        that share, in points, and to how many these are.
+    """
+    gains: dict[float, list[float]] = defaultdict(list)
+    for seed in by_seed(records, arm):
+        metrics = find(seed, arm)["metrics"]
+        for name in metrics:
+            if name.startswith("last/") and name.endswith("/balance"):
+                gain = metrics[name.replace("balance", "accuracy")] - metrics["val_accuracy/mean"]
+                gains[metrics[name]].append(gain)
+    return {share: (math.fsum(of) / len(of), len(of)) for share, of in sorted(gains.items())}

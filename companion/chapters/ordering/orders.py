@@ -1,0 +1,219 @@
+"""Every order of six batches: spread, recency, persistence, and where greedy orders rank."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from companion.chapters.ordering.problems import (
+    Problem,
+    losses_of,
+    make_model,
+    pair_problem,
+    source_sgd,
+)
+from companion.lab.arms import Settings
+from companion.lab.results import Result, make_result
+from trainaug.data.registry import content_hash
+from trainaug.methods.ordering import (
+    BatchScorer,
+    PerfectOrderingSampler,
+    exhaustive_orders,
+    position_shares,
+    train_in_order,
+)
+from trainaug.methods.ordering.scores import Score
+from trainaug.training.randomness import stream
+
+__all__ = ["MEASURES", "Orders", "run_orders"]
+
+MEASURES = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
+State = tuple[nn.Module, SGD]
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders(Settings):
+    """Every order of the batches of an epoch, from the same state.
+
+    Attributes:
+        model: ``mlp`` or ``cnn_bn``.
+        lr: Step length.
+        momentum: Nesterov's.
+        weight_decay: Of all weights.
+        epochs: Epochs that are replayed, each in every order.
+        batch: Examples in a batch; 48 of them are trained on.
+        states: Start states of an epoch, from the best to the worst end of the one before.
+        quantiles: Points that a record keeps of the sorted accuracies.
+    """
+
+    model: str = "mlp"
+    lr: float = 0.35
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    epochs: int = 1
+    batch: int = 8
+    states: int = 4
+    quantiles: int = 60
+
+    @property
+    def data_hash(self) -> str:
+        return content_hash("digits")
+
+    def tiny(self) -> Self:
+        # four batches: 24 orders in place of 720
+        return replace(self, epochs=min(self.epochs, 3), batch=12)
+
+    def optimizer(self, model: nn.Module) -> SGD:
+        """Return the optimiser of a model."""
+        return source_sgd(model, self.lr, self.momentum, self.weight_decay)
+
+
+def _evaluator(data: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Loss and accuracy in percent on the two held-out halves, from outputs on both."""
+    half, y = len(data.val), torch.cat([data.val.y, data.test.y])
+
+    def evaluate(logits: Tensor) -> Tensor:
+        found = []
+        for part in (slice(None, half), slice(half, None)):
+            hits = logits[part].argmax(1) == y[part]
+            found += [F.cross_entropy(logits[part], y[part]), 100 * hits.float().mean()]
+        return torch.stack(found)
+
+    return evaluate, torch.cat([data.val.x, data.test.x])
+
+
+def run_orders(settings: Orders, seed: int) -> Result:
+    """Replay all orders of each epoch, from the second epoch on from several states."""
+    data = pair_problem(seed)
+    evaluate, held_out = _evaluator(data)
+    generator = stream(seed, "order")
+    model = make_model(settings.model, data, seed)
+    states: list[State] = [(model, settings.optimizer(model))]
+    metrics: dict[str, float] = {}
+    curves: dict[str, list[float]] = {name: [] for name in ("range", "best", "mean", "worst")}
+    started: Tensor | None = None  # validation loss of each start state
+    for epoch in range(1, settings.epochs + 1):
+        indices = torch.split(torch.randperm(len(data.train), generator=generator), settings.batch)
+        batches = [(data.train.x[i], data.train.y[i]) for i in indices]
+
+        def replay(state: State, batches: Batches = batches) -> tuple[Tensor, Tensor]:
+            return exhaustive_orders(*state, losses_of, batches, evaluate, held_out)
+
+        orders, first = replay(states[0])
+        values = torch.stack([first, *(replay(state)[1] for state in states[1:])])  # (S, K, E)
+        accuracy, loss = values[..., 1], values[..., 0]  # (S, K)
+        curves["range"].append(float((accuracy.amax(1) - accuracy.amin(1)).mean()))
+        for name, of in (
+            ("best", accuracy.amax),
+            ("mean", accuracy.mean),
+            ("worst", accuracy.amin),
+        ):
+            curves[name].append(float(of(1).mean()))
+        if epoch == 1:
+            metrics |= _first_epoch(data, seed, settings, batches, orders, first)
+            ordered = accuracy[0].sort().values
+            places = torch.linspace(0, len(ordered) - 1, settings.quantiles).long()
+            curves["sorted"] = ordered[places].tolist()
+        if started is not None:
+            pairs = torch.stack([started, loss.mean(1)])
+            curves.setdefault("persistence", []).append(float(torch.corrcoef(pairs)[0, 1]))
+        if epoch < settings.epochs:
+            ranked = loss.flatten().argsort(stable=True)
+            chosen = ranked[torch.linspace(0, len(ranked) - 1, settings.states).long()].tolist()
+            started = loss.flatten()[chosen]
+            ends = [divmod(place, len(orders)) for place in chosen]
+            states = [_trained(states[s], settings, batches, orders[o].tolist()) for s, o in ends]
+            if epoch == 1:  # the same batches once more: do the same orders win again?
+                again = replay(states[settings.states // 2])[1]
+                pairs = torch.stack([loss[0], again[:, 0]])
+                metrics["repeat"] = float(torch.corrcoef(pairs)[0, 1])
+    # where all orders end alike, their variance has no shares
+    defined = {name: value for name, value in metrics.items() if not math.isnan(value)}
+    return make_result(defined, curves, {"orders": len(orders)})
+
+
+def _trained(state: State, settings: Orders, batches: Batches, order: list[int]) -> State:
+    model = copy.deepcopy(state[0])
+    optimizer = settings.optimizer(model)
+    optimizer.load_state_dict(copy.deepcopy(state[1].state_dict()))  # it would share the momentum
+    train_in_order(model, optimizer, losses_of, batches, order)
+    return model, optimizer
+
+
+def _first_epoch(
+    data: Problem,
+    seed: int,
+    settings: Orders,
+    batches: Batches,
+    orders: Tensor,
+    values: Tensor,
+) -> dict[str, float]:
+    """Spread, shares of variance by position, their controls, and ranks of greedy orders."""
+    found: dict[str, float] = {}
+    for name, column in zip(MEASURES, values.unbind(1), strict=True):
+        for what, number in (("min", column.min()), ("mean", column.mean()), ("max", column.max())):
+            found[f"{name}/{what}"] = float(number)
+    balance = torch.stack([y.float().mean() for _, y in batches])  # (M,) share of the second class
+    mixed = torch.rand(orders.shape, generator=stream(seed, "control")).argsort(1)
+    last = orders[:, -1]
+    for name, column in (("accuracy", values[:, 1]), ("loss", values[:, 0])):
+        for place, share in enumerate(position_shares(orders, column).tolist(), 1):
+            found[f"share/{name}/{place}"] = share
+        control = position_shares(orders.gather(1, mixed), column)
+        found[f"share/{name}/permuted"] = float(control.mean())
+        by_balance = position_shares(balance[last].unsqueeze(1), column)
+        found[f"share/{name}/last_balance"] = float(by_balance)
+    for batch, share in enumerate(balance.tolist()):
+        found[f"last/{batch}/balance"] = share
+        found[f"last/{batch}/accuracy"] = float(values[last == batch, 1].mean())
+    best = int(values[:, 1].argmax())
+    found["best_on_val/test_accuracy"] = float(values[best, 3])
+    for score in get_args(Score):
+        taken = torch.tensor(_greedy(score, data, seed, settings, batches))
+        for ending, order in (("", taken), ("/reversed", taken.flip(0))):
+            place = int((orders == order).all(1).nonzero())
+            for name, column in (("loss", values[:, 0]), ("accuracy", -values[:, 1])):
+                better, equal = column < column[place], column == column[place]
+                rank = 100 * float((better + equal / 2).float().mean())
+                found[f"rank/{score}/{name}{ending}"] = rank
+    return found
+
+
+def _greedy(
+    score: Score,
+    data: Problem,
+    seed: int,
+    settings: Orders,
+    batches: Batches,
+) -> list[int]:
+    """The order that the greedy sampler takes when it may choose among all remaining batches."""
+    model = make_model(settings.model, data, seed)
+    optimizer = settings.optimizer(model)
+    target = data.target.x, data.target.y
+    scorer = BatchScorer(
+        score, model, losses_of, optimizer=optimizer, target=target, independent=True
+    )
+    sampler = PerfectOrderingSampler(
+        data.train,
+        settings.batch,
+        scorer=scorer,
+        num_candidates=len(batches),
+        generator=stream(seed, "order"),  # the same permutation as the exhaustive study
+        candidate_generator=stream(seed, "candidates"),
+    )
+    taken = []
+    for indices in sampler:
+        x = data.train[indices][0]
+        number = next(i for i, (other, _) in enumerate(batches) if torch.equal(other, x))
+        train_in_order(model, optimizer, losses_of, batches, [number])
+        taken.append(number)
+    return taken

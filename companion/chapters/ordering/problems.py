@@ -1,0 +1,192 @@
+"""The problems of chapter 4: disjoint parts of a data set, and the models trained on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from trainaug.data import registry
+from trainaug.data.indexed import IndexedDataset
+from trainaug.training.convnet import TwoConvNet
+from trainaug.training.models import MLP
+from trainaug.training.randomness import initialise, stream
+
+__all__ = [
+    "MODELS",
+    "PAIR",
+    "SIZES",
+    "Problem",
+    "Sizes",
+    "losses_of",
+    "make_model",
+    "pair_problem",
+    "problem",
+    "source_sgd",
+]
+
+MODELS = ("linear", "mlp", "cnn", "cnn_bn")
+SHAPES = {"digits": (8, 8), "fashion_mnist": (28, 28)}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Examples of each part.
+
+    Attributes:
+        train: Trained on.
+        target: What ``delta_target`` and ``grad_align`` look at.
+        val: Decides the steps to an accuracy, and every choice.
+        test: Reported at the end of a run, never looked at before.
+        teacher: Trains the model whose losses sort a curriculum; 0 for none.
+    """
+
+    train: int
+    target: int
+    val: int
+    test: int
+    teacher: int = 0
+
+    def drawn(self) -> dict[str, int]:
+        """Sizes of the parts that there are, in the order in which they are drawn."""
+        teacher = {"teacher": self.teacher} if self.teacher else {}
+        return (
+            {"train": self.train, "target": self.target, "val": self.val}
+            | teacher
+            | {"test": self.test}
+        )
+
+
+SIZES = {
+    "digits": Sizes(1024, 128, 245, 400),
+    "fashion_mnist": Sizes(2048, 128, 1000, 2000, teacher=512),
+}
+PAIR = Sizes(48, 32, 138, 139)  # digits 3 and 8
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Disjoint parts of one data set; ``rows`` are their rows in it."""
+
+    train: IndexedDataset
+    target: IndexedDataset
+    val: IndexedDataset
+    test: IndexedDataset
+    rows: dict[str, Tensor]
+    num_classes: int
+    teacher: IndexedDataset | None = None
+
+
+@lru_cache(maxsize=2)
+def _arrays(data: str) -> tuple[Tensor, Tensor, int, float]:
+    """All pictures as stored, their classes, how many rows may be trained on, the largest value."""
+    arrays = registry.load(data)
+    x, y = (np.concatenate([arrays[f"train_{k}"], arrays[f"test_{k}"]]) for k in "xy")
+    official = len(x) if data == "digits" else len(arrays["train_y"])
+    pictures = torch.from_numpy(x.reshape(len(x), 1, *SHAPES[data]))
+    return pictures, torch.from_numpy(y.astype(np.int64)), official, 16 if data == "digits" else 255
+
+
+def _part(data: str, rows: Tensor, y: Tensor) -> IndexedDataset:
+    x, _, _, largest = _arrays(data)
+    return IndexedDataset(x[rows].float() / largest, y)
+
+
+def problem(data: str, seed: int, *, noise: float = 0.0, sizes: Sizes | None = None) -> Problem:
+    """Draw the parts of a ten-class problem.
+
+    Args:
+        data: ``digits`` or ``fashion_mnist``; of the latter the test part is from the official
+            test set and the others from the official training set.
+        seed: Seed of the draw.
+        noise: Share of the training labels replaced by another class at random.
+        sizes: Of the parts; those of `SIZES` by default.
+
+    Raises:
+        ValueError: If the data set is unknown.
+    """
+    if data not in SIZES:
+        raise ValueError(f"data must be one of {', '.join(SIZES)}, got {data!r}")
+    counts = (sizes or SIZES[data]).drawn()
+    x, y, official, _ = _arrays(data)
+    g = stream(seed, "parts")
+    order = torch.randperm(official, generator=g)
+    if official < len(x):
+        outside = official + torch.randperm(len(x) - official, generator=g)
+        used = sum(counts.values()) - counts["test"]
+        order = torch.cat([order[:used], outside])
+    rows = _split(order, counts)
+    targets = {part: y[index] for part, index in rows.items()}
+    if noise:
+        shift = torch.randint(1, 10, (counts["train"],), generator=g)
+        wrong = torch.rand(counts["train"], generator=g) < noise
+        targets["train"] = torch.where(wrong, (targets["train"] + shift) % 10, targets["train"])
+    parts = {part: _part(data, index, targets[part]) for part, index in rows.items()}
+    return Problem(**parts, rows=rows, num_classes=10)
+
+
+def _split(order: Tensor, counts: dict[str, int]) -> dict[str, Tensor]:
+    sizes = list(counts.values())
+    return dict(zip(counts, torch.split(order[: sum(sizes)], sizes), strict=True))
+
+
+def pair_problem(seed: int, classes: tuple[int, int] = (3, 8), *, sizes: Sizes = PAIR) -> Problem:
+    """Draw the two-class problem of the exhaustive study: 48 training digits, six batches of 8."""
+    y = _arrays("digits")[1]
+    members = torch.cat([(y == c).nonzero().squeeze(1) for c in classes])
+    order = members[torch.randperm(len(members), generator=stream(seed, "parts"))]
+    rows = _split(order, sizes.drawn())
+    parts = {
+        part: _part("digits", index, (y[index] == classes[1]).long())
+        for part, index in rows.items()
+    }
+    return Problem(**parts, rows=rows, num_classes=2)
+
+
+def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.Module:
+    """Build a classifier with the initial weights of a seed.
+
+    Args:
+        name: ``linear``, ``mlp`` (one hidden layer), ``cnn`` (two convolutions) or ``cnn_bn`` (the
+            same with BatchNorm).
+        data: Gives the shapes.
+        seed: Seed of the weights.
+        hidden: Units of the hidden layer.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    generator, pixels = stream(seed, "init"), data.train.x[0].numel()
+    if name == "linear":
+        with torch.device("meta"):
+            model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, data.num_classes))
+        initialise(model, generator)
+        return model
+    if name == "mlp":
+        return MLP(pixels, hidden, data.num_classes, generator)
+    if name not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
+    return TwoConvNet(data.num_classes, generator, batch_norm=name == "cnn_bn")
+
+
+def source_sgd(
+    model: nn.Module, lr: float, momentum: float = 0.9, weight_decay: float = 1e-4
+) -> SGD:
+    """The source's optimiser: by default Nesterov momentum 0.9 and weight decay 1e-4."""
+    return SGD(
+        model.parameters(),
+        lr=lr,
+        momentum=momentum,
+        nesterov=momentum > 0,
+        weight_decay=weight_decay,
+    )
+
+
+def losses_of(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each example, ``(B,)``."""
+    return F.cross_entropy(logits, y, reduction="none")

@@ -1,0 +1,140 @@
+"""A process that computes runs, one at a time on one thread; `sweep` starts it and asks it.
+
+Requests come on standard input and answers go to standard output, JSON in one line each. The
+environment decides whether the process is canonical, so nothing numeric may be imported before it
+was given; that is why the parent starts a new interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from companion.evidence.store import Run
+
+__all__ = ["compute", "main"]
+
+_LOOK_SECONDS = 0.5
+
+
+def _end_with(parent: int) -> None:
+    """End this process, and all that it started, when its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    # the parent makes every worker the head of a group of its own
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _take_over_streams() -> tuple[IO[str], IO[str]]:
+    """Keep standard input and output for the requests and answers alone.
+
+    What a run prints goes to standard error, also where it is printed below Python.
+    """
+    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return requests, answers
+
+
+def _one_thread() -> None:
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
+def compute(
+    run: Run, execute: Callable[[Run], dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Execute one run on one thread, in this process.
+
+    Returns:
+        The result, and the wall and processor seconds it took.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            wall, processor = time.perf_counter(), time.process_time()
+            result = execute(run)
+            spent = {
+                "wall_seconds": round(time.perf_counter() - wall, 3),
+                "core_seconds": round(time.process_time() - processor, 3),
+            }
+    finally:
+        torch.set_num_threads(threads)
+    return result, spent
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Compute one run; store it where the request says so, else send its record back."""
+    from companion.evidence.canonical import is_canonical
+    from companion.evidence.store import Conditions, Run, Store, canonical_json
+    from companion.lab.conditions import conditions_of
+
+    run = Run(**request["run"])
+    asked = Conditions(**request["conditions"])
+    target = request["store"]
+    store = Store(target["profile"], Path(target["root"])) if target else None
+    try:
+        measured = conditions_of(run, asked.code, is_canonical=is_canonical())
+        if measured != asked:
+            raise RuntimeError(f"this process works under {measured}, not under {asked}")
+        execute = import_module(request["module"]).execute
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        result, seconds = compute(run, execute)
+        if store is None:
+            return {"record": json.loads(canonical_json(run.head | result))}
+        store.write(run, measured, result, seconds, started)
+    except KeyboardInterrupt:
+        return {"interrupted": True}
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        if store is not None:
+            detail = "".join(traceback.format_exception(error)[-3:])
+            store.write_failure(run, asked, f"{reason}\n{detail}")
+        return {"failure": reason}
+    return {}
+
+
+def main() -> None:
+    """Serve requests until there are no more; the argument is the parent's process number."""
+    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
+    requests, answers = _take_over_streams()
+    _one_thread()
+    from companion.evidence.canonical import is_canonical
+
+    if is_canonical():
+        from companion.lab import kernels
+
+        kernels.install()
+    answers.write("{}\n")  # ready
+    answers.flush()
+    for line in requests:
+        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
+        answers.flush()
+    sys.stderr.flush()
+    os._exit(0)  # nothing is left to be done, and taking torch down takes long
+
+
+if __name__ == "__main__":
+    main()

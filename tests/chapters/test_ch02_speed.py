@@ -1,0 +1,275 @@
+"""Chapter 2: samplers against plain loops, and what they spend."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from companion.chapters.gradient_clustering import arms, problems, speed
+from companion.chapters.gradient_clustering.problems import losses_of, make_model, problem
+from companion.chapters.gradient_clustering.speed import Trained, train_sampler
+from trainaug.methods.gradient_clustering import clustering as clustering_module
+from trainaug.training.models import evaluate
+from trainaug.training.randomness import stream
+
+pytestmark = pytest.mark.usefixtures("untouched_randomness")
+
+SMALL = arms.SPEED | {"data": "digits", "num_train": 105, "batch": 10, "clusters": 8}
+SMALL |= {"steps": 90, "lr": 0.05, "iterations": 3}  # an epoch has 11 batches, the last of five
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loaded() -> None:
+    """Import scikit-learn before the random states are watched: that draws from Python's."""
+    problem("digits", 0, 20)
+
+
+@pytest.fixture
+def watched(monkeypatch) -> SimpleNamespace:
+    """Note the batches with the losses they had, the samplers, and examples clustered."""
+    seen = SimpleNamespace(batches=[], losses=[], weights=[], made=[], clustered=[0], assigned=[])
+    train, factors = speed.train, clustering_module.layer_factors
+
+    def spy(*parts: Any, feedback: Any, weights: Any, **rest: Any) -> Any:
+        def noting(index: Tensor, losses: Tensor) -> None:
+            seen.batches.append(index.tolist())
+            seen.losses.append(losses.tolist())
+            seen.weights.append(None if weights is None else weights(index).tolist())
+            seen.clustered.append(seen.clustered[-1])
+            feedback(index, losses)
+
+        return train(*parts, feedback=noting, weights=weights, **rest)
+
+    def counted(model: Any, criterion: Any, x: Tensor, *rest: Any, **more: Any) -> Any:
+        seen.clustered[-1] += len(x)
+        return factors(model, criterion, x, *rest, **more)
+
+    def noted(name: str) -> None:
+        kind = getattr(speed, name)
+
+        class Noted(kind):
+            def __init__(self, *given: Any, **named: Any) -> None:
+                super().__init__(*given, **named)
+                seen.made.append(self)
+
+            def set_clusters(self, assign: Tensor) -> None:
+                seen.assigned.append((len(seen.batches), assign))
+                super().set_clusters(assign)
+
+        monkeypatch.setattr(speed, name, Noted)
+
+    monkeypatch.setattr(speed, "train", spy)
+    monkeypatch.setattr(clustering_module, "layer_factors", counted)
+    for name in ("SnoozeSampler", "RandomSnoozeSampler", "StratifiedSampler"):
+        noted(name)
+    return seen
+
+
+def replay(
+    settings: dict[str, Any], seed: int, batches: list[list[int]], weights: list[Any]
+) -> SimpleNamespace:
+    """Train on these batches, without the loop, and measure as often."""
+    shares = {name: settings[name] for name in ("copies", "noise")}
+    data = problem(settings["data"], seed, settings["num_train"], **shares)
+    model = make_model("mlp", data, seed)
+    optimizer = torch.optim.SGD(model.parameters(), settings["lr"], momentum=0.9, weight_decay=1e-4)
+    found = SimpleNamespace(losses=[], accuracy=[], drawn=[])
+    for step, (rows, w) in enumerate(zip(batches, weights, strict=True), 1):
+        losses = losses_of(model(data.train.x[rows]), data.train.y[rows])
+        optimizer.zero_grad()
+        (losses * torch.tensor(w or [1.0] * len(rows))).mean().backward()
+        optimizer.step()
+        found.losses.append(losses.tolist())
+        if step % 20 == 0 or step == len(batches):
+            found.accuracy.append(evaluate(model, data.val, "val")["val/accuracy"])
+            found.drawn.append(sum(map(len, batches[:step])))
+    found.test = evaluate(model, data.test, "test")["test/accuracy"]
+    return found
+
+
+def check(found: Trained, expected: SimpleNamespace, losses: list[list[float]]) -> None:
+    for one, other in zip(losses, expected.losses, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    assert found.accuracy == pytest.approx(expected.accuracy, abs=0.01)
+    assert found.test == pytest.approx(expected.test, abs=0.01)
+    spent = [d + e for d, e in zip(expected.drawn, found.extra, strict=True)]
+    assert found.examples == spent  # the smaller last batches as they are
+
+
+@pytest.mark.parametrize("changes", [{}, {"copies": 0.5, "noise": 0.2}])
+def test_uniform_is_a_plain_loop(watched, changes):
+    settings = SMALL | {"sampler": "uniform"} | changes
+    found = train_sampler(settings, 4)
+    g, batches = stream(4, "order"), []
+    while len(batches) < 90:
+        batches += [rows.tolist() for rows in torch.randperm(105, generator=g).split(10)]
+    assert watched.batches == batches[:90]
+    check(found, replay(settings, 4, watched.batches, [None] * 90), watched.losses)
+    assert len(found.accuracy) == 5  # at 20, 40, 60, 80 and the end
+    assert found.examples == [195, 385, 575, 765, 860]
+    assert found.extra == [0] * 5
+    assert found.active_counts == []
+    assert found.seconds > 0
+
+
+@pytest.mark.parametrize("sampler", ["snooze", "reweighted"])
+@pytest.mark.parametrize(("rule", "tau"), [("mean", 0.5), ("median", 1.0)])
+def test_snoozing_learns_from_the_losses_of_training(watched, sampler, rule, tau):
+    settings = SMALL | {"sampler": sampler, "rule": rule, "tau": tau}
+    found = train_sampler(settings, 0)
+    (made,) = watched.made
+    assert (made.rule, made.tau, made.reweight) == (rule, tau, sampler == "reweighted")
+    assert (made.kind, made.min_batches, made.warmup_epochs) == ("exponential", 1, 0)
+    check(found, replay(settings, 0, watched.batches, watched.weights), watched.losses)
+    last = {}
+    for rows, losses in zip(watched.batches, watched.losses, strict=True):
+        last |= dict(zip(rows, losses, strict=True))
+    assert made.alpha.tolist() == [pytest.approx(last[i]) for i in range(105)]
+    # it draws what a sampler that is told the same draws
+    alone = type(made)(
+        105, 10, stream(0, "order"), rule=rule, tau=tau, reweight=sampler == "reweighted"
+    )
+    batches = []
+    while len(batches) < 90:
+        for rows in alone:
+            place = len(batches)
+            if place == 90:
+                break
+            batches.append(rows)
+            alone.update(torch.tensor(rows), torch.tensor(watched.losses[place]))
+    assert batches == watched.batches
+    assert found.active_counts == made.active_counts
+    assert len(set(found.active_counts)) > 3
+    assert max(found.active_counts[2:]) < 105
+    differs = {w for of in watched.weights for w in of} != {1.0}
+    assert differs == (sampler == "reweighted")
+    assert watched.clustered[-1] == 0
+
+
+def test_without_a_threshold_snoozing_is_uniform():
+    uniform, snooze = (
+        train_sampler(SMALL | {"sampler": name, "tau": 0.0}, 1) for name in ("uniform", "snooze")
+    )
+    assert (snooze.accuracy, snooze.examples) == (uniform.accuracy, uniform.examples)
+    assert snooze.active_counts == [105] * 9
+
+
+def test_the_random_control_has_the_counts_it_is_given(watched):
+    counts = [105, 105, 33, 8, 70]
+    settings = SMALL | {"sampler": "random"}
+    found = train_sampler(settings, 0, counts=counts)
+    assert found.active_counts[:5] == counts
+    assert set(found.active_counts[5:]) == {70}
+    check(found, replay(settings, 0, watched.batches, [None] * 90), watched.losses)
+    for sizes, start in (([10, 10, 10, 3], 22), ([8], 26), ([10] * 7, 27)):
+        drawn = watched.batches[start : start + len(sizes)]
+        assert [len(rows) for rows in drawn] == sizes
+        assert len({i for rows in drawn for i in rows}) == sum(sizes)
+    awake = {i for rows in watched.batches[22:26] for i in rows}
+    assert min(awake) < 20 < 85 < max(awake)  # spread over the data
+    assert train_sampler(settings, 0).active_counts == [105] * 9  # without counts, all
+
+
+@pytest.mark.parametrize(("refresh", "iterations"), [(2, 3), (1, 1), (3, 4)])
+def test_stratified_counts_every_extra_pass(watched, refresh, iterations):
+    settings = SMALL | {"sampler": "stratified", "refresh": refresh, "iterations": iterations}
+    found = train_sampler(settings, 2)
+    epochs = [e for e in range(1, 9) if (e - 1) % refresh == 0]  # 11 updates each
+    assert [place for place, _ in watched.assigned] == [11 * e for e in epochs]
+    first, later = 105 * iterations + 8, 105  # the first takes its centres from eight examples
+    expected = []
+    for step in (20, 40, 60, 80, 90):
+        begun = [e for e in epochs if 11 * e < step]
+        expected.append(first + later * (len(begun) - 1) if begun else 0)
+    assert found.extra == expected
+    assert found.extra == [watched.clustered[step - 1] for step in (20, 40, 60, 80, 90)]
+    for (start, assign), (end, _) in zip(
+        watched.assigned, [*watched.assigned[1:], (90, None)], strict=True
+    ):
+        drawn = torch.tensor([i for rows in watched.batches[start:end] for i in rows])
+        strata = len(assign.unique())
+        whole = len(drawn) // strata * strata
+        for labels in assign[drawn[:whole]].view(-1, strata):  # a round has one of each stratum
+            assert len(labels.unique()) == strata
+    weights: list[Any] = []
+    for step, rows in enumerate(watched.batches):
+        known = [assign for place, assign in watched.assigned if place <= step]
+        if not known:
+            weights.append(None)
+            continue
+        sizes = torch.bincount(known[-1])
+        strata = int((sizes > 0).sum())
+        weights.append([strata * int(sizes[known[-1][i]]) / 105 for i in rows])
+    check(found, replay(settings, 2, watched.batches, weights), watched.losses)
+    assert found.active_counts == []
+
+
+def test_clusters_are_those_of_the_present_weights(watched, monkeypatch):
+    seen = []
+    fit = speed.GradientClustering.fit
+
+    def noting(self: Any, batches: Any, passes: int) -> Any:
+        data = problem("digits", 0, 105)
+        parts = [torch.cat([batch[k] for batch in batches]) for k in range(3)]
+        assert torch.equal(parts[0], data.train.x)
+        assert torch.equal(parts[1], data.train.y)
+        assert parts[2].tolist() == list(range(105))
+        assert {len(batch[2]) for batch in batches} == {10, 5}
+        with torch.no_grad():
+            loss = losses_of(self.model(data.train.x), data.train.y).mean()
+        seen.append((passes, self.num_clusters, float(loss), self.generator.initial_seed()))
+        return fit(self, batches, passes)
+
+    monkeypatch.setattr(speed.GradientClustering, "fit", noting)
+    train_sampler(SMALL | {"sampler": "stratified", "refresh": 2}, 0)
+    assert [given[0] for given in seen] == [3, 1, 1, 1]
+    assert {given[1] for given in seen} == {8}
+    losses = [given[2] for given in seen]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 2 * losses[-1]
+    assert {given[3] for given in seen} == {stream(0, "clusters").initial_seed()}
+
+
+def test_reached_averages_the_last_five_looks():
+    found = Trained(accuracy=[0.1, 0.9, 0.9, 0.2, 0.4, 0.6, 0.9, 0.9])
+    means = [0.5, 0.6, 0.6, 0.6]  # of the looks 4 to 7
+    assert [sum(found.accuracy[end - 4 : end + 1]) / 5 for end in range(4, 8)] == pytest.approx(
+        means
+    )
+    assert found.reached(0.49) == 4
+    assert found.reached(0.55) == 5
+    assert found.reached(0.61) is None
+    assert Trained(accuracy=[1.0] * 4).reached(0.1) is None  # too few looks
+    assert Trained(accuracy=[0.75] * 9).reached(0.75) == 4
+    assert Trained(accuracy=[0.0] * 5 + [1.0] * 3).reached(0.6) == 7
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "stratified"])
+def test_timed_runs_are_not_measured(monkeypatch, sampler):
+    looks = []
+    real = speed.evaluate
+    monkeypatch.setattr(speed, "evaluate", lambda *given: looks.append(given) or real(*given))
+    found = train_sampler(SMALL | {"sampler": sampler}, 0, steps=30, measured=False)
+    assert looks == []
+    assert (found.accuracy, found.examples, found.test) == ([], [], 0.0)
+    assert found.seconds > 0
+    measured = train_sampler(SMALL | {"sampler": sampler}, 0, steps=30)
+    assert [len(measured.accuracy), len(looks)] == [2, 3]  # at 20 and 30; and the test part, once
+    assert {len(part) for _, part, _ in looks[:2]} == {297}
+    assert len(looks[2][1]) == 500
+
+
+def test_unknown_samplers_are_named_and_runs_are_deterministic():
+    with pytest.raises(ValueError, match="unknown sampler 'sideways'"):
+        train_sampler(SMALL | {"sampler": "sideways"}, 0)
+    for sampler in arms.SAMPLERS:
+        settings = SMALL | {"sampler": sampler, "steps": 24}
+        one, again = (vars(train_sampler(settings, 0)) | {"seconds": 0} for _ in range(2))
+        assert one == again
+        assert one != vars(train_sampler(settings, 1)) | {"seconds": 0}
+    assert speed.EVERY == 20
+    assert problems.HELD_OUT["fashion"] == (3000, 2000)
