@@ -49,6 +49,17 @@ def reproduce(
     raise typer.Exit(run(profile, _numbers(chapters), parameters))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    arm: Annotated[str, typer.Argument(help="Such as digits_random; see the chapter's arms.py.")],
+) -> None:
+    """Run an arm with settings changed (-p SETTING=VALUE, --seeds N), beside the evidence."""
+    from companion.lab.run import main as run_main
+
+    raise typer.Exit(run_main([arm, *context.args]))
+
+
 @app.command()
 def tune(chapters: Chapters = None) -> None:
     """Tune the settings of chapters on pilot seeds; write tuning.csv and tuned.yaml."""

@@ -9,17 +9,17 @@ rows; beside it ``figures.py``, ``tuned.toml`` and, where its ledger calls funct
 from __future__ import annotations
 
 import pkgutil
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import yaml
 
 from companion.evidence.digest import code_digest
 from companion.evidence.formulas import Function
@@ -121,8 +121,24 @@ class Chapter:
             NoSuchArmError: If no row has the run's arm.
         """
         arm = self.arm(run.arm)
+        _refuse_device(arm)
         settings = type(arm.settings).from_config(run.config)
         return arm.run(settings, run.seed).as_record()
+
+
+def _refuse_device(arm: Arm) -> None:
+    """Refuse a device on which an arm's code does not put its tensors.
+
+    Raises:
+        ValueError: If ``DEVICE`` is another one than the arm's.
+    """
+    from companion.lab.device import run_device
+
+    kind = run_device(str(getattr(arm.settings, "device", "cpu"))).type
+    if kind not in arm.settings.devices:
+        raise ValueError(
+            f"{arm.name} runs on {' and '.join(arm.settings.devices)}, not on {kind}: unset DEVICE"
+        )
 
 
 @cache
@@ -217,18 +233,22 @@ def execute(run: Run) -> dict[str, Any]:
 
 
 def chapter_of_arm(name: str) -> Chapter:
-    """The chapter that has an arm of this name.
+    """The chapter that has an arm of this name; no other chapter is imported.
 
     Raises:
         NoSuchArmError: If no chapter has it, with those whose names are like it.
     """
-    from difflib import get_close_matches
-
-    chapters = [load_chapter(number) for number in chapter_numbers()]
-    for chapter in chapters:
-        if name in chapter.arms:
+    # every name stands as a literal in its chapter's table
+    literal = f'"{name}"'
+    tables = {
+        number: (CHAPTERS / module.__name__.rpartition(".")[2] / "arms.py").read_text("utf-8")
+        for number, module in _packages().items()
+    }
+    for number, table in tables.items():
+        if literal in table and name in (chapter := load_chapter(number)).arms:
             return chapter
-    alike = get_close_matches(name, [arm for chapter in chapters for arm in chapter.arms], n=3)
+    known = {word for table in tables.values() for word in re.findall(r'"(\w+)"', table)}
+    alike = get_close_matches(name, sorted(known), n=3)
     hint = f"; did you mean {', '.join(alike)}?" if alike else ""
     raise NoSuchArmError(f"no chapter has an arm {name!r}{hint}")
 
@@ -263,6 +283,8 @@ def resolve_profile(
     """
     if profile not in PROFILE_NAMES:
         raise ValueError(f"unknown profile {profile!r}, expected one of {', '.join(PROFILE_NAMES)}")
+    import yaml  # not at the top: whoever runs one arm needs no profiles
+
     path = PROFILES / f"{profile}.yaml"
     if not path.is_file() and profile != "standard":
         raise ValueError(f"profile {profile!r} has no file {path.name}")

@@ -49,6 +49,7 @@ from companion.lab.chapters import (
 )
 from companion.lab.conditions import conditions_of
 from companion.lab.records import Estimand
+from companion.lab.run import run_arm
 from companion.lab.sweep import run_sweep, worker_count
 from companion.pages.verdicts import (
     criteria,
@@ -158,8 +159,21 @@ class Context:
     knobs: Mapping[str, Any]
     records: list[Record] = field(default_factory=list)
 
-    def run(self) -> list[Record]:
-        """Compute what is missing (*recompute*) or read the reference; return the records."""
+    def run(self, arm: str = "", *, seeds: int = 3, **changes: Any) -> list[Record]:
+        """Compute what is missing (*recompute*) or read the reference; return the records.
+
+        Args:
+            arm: Run this arm alone, with settings changed: ``ctx.run("family_max", margin=0.3)``.
+                `records` stay as they are.
+            seeds: Of that arm, from 1000 on.
+            changes: Its settings.
+
+        Raises:
+            LookupError: If there is no such arm.
+            ValueError: If a setting is unknown or a value is none for it.
+        """
+        if arm:
+            return run_arm(arm, changes, seeds=seeds)
         if self.evidence == "recompute":
             plan = self.chapter.plan(self.profile, self.knobs)
             digest = self.chapter.code_digest
