@@ -1,6 +1,6 @@
 """Find the chapters and what each of them runs.
 
-A chapter is a folder below ``companion/chapters`` that states its number and title, with
+A chapter is a folder below ``companion/chapters`` that states what it is `About`, with
 ``arms.py``: a `Profile` whose defaults are the *standard* profile, and ``arms(profile)``, its
 rows; beside it ``figures.py``, ``tuned.toml`` and, where its ledger calls functions,
 ``numbers.py``. Profiles are the differences that ``notebooks/profiles/<profile>.yaml`` lists.
@@ -24,6 +24,7 @@ from typing import Any
 from companion.evidence.digest import code_digest
 from companion.evidence.formulas import Function
 from companion.evidence.store import Run
+from companion.lab.about import About
 from companion.lab.arms import Arm, Profile, plan
 from companion.paths import CHAPTERS, NOTEBOOKS, PROFILES
 
@@ -33,6 +34,7 @@ __all__ = [
     "PROFILE_NAMES",
     "Chapter",
     "NoSuchArmError",
+    "about",
     "arm_version",
     "chapter_number",
     "chapter_numbers",
@@ -42,7 +44,6 @@ __all__ = [
     "load_chapter",
     "notebook_path",
     "package_of",
-    "title_of",
 ]
 
 PROFILE_NAMES = ("quick", "standard", "full", "paper")
@@ -148,7 +149,7 @@ def _packages() -> dict[str, ModuleType]:
     found = [
         import_module(f"{_PACKAGE}.{each.name}") for each in pkgutil.iter_modules(parent.__path__)
     ]
-    return {module.NUMBER: module for module in sorted(found, key=lambda module: module.NUMBER)}
+    return {m.ABOUT.number: m for m in sorted(found, key=lambda module: module.ABOUT.number)}
 
 
 def chapter_numbers() -> tuple[str, ...]:
@@ -165,14 +166,14 @@ def package_of(number: str) -> str:
     return _packages()[chapter_number(number)].__name__
 
 
-def title_of(number: str) -> str:
-    """Name of a chapter's notebook, without its number.
+def about(number: str) -> About:
+    """What a chapter states of itself.
 
     Raises:
         ValueError: If there is no such chapter.
     """
-    title: str = _packages()[chapter_number(number)].TITLE
-    return title
+    stated: About = _packages()[chapter_number(number)].ABOUT
+    return stated
 
 
 def chapter_number(name: str) -> str:
@@ -208,7 +209,7 @@ def load_chapter(number: str) -> Chapter:
         return _old_chapter(number, package)  # type: ignore[return-value]
     table = import_module(f"{package}.arms")
     return Chapter(
-        number, title_of(number), package, table.Profile, table.arms, functions_of(number)
+        number, about(number).title, package, table.Profile, table.arms, functions_of(number)
     )
 
 
@@ -218,7 +219,7 @@ def _old_chapter(number: str, package: str) -> object:
     runs = import_module(f"{package}.runs")
     return OldChapter(
         number,
-        title_of(number),
+        about(number).title,
         package,
         import_module(f"{package}.config").Config,
         runs.plan,
