@@ -30,7 +30,7 @@ from companion.evidence.store import (
 )
 from companion.evidence.tables import verdict_blocks
 from companion.lab.chapters import Chapter, about, chapter_numbers, load_chapter, notebook_path
-from companion.pages.notebook import describe_evidence
+from companion.pages.context import describe_evidence
 from companion.pages.scoreboard import chapter_html, whole_text
 from companion.pages.verdicts import (
     criteria,

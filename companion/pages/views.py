@@ -15,7 +15,7 @@ from companion.evidence.canonical import canonical_environment
 from companion.evidence.ledger import AFTER
 from companion.evidence.store import read_reference, write_atomic
 from companion.lab.chapters import about, chapter_numbers, load_chapter, package_of
-from companion.pages.notebook import png_bytes
+from companion.pages.pictures import png_bytes
 from companion.pages.scoreboard import (
     by_chapter,
     chapter_html,
