@@ -44,7 +44,7 @@ def network_value(
     """Make the estimand: ratio of a ``convolutional`` or ``dense`` network under an attack."""
 
     def estimand(records: Sequence[Record]) -> float:
-        exact, network = find(records, EXACT[data]), find(records, NETWORKS[kind, data])
+        exact, network = find(records, EXACT[data]), find(records, NETWORKS[kind][data])
         return numbers.network_ratio(depth, exact, network, problem, attack)
 
     return estimand

@@ -70,7 +70,7 @@ def spectra_by_depth(records: Sequence[Record], panels: Sequence[Panel]) -> Figu
     seeds = by_seed(records, *NETWORKS.values())
     for axis, (data, problem, title) in zip(axes, panels, strict=True):
         for (kind, depth, label), colour in zip(nets, PALETTE, strict=False):
-            arm = NETWORKS[kind, data]
+            arm = NETWORKS[kind][data]
             curves = [
                 np.maximum(find(seed, arm)["curves"][f"{problem}/depth={depth}/spectrum"], 1e-4)
                 for seed in seeds
