@@ -139,9 +139,7 @@ def adversarial(name: str, settings: Adversarial) -> Arm:
     return arm(name, settings, run_adversarial, "extended_seeds", seconds, tuned=rates)
 
 
-def pictures(
-    name: str, settings: PictureAttack, *, epoch: float, attack: float, lr: str
-) -> Arm:
+def pictures(name: str, settings: PictureAttack, *, epoch: float, attack: float, lr: str) -> Arm:
     """A row of a picture classifier; seconds of an epoch, and of ten steps on 100 pictures."""
     attacks = (settings.bands + 2) * len(settings.eps) + 2 * len(settings.linf_eps) + 1
     work = settings.images * settings.steps / 1000

@@ -147,9 +147,7 @@ def _last_network(
     """Radii of a trained network, its share of active frequencies, and its cost."""
     X, y = problem.X, problem.y
     attacks: tuple[Norm, ...] = ("l2", "linf", fourier)
-    measured = {
-        f"{attack}/radius": float(robust_radius(beta, X, y, attack)) for attack in attacks
-    }
+    measured = {f"{attack}/radius": float(robust_radius(beta, X, y, attack)) for attack in attacks}
     measured["active"] = float((moduli > active * moduli.max()).double().mean())
     margin = float((signed_rows(X, y) @ beta).min())
     power = 2 / depth

@@ -115,11 +115,8 @@ def train_classifier(
     chosen = torch.randperm(len(pictures), generator=stream(seed, "subset"))[:examples]
     x, y, _ = pictures[chosen.tolist()]
     init = stream(seed, "init")
-    net: nn.Module
-    if model == "cnn":
-        net = SmallCNN(10, init)
-    else:
-        net = MLP(SHAPE[0] * SHAPE[1], hidden, 10, init)
+    pixels = SHAPE[0] * SHAPE[1]
+    net = SmallCNN(10, init) if model == "cnn" else MLP(pixels, hidden, 10, init)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, fused=True)
     steps = epochs * -(-examples // batch)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / steps)
