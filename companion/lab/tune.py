@@ -44,7 +44,7 @@ class Search(Generic[S]):
     Attributes:
         arm: Whose value it is; after ``@`` may stand the value of a second setting, ``arm@0.5``.
         settings: All other settings.
-        setting: Name of the one that is searched.
+        setting: Name of the one that is searched; a tuple gets the same value everywhere.
         values: The grid.
         score: Trains with settings and a pilot seed, never looks at a test part, and returns a
             score, or several by the name of a problem; larger is better.
@@ -149,7 +149,9 @@ def _trials(
 
 def _try(search: Search[S], value: float, seed: int) -> list[Trial]:
     torch.set_num_threads(1)
-    settings = replace(search.settings, **{search.setting: value})
+    now = getattr(search.settings, search.setting)
+    given = (value,) * len(now) if isinstance(now, tuple) else value
+    settings = replace(search.settings, **{search.setting: given})
     scores = search.score(settings, seed)
     by_problem = scores if isinstance(scores, Mapping) else {"": scores}
     return [
