@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 import joblib
 import torch
@@ -25,6 +25,7 @@ from companion.paths import RUNS
 
 __all__ = [
     "Search",
+    "Stage",
     "Trial",
     "choose",
     "mean_curve",
@@ -71,6 +72,8 @@ class Trial:
     problem: str = ""
 
 
+#: Gives searches from what was chosen before.
+Stage = Callable[[Tuned], Sequence[Search[Any]]]
 #: Mean score at each value, of all trials of one arm.
 Curve = Callable[[Sequence[Trial]], dict[float, float]]
 
@@ -96,7 +99,7 @@ def choose(trials: Sequence[Trial], curve_of: Curve = mean_curve) -> dict[str, d
 
 def tune(
     chapter: str,
-    stages: Sequence[Callable[[Tuned], Sequence[Search[S]]]],
+    stages: Sequence[Stage],
     tuned: Path,
     *,
     workers: int,
