@@ -1,9 +1,10 @@
 """Sphinx configuration: `sphinx-build -W -b html docs docs/_build/html`.
 
 The committed notebooks are shown as they are, never executed. They are copied into `docs/chapters/`
-(ignored by git) with their links turned to the site's pages. The tables of the pages on the sources
-are made from the committed verdicts and written to `docs/sources/tables/`, which git ignores too. The
-API reference imports `trainaug`, so building needs torch and NumPy, and no extra but `site`.
+(ignored by git) with their links turned to the site's pages. The tables of the pages on the
+sources are made from the committed verdicts and written to `docs/sources/tables/`, which git
+ignores too. The API reference imports `trainaug`, so building needs torch and NumPy, and no extra
+but `site`.
 """
 
 import json
@@ -21,7 +22,8 @@ ROOT = DOCS.parent
 NOTEBOOKS = ROOT / "notebooks"
 CHAPTERS = DOCS / "chapters"
 TABLES = DOCS / "sources" / "tables"
-sys.path[:0] = [str(DOCS), str(ROOT)]  # for `docstrings.py`, the hooks of the API reference; the book
+# for `docstrings.py`, the hooks of the API reference, and for the book's tables
+sys.path[:0] = [str(DOCS), str(ROOT)]
 
 project = "trainaug"
 author = "The trainaug maintainers"

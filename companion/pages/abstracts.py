@@ -100,7 +100,9 @@ def _sentence(name: str, entry: Mapping[str, Any]) -> Sentence:
 
 def _refuse_unknown(name: str, entry: Mapping[str, Any], known: set[str]) -> None:
     if unknown := sorted(set(entry) - known):
-        raise ValueError(f"{name}: unknown {', '.join(unknown)}, expected {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{name}: unknown {', '.join(unknown)}, expected {', '.join(sorted(known))}"
+        )
 
 
 def abstract_table(abstract: Abstract, judged: Mapping[str, Judgement]) -> str:
