@@ -15,7 +15,6 @@ from matplotlib.ticker import (
 )
 from numpy.typing import ArrayLike
 
-from companion.chapters.gradient_clustering.arms import GRIDS
 from companion.chapters.gradient_clustering.estimands import (
     cell,
     cost_ratio,
@@ -24,6 +23,7 @@ from companion.chapters.gradient_clustering.estimands import (
     variance_ratio,
 )
 from companion.chapters.gradient_clustering.features import cell_name
+from companion.chapters.gradient_clustering.grids import RATES, SWEPT_RATES, SWEPT_TAUS, TAUS
 from companion.chapters.gradient_clustering.numbers import at_loss as at
 from companion.evidence.plots import PALETTE, band, figure
 from companion.evidence.statistics import t_interval
@@ -127,19 +127,18 @@ def copies_and_gain(records: Sequence[Record]) -> Figure:
 
 def rates(records: Sequence[Record]) -> Figure:
     """Variance of SG-B with random features against the learning rate: equal steps, equal loss."""
-    settings = GRIDS["features_rates"][0]
     drawn, axes = figure(2, height=3.0)
-    for number, tau in enumerate(settings["taus"]):
+    for number, tau in enumerate(SWEPT_TAUS):
         at_steps, at_loss = [], []
         for seed in by_seed(records, "features_rates"):
             found = find(seed, "features_rates")
-            names = [cell_name(tau, lr, 2000) for lr in settings["lrs"]]
+            names = [cell_name(tau, lr, 2000) for lr in SWEPT_RATES]
             at_steps.append([math.exp(found["metrics"][f"{name}/sg"]) for name in names])
             target = max(found["curves"][f"{name}/loss"][-1] for name in names)
             at_loss.append([math.exp(at(found["curves"], name, target)) for name in names])
         label = f"{tau:g} features an example"
         for axis, values in ((axes[0], at_steps), (axes[1], at_loss)):
-            band(axis, settings["lrs"], values, label=label, colour=PALETTE[number])
+            band(axis, SWEPT_RATES, values, label=label, colour=PALETTE[number])
     for axis, title in zip(axes, ("equal steps", "equal training loss"), strict=True):
         axis.set_xscale("log")
         _log_scale(axis)
@@ -152,18 +151,16 @@ def rates(records: Sequence[Record]) -> Figure:
 
 def widths(records: Sequence[Record]) -> Figure:
     """Variance of GC and SVRG over that of SG-B against the number of features an example."""
-    settings = GRIDS["features_grid"][0]
-    drawn, axes = figure(len(settings["lrs"]), height=2.8)
-    for axis, lr in zip(axes, settings["lrs"], strict=True):
+    drawn, axes = figure(len(RATES), height=2.8)
+    for axis, lr in zip(axes, RATES, strict=True):
         for name in ("gc", "svrg"):
             curves = []
             for seed in by_seed(records, "features_grid"):
                 estimands = [
-                    cell("features_grid", cell_name(tau, lr, 2000), name, "sg")
-                    for tau in settings["taus"]
+                    cell("features_grid", cell_name(tau, lr, 2000), name, "sg") for tau in TAUS
                 ]
                 curves.append([math.exp(estimand(seed)) for estimand in estimands])
-            band(axis, settings["taus"], curves, label=LABELS[name], colour=COLOURS[name])
+            band(axis, TAUS, curves, label=LABELS[name], colour=COLOURS[name])
         axis.axhline(1, color="k", lw=1)
         axis.axhline(0.5, color="k", lw=1, ls=":")
         axis.set_xscale("log")
