@@ -204,7 +204,8 @@ def control_searches(chosen: Tuned) -> Sequence[Search[Sampling]]:
     searches: list[Search[Sampling]] = []
     for row in arms(Profile()):
         if isinstance(row.settings, Sampling) and "control_lr" in row.tuned:
-            snooze = replace(row.settings, **chosen[row.name])
+            tuned = chosen[row.name]
+            snooze = replace(row.settings, lr=tuned["lr"], tau=tuned["tau"])
             name = row.tuned["control_lr"]
             searches.append(Search(name, snooze, "control_lr", LEARNING_RATES, score_control))
     return searches
