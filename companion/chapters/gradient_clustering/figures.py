@@ -109,10 +109,10 @@ def copies_and_gain(records: Sequence[Record]) -> Figure:
     drawn, axes = figure(2, height=3.0)
     for axis, (data, title) in zip(axes, PROBLEMS.items(), strict=True):
         for number, name in enumerate(("gc", "svrg")):
-            for place, copies in enumerate(("0", "50", "90")):
+            for column, copies in enumerate(("0", "50", "90")):
                 estimand = variance_ratio(f"{data}_{copies}", f"mid/{name}", "mid/sg")
-                label = LABELS[name] if place == 0 else None
-                x = place + 0.15 * (number - 0.5)
+                label = LABELS[name] if column == 0 else None
+                x = column + 0.15 * (number - 0.5)
                 _ratio(axis, x, records, estimand, colour=COLOURS[name], label=label)
         axis.axhline(1, color="k", lw=1)
         axis.axhline(0.5, color="k", lw=1, ls=":")
@@ -131,11 +131,11 @@ def rates(records: Sequence[Record]) -> Figure:
     for number, tau in enumerate(SWEPT_TAUS):
         at_steps, at_loss = [], []
         for seed in by_seed(records, "features_rates"):
-            found = find(seed, "features_rates")
+            record = find(seed, "features_rates")
             names = [cell_name(tau, lr, 2000) for lr in SWEPT_RATES]
-            at_steps.append([math.exp(found["metrics"][f"{name}/sg"]) for name in names])
-            target = max(found["curves"][f"{name}/loss"][-1] for name in names)
-            at_loss.append([math.exp(at(found["curves"], name, target)) for name in names])
+            at_steps.append([math.exp(record["metrics"][f"{name}/sg"]) for name in names])
+            target = max(record["curves"][f"{name}/loss"][-1] for name in names)
+            at_loss.append([math.exp(at(record["curves"], name, target)) for name in names])
         label = f"{tau:g} features an example"
         for axis, values in ((axes[0], at_steps), (axes[1], at_loss)):
             band(axis, SWEPT_RATES, values, label=label, colour=PALETTE[number])
@@ -179,9 +179,9 @@ def cost_to_target(records: Sequence[Record]) -> Figure:
     for axis, (problem, title) in zip(axes, problems.items(), strict=True):
         for number, sampler in enumerate(SAMPLERS):
             costs = cost_ratio(problem, sampler, "uniform"), seconds_ratio(problem, sampler)
-            for place, estimand in enumerate(costs):
-                label = SAMPLERS[sampler] if place == 0 else None
-                x = place + 0.15 * (number - 1.5)
+            for column, estimand in enumerate(costs):
+                label = SAMPLERS[sampler] if column == 0 else None
+                x = column + 0.15 * (number - 1.5)
                 _ratio(axis, x, records, estimand, colour=PALETTE[number], label=label)
         axis.axhline(1, color="k", lw=1)
         axis.set_xticks(range(2), ["examples", "seconds"])
@@ -202,11 +202,12 @@ def overheads(records: Sequence[Record]) -> Figure:
     drawn, axes = figure(1, height=2.8)
     names = {"assign": "assign", "pass": "assign and collect"}
     for number, (what, label) in enumerate(names.items()):
-        places = [(model, count) for model in ("mlp", "resnet8") for count in (32, 128)]
-        for place, (model, count) in enumerate(places):
-            x = place + 0.15 * (number - 0.5)
-            of, estimand = label if place == 0 else None, overhead(model, what, count)
-            _ratio(axes[0], x, records, estimand, colour=PALETTE[number], label=of)
+        cases = [(model, count) for model in ("mlp", "resnet8") for count in (32, 128)]
+        for column, (model, count) in enumerate(cases):
+            x = column + 0.15 * (number - 0.5)
+            shown = label if column == 0 else None
+            estimand = overhead(model, what, count)
+            _ratio(axes[0], x, records, estimand, colour=PALETTE[number], label=shown)
     axes[0].axhline(1, color="k", lw=1)
     axes[0].set_xticks(range(4), ["MLP\nK = 32", "MLP\nK = 128", "ResNet-8\n32", "ResNet-8\n128"])
     axes[0].set_ylabel("time, ratio to\nforward and backward")
@@ -214,16 +215,16 @@ def overheads(records: Sequence[Record]) -> Figure:
     return drawn
 
 
-def distortion_curve(counts: Sequence[int], found: Mapping[str, Sequence[float]]) -> Figure:
+def distortion_curve(counts: Sequence[int], variances: Mapping[str, Sequence[float]]) -> Figure:
     """Variance against the number of clusters, with the lines of SG-B and SG-2B for B = K.
 
     Args:
         counts: K.
-        found: Name to variance at each K.
+        variances: Name to variance at each K.
     """
     drawn, axes = figure(1, height=3.0)
     styles = {"SG-B": "-", "SG-2B": "--"}
-    for number, (name, values) in enumerate(found.items()):
+    for number, (name, values) in enumerate(variances.items()):
         style = styles.get(name, "o-")
         axes[0].plot(counts, values, style, color=PALETTE[number], ms=4, label=name)
     axes[0].set_xscale("log", base=2)
