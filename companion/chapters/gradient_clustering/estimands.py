@@ -78,7 +78,8 @@ def cell(arm: str, name: str, one: str, other: str) -> Estimand:
 
     def estimand(records: Sequence[Record]) -> float:
         metrics = find(records, arm)["metrics"]
-        return max(numbers.FLOOR, float(metrics[f"{name}/{one}"]) - float(metrics[f"{name}/{other}"]))
+        first, second = (float(metrics[f"{name}/{which}"]) for which in (one, other))
+        return max(numbers.FLOOR, first - second)
 
     return estimand
 
