@@ -206,7 +206,7 @@ def control_searches(chosen: Tuned) -> Sequence[Search[Sampling]]:
         if isinstance(row.settings, Sampling) and "control_lr" in row.tuned:
             tuned = chosen[row.name]
             snooze = replace(row.settings, lr=tuned["lr"], tau=tuned["tau"])
-            name = row.tuned["control_lr"]
+            [name] = row.sources("control_lr")
             searches.append(Search(name, snooze, "control_lr", LEARNING_RATES, score_control))
     return searches
 
