@@ -12,7 +12,6 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -40,14 +39,6 @@ EXPERIMENTS = "companion.chapters"
 
 
 # --- settings -------------------------------------------------------------------------------------
-
-
-def _hard_negatives(arm: str, config: Config) -> Config:
-    if arm == "family_ridge":
-        return config
-    # the sum before the maximum, the switch, and two evaluations after it
-    epochs = max(4, config["warmup"] + 3)
-    return config | {"max_epochs": epochs, "patience": 2, "batch_size": 32}
 
 
 def _gradient_clustering(arm: str, config: Config) -> Config:
@@ -110,7 +101,6 @@ def _linear_robustness(arm: str, config: Config) -> Config:
 
 
 _SIZES: Mapping[str, Callable[[str, Config], Config]] = {
-    "01": _hard_negatives,
     "02": _gradient_clustering,
     "03": _autoassist,
     "05": _cascading_sum,
@@ -145,16 +135,6 @@ class TinyFiles:
         write_wmt14(folder / "wmt14", {"train": 90, "valid": 24, "test": 24})
 
 
-def _small_galleries(load_pairs: Callable[..., Any], *args: Any) -> Any:
-    """A split with a part of its training items, validation and test concepts."""
-    pairs = load_pairs(*args)
-    galleries = {
-        part: tuple(dataclasses.replace(g, concepts=g.concepts[:48]) for g in getattr(pairs, part))
-        for part in ("val", "test")
-    }
-    return replace(pairs, train=pairs.train[:: len(pairs.train) // 160], **galleries)
-
-
 def _few_sentences(max_words: int | None = None) -> dict[str, ParallelText]:
     """What `libreoffice_help` returns: the real help cannot be had on every machine."""
     return {
@@ -162,11 +142,6 @@ def _few_sentences(max_words: int | None = None) -> dict[str, ParallelText]:
         "val": sentence_pairs(24, 90),
         "test": sentence_pairs(24, 114),
     }
-
-
-def _ch01() -> Patches:
-    runs = import_module(f"{EXPERIMENTS}.hard_negatives.runs")
-    return {"hard_negatives.runs.load_pairs": partial(_small_galleries, runs.load_pairs)}
 
 
 def _ch02() -> Patches:
@@ -223,7 +198,7 @@ def _ch06() -> Patches:
 
 
 _PATCHES: Mapping[str, Callable[[], Patches]] = {
-    "01": _ch01, "02": _ch02, "03": _ch03, "05": _ch05, "06": _ch06,
+    "02": _ch02, "03": _ch03, "05": _ch05, "06": _ch06,
 }  # fmt: skip
 
 
