@@ -1,4 +1,4 @@
-"""The arms of chapter 1: what each trains, whose learning rate it has, and how it was found."""
+"""The arms of chapter 1: what each trains, and whose learning rate it has."""
 
 from __future__ import annotations
 
