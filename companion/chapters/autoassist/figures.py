@@ -10,9 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from companion.chapters.autoassist.arms import IMAGES, TARGETS
+from companion.chapters.autoassist.arms import CLEAN
 from companion.chapters.autoassist.estimands import cost_ratio
-from companion.chapters.autoassist.images import PROBE_EVERY
 from companion.chapters.autoassist.linear import THRESHOLDS
 from companion.evidence.plots import PALETTE, band, figure, spread
 from companion.lab.records import Record, by_seed, curves_of, find, values_of
@@ -112,7 +111,7 @@ def accuracy_curves(records: Sequence[Record]) -> Figure:
             x = np.median(curves_of(records, arm, f"{prefix}{name}"), axis=0)
             values = 100 * curves_of(records, arm, f"{prefix}accuracy")
             band(axis, x / 1000, values, label=label, colour=colour)
-        axis.axhline(100 * TARGETS["0"], color="k", lw=1, ls=":")
+        axis.axhline(100 * CLEAN.target, color="k", lw=1, ls=":")
         axis.set_ylim(72, 90)
         axis.set_xlabel(f"{title}, thousands")
     axes[0].set_ylabel("validation accuracy, %")
@@ -155,14 +154,14 @@ def guessing(records: Sequence[Record]) -> Figure:
     drawn, axes = figure(2, height=3.0)
     names = {"r": "Assistant", "class": "mean loss of the class", "loss": "its own loss now"}
     curves = {name: curves_of(records, "images_0_assist", f"auc/{name}") for name in names}
-    drawn_each = PROBE_EVERY * IMAGES["batch"] / 1000
+    drawn_each = CLEAN.probe_every * CLEAN.batch / 1000
     steps = drawn_each * (2 + np.arange(curves["r"].shape[1]))
     for (name, label), colour in zip(names.items(), PALETTE, strict=False):
         band(axes[0], steps, curves[name], label=label, colour=colour)
     axes[0].axhline(0.5, color="k", lw=1)
     axes[0].set_ylim(0.3, 1.0)  # the legend below the line of chance
     axes[0].set_xlabel("examples trained on, thousands")
-    axes[0].set_ylabel(f"AUC for a high loss\n{PROBE_EVERY} updates later")
+    axes[0].set_ylabel(f"AUC for a high loss\n{CLEAN.probe_every} updates later")
     axes[0].legend(fontsize=8)
     arms = {"clean": "images_0_assist", "20 % wrong labels": "images_noise_assist"}
     for (label, arm), colour in zip(arms.items(), PALETTE, strict=False):

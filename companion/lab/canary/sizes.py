@@ -22,14 +22,8 @@ from unittest import mock
 
 from companion.evidence.store import Run
 from companion.lab.arms import defaults_of
-from companion.lab.canary.tiny_files import (
-    sentence_pairs,
-    write_cifar,
-    write_iwslt14,
-    write_wmt14,
-)
+from companion.lab.canary.tiny_files import write_cifar
 from companion.lab.chapters import load_chapter, package_of
-from trainaug.data.parallel_text import ParallelText
 
 __all__ = ["TinyFiles", "full_size_constants", "patched", "tiny_config"]
 
@@ -66,24 +60,6 @@ def _gradient_clustering(arm: str, config: Config) -> Config:
     return config | tiny | {"refresh": 6, "steps": 18, "measured": measured}
 
 
-def _autoassist(arm: str, config: Config) -> Config:
-    if arm == "theorem":
-        return config | {"passes": 2}
-    if "passes" in config:
-        return config | {"passes": 4, "exact_steps": 20, "gap": 0.05}
-    if "batch_tokens" in config:
-        return config | {
-            "tokens": 2400,
-            "batch_tokens": 120,
-            "pool": 32,
-            "warm_up": 4,
-            "vocabulary": 60,
-            "pace_epochs": 1,
-        }
-    steps = 24 if config["model"] == "resnet8" else 60
-    return config | {"num_train": 320, "batch": 16, "steps": steps, "ahead": config["ahead"] // 4}
-
-
 def _cascading_sum(arm: str, config: Config) -> Config:
     if "models" in config:
         models = {name: _cascading_sum(name, of) for name, of in config["models"].items()}
@@ -112,7 +88,6 @@ def _linear_robustness(arm: str, config: Config) -> Config:
 _SIZES: Mapping[str, Callable[[str, Config], Config]] = {
     "01": _hard_negatives,
     "02": _gradient_clustering,
-    "03": _autoassist,
     "05": _cascading_sum,
     "06": _linear_robustness,
 }
@@ -140,9 +115,6 @@ class TinyFiles:
         self.folder = folder
         write_cifar(folder, 10, 80)
         write_cifar(folder, 100, 1000)
-        parts = {"train": 90, "dev2010": 24, "tst2012": 24}
-        write_iwslt14(folder / "iwslt14", parts)
-        write_wmt14(folder / "wmt14", {"train": 90, "valid": 24, "test": 24})
 
 
 def _small_galleries(load_pairs: Callable[..., Any], *args: Any) -> Any:
@@ -155,15 +127,6 @@ def _small_galleries(load_pairs: Callable[..., Any], *args: Any) -> Any:
     return replace(pairs, train=pairs.train[:: len(pairs.train) // 160], **galleries)
 
 
-def _few_sentences(max_words: int | None = None) -> dict[str, ParallelText]:
-    """What `libreoffice_help` returns: the real help cannot be had on every machine."""
-    return {
-        "train": sentence_pairs(90),
-        "val": sentence_pairs(24, 90),
-        "test": sentence_pairs(24, 114),
-    }
-
-
 def _ch01() -> Patches:
     runs = import_module(f"{EXPERIMENTS}.hard_negatives.runs")
     return {"hard_negatives.runs.load_pairs": partial(_small_galleries, runs.load_pairs)}
@@ -173,26 +136,6 @@ def _ch02() -> Patches:
     return {
         "gradient_clustering.speed.EVERY": 5,
         "gradient_clustering.runs.TARGETS": {"0": 0.62, "50": 0.6, "90": 0.47, "noise": 0.6},
-    }
-
-
-def _ch03() -> Patches:
-    low = {"0": 0.5, "noise": 0.4, "rotated": 0.2, "large": 0.5, "resnet8": 0.2, "cifar10": 0.2}
-    fashion = {"fashion": (200, 200)}
-    return {
-        "autoassist.images.EVERY": 3,
-        "autoassist.images.PROBE": 60,
-        "autoassist.images.PROBE_EVERY": 12,
-        "autoassist.runs.TARGETS": low,
-        "autoassist.problems.HELD_OUT": fashion,
-        "autoassist.problems.NUM_PAIR": 160,
-        "autoassist.linear.REPEATS": 2,
-        "autoassist.linear.MOST_PASSES": 20,
-        "autoassist.corpora.libreoffice_help": _few_sentences,
-        "autoassist.corpora.HELD_OUT": 12,
-        "autoassist.corpora.LONGEST": 16,
-        "autoassist.translation.HELD_OUT": 30,
-        "autoassist.translation.PROBE_LOOKS": 4,
     }
 
 
@@ -223,7 +166,7 @@ def _ch06() -> Patches:
 
 
 _PATCHES: Mapping[str, Callable[[], Patches]] = {
-    "01": _ch01, "02": _ch02, "03": _ch03, "05": _ch05, "06": _ch06,
+    "01": _ch01, "02": _ch02, "05": _ch05, "06": _ch06,
 }  # fmt: skip
 
 
@@ -257,8 +200,6 @@ def _tiny_data(chapter: str, folder: Path) -> Patches:
         f"{name}.problems.load_cifar": partial(problems.load_cifar, complete=False),
         f"{name}.problems.HELD_OUT": {"cifar10": (40, 40), "cifar100": (100, 100)},
     }
-    if chapter == "03":
-        patches["autoassist.corpora.DATA_CACHE"] = folder
     if chapter == "05":  # 36 million weights become a few thousand
         patches["cascading_sum.problems.WideResNet"] = _small_wide_resnet(problems.WideResNet)
         patches["cascading_sum.runs.pick_device"] = _cpu
@@ -293,17 +234,10 @@ def _folder() -> Path:
 
 def _forget_loaded_data(chapter: str) -> None:
     """Empty the caches of a chapter's data: they do not know which files they came from."""
-    for name in ("problems", "corpora"):
-        try:
-            module = import_module(f"{package_of(chapter)}.{name}")
-        except ModuleNotFoundError:
-            continue
-        for value in vars(module).values():
-            if (
-                hasattr(value, "cache_clear")
-                and getattr(value, "__module__", "") == module.__name__
-            ):
-                value.cache_clear()
+    module = import_module(f"{package_of(chapter)}.problems")
+    for value in vars(module).values():
+        if hasattr(value, "cache_clear") and getattr(value, "__module__", "") == module.__name__:
+            value.cache_clear()
 
 
 def _tiny_world(run: Run) -> AbstractContextManager[None]:
@@ -324,7 +258,7 @@ def patched(run: Run) -> Iterator[None]:
         return
     patches = dict(_PATCHES[run.chapter]())
     data = run.config.get("data", "")
-    unshippable = data.startswith("cifar") or data in ("iwslt14", "wmt14")
+    unshippable = data.startswith("cifar")
     if unshippable:
         patches |= _tiny_data(run.chapter, _folder())
         _forget_loaded_data(run.chapter)
