@@ -102,8 +102,8 @@ def linear_work(records: Sequence[Record]) -> Figure:
 def accuracy_curves(records: Sequence[Record]) -> Figure:
     """Validation accuracy against the examples that the Boss trained on, and those scanned."""
     drawn, axes = figure(2, height=3.2)
-    looked = [("examples", "examples trained on"), ("scanned", "examples scanned")]
-    for axis, (name, title) in zip(axes, looked, strict=True):
+    shown = [("examples", "examples trained on"), ("scanned", "examples scanned")]
+    for axis, (name, title) in zip(axes, shown, strict=True):
         for (sampler, label), colour in zip(SAMPLERS.items(), PALETTE, strict=False):
             arm, prefix = f"images_0_{sampler}", ""
             if sampler == "random":
@@ -131,21 +131,21 @@ def savings(records: Sequence[Record]) -> Figure:
             label = f"{PROBLEMS[problem]}: {RIVALS[sampler]}"
             rows.append((problem, sampler, label, PALETTE[1]))
     counts: dict[int, int] = {}
-    for place, (problem, sampler, _, colour) in enumerate(rows):
+    for line, (problem, sampler, _, colour) in enumerate(rows):
         for axis, what in zip(axes, ("examples", "work"), strict=True):
             if values := values_of(records, cost_ratio(problem, sampler, "uniform", what)):
-                counts[place] = len(values)
-                spread(axis, -place, values, colour=colour, horizontal=True, points=False)
+                counts[line] = len(values)
+                spread(axis, -line, values, colour=colour, horizontal=True, points=False)
     for axis, title in zip(axes, ("examples", "work"), strict=True):
         axis.axvline(0, color="k", lw=1)
         axis.axvline(math.log(0.8), color="k", lw=1, ls=":")
         axis.set_xticks([math.log(ratio) for ratio in RATIOS], [f"{ratio:g}" for ratio in RATIOS])
-        axis.set_yticks([-place for place in range(len(rows))], [""] * len(rows))
+        axis.set_yticks([-line for line in range(len(rows))], [""] * len(rows))
         axis.set_ylim(0.6 - len(rows), 0.6)
         axis.set_title(f"{title} to the target", fontsize=10)
         axis.set_xlabel("ratio to uniform draws")
-    labels = [f"{label}, n = {counts.get(p, 0)}" for p, (_, _, label, _) in enumerate(rows)]
-    axes[0].set_yticks([-p for p in range(len(rows))], labels, fontsize=8)
+    labels = [f"{row[2]}, n = {counts.get(line, 0)}" for line, row in enumerate(rows)]
+    axes[0].set_yticks([-line for line in range(len(rows))], labels, fontsize=8)
     return drawn
 
 
