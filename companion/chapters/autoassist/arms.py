@@ -35,7 +35,7 @@ from companion.lab.arms import Arm, Tuned, arm
 from companion.lab.arms import Profile as BaseProfile
 from companion.lab.tune import Search, Trial, choose
 
-__all__ = ["CLEAN", "SEARCHES", "Profile", "arms", "choose_rates"]
+__all__ = ["CHOICE", "CLEAN", "SEARCHES", "Profile", "arms"]
 
 CLEAN = Training(data="fashion")
 GRID = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
@@ -218,3 +218,4 @@ def choose_rates(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
 
 
 SEARCHES = (image_searches, translation_searches)
+CHOICE = choose_rates

@@ -53,6 +53,7 @@ __all__ = [
     "Trained",
     "Training",
     "assisted",
+    "decide_ahead",
     "run_images",
     "run_with_control",
     "train_images",
@@ -283,7 +284,7 @@ class _Station:
         return self.sampler.scanned if isinstance(self.sampler, AssistedSampler) else examples
 
 
-def _decide_ahead(sampler: Iterable[Sequence[int]], updates: int) -> Iterator[Sequence[int]]:
+def decide_ahead(sampler: Iterable[Sequence[int]], updates: int) -> Iterator[Sequence[int]]:
     """Give the batches of pass after pass, each decided so many updates before it is used."""
     ready: deque[Sequence[int]] = deque()
     while True:
@@ -435,7 +436,7 @@ def train_images(settings: Training, seed: int, *, keep_rates: Sequence[float] =
     train(
         model,
         data.train,
-        _decide_ahead(sampler, settings.ahead) if settings.ahead else sampler,
+        decide_ahead(sampler, settings.ahead) if settings.ahead else sampler,
         losses_of,
         optimizer,
         max_steps=settings.steps,

@@ -45,6 +45,7 @@ __all__ = [
     "fit_translation",
     "run_translation",
     "run_translation_with_control",
+    "target_token_work",
     "train_translation",
 ]
 
@@ -84,7 +85,7 @@ class _Notes:
         self.settings, self.fitted = settings, fitted
         self.station, self.batches = station, batches
         self.pairs = fitted.corpus.pairs["train"]
-        self.boss = _target_token_work(fitted.model, self.pairs)
+        self.boss = target_token_work(fitted.model, self.pairs)
         order = torch.randperm(len(self.pairs), generator=stream(seed, "measure"))
         self.probe = order[: settings.probe]
         self.guesses: list[dict[str, Tensor]] = []  # and the two other guessers, by their suffix
@@ -269,7 +270,7 @@ def _auc(guess: Tensor, losses: Tensor) -> float:
     return float(roc_auc_score(hard, guess.numpy())) if 0 < hard.sum() < len(hard) else 0.5
 
 
-def _target_token_work(model: TranslationModel, pairs: Pairs) -> float:
+def target_token_work(model: TranslationModel, pairs: Pairs) -> float:
     """Multiply-adds of a forward pass, a target token, without those of the attention weights."""
     matrices = {
         part: sum(p.numel() for p in getattr(model, part).parameters() if p.ndim > 1)
