@@ -77,21 +77,21 @@ class Training(Settings):
         rotated: Turn each picture, once and for all.
         sampler: Who chooses the examples; ``random`` is the control of an Assistant.
         batch: Examples in a batch.
-        lr: Step length of the Boss.
+        lr: Learning rate of the Boss.
         momentum: Of the Boss.
         decay: Weight decay of the Boss.
         steps: Updates of the Boss, so that every arm trains on as many examples at most.
         base: Base pass rate of the Assistant.
         shuffle: Scan in random order; without, in file order as the authors' code does.
-        assistant_lr: Step length of the Assistant.
+        assistant_lr: Learning rate of the Assistant.
         assistant_decay: Weight decay of the Assistant.
         ahead: Updates between the decision on a batch and its use.
-        control_lr: Step length of the control, which skips as many at random; only where an arm
+        control_lr: Learning rate of the control, which skips as many at random; only where an arm
             trains one.
         beta: Of selective backprop.
         low_kept: Share of the examples below the mean loss that pruning keeps in a pass.
         pace_epochs: Passes until self-paced learning has all; the authors take 5 of 100.
-        screener_lr: Step length of ScreenerNet.
+        screener_lr: Learning rate of ScreenerNet.
         target: Validation accuracy to which examples are counted, the mean of the last
             evaluations: what a tuned uniform run reaches in about half of its steps.
         smoothed: Evaluations that are averaged.

@@ -37,19 +37,19 @@ class Translation(Settings):
         vocabulary: Sub-words.
         held_out: Sentences of validation and of test.
         longest: Sub-words after which a sentence is cut.
-        lr: Step length of the Boss.
+        lr: Learning rate of the Boss.
         betas: Of its Adam.
         clip: Largest norm of its gradient.
-        rate_fall: Share of the step length that is gone at the end.
-        warm_up: Steps over which the step length rises.
+        rate_fall: Share of the learning rate that is gone at the end.
+        warm_up: Steps over which the learning rate rises.
         tokens: Target tokens that the Boss is trained on.
         batch_tokens: Padded target tokens of a batch.
         pool: Sentences decided on at once, then cut into batches of about equal length.
         base: Base pass rate of the Assistant.
         mean: What a loss is compared with: the ``running`` mean, or that of the ``epoch`` before.
-        assistant_lr: Step length of the Assistant.
+        assistant_lr: Learning rate of the Assistant.
         assistant_decay: Weight decay of the Assistant.
-        control_lr: Step length of the control, which skips as many at random; only where an arm
+        control_lr: Learning rate of the control, which skips as many at random; only where an arm
             trains one.
         pace_epochs: Passes until self-paced learning has all; the authors take 10 of 100.
         pace_start: Its loss of a sentence not seen yet.
