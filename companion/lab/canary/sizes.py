@@ -84,18 +84,6 @@ def _autoassist(arm: str, config: Config) -> Config:
     return config | {"num_train": 320, "batch": 16, "steps": steps, "ahead": config["ahead"] // 4}
 
 
-def _cascading_sum(arm: str, config: Config) -> Config:
-    if "models" in config:
-        models = {name: _cascading_sum(name, of) for name, of in config["models"].items()}
-        return config | {"models": models, "images": 8}
-    tiny: Config = {"steps": 60, "images": 8}
-    if config["model"] != "conv":
-        tiny["steps"] = 24
-    if config["data"].startswith("cifar"):
-        tiny["per_class"] = 3 if config["per_class"] == 100 else 5
-    return config | tiny
-
-
 def _linear_robustness(arm: str, config: Config) -> Config:
     tiny: Config = {}
     if "sizes" in config:
@@ -113,7 +101,6 @@ _SIZES: Mapping[str, Callable[[str, Config], Config]] = {
     "01": _hard_negatives,
     "02": _gradient_clustering,
     "03": _autoassist,
-    "05": _cascading_sum,
     "06": _linear_robustness,
 }
 
@@ -196,21 +183,6 @@ def _ch03() -> Patches:
     }
 
 
-def _ch05() -> Patches:
-    held_out = {"digits": (100, 100), "fashion": (100, 100)}
-    return {
-        "cascading_sum.training.MEASURE_EVERY": 5,
-        "cascading_sum.training.BATCH": 20,
-        "cascading_sum.plateau.BATCH": 20,
-        "cascading_sum.plateau.PATIENCE": {"patience": 1, "stop_patience": 2},
-        "cascading_sum.plateau.MAX_STEPS": 1200,
-        "cascading_sum.problems.HELD_OUT": held_out,
-        "cascading_sum.measures.PGD": {"steps": 4, "restarts": 2},
-        "cascading_sum.measures.PARTNERS": 3,
-        "cascading_sum.runs.SNAPSHOTS": (0, 10, 30, 59),
-    }
-
-
 def _ch06() -> Patches:
     return {
         "linear_robustness.problems.PAIRS": {
@@ -223,7 +195,7 @@ def _ch06() -> Patches:
 
 
 _PATCHES: Mapping[str, Callable[[], Patches]] = {
-    "01": _ch01, "02": _ch02, "03": _ch03, "05": _ch05, "06": _ch06,
+    "01": _ch01, "02": _ch02, "03": _ch03, "06": _ch06,
 }  # fmt: skip
 
 
@@ -259,19 +231,9 @@ def _tiny_data(chapter: str, folder: Path) -> Patches:
     }
     if chapter == "03":
         patches["autoassist.corpora.DATA_CACHE"] = folder
-    if chapter == "05":  # 36 million weights become a few thousand
-        patches["cascading_sum.problems.WideResNet"] = _small_wide_resnet(problems.WideResNet)
-        patches["cascading_sum.runs.pick_device"] = _cpu
     if chapter == "02":
         patches["gradient_clustering.trajectory.pick_device"] = _cpu
     return patches
-
-
-def _small_wide_resnet(network: Callable[..., Any]) -> Callable[..., Any]:
-    def build(depth: int, width: int, *args: Any, **options: Any) -> Any:
-        return network(10, 1, *args, **options)
-
-    return build
 
 
 def _cpu(*_: Any, **__: Any) -> Any:
