@@ -261,7 +261,7 @@ def score_training(settings: Training, seed: int) -> float:
 
 
 def searches(chosen: Tuned) -> Sequence[Search[Training]]:
-    """The same grid for every arm that has a learning rate of its own, and strength of mixup."""
+    """The same grid for every arm whose learning rate, and strength of mixup, is its alone."""
     listed: list[Search[Training]] = []
     for row in trained_arms(Profile()):
         settings = row.settings

@@ -248,7 +248,8 @@ def released_weights(schedule: CascadeSchedule, step: int) -> Tensor:
     K: the weights hardly move within a stage and jump at its end. ``schedule`` has the stages
     n, n - 1, ..., 1 and mode ``step``.
     """
-    n, stage = schedule.counts[0], schedule.stage(step)
+    n = schedule.counts[0]
+    stage = schedule.stage(step)
     m = schedule.counts[stage]
     if m == 1:
         return torch.ones(1)
