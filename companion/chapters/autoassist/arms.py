@@ -185,7 +185,8 @@ def image_searches(chosen: Tuned) -> Sequence[Search[Training]]:
         grid = RESNET_GRID if isinstance(settings, ResNetTraining) else GRID
         pilots = PILOTS.get(type(settings), (0, 1))
         searches.append(Search(row.name, settings, "lr", grid, score_images, pilots))
-        if control := row.tuned.get("control_lr"):
+        if "control_lr" in row.tuned:
+            [control] = row.sources("control_lr")
             score = partial(score_images, keep_rates=CONTROL_RATES)
             random = replace(settings, sampler="random")
             controls.append(Search(control, random, "lr", grid, score, pilots))
@@ -201,7 +202,8 @@ def translation_searches(chosen: Tuned) -> Sequence[Search[Translation]]:
             continue
         settings = replace(row.settings, tokens=TUNING_TOKENS)
         searches.append(Search(row.name, settings, "lr", TRANSLATION_GRID, score_translation, (0,)))
-        if control := row.tuned.get("control_lr"):
+        if "control_lr" in row.tuned:
+            [control] = row.sources("control_lr")
             score = partial(score_translation, keep_rates=CONTROL_RATES)
             random = replace(settings, sampler="random")
             controls.append(Search(control, random, "lr", TRANSLATION_GRID, score, (0,)))
