@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from trainaug.checks import source_of_randomness, whole_number
+from trainaug.structures import StateDict
 
 __all__ = [
     "EpochBatchSampler",
@@ -117,7 +118,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         self._pending: deque[list[int]] = deque()  # of a loaded state: drawn, not trained on
         self._loader: Mapping[str, Any] | None = None
         self._is_counted = False  # whether a loader that counts for itself has just loaded a state
-        self._snapshots: deque[tuple[int, dict[str, Any]]] = deque()  # states it was given
+        self._snapshots: deque[tuple[int, StateDict]] = deque()  # states it was given
 
     def __iter__(self) -> Iterator[list[int]]:
         is_counted, self._is_counted = self._is_counted, False
@@ -179,7 +180,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
             return
         self._forget_epoch()
 
-    def state_dict(self, *, untrained: int = 0) -> dict[str, Any]:
+    def state_dict(self, *, untrained: int = 0) -> StateDict:
         """Return all that decides what comes next, as of the last batch that was trained on.
 
         A batch counts as trained on when the training loop has got it, however many its loader's
@@ -248,7 +249,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         """Take back a position."""
 
     @abstractmethod
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self) -> StateDict:
         """What stays the same during an epoch, or follows the training rather than the loader."""
 
     @abstractmethod
@@ -319,7 +320,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
             raise ValueError("a loader with in_order=False hides which batches came last")
         return [*handed_out[len(handed_out) - number :], *ahead]
 
-    def _open_snapshots(self) -> list[dict[str, Any]]:
+    def _open_snapshots(self) -> list[StateDict]:
         """States that a loader asked for with its batches, of the last handed out and later ones.
 
         What is learnt from the training of these batches belongs into them.
@@ -347,10 +348,10 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         """Whether the last batch is known to be still in training."""
         return False
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         # A loader's iterator can be neither copied nor sent to another process, nor its iteration.
         given = deque((int(not self._is_handed_out(n)), batch) for n, batch in self._given)
-        left: dict[str, Any] = {
+        left: StateDict = {
             "_loader": {"_num_yielded": 1},
             "_iteration": None,
             "_snapshots": deque(),
@@ -432,7 +433,7 @@ class OrderedBatchSampler(EpochBatchSampler):
     def _pass_over(self) -> None:
         """Draw what `_next` draws in an epoch."""
 
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self) -> StateDict:
         return {
             "generator": self.generator.get_state(),
             "first_generator": self._first_state,

@@ -16,8 +16,12 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["eagerly", "full_precision", "logits_of", "losses_of_output", "map_tensors"]
+__all__ = ["StateDict", "eagerly", "full_precision", "logits_of", "losses_of_output", "map_tensors"]
 __all__ += ["model_losses", "num_rows", "run_on", "take_rows", "unwrapped"]
+
+# What is saved and taken back, as by torch's own `state_dict`: numbers, text, lists and mappings of
+# them, and tensors. Each class has keys of its own, and only the class itself reads them again.
+StateDict = dict[str, Any]
 
 _PLAIN = (str, bytes, bool, int, float, type(None))
 
@@ -179,7 +183,7 @@ def run_on(model: nn.Module, x: Any, tensors: Mapping[str, Tensor] | None = None
         tensors: Parameters and buffers to run with, by name; the model's own by default.
     """
     arguments: tuple[Any, ...] = (x,)
-    keywords: dict[str, Any] = {}
+    keywords: dict[str, object] = {}
     if isinstance(x, Mapping) and _takes_keywords(unwrapped(model), x):
         arguments, keywords = (), dict(x)
     if tensors is None:

@@ -7,7 +7,7 @@ Networks", NeurIPS 2019, arXiv 1905.03381, and its authors' code for features an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trainaug.checks import class_labels, widened
 from trainaug.checks import indices as checked_indices
 from trainaug.methods.autoassist.shrinking import check_base
+from trainaug.structures import StateDict
 
 __all__ = ["AssistantTrainer", "Features", "ImageAssistant", "TextAssistant", "guarded_base"]
 
@@ -283,13 +284,13 @@ class AssistantTrainer:
             )
         return widened(logits)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the Assistant's weights, its optimiser's state and the counters."""
         counters = {name: getattr(self, name) for name in self._counters}
         weights = {name: t.clone() for name, t in self.assistant.state_dict().items()}
         return counters | {"assistant": weights, "optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state``."""
         self.assistant.load_state_dict(state["assistant"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from trainaug.checks import widened
 from trainaug.methods.autoassist.assistant import check_losses, example_numbers
 from trainaug.methods.autoassist.shrinking import check_base
 from trainaug.roots import power
+from trainaug.structures import StateDict
 
 __all__ = ["LossTable", "RandomSkip", "ScreenerWeights", "SelectiveBackprop", "SelfPacedWeights"]
 
@@ -56,11 +56,11 @@ class RandomSkip:
         """Go on to the next pass."""
         self.passes += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the number of the pass."""
         return {"passes": self.passes}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state``."""
         self.passes = state["passes"]
 
@@ -152,13 +152,13 @@ class LossTable:
         if self.full_from is not None and self.passes >= self.full_from:
             self._is_low = torch.zeros_like(self._is_low)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return losses, decisions and the number of the pass."""
         return {
             n: v.clone() if isinstance(v := getattr(self, n), Tensor) else v for n in self._state
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state``; ValueError if it is of another number of examples."""
         _check_length(state["losses"], self.losses)
         vars(self).update(
@@ -213,11 +213,11 @@ class SelectiveBackprop:
         below = torch.searchsorted(recent, losses, right=True)
         return (below.clamp(min=1) / len(recent)).clamp(max=1.0).float() ** self.beta
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the recent losses and the number of forward passes."""
         return {"recent": list(self._recent), "forwards": self.forwards}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state``."""
         self._recent = deque(state["recent"], maxlen=self._recent.maxlen)
         self.forwards = state["forwards"]
@@ -295,11 +295,11 @@ class SelfPacedWeights:
         _store(self.losses, indices, values)
         self._steps += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the losses, the pace and the number of updates."""
         return {"losses": self.losses.clone(), "_steps": self._steps, "_pace": self._pace}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state``; ValueError if it is of another number of examples."""
         _check_length(state["losses"], self.losses)
         vars(self).update({name: state[name] for name in self._state})

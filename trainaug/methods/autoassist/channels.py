@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainaug.methods.autoassist.assistant import check_losses
+from trainaug.structures import StateDict
 
 __all__ = ["Event"]
 
@@ -49,7 +50,7 @@ class Used(NamedTuple):
     """A feedback slot is free again; the trainer's counters are now these."""
 
     slot: int
-    counters: dict[str, Any]
+    counters: StateDict
 
 
 class Started(NamedTuple):

@@ -30,6 +30,7 @@ from trainaug.methods.autoassist.channels import (
     clock,
 )
 from trainaug.methods.autoassist.sampler import AssistedSampler
+from trainaug.structures import StateDict
 
 __all__ = ["Build"]
 
@@ -81,7 +82,7 @@ class Maker:
         args: tuple[Any, ...],
         attempt: int,
         sizes: tuple[int, int],
-        counters: dict[str, Any],
+        counters: StateDict,
     ) -> None:
         self.sampler, self.trainer = build(*args, attempt=attempt)
         found = self.sampler.num_examples, self.sampler.batch_size
@@ -108,7 +109,7 @@ class Maker:
         self._pass = iter(sampler)
         return batch, PassEnd(sampler.keep_rates[-1], scanned, kept)
 
-    def learn(self, index: Tensor, losses: Tensor) -> dict[str, Any]:
+    def learn(self, index: Tensor, losses: Tensor) -> StateDict:
         """Make one step of the Assistant, if there is one, and return the trainer's counters."""
         self.used += 1
         if self.trainer is None:

@@ -12,6 +12,7 @@ from trainaug.batches import EpochBatchSampler, from_all_ranks
 from trainaug.checks import source_of_randomness, whole_number
 from trainaug.methods.autoassist.assistant import guarded_base
 from trainaug.methods.autoassist.shrinking import check_base, keep
+from trainaug.structures import StateDict
 
 __all__ = ["AssistedSampler"]
 
@@ -220,7 +221,7 @@ class AssistedSampler(EpochBatchSampler):
         self._place, self._kept_before = position["place"], position["kept_before"]
         self._held = list(position["held"])
 
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self) -> StateDict:
         states = {"order": self.generator.get_state(), "keep": self.keep_generator.get_state()}
         return {
             "scanned": self.scanned,

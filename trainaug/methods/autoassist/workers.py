@@ -36,6 +36,7 @@ from trainaug.methods.autoassist.channels import (
     clock,
 )
 from trainaug.methods.autoassist.loop import Build, Maker, Packed, work
+from trainaug.structures import StateDict
 
 __all__ = ["AsyncBatches", "WorkerError"]
 
@@ -136,7 +137,7 @@ class AsyncBatches:
         self.steps, self.waited_seconds, self.warm_up_seconds = 0, 0.0, 0.0
         self.dropped_feedback, self.scanned, self.kept, self.attempt = 0, 0, 0, 0
         self.keep_rates: list[float] = []
-        self.counters: dict[str, Any] = {}
+        self.counters: StateDict = {}
         self.staleness: list[int] = []
         self._events: list[Event] = []
         self._slots = Slots(queue_size, feedback_slots, batch_size, x, y)

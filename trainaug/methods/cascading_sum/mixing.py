@@ -29,6 +29,7 @@ from trainaug.methods.cascading_sum.functional import (
 )
 from trainaug.methods.cascading_sum.shared import SharedCount
 from trainaug.randomness import default_generator
+from trainaug.structures import StateDict
 
 __all__ = ["PixelMix", "SingleLabelMix", "SumMix"]
 
@@ -137,7 +138,7 @@ class SumMix(nn.Module):
     def extra_repr(self) -> str:
         """Return the settings, and the weights where they were set."""
         k, weights = self._count.read()
-        settings: dict[str, Any] = {"num_groups": k, "num_classes": self.num_classes}
+        settings: dict[str, object] = {"num_groups": k, "num_classes": self.num_classes}
         names = ("alpha", "mode", "remainder", "rescale", "mean", "labels_getter")
         settings |= {name: getattr(self, name) for name in names}
         if isinstance(self.mean, Tensor):
@@ -352,18 +353,18 @@ class SumMix(nn.Module):
                 "a loader's drop_last=True leaves the last batch out"
             )
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> StateDict:
         """Return K, fixed weights and the generator's state, for ``state_dict``."""
         k, weights = self._count.read()
         drawing = self._seeded_generator().get_state()
         return {"num_groups": k, "weights": weights, "generator": drawing}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: StateDict) -> None:
         """Continue from ``state``."""
         self._count.write(_whole(state["num_groups"]), state["weights"])
         self._seeded_generator().set_state(state["generator"].cpu())
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         """Return the attributes; for a process that is being spawned, the generator as numbers.
 
         A generator is pickled as a tensor of its state, which for such a process goes into shared
@@ -375,7 +376,7 @@ class SumMix(nn.Module):
             state["generator"] = str(g.device), bytes(g.get_state().tolist())
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         """Take the attributes, with the generator as `__getstate__` gives it."""
         if isinstance(state["generator"], tuple):
             device, numbers = state["generator"]

@@ -12,13 +12,14 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 from numbers import Integral
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainaug.methods.cascading_sum.functional import weight_type
+from trainaug.structures import StateDict
 
 __all__ = ["CascadeSchedule", "PlateauCascade", "begin_stage", "stage_boundaries"]
 
@@ -227,11 +228,11 @@ class PlateauCascade:
             return "reduce_lr"
         return "continue"
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what a resumed cascade needs."""
         return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state``.
 
         Raises:

@@ -5,10 +5,10 @@ Chapter: notebooks/05_cascading_sum.ipynb
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from trainaug.structures import StateDict
 
 __all__ = ["SharedCount"]
 
@@ -62,10 +62,10 @@ class SharedCount:
             if self._seen[2, 0] == turn:  # else the row may have been written to meanwhile
                 return k, weights
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         """Return the memory itself, which a spawned worker opens."""
         return {"numbers": self._numbers}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         """Go on with memory that is shared already, as in a worker, or share a copy."""
         self._open(state["numbers"].cpu())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainaug.methods.gradient_clustering.factors import Factors
-from trainaug.structures import full_precision
+from trainaug.structures import StateDict, full_precision
 
 __all__ = ["CenterKind", "GradientCenters", "Route", "choose_route", "route_costs"]
 
@@ -285,7 +285,7 @@ class GradientCenters:
             for values in center:
                 values[target] = values[source]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the centres."""
         return {name: tuple(v.clone() for v in c) for name, c in self.centers.items()}
 

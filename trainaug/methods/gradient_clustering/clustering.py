@@ -23,7 +23,7 @@ from trainaug.methods.gradient_clustering.factors import (
     layer_factors,
 )
 from trainaug.methods.gradient_clustering.variance import exact_moves
-from trainaug.structures import map_tensors, num_rows, take_rows
+from trainaug.structures import StateDict, map_tensors, num_rows, take_rows
 
 __all__ = ["Batches", "Clustering", "GradientClustering", "Rule"]
 
@@ -114,7 +114,7 @@ class GradientClustering:
         self.model, self.criterion, self.generator = model, criterion, generator
         self.rule, self.min_size = rule, min_size
         self.centers = GradientCenters(num_clusters, centers)
-        self._options: dict[str, Any] = {"layers": layers, "bias": bias}
+        self._layers, self._bias = layers, bias
         self._sizes: Tensor | None = None  # of the last pass or, on-line, decayed
         self._is_verified = self._is_passing = False
 
@@ -127,7 +127,9 @@ class GradientClustering:
         device = next(self.model.parameters()).device
         x, y = (map_tensors(lambda t: t.to(device), v) for v in (x, y))
         verify = not self._is_verified
-        factors = layer_factors(self.model, self.criterion, x, y, verify=verify, **self._options)
+        factors = layer_factors(
+            self.model, self.criterion, x, y, verify=verify, layers=self._layers, bias=self._bias
+        )
         self._is_verified = self._is_verified or len(index) > 1
         for layer in factors.values():  # before a centre takes a NaN to all distances
             finite = [v.flatten(1).isfinite().all(1) for v in (layer.x, layer.z_grad)]
@@ -363,7 +365,7 @@ class GradientClustering:
 
     # --- state ------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return centres, sizes and the generator's state; RuntimeError in the middle of a pass."""
         if self._is_passing:
             raise RuntimeError("half a pass has no state: take it before or after fit or assign")
@@ -371,7 +373,7 @@ class GradientClustering:
         generator = self.generator.get_state()
         return {"centers": self.centers.state_dict(), "sizes": sizes, "generator": generator}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from ``state``; ValueError, and no change, if it is of another number or kind."""
         sizes = state["sizes"]
         if sizes is not None and len(sizes) != self.num_clusters:

@@ -20,6 +20,7 @@ from torch.func import grad, vmap
 
 from trainaug.checks import widened
 from trainaug.structures import (
+    StateDict,
     eagerly,
     full_precision,
     map_tensors,
@@ -254,11 +255,11 @@ class _Estimator:
             raise FloatingPointError(f"gradient is not finite; examples {indices.tolist()[:20]}")
         return flat
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the counters and what the estimate keeps."""
         return {name: copy.deepcopy(getattr(self, name)) for name in self._kept}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state``."""
         for name in self._kept:
             setattr(self, name, copy.deepcopy(state[name]))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainaug.batches import OrderedBatchSampler, batch_sizes, from_all_ranks
 from trainaug.checks import indices as checked_indices
+from trainaug.structures import StateDict
 
 __all__ = ["StratifiedSampler"]
 
@@ -194,7 +195,7 @@ class StratifiedSampler(OrderedBatchSampler):
         self._empty_queues()
         super()._enter(epoch)
 
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self) -> StateDict:
         clusters = self._cluster_of
         return super()._own_state() | {
             "clusters": clusters,  # never changed in place

@@ -18,6 +18,7 @@ from torch import Tensor
 from trainaug.batches import OrderedBatchSampler, batch_sizes, from_all_ranks
 from trainaug.checks import indices as checked_indices
 from trainaug.roots import log
+from trainaug.structures import StateDict
 
 __all__ = ["RandomSnoozeSampler", "SnoozeSampler", "snooze_threshold"]
 
@@ -154,7 +155,7 @@ class _SubsetSampler(OrderedBatchSampler):
         self._length_ahead = None
         return order, self._sizes_of(len(order))
 
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self) -> StateDict:
         own = {name: _copied(getattr(self, name)) for name in self._kept}
         return super()._own_state() | own
 
@@ -363,7 +364,7 @@ class SnoozeSampler(_SubsetSampler):
                 is_known[i] = True
         self._news, self._heard_of, self._length_ahead = [], epoch, None
 
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self) -> StateDict:
         is_own = bool(self._news) and len(self._missing()) > 0
         return super()._own_state() | {"rank": self.rank if is_own else None}
 

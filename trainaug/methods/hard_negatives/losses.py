@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from trainaug.checks import finite, widened
 from trainaug.methods.hard_negatives.scores import cosine_scores, unit_embeddings, without_autocast
+from trainaug.structures import StateDict
 
 __all__ = ["HingeCurriculum", "MaxOfHinges", "SumOfHinges", "group_mask", "subsample_negatives"]
 
@@ -323,11 +324,11 @@ class HingeCurriculum(_OnScores):
     def _current(self) -> _Hinges:
         return self.max if self._has_switched else self.sum
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> StateDict:
         """Return the number of updates made, for ``state_dict``."""
         return {"steps": self.steps}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: StateDict) -> None:
         """Continue from ``state``."""
         self.steps = int(state["steps"])
         self._has_switched = self.steps >= self.warmup_steps

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainaug.batches import OrderedBatchSampler
+from trainaug.structures import StateDict
 
 __all__ = ["DistinctGroupBatchSampler"]
 
@@ -87,7 +88,7 @@ class DistinctGroupBatchSampler(OrderedBatchSampler):
         batches = [order[start :: self.num_batches] for start in turn]
         return torch.cat(batches), [len(batch) for batch in batches]
 
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self) -> StateDict:
         return super()._own_state() | {"kinds": self._kind_of}
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ Chapter: notebooks/06_linear_robustness.ipynb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainaug.norms import FourierNorm, check_norm
+from trainaug.structures import StateDict
 
 __all__ = ["NormOptimizer", "check_gradients", "check_range", "holds"]
 
@@ -60,7 +61,7 @@ class NormOptimizer(Optimizer):
     back with its default ``weights_only=True``; the groups of an optimiser hold the norms.
     """
 
-    def _check_options(self, options: dict[str, Any], *, positive: bool) -> None:
+    def _check_options(self, options: Mapping[str, Any], *, positive: bool) -> None:
         """Raise a ValueError for a bad option; a schedule may have brought ``lr`` to 0."""
         check_norm(options["norm"])
         lr = options["lr"]
@@ -82,15 +83,15 @@ class NormOptimizer(Optimizer):
         self._check_options({**self.defaults, **param_group}, positive=True)
         super().add_param_group(param_group)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state; a `FourierNorm` as its name and shape."""
-        state: dict[str, Any] = super().state_dict()
+        state: StateDict = super().state_dict()
         for group in state["param_groups"]:
             if isinstance(group["norm"], FourierNorm):
                 group["norm"] = (str(group["norm"]), group["norm"].shape)
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state after checking its options; the norms are built again.
 
         Raises:
@@ -116,7 +117,7 @@ class NormOptimizer(Optimizer):
                     )
         super().load_state_dict({**state_dict, "param_groups": groups})
 
-    def _states(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
+    def _states(self, state_dict: StateDict) -> list[tuple[Tensor, StateDict]]:
         """Return each parameter with what a state dictionary holds of it."""
         numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]

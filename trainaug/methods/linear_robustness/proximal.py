@@ -10,7 +10,7 @@ accelerated gradient schemes", 2015.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from trainaug.methods.linear_robustness.norms import dual, norm, prox
 from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
 from trainaug.norms import Norm
 from trainaug.roots import sqrt
+from trainaug.structures import StateDict
 
 __all__ = ["ProximalGradient", "RegularisationPath", "regularisation_path"]
 
@@ -72,12 +73,12 @@ class ProximalGradient(NormOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "norm": norm, "lam": lam, "accelerate": accelerate})
 
-    def _check_options(self, options: dict[str, Any], *, positive: bool) -> None:
+    def _check_options(self, options: Mapping[str, Any], *, positive: bool) -> None:
         super()._check_options(options, positive=positive)
         if not holds(options["lam"], lambda lam: (lam >= 0) & (lam < math.inf)):
             raise ValueError(f"lam must be finite and at least 0, got {options['lam']}")
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state after checking its options; the norms are built again.
 
         Args:

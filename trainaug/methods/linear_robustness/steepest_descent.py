@@ -10,7 +10,7 @@ has $\|v\|_* = \|g\|$ and $-g^\top v = \|g\|^2$ with $\|\cdot\|$ the dual norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -113,7 +113,7 @@ class SteepestDescent(NormOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "norm": norm, "step": step})
 
-    def _check_options(self, options: dict[str, Any], *, positive: bool) -> None:
+    def _check_options(self, options: Mapping[str, Any], *, positive: bool) -> None:
         _check_step(options["step"])
         if isinstance(options["lr"], Tensor) and options["lr"].numel() != 1:
             raise ValueError(f"lr must be one number, got shape {tuple(options['lr'].shape)}")

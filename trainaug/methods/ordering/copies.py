@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from trainaug.checks import widened
 from trainaug.methods.ordering.nested import eager, leaves, per_example
 from trainaug.methods.ordering.state import GradientCount
-from trainaug.structures import logits_of, model_losses, run_on, unwrapped
+from trainaug.structures import StateDict, logits_of, model_losses, run_on, unwrapped
 
 __all__ = ["ELEMENTWISE", "Copies", "Criterion", "masked_means"]
 
@@ -107,7 +107,7 @@ class Copies:
         }
         self._attach(states)
 
-    def _attach(self, states: dict[str, dict[str, Any]]) -> None:
+    def _attach(self, states: dict[str, StateDict]) -> None:
         """Make the optimiser of the current stacked parameters, with the given state."""
         for name, p in self.model.named_parameters():
             self.parameters[name].requires_grad_(p.requires_grad)

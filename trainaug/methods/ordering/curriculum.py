@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trainaug.batches import EpochBatchSampler, batch_sizes
 from trainaug.checks import source_of_randomness
+from trainaug.structures import StateDict
 
 __all__ = [
     "Order",
@@ -284,7 +285,7 @@ class PacedSampler(EpochBatchSampler):
             while self._next():
                 pass
 
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self) -> StateDict:
         return {
             "ranked": self._ranked,
             "generator": self.generator.get_state(),

@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 
 from trainaug.batches import _asking_loader, check_ranks
 from trainaug.checks import finite
+from trainaug.structures import StateDict
 
 __all__ = ["GraBSampler"]
 
@@ -174,7 +175,7 @@ class GraBSampler(Sampler[int]):
             self._sum, self._signed = torch.zeros_like(self._sum), torch.zeros_like(self._sum)
             self.epoch += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the order, the sums, and what the running epoch has recorded."""
         vectors = {"signed": self._signed, "sum": self._sum, "mean": self._mean}
         units = {"order": self.order, "front": self._front, "back": self._back}
@@ -200,6 +201,6 @@ class GraBSampler(Sampler[int]):
         self._front, self._back = list(state["front"]), list(state["back"])
         self._loader, self._given_to_the_end = None, -1
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         # A loader's iterator can be neither copied nor sent to another process.
         return vars(self) | {"_loader": None}

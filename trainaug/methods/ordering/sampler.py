@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainaug.batches import EpochBatchSampler, batch_sizes, from_all_ranks
 from trainaug.checks import source_of_randomness
+from trainaug.structures import StateDict
 
 __all__ = ["PerfectOrderingSampler", "SampleLossSampler", "epoch_seed"]
 
@@ -119,7 +120,7 @@ class _ModelSampler(EpochBatchSampler):
     def _has_no_more(self) -> bool:
         return self._number == len(self)
 
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self) -> StateDict:
         return {
             "seeds": dict(self._seeds),
             "numbered": self._numbered,
@@ -284,7 +285,7 @@ class PerfectOrderingSampler(_ModelSampler):
     def _return_to(self, position: Any) -> None:
         self._number, self._left, self._pool = (position[k] for k in ("number", "left", "pool"))
 
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self) -> StateDict:
         return super()._own_state() | {"order": self._order}
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:

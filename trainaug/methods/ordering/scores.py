@@ -22,7 +22,7 @@ from trainaug.checks import widened
 from trainaug.methods.ordering.copies import Copies, Criterion, masked_means
 from trainaug.methods.ordering.nested import eager, leaves, per_example
 from trainaug.methods.ordering.state import GradientCount, preserve_state
-from trainaug.structures import map_tensors, model_losses, unwrapped
+from trainaug.structures import StateDict, map_tensors, model_losses, unwrapped
 
 __all__ = ["BatchScorer", "Score", "batch_losses", "target_alignments", "trial_losses"]
 
@@ -434,7 +434,7 @@ class BatchScorer:
             return torch.where(before == 0, 0.0, drop / before)
         return drop
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         # Hooks sit on the parameters of this very model; a copy hangs up its own.
         return vars(self) | {"_watch": _Watch()}
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -186,7 +186,7 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
 
 
-def _settings(group: dict[str, Any]) -> list[tuple[str, Any]]:
+def _settings(group: Mapping[str, object]) -> list[tuple[str, object]]:
     return [(name, value) for name, value in group.items() if name != "params"]
 
 
