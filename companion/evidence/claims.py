@@ -228,9 +228,9 @@ class Judgement:
         """Whether any deciding setting has a value."""
         return any(effect.n for effect in self.effects)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data for ``verdicts``, rounded by :func:`round_numbers`."""
-        plain: dict[str, Any] = round_numbers(asdict(self))
+        plain: dict[str, object] = round_numbers(asdict(self))
         return plain
 
     @classmethod

@@ -75,7 +75,7 @@ def rounded(value: float, digits: int = 12) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def _differences(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _differences(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, object]:
     """What of a configuration differs from the defaults, in the configurations inside it too.
 
     A value is at its default only if both are written alike: 1, 1.0 and true are equal in Python
@@ -117,7 +117,7 @@ class Run:
 
     # cached, for the progress of a sweep asks for the same runs every second
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """The part of the configuration that differs from the defaults."""
         return _differences(self.config, self.defaults)
 

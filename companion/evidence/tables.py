@@ -254,7 +254,7 @@ def own_numbers(judgements: Sequence[Judgement]) -> str:
     return text_table(rows, ["claim", "setting", "found", "n"]) if rows else "no claim's runs"
 
 
-def verdict_json_row(each: Judgement) -> dict[str, Any]:
+def verdict_json_row(each: Judgement) -> dict[str, object]:
     """What a script needs of a claim.
 
     ``worth`` is a number in the unit of ``mean`` and ``sd``, so a logarithm for ratios; ``shown``

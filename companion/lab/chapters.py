@@ -23,7 +23,7 @@ from typing import Any
 
 from companion.evidence.digest import code_digest
 from companion.evidence.formulas import Function
-from companion.evidence.store import Run
+from companion.evidence.store import Record, Run
 from companion.lab.about import About
 from companion.lab.arms import Arm, Profile, plan
 from companion.lab.tune import Stage, Trial, choose
@@ -122,7 +122,7 @@ class Chapter:
         resolved = resolve_profile(self, profile, knobs)
         return list(plan(self.number, self.rows(resolved), resolved, self.chosen))
 
-    def execute(self, run: Run) -> dict[str, Any]:
+    def execute(self, run: Run) -> Record:
         """Compute one run.
 
         Returns:
@@ -228,7 +228,7 @@ def load_chapter(number: str) -> Chapter:
     )
 
 
-def execute(run: Run) -> dict[str, Any]:
+def execute(run: Run) -> Record:
     """Compute one run of any chapter, in this process; what workers call."""
     return load_chapter(run.chapter).execute(run)
 

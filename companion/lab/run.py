@@ -49,7 +49,7 @@ class Beside:
     error: float
 
 
-def parse_changes(settings: Settings, changes: Mapping[str, object]) -> dict[str, Any]:
+def parse_changes(settings: Settings, changes: Mapping[str, object]) -> dict[str, object]:
     """Check changes against the types of settings; text becomes what its setting holds.
 
     Raises:
@@ -57,7 +57,7 @@ def parse_changes(settings: Settings, changes: Mapping[str, object]) -> dict[str
     """
     kinds = get_type_hints(type(settings))
     names = [each.name for each in fields(settings)]
-    parsed: dict[str, Any] = {}
+    parsed: dict[str, object] = {}
     for name, value in changes.items():
         if name not in names:
             raise ValueError(f"unknown setting {name!r}, expected one of {', '.join(names)}")

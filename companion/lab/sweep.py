@@ -16,12 +16,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
-from typing import Any
 
 from companion.evidence import canonical
 from companion.evidence.store import Record, Run, Store
 from companion.lab.conditions import conditions_of, is_canonical_run
+from companion.lab.worker import Answer, Request
 from companion.paths import ROOT
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int, float], None]
-Answer = dict[str, Any]
 
 # Of libraries that a run may load only while it runs, when the limits of `compute` are set already.
 _ONE_THREAD = dict.fromkeys(
@@ -125,14 +123,14 @@ class _Worker:
         with self.process.stdout as lines:
             for line in lines:
                 if line.endswith(b"\n"):  # else it died in the middle of it
-                    heard.put((self, json.loads(line)))
+                    heard.put((self, Answer(**json.loads(line))))
         heard.put((self, None))
 
-    def ask(self, request: Mapping[str, Any]) -> None:
+    def ask(self, request: Request) -> None:
         """Send a request; a process that has ended is noticed by its silence."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.write(json.dumps(request.to_json()).encode() + b"\n")
             self.process.stdin.flush()
 
     def how_it_ended(self) -> str:
@@ -169,15 +167,6 @@ def child_environment(*, is_canonical: bool) -> dict[str, str]:
     return environment | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(path)}
 
 
-def _request(module: str, run: Run, code_digest: str, store: Store | None) -> dict[str, Any]:
-    return {
-        "module": module,
-        "run": asdict(run),
-        "conditions": asdict(conditions_of(run, code_digest)),
-        "store": store and {"profile": store.profile, "root": str(store.root)},
-    }
-
-
 def _next(
     heard: queue.SimpleQueue[tuple[_Worker, Answer | None]], workers: Sequence[_Worker]
 ) -> tuple[_Worker, Answer | None]:
@@ -193,7 +182,7 @@ def _next(
 
 
 def _answers(
-    requests: Sequence[Mapping[str, Any]], count: int, *, is_canonical: bool
+    requests: Sequence[Request], count: int, *, is_canonical: bool
 ) -> Generator[tuple[int, Answer], None, None]:
     """Have at most ``count`` workers answer all requests; yield place and answer as they come.
 
@@ -225,7 +214,7 @@ def _answers(
                     raise RuntimeError(f"a process for runs could not start: {ending}")
                 if waiting:
                     hire()
-                answer = {"ended": ending}
+                answer = Answer(ended=ending)
             elif waiting:
                 busy[worker], request = waiting.popleft()
                 worker.ask(request)
@@ -289,15 +278,17 @@ def run_sweep(
         progress(done, len(runs), left)
     for is_canonical, count, places in _kinds(missing):
         batch = [missing[place] for place in places]
-        requests = [_request(runs_module, run, code_digest, store) for run in batch]
+        requests = [
+            Request(runs_module, run, conditions_of(run, code_digest), store) for run in batch
+        ]
         with closing(_answers(requests, count, is_canonical=is_canonical)) as answers:
             for place, answer in answers:
                 run = batch[place]
-                if "interrupted" in answer:
+                if answer.interrupted:
                     raise KeyboardInterrupt
-                if ending := answer.get("ended"):  # it could not note that itself any more
-                    store.write_failure(run, conditions_of(run, code_digest), ending)
-                if failure := ending or answer.get("failure"):
+                if answer.ended:  # it could not note that itself any more
+                    store.write_failure(run, conditions_of(run, code_digest), answer.ended)
+                if failure := answer.ended or answer.failure:
                     failures.append(f"{run.arm}, seed {run.seed}: {failure}")
                 done, left = done + 1, left - run.predicted_seconds
                 if progress is not None:
@@ -327,17 +318,21 @@ def recompute(runs: Sequence[tuple[str, Run]], workers: int | None = None) -> It
     records: dict[int, Record] = {}
     given = 0
     for is_canonical, count, places in _kinds([run for _, run in runs]):
+        batch = [runs[place] for place in places]
         # no digest: what is computed anew is looked up nowhere
-        requests = [_request(*runs[place], "", None) for place in places]
+        requests = [
+            Request(module, run, conditions_of(run, ""), store=None) for module, run in batch
+        ]
         at_once = min(count, workers or count)
         with closing(_answers(requests, at_once, is_canonical=is_canonical)) as answers:
             for number, answer in answers:
-                run = runs[places[number]][1]
-                if "interrupted" in answer:
+                _, run = batch[number]
+                if answer.interrupted:
                     raise KeyboardInterrupt
-                if failure := answer.get("ended") or answer.get("failure"):
+                if failure := answer.ended or answer.failure:
                     raise SweepFailedError(f"{run.arm}, seed {run.seed}: {failure}")
-                records[places[number]] = answer["record"]
+                assert answer.record is not None  # no store was named
+                records[places[number]] = answer.record
                 while given in records:
                     yield records.pop(given)
                     given += 1

@@ -14,19 +14,77 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from companion.evidence.store import Run
+    from companion.evidence.store import Conditions, Record, Run, Store
 
-__all__ = ["compute", "main"]
+__all__ = ["Answer", "Request", "compute", "main"]
 
 _LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a worker is asked to compute.
+
+    Attributes:
+        module: Dotted name of the module whose ``execute`` computes the run.
+        run: The run.
+        conditions: Under which the worker must find itself.
+        store: Where the record goes; without one it is sent back.
+    """
+
+    module: str
+    run: Run
+    conditions: Conditions
+    store: Store | None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as it is sent."""
+        store = self.store
+        return {
+            "module": self.module,
+            "run": asdict(self.run),
+            "conditions": asdict(self.conditions),
+            "store": store and {"profile": store.profile, "root": str(store.root)},
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """Read back what `to_json` has made."""
+        from companion.evidence.store import Conditions, Run, Store
+
+        target = plain["store"]
+        return cls(
+            plain["module"],
+            Run(**plain["run"]),
+            Conditions(**plain["conditions"]),
+            Store(target["profile"], Path(target["root"])) if target else None,
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a request; of a record that is stored, nothing more is said.
+
+    Attributes:
+        record: Of a run that has no store.
+        failure: Why the run failed.
+        ended: How the worker ended before it answered; its parent says so.
+        interrupted: Whether the run met Ctrl-C.
+    """
+
+    record: Record | None = None
+    failure: str = ""
+    ended: str = ""
+    interrupted: bool = False
 
 
 def _end_with(parent: int) -> None:
@@ -59,9 +117,7 @@ def _one_thread() -> None:
     threadpool_limits(1)
 
 
-def compute(
-    run: Run, execute: Callable[[Run], dict[str, Any]]
-) -> tuple[dict[str, Any], dict[str, float]]:
+def compute(run: Run, execute: Callable[[Run], Record]) -> tuple[Record, dict[str, float]]:
     """Execute one run on one thread, in this process.
 
     Returns:
@@ -85,35 +141,32 @@ def compute(
     return result, spent
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: Request) -> Answer:
     """Compute one run; store it where the request says so, else send its record back."""
     from companion.evidence.canonical import is_canonical
-    from companion.evidence.store import Conditions, Run, Store, canonical_json
+    from companion.evidence.store import canonical_json
     from companion.lab.conditions import conditions_of
 
-    run = Run(**request["run"])
-    asked = Conditions(**request["conditions"])
-    target = request["store"]
-    store = Store(target["profile"], Path(target["root"])) if target else None
+    run, asked, store = request.run, request.conditions, request.store
     try:
         measured = conditions_of(run, asked.code, is_canonical=is_canonical())
         if measured != asked:
             raise RuntimeError(f"this process works under {measured}, not under {asked}")
-        execute = import_module(request["module"]).execute
+        execute = import_module(request.module).execute
         started = datetime.now(UTC).isoformat(timespec="seconds")
         result, seconds = compute(run, execute)
         if store is None:
-            return {"record": json.loads(canonical_json(run.head | result))}
+            return Answer(record=json.loads(canonical_json(run.head | result)))
         store.write(run, measured, result, seconds, started)
     except KeyboardInterrupt:
-        return {"interrupted": True}
+        return Answer(interrupted=True)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         if store is not None:
             detail = "".join(traceback.format_exception(error)[-3:])
             store.write_failure(run, asked, f"{reason}\n{detail}")
-        return {"failure": reason}
-    return {}
+        return Answer(failure=reason)
+    return Answer()
 
 
 def main() -> None:
@@ -130,7 +183,8 @@ def main() -> None:
     answers.write("{}\n")  # ready
     answers.flush()
     for line in requests:
-        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
+        answer = _answer(Request.from_json(json.loads(line)))
+        answers.write(json.dumps(asdict(answer)) + "\n")
         answers.flush()
     sys.stderr.flush()
     os._exit(0)  # nothing is left to be done, and taking torch down takes long

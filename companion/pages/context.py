@@ -265,7 +265,7 @@ class Context(Proofs):
         """
         printed = []
         for name, cells in rows.items():
-            row: dict[str, Any] = {"": name}
+            row: dict[str, object] = {"": name}
             for column, estimand in cells.items():
                 values = self.values(estimand)
                 if all(isinstance(value, bool) for value in values):

@@ -78,7 +78,7 @@ class ChapterReport:
         return bool(self.failure) or (self.comparison is not None and self.comparison.failed)
 
 
-def notebook_parameters(path: Path) -> dict[str, Any]:
+def notebook_parameters(path: Path) -> dict[str, object]:
     """Names and default values that a notebook's parameters cell declares."""
     import papermill
 
@@ -167,7 +167,7 @@ def _declared(number: str) -> set[str]:
     return set(notebook_parameters(notebook_path(number))) - {"profile", "evidence"}
 
 
-def _knobs(number: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _knobs(number: str, parameters: Mapping[str, object]) -> dict[str, object]:
     declared = _declared(number)
     return {name: value for name, value in parameters.items() if name in declared}
 

@@ -57,10 +57,10 @@ def test_a_trace_refuses_what_it_cannot_read():
 
 @pytest.mark.parametrize("number", BUILT)
 def test_every_arm_has_a_committed_canary_of_its_version(number):
-    committed = read_canaries(number)["arms"]
+    committed = read_canaries(number).rows
     assert committed.keys() == canary_runs(number).keys()
     for arm, row in committed.items():
-        assert row["version"] == arm_version(number, arm), arm
+        assert row.version == arm_version(number, arm), arm
 
 
 def test_canaries_were_recorded_with_the_locked_libraries():
@@ -71,7 +71,7 @@ def test_canaries_were_recorded_with_the_locked_libraries():
     )
     if any(lock.get(name) not in (None, version(name)) for name in LIBRARIES):
         pytest.skip("other library versions than the lock's are installed here")
-    made_under = {read_canaries(number)["fingerprint"] for number in BUILT}
+    made_under = {read_canaries(number).fingerprint for number in BUILT}
     assert made_under == {fingerprint(canonical=True)}
 
 

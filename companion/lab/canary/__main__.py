@@ -12,13 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from companion.evidence.store import Record, Run
+    from companion.lab.canary.check import Canary, Coverage
+
+    Execute = Callable[[Run], Record]
 
 
-def _compute(run: Any, execute: Any) -> dict[str, str]:
+def _compute(run: Run, execute: Execute) -> Canary:
     """Return the hashes of one tiny run."""
     from companion.evidence.store import canonical_json
+    from companion.lab.canary.check import Canary
     from companion.lab.canary.recorder import Trace, recording
     from companion.lab.canary.sizes import tiny_data
 
@@ -27,28 +36,28 @@ def _compute(run: Any, execute: Any) -> dict[str, str]:
         result = execute(run)
     trace.add("result", {name: value for name, value in result.items() if name != "curves"})
     record = canonical_json(result)
-    return {
-        "trace": trace.hexdigest(),
-        "record": hashlib.sha256(record.encode()).hexdigest()[:16],
-    }
+    digest = hashlib.sha256(record.encode()).hexdigest()[:16]
+    return Canary(run.arm, trace.hexdigest(), digest)
 
 
-def _details(run: Any, execute: Any) -> dict[str, list[str]]:
-    """Return the operations that a tiny run calls and the functions that it enters."""
+def _with_details(canary: Canary, run: Run, execute: Execute) -> Canary:
+    """Note the operations that a tiny run calls and the functions that it enters."""
     from companion.lab.canary.recorder import Operations, entered_functions
     from companion.lab.canary.sizes import tiny_data
 
     operations = Operations()
     with tiny_data(run), entered_functions() as functions, operations:
         execute(run)
-    return {"operations": sorted(operations.names), "functions": sorted(functions)}
+    calls = tuple(sorted(operations.names))
+    return replace(canary, operations=calls, functions=tuple(sorted(functions)))
 
 
-def _coverage(run: Any, execute: Any, seconds: float) -> dict[str, Any]:
+def _coverage(run: Run, execute: Execute, seconds: float) -> Coverage:
     """Return how many functions a run at full size enters, and which of them its canary does not.
 
     A run that takes more than so many core-seconds is broken off.
     """
+    from companion.lab.canary.check import Coverage
     from companion.lab.canary.recorder import entered_functions
     from companion.lab.canary.sizes import tiny_config, tiny_data
 
@@ -57,12 +66,25 @@ def _coverage(run: Any, execute: Any, seconds: float) -> dict[str, Any]:
         execute(tiny)
     with entered_functions(seconds) as in_evidence:
         execute(run)
-    complete = "" not in in_evidence
-    return {
-        "evidence": len(in_evidence - {""}),
-        "complete": complete,
-        "missing": sorted(in_evidence - in_canary - {""}),
-    }
+    return Coverage(
+        run.arm,
+        evidence=len(in_evidence - {""}),
+        complete="" not in in_evidence,
+        missing=tuple(sorted(in_evidence - in_canary - {""})),
+    )
+
+
+def _answer(run: Run, execute: Execute, arguments: list[str]) -> dict[str, object]:
+    """Return what a child answers for one run."""
+    from companion.lab.canary.sizes import tiny_config
+
+    if arguments[0] == "coverage":
+        return asdict(_coverage(run, execute, float(arguments[3])))
+    tiny = replace(run, config=tiny_config(run))
+    canary = _compute(tiny, execute)
+    if "--details" in arguments:
+        canary = _with_details(canary, tiny, execute)
+    return canary.to_json()
 
 
 def _record(numbers: list[str]) -> int:
@@ -98,7 +120,7 @@ def _cover(seconds: float, numbers: list[str]) -> int:
         arms = {run.arm for run in chapter.plan("standard") if run.deterministic}
         rows = compare_coverage(number, arms, seconds=seconds, workers=worker_count())
         write_coverage(number, rows)
-        missing = sum(bool(row["missing"]) for row in rows.values())
+        missing = sum(bool(row.missing) for row in rows)
         sys.stdout.write(f"chapter {number}: {len(rows)} arms, {missing} with functions missing\n")
     return 0
 
@@ -117,7 +139,6 @@ def main(arguments: list[str]) -> int:
 
     from companion.lab import kernels
     from companion.lab.canary.check import canary_runs
-    from companion.lab.canary.sizes import tiny_config
     from companion.lab.chapters import load_chapter
 
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
@@ -130,15 +151,9 @@ def main(arguments: list[str]) -> int:
     status = 0
     with threadpool_limits(1):
         for name in names:
-            answer: dict[str, Any] = {"arm": name}
-            tiny = replace(runs[name], config=tiny_config(runs[name]))
+            run = runs[name]
             try:
-                if action == "coverage":
-                    answer |= _coverage(runs[name], chapter.execute, float(arguments[3]))
-                else:
-                    answer |= _compute(tiny, chapter.execute)
-                if "--details" in arguments:
-                    answer |= _details(tiny, chapter.execute)
+                answer = _answer(run, chapter.execute, arguments)
             except Exception as error:
                 answer = {"arm": name, "error": f"{type(error).__name__}: {error}"}
                 status = 1

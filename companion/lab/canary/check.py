@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
 from companion.evidence.canonical import fingerprint
 from companion.evidence.store import Run, write_atomic
-from companion.lab.canary.sizes import default_settings
+from companion.lab.canary.sizes import Constants, default_settings
 from companion.lab.chapters import chapter_numbers, load_chapter
 from companion.lab.sweep import child_environment
 from companion.paths import RESULTS
@@ -23,6 +23,9 @@ __all__ = [
     "Canary",
     "CanaryFailedError",
     "CanaryResult",
+    "CommittedCanaries",
+    "CommittedCanary",
+    "Coverage",
     "canary_runs",
     "check_canaries",
     "compare_coverage",
@@ -43,6 +46,9 @@ class CanaryFailedError(RuntimeError):
     """A canary could not be computed; the message names the arm and the error."""
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Canary:
     """The two hashes of an arm, and what it calls where that was asked for."""
@@ -52,6 +58,62 @@ class Canary:
     record: str
     operations: tuple[str, ...] = ()
     functions: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return what a child answers; what was not asked for is left out."""
+        return {name: value for name, value in asdict(self).items() if value != ()}
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """Read back what `to_json` has made."""
+        calls = {name: tuple(plain.get(name, ())) for name in ("operations", "functions")}
+        return cls(plain["arm"], plain["trace"], plain["record"], **calls)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many functions an arm's evidence run enters, and which of them its canary does not.
+
+    Attributes:
+        arm: Its name.
+        evidence: The number of functions that the evidence run enters.
+        complete: Whether that run came to its end.
+        missing: Those that the canary does not enter.
+    """
+
+    arm: str
+    evidence: int
+    complete: bool
+    missing: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """Read back what a child answers."""
+        return cls(**{**plain, "missing": tuple(plain["missing"])})
+
+
+@dataclass(frozen=True)
+class CommittedCanary:
+    """What is committed of an arm: its version when it was recorded, and the two hashes."""
+
+    version: int
+    trace: str
+    record: str
+
+
+@dataclass(frozen=True)
+class CommittedCanaries:
+    """The committed canaries of a chapter.
+
+    Attributes:
+        code: Digest of the code when they were recorded.
+        fingerprint: Of the environment in which they were.
+        rows: By arm.
+    """
+
+    code: str
+    fingerprint: str
+    rows: Mapping[str, CommittedCanary]
 
 
 @dataclass(frozen=True)
@@ -109,18 +171,23 @@ def compute_canaries(
 def _in_child(
     number: str, names: Sequence[str], details: bool, progress: Callable[[str], None]
 ) -> list[Canary]:
-    found = []
-    for answer in _ask_child(["run", number, *["--details"] * details], names):
-        progress(answer["arm"])
-        operations, functions = (tuple(answer.get(n, ())) for n in ("operations", "functions"))
-        found.append(
-            Canary(answer["arm"], answer["trace"], answer["record"], operations, functions)
-        )
-    return found
+    canaries = []
+    arguments = ["run", number, *["--details"] * details]
+    for canary in _ask_child(arguments, names, Canary.from_json):
+        progress(canary.arm)
+        canaries.append(canary)
+    return canaries
 
 
-def _ask_child(arguments: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _ask_child(
+    arguments: Sequence[str], names: Sequence[str], read: Callable[[Mapping[str, Any]], T]
+) -> Iterator[T]:
     """Have a canonical child answer for each name; see the ``__main__`` of this package.
+
+    Args:
+        arguments: Of the child.
+        names: Of arms.
+        read: Makes of an answer what is yielded.
 
     Raises:
         CanaryFailedError: If it says that an arm failed, or ends before it has answered for all.
@@ -139,11 +206,11 @@ def _ask_child(arguments: Sequence[str], names: Sequence[str]) -> Iterator[dict[
         child.stdin.write(json.dumps(list(names)))
         child.stdin.close()
         for line in child.stdout:
-            answer: dict[str, Any] = json.loads(line)
+            answer = json.loads(line)
             if "error" in answer:
                 raise CanaryFailedError(f"{answer['arm']}: {answer['error']}")
             answered += 1
-            yield answer
+            yield read(answer)
         if child.wait() != 0 or answered < len(names):
             raise CanaryFailedError(
                 f"the process of the canaries ended with {child.returncode} after {answered} of "
@@ -155,12 +222,8 @@ def _ask_child(arguments: Sequence[str], names: Sequence[str]) -> Iterator[dict[
         child.stdout.close()
 
 
-def read_canaries(number: str, folder: Path = CANARIES) -> dict[str, Any]:
+def read_canaries(number: str, folder: Path = CANARIES) -> CommittedCanaries:
     """Read the committed canaries of a chapter.
-
-    Returns:
-        ``code`` and ``fingerprint`` when they were recorded, and ``arms``: by name ``version``,
-        ``trace`` and ``record``.
 
     Raises:
         LookupError: If there are none.
@@ -170,15 +233,12 @@ def read_canaries(number: str, folder: Path = CANARIES) -> dict[str, Any]:
     if not path.is_file():
         raise LookupError(f"{path.name}: chapter {number} has no canaries; record them")
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        arms = found["arms"]
-        if not {"code", "fingerprint"} <= found.keys():
-            raise KeyError("code and fingerprint")
-        if not all({"version", "trace", "record"} == row.keys() for row in arms.values()):
-            raise KeyError("version, trace and record of every arm")
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        # a row of other fields is a TypeError
+        rows = {arm: CommittedCanary(**row) for arm, row in plain["arms"].items()}
+        return CommittedCanaries(plain["code"], plain["fingerprint"], rows)
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: no canaries in there ({error})") from error
-    return found
 
 
 def write_canaries(
@@ -187,14 +247,10 @@ def write_canaries(
 ) -> None:  # fmt: skip
     """Write the canaries of a chapter, an arm a line."""
     rows = {
-        canary.arm: {
-            "version": versions.get(canary.arm, 1),
-            "trace": canary.trace,
-            "record": canary.record,
-        }
+        canary.arm: CommittedCanary(versions.get(canary.arm, 1), canary.trace, canary.record)
         for canary in canaries
     }
-    lines = [f"  {json.dumps(arm)}: {json.dumps(row)}" for arm, row in sorted(rows.items())]
+    lines = [f"  {json.dumps(arm)}: {json.dumps(asdict(row))}" for arm, row in sorted(rows.items())]
     head = (
         f' "code": {json.dumps(code)},\n "fingerprint": {json.dumps(fingerprint(canonical=True))}'
     )
@@ -219,7 +275,7 @@ def write_operations(number: str, canaries: Sequence[Canary], folder: Path = CAN
 
 def compare_coverage(
     number: str, arms: Collection[str], *, seconds: float, workers: int = 1
-) -> dict[str, dict[str, Any]]:
+) -> list[Coverage]:
     """Compare which functions an evidence run enters with those that its canary enters.
 
     Args:
@@ -228,10 +284,6 @@ def compare_coverage(
         seconds: Core-seconds after which an evidence run is broken off.
         workers: Processes side by side.
 
-    Returns:
-        By arm ``evidence``, the number of functions entered; ``complete``, whether the run came to
-        its end; ``missing``, those that the canary does not enter.
-
     Raises:
         CanaryFailedError: If a run fails.
     """
@@ -239,33 +291,36 @@ def compare_coverage(
     size = -(-len(names) // max(1, workers))
     parts = [names[start : start + size] for start in range(0, len(names), size)]
 
-    def ask(part: Sequence[str]) -> list[dict[str, Any]]:
-        return list(_ask_child(["coverage", number, "--seconds", str(seconds)], part))
+    def ask(part: Sequence[str]) -> list[Coverage]:
+        arguments = ["coverage", number, "--seconds", str(seconds)]
+        return list(_ask_child(arguments, part, Coverage.from_json))
 
     with ThreadPoolExecutor(max(1, len(parts))) as pool:
-        rows = [row for answers in pool.map(ask, parts) for row in answers]
-    return {row.pop("arm"): row for row in rows}
+        return [row for answers in pool.map(ask, parts) for row in answers]
 
 
-def write_coverage(number: str, rows: dict[str, dict[str, Any]], folder: Path = CANARIES) -> None:
+def write_coverage(number: str, rows: Sequence[Coverage], folder: Path = CANARIES) -> None:
     """Write what `compare_coverage` found, beside what was found of other arms before."""
     path = folder / "coverage.json"
     chapters = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    chapters[number] = chapters.get(number, {}) | rows
+    plain = {row.arm: asdict(row) for row in rows}
+    for row in plain.values():
+        del row["arm"]  # it is the row's name there
+    chapters[number] = chapters.get(number, {}) | plain
     write_atomic(path, json.dumps(chapters, indent=1, sort_keys=True) + "\n")
 
 
-def _read_constants(folder: Path) -> dict[str, dict[str, Any]]:
+def _read_constants(folder: Path) -> dict[str, Constants]:
     path = folder / "constants.json"
     if not path.is_file():
         return {}
     try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(values, dict) for values in found.values()):
+        chapters: dict[str, Constants] = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(values, dict) for values in chapters.values()):
             raise TypeError("not every chapter has a mapping")
     except (json.JSONDecodeError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: no constants in there ({error})") from error
-    return found
+    return chapters
 
 
 def write_constants(number: str, folder: Path = CANARIES) -> None:
@@ -315,7 +370,7 @@ def check_canaries(
     """
     results = []
     for number in chapters or chapter_numbers():
-        committed = read_canaries(number, folder)["arms"]
+        committed = read_canaries(number, folder).rows
         today = {
             c.arm: c for c in compute_canaries(number, arms, workers=workers, progress=progress)
         }
@@ -329,11 +384,11 @@ def check_canaries(
     return results
 
 
-def _state(canary: Canary, committed: dict[str, Any] | None) -> State:
+def _state(canary: Canary, committed: CommittedCanary | None) -> State:
     if committed is None:
         return "missing"
-    row = asdict(canary)
-    for name in ("trace", "record"):
-        if row[name] != committed[name]:
-            return "moved trace" if name == "trace" else "moved record"
+    if canary.trace != committed.trace:
+        return "moved trace"
+    if canary.record != committed.record:
+        return "moved record"
     return "equal"

@@ -13,22 +13,24 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
 
 from companion.evidence.store import Run
 from companion.lab.arms import defaults_of
 from companion.lab.chapters import load_chapter, package_of
 
-__all__ = ["default_settings", "tiny_config", "tiny_data"]
+__all__ = ["Constants", "default_settings", "tiny_config", "tiny_data"]
+
+#: Defaults by class of settings, by name, as JSON has them.
+Constants = dict[str, dict[str, object]]
 
 
-def tiny_config(run: Run) -> dict[str, Any]:
+def tiny_config(run: Run) -> dict[str, object]:
     """Return the settings of a run's canary."""
     settings = type(load_chapter(run.chapter).arm(run.arm).settings).from_config(run.config)
     return asdict(settings.tiny())
 
 
-def default_settings(chapter: str) -> dict[str, Any]:
+def default_settings(chapter: str) -> Constants:
     """Defaults of a chapter's settings by class and name, as JSON has them.
 
     A record leaves out what stands at its default, and most canaries replace it, so neither sees
@@ -36,7 +38,7 @@ def default_settings(chapter: str) -> dict[str, Any]:
     """
     kinds = {type(arm.settings) for arm in load_chapter(chapter).arms.values()}
     values = {kind.__name__: defaults_of(kind) for kind in kinds}
-    plain: dict[str, Any] = json.loads(json.dumps(values, sort_keys=True))
+    plain: Constants = json.loads(json.dumps(values, sort_keys=True))
     return plain
 
 
