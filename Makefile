@@ -1,4 +1,4 @@
-# trainaug: `make help` lists the targets. Knobs: PROFILE, CHAPTERS, ARMS, TUNE, VENV, PYTHON.
+# trainaug: `make help` lists the targets. Knobs: PROFILE, CHAPTERS, ARMS, TUNE, DEVICE, VENV, PYTHON.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PROFILE ?= standard
@@ -22,7 +22,7 @@ export PYTHONHASHSEED := 0
 # every machine. The command of the book sets them itself, `make bench` goes without them.
 CANONICAL = eval "$$($(BIN)/python -m companion.evidence.canonical)"
 
-.PHONY: help setup data reproduce test lint unit portability versions stacks quick validate canaries canaries-changed mutants verify judge judge-render lab site bench bench-check soak publish clean
+.PHONY: help setup data reproduce test lint unit portability versions stacks quick validate canaries canaries-changed mutants verify judge judge-render lab site bench bench-check soak publish run claims clean
 
 help:  ## explain each target in a line
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -48,6 +48,12 @@ data: setup  ## fetch and verify the data sets
 reproduce: data  ## recompute the chapters and compare with the evidence (PROFILE=, CHAPTERS="1 6"); TUNE=1: tune instead
 	@$(if $(filter full paper,$(PROFILE))$(TUNE),$(BIN)/python -m trainaug.data fetch libreoffice_help)
 	@$(BIN)/python -m companion $(if $(TUNE),tune,reproduce --profile $(PROFILE)) $(CHAPTERS)
+
+run: setup  ## one arm with settings changed, beside the evidence (ARM=, P="margin=0.3", SEEDS=, DEVICE=)
+	@$(BIN)/python -m companion run $(ARM) $(addprefix -p ,$(P)) $(addprefix --seeds ,$(SEEDS))
+
+claims: setup  ## every claim with its committed verdict
+	@$(BIN)/python -m companion claims
 
 # The parts of the test, each with its seconds; `make test PARTS="lint unit"` runs some.
 PARTS ?= lint unit quick validate canaries-changed

@@ -1,1 +1,19 @@
-"""How the book is run, judged and rendered: chapters, evidence, pages. Never published."""
+"""How the book is run, judged and rendered: lab, chapters, evidence, pages. Never published."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from companion.pages.context import start
+
+__all__ = ["start"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a notebook starts with, which makes its kernel canonical, when asked for it."""
+    if name == "start":
+        from companion.pages.context import start
+
+        return start
+    raise AttributeError(f"module 'companion' has no attribute {name!r}")

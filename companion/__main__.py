@@ -36,7 +36,7 @@ def reproduce(
     ] = None,
 ) -> None:
     """Recompute chapters, execute their notebooks, compare with the evidence."""
-    from companion.pages.reproduce import reproduce as run
+    from companion.pages.runner import reproduce as run
 
     # what `kill`, a scheduler or a time limit sends: ends the kernel and its workers like Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -47,6 +47,17 @@ def reproduce(
             raise ValueError(f"expected NAME=VALUE, got {entry!r}")
         parameters[name] = yaml.safe_load(value)
     raise typer.Exit(run(profile, _numbers(chapters), parameters))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    arm: Annotated[str, typer.Argument(help="Such as digits_random; see the chapter's arms.py.")],
+) -> None:
+    """Run an arm with settings changed (-p SETTING=VALUE, --seeds N), beside the evidence."""
+    from companion.lab.run import main as run_main
+
+    raise typer.Exit(run_main([arm, *context.args]))
 
 
 @app.command()
@@ -179,12 +190,14 @@ def main() -> None:
     """Run the command in canonical mode; expected faults end in one line on standard error."""
     from companion.evidence import canonical
 
-    # before the next line, which loads NumPy
+    # before the next lines, which load NumPy
     if remark := canonical.enter():
         print(remark, file=sys.stderr)
+    from companion.paths import check_checkout
     from trainaug.data.arrays import CorruptDataError, DataUnavailableError
 
     try:
+        check_checkout()
         app(prog_name="python -m companion")
     except SystemExit as stop:
         # Typer turns Ctrl-C into 130; every other code passes through

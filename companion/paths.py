@@ -22,6 +22,7 @@ __all__ = [
     "RESULTS",
     "ROOT",
     "RUNS",
+    "check_checkout",
 ]
 
 COMPANION = Path(__file__).resolve().parent
@@ -34,3 +35,17 @@ CLAIMS = ROOT / "claims"
 RESULTS = ROOT / "results"
 BENCHMARKS = ROOT / "benchmarks"
 RUNS = named_folder("TRAINAUG_RUNS") or (ROOT / "runs").resolve()
+
+
+def check_checkout() -> None:
+    """Refuse to work on one checkout with the code of another; a package index has a namesake, too.
+
+    Raises:
+        RuntimeError: If the working folder belongs to another checkout than this file.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "companion" / "paths.py").is_file() and folder.resolve() != ROOT:
+            raise RuntimeError(
+                f"you are in {folder}, but `companion` comes from {ROOT}: use that checkout's .venv"
+            )

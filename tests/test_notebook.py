@@ -18,7 +18,7 @@ from companion.evidence import canonical
 from companion.evidence.plots import figure
 from companion.evidence.store import Store, read_reference
 from companion.pages import notebook
-from companion.pages.notebook import NoReferenceError, png_bytes, start
+from companion.pages.context import NoReferenceError, png_bytes, start
 
 TINY = {"seeds": 1, "gaussian_steps": 100, "digits_steps": 100, "fashion_steps": 100}
 
@@ -238,7 +238,7 @@ def test_a_figure_is_shown_as_png_with_its_text_alternative(reference, monkeypat
 
 OPENED = """
 {before}
-from companion.pages.notebook import start
+from companion.pages.context import start
 from companion.evidence import canonical
 import torch
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 __all__ = [
     "LATE",
@@ -135,7 +135,14 @@ def versions() -> dict[str, str]:
     """Versions of Python (minor), the C library and the libraries that can move a number."""
     python = ".".join(platform.python_version_tuple()[:2])
     c_library = " ".join(platform.libc_ver()).strip() or platform.system()
-    return {"python": python, "libc": c_library} | {name: version(name) for name in LIBRARIES}
+    return {"python": python, "libc": c_library} | {name: _version(name) for name in LIBRARIES}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a machine with a GPU need not have what its runs do not use
+        return "absent"
 
 
 def fingerprint_parts(*, canonical: bool) -> dict[str, object]:

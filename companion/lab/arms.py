@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from companion.evidence.store import Run
 from companion.lab.results import Result
@@ -29,6 +29,9 @@ class Settings(ABC):
     new setting whose default is what was done before leaves every record valid, and a default that
     changes would give old records another meaning: it never does.
     """
+
+    #: Kinds of devices on which its runs can be computed; others are refused by name.
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     @property
     @abstractmethod

@@ -1,6 +1,6 @@
 """Find the chapters and what each of them runs.
 
-A chapter is a folder below ``companion/chapters`` that states its number and title, with
+A chapter is a folder below ``companion/chapters`` that states what it is `About`, with
 ``arms.py``: a `Profile` whose defaults are the *standard* profile, and ``arms(profile)``, its
 rows; beside it ``figures.py``, ``tuned.toml`` and, where its ledger calls functions,
 ``numbers.py``. Profiles are the differences that ``notebooks/profiles/<profile>.yaml`` lists.
@@ -9,9 +9,11 @@ rows; beside it ``figures.py``, ``tuned.toml`` and, where its ledger calls funct
 from __future__ import annotations
 
 import pkgutil
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,11 +21,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
 from companion.evidence.digest import code_digest
 from companion.evidence.formulas import Function
 from companion.evidence.store import Run
+from companion.lab.about import About
 from companion.lab.arms import Arm, Profile, plan
 from companion.paths import CHAPTERS, NOTEBOOKS, PROFILES
 
@@ -33,6 +34,7 @@ __all__ = [
     "PROFILE_NAMES",
     "Chapter",
     "NoSuchArmError",
+    "about",
     "arm_version",
     "chapter_number",
     "chapter_numbers",
@@ -42,7 +44,6 @@ __all__ = [
     "load_chapter",
     "notebook_path",
     "package_of",
-    "title_of",
 ]
 
 PROFILE_NAMES = ("quick", "standard", "full", "paper")
@@ -121,8 +122,24 @@ class Chapter:
             NoSuchArmError: If no row has the run's arm.
         """
         arm = self.arm(run.arm)
+        _refuse_device(arm)
         settings = type(arm.settings).from_config(run.config)
         return arm.run(settings, run.seed).as_record()
+
+
+def _refuse_device(arm: Arm) -> None:
+    """Refuse a device on which an arm's code does not put its tensors.
+
+    Raises:
+        ValueError: If ``DEVICE`` is another one than the arm's.
+    """
+    from companion.lab.device import run_device
+
+    kind = run_device(str(getattr(arm.settings, "device", "cpu"))).type
+    if kind not in arm.settings.devices:
+        raise ValueError(
+            f"{arm.name} runs on {' and '.join(arm.settings.devices)}, not on {kind}: unset DEVICE"
+        )
 
 
 @cache
@@ -132,7 +149,7 @@ def _packages() -> dict[str, ModuleType]:
     found = [
         import_module(f"{_PACKAGE}.{each.name}") for each in pkgutil.iter_modules(parent.__path__)
     ]
-    return {module.NUMBER: module for module in sorted(found, key=lambda module: module.NUMBER)}
+    return {m.ABOUT.number: m for m in sorted(found, key=lambda module: module.ABOUT.number)}
 
 
 def chapter_numbers() -> tuple[str, ...]:
@@ -149,14 +166,14 @@ def package_of(number: str) -> str:
     return _packages()[chapter_number(number)].__name__
 
 
-def title_of(number: str) -> str:
-    """Name of a chapter's notebook, without its number.
+def about(number: str) -> About:
+    """What a chapter states of itself.
 
     Raises:
         ValueError: If there is no such chapter.
     """
-    title: str = _packages()[chapter_number(number)].TITLE
-    return title
+    stated: About = _packages()[chapter_number(number)].ABOUT
+    return stated
 
 
 def chapter_number(name: str) -> str:
@@ -192,7 +209,7 @@ def load_chapter(number: str) -> Chapter:
         return _old_chapter(number, package)  # type: ignore[return-value]
     table = import_module(f"{package}.arms")
     return Chapter(
-        number, title_of(number), package, table.Profile, table.arms, functions_of(number)
+        number, about(number).title, package, table.Profile, table.arms, functions_of(number)
     )
 
 
@@ -202,7 +219,7 @@ def _old_chapter(number: str, package: str) -> object:
     runs = import_module(f"{package}.runs")
     return OldChapter(
         number,
-        title_of(number),
+        about(number).title,
         package,
         import_module(f"{package}.config").Config,
         runs.plan,
@@ -217,18 +234,22 @@ def execute(run: Run) -> dict[str, Any]:
 
 
 def chapter_of_arm(name: str) -> Chapter:
-    """The chapter that has an arm of this name.
+    """The chapter that has an arm of this name; no other chapter is imported.
 
     Raises:
         NoSuchArmError: If no chapter has it, with those whose names are like it.
     """
-    from difflib import get_close_matches
-
-    chapters = [load_chapter(number) for number in chapter_numbers()]
-    for chapter in chapters:
-        if name in chapter.arms:
+    # every name stands as a literal in its chapter's table
+    literal = f'"{name}"'
+    tables = {
+        number: (CHAPTERS / module.__name__.rpartition(".")[2] / "arms.py").read_text("utf-8")
+        for number, module in _packages().items()
+    }
+    for number, table in tables.items():
+        if literal in table and name in (chapter := load_chapter(number)).arms:
             return chapter
-    alike = get_close_matches(name, [arm for chapter in chapters for arm in chapter.arms], n=3)
+    known = {word for table in tables.values() for word in re.findall(r'"(\w+)"', table)}
+    alike = get_close_matches(name, sorted(known), n=3)
     hint = f"; did you mean {', '.join(alike)}?" if alike else ""
     raise NoSuchArmError(f"no chapter has an arm {name!r}{hint}")
 
@@ -263,6 +284,8 @@ def resolve_profile(
     """
     if profile not in PROFILE_NAMES:
         raise ValueError(f"unknown profile {profile!r}, expected one of {', '.join(PROFILE_NAMES)}")
+    import yaml  # not at the top: whoever runs one arm needs no profiles
+
     path = PROFILES / f"{profile}.yaml"
     if not path.is_file() and profile != "standard":
         raise ValueError(f"profile {profile!r} has no file {path.name}")

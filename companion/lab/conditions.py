@@ -9,24 +9,19 @@ from companion.evidence.store import Conditions, Run
 
 __all__ = ["conditions_of", "device_of_run", "is_canonical_run"]
 
-# The setting, and its value, by which a chapter chooses a GPU where there is one.
-_GPU_SETTING = {"02": ("data", "cifar10"), "05": ("model", "wrn28_10")}
-
 
 def device_of_run(run: Run) -> str:
-    """Name of the device a run is computed on: ``cpu``, or what there is for a GPU's arms.
+    """Name of the device a run is computed on, as its provenance states it.
 
-    ``TRAINAUG_DEVICE`` gives another name.
+    It is ``DEVICE``, else the arm's own: ``cpu`` but for arms that are made for a GPU.
     """
-    if name := os.environ.get("TRAINAUG_DEVICE"):
-        return name
-    setting, value = _GPU_SETTING.get(run.chapter, ("", ""))
-    if not setting or run.config.get(setting) != value:
-        return "cpu"
+    asked = os.environ.get("DEVICE") or str(run.config.get("device", "cpu"))
+    if asked == "cpu":
+        return asked
     # not at the top: whoever asks for a CPU's run need not wait for torch
-    from trainaug.training.devices import pick_device
+    from companion.lab.device import device_name, run_device
 
-    return str(pick_device())
+    return device_name(run_device(str(run.config.get("device", "cpu"))))
 
 
 def is_canonical_run(run: Run) -> bool:

@@ -19,8 +19,6 @@ from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any
 
-import joblib
-
 from companion.evidence import canonical
 from companion.evidence.store import Record, Run, Store
 from companion.lab.conditions import conditions_of, is_canonical_run
@@ -30,6 +28,7 @@ __all__ = [
     "SweepFailedError",
     "check_backend",
     "child_environment",
+    "gpu_worker_count",
     "missing_runs",
     "recompute",
     "run_sweep",
@@ -43,6 +42,9 @@ Answer = dict[str, Any]
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
+
+
+_GPU_BYTES = 4 << 30  # of one run: its model, its data, and what CUDA itself takes
 
 
 class SweepFailedError(RuntimeError):
@@ -59,7 +61,20 @@ def worker_count() -> int:
         if not asked.isdigit() or int(asked) < 1:
             raise ValueError(f"TRAINAUG_WORKERS must be a positive whole number, got {asked!r}")
         return int(asked)
+    import joblib
+
     return int(joblib.cpu_count())
+
+
+def gpu_worker_count() -> int:
+    """Workers of a sweep on GPUs: ``TRAINAUG_WORKERS``, else as many as memory and cores allow."""
+    import torch
+
+    if os.environ.get("TRAINAUG_WORKERS") or not torch.cuda.is_available():
+        return worker_count() if os.environ.get("TRAINAUG_WORKERS") else 1
+    devices = range(torch.cuda.device_count())
+    free = sum(torch.cuda.mem_get_info(device)[0] // _GPU_BYTES for device in devices)
+    return max(1, min(int(free), worker_count()))
 
 
 def check_backend() -> None:
@@ -226,13 +241,17 @@ def _answers(
 def _kinds(runs: Sequence[Run]) -> Iterator[tuple[bool, int, list[int]]]:
     """Divide runs: whether canonical, how many at once, their places.
 
-    Timing and GPU runs come last and one at a time: nothing may disturb a measurement, and a GPU
-    is one.
+    Runs of a CPU share the cores, those of a GPU its memory. Timings come last and one at a time:
+    nothing may disturb a measurement.
     """
-    canonical_ones = [i for i, run in enumerate(runs) if is_canonical_run(run)]
-    native = [i for i, run in enumerate(runs) if not is_canonical_run(run)]
+    places = range(len(runs))
+    timed = [i for i in places if not runs[i].deterministic]
+    canonical_ones = [i for i in places if is_canonical_run(runs[i])]
+    others = sorted(set(places) - set(timed) - set(canonical_ones))
     yield True, worker_count(), canonical_ones
-    yield False, 1, sorted(native, key=lambda i: not runs[i].deterministic)
+    if others:
+        yield False, gpu_worker_count(), others
+    yield False, 1, timed
 
 
 def run_sweep(

@@ -29,8 +29,8 @@ from companion.evidence.store import (
     write_record_set,
 )
 from companion.evidence.tables import verdict_blocks
-from companion.lab.chapters import Chapter, chapter_numbers, load_chapter, notebook_path
-from companion.pages.notebook import describe_evidence
+from companion.lab.chapters import Chapter, about, chapter_numbers, load_chapter, notebook_path
+from companion.pages.context import describe_evidence
 from companion.pages.scoreboard import chapter_html, whole_text
 from companion.pages.verdicts import (
     criteria,
@@ -40,7 +40,6 @@ from companion.pages.verdicts import (
     verdicts_path,
 )
 from companion.pages.views import (
-    KEY_FIGURES,
     execute_notebook,
     front_figure_path,
     front_figure_png,
@@ -178,7 +177,7 @@ def judge(
         return
     for number in outdated:
         say(f"executing {notebook_path(number).name}")
-        if number in KEY_FIGURES:
+        if number in chapter_numbers() and about(number).key_figure:
             write_key_figure(number)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each has a kernel, a process of its own
         list(pool.map(execute_notebook, map(notebook_path, outdated)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from matplotlib.axes import Axes
@@ -21,11 +20,10 @@ from companion.evidence.tables import (
     verdict_blocks,
     verdict_table,
 )
-from companion.lab.chapters import chapter_numbers, title_of
+from companion.lab.about import About
+from companion.lab.chapters import about, chapter_numbers
 
 __all__ = [
-    "METHODS",
-    "Method",
     "by_chapter",
     "chapter_html",
     "chapter_text",
@@ -35,35 +33,17 @@ __all__ = [
     "front_figure",
     "front_table",
     "groups",
+    "methods",
     "whole_text",
 ]
 
 
-@dataclass(frozen=True)
-class Method:
-    """A method of the book as the front page names it.
-
-    Args:
-        chapter: Two digits.
-        name: Of the method.
-        work: The work with its authors.
-        key: The claim whose effect stands for the method.
-    """
-
-    chapter: str
-    name: str
-    work: str
-    key: str
+def methods() -> list[About]:
+    """The chapters whose methods stand on the front page."""
+    stated = [about(number) for number in chapter_numbers()]
+    return [each for each in stated if each.front_claim]
 
 
-METHODS = (
-    Method("01", "Hard negatives (VSE++)", "Faghri et al.", "vse.1"),
-    Method("02", "Gradient clustering", "Faghri et al.", "gc.3"),
-    Method("03", "AutoAssist", "Zhang, Yu, Dhillon", "aa.6"),
-    Method("04", "Perfect Ordering Approximation", "Simionescu", "ord.12"),
-    Method("05", "Cascading Sum Augmentation", "Simionescu", "csa.1"),
-    Method("06", "Maximally robust linear models", "Faghri et al.", "lin.2"),
-)
 # word: colour, marker, filling; shapes differ, so that colours are not needed
 LOOK: dict[str, tuple[str, str, Literal["full", "none"]]] = {
     "holds": (PALETTE[2], "o", "full"),
@@ -80,7 +60,7 @@ FARTHEST = 4.0  # smallest effects; what lies beyond is drawn at the edge
 
 def by_chapter(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
     """Divide judgements by the chapters whose claims they are."""
-    prefixes = {"vse": "01", "gc": "02", "aa": "03", "ord": "04", "csa": "05", "lin": "06"}
+    prefixes = {about(number).prefix: number for number in chapter_numbers()}
     found: dict[str, list[Judgement]] = {number: [] for number in chapter_numbers()}
     for each in judgements:
         found[prefixes[each.id.partition(".")[0]]].append(each)
@@ -124,8 +104,9 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
     dots, effects = figure.subplots(1, 2, width_ratios=(1.5, 1))
     divided = by_chapter(judgements)
     known = {each.id: each for each in judgements}
-    for row, method in enumerate(METHODS):
-        claims = [c for group in groups(divided.get(method.chapter, [])).values() for c in group]
+    shown_methods = methods()
+    for row, method in enumerate(shown_methods):
+        claims = [c for group in groups(divided.get(method.number, [])).values() for c in group]
         for place, each in enumerate(claims):
             colour, marker, filled = LOOK[each.word]
             size = 9 if each.counts else 5
@@ -138,16 +119,16 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
                 markersize=size,
                 markeredgewidth=1.8,
             )
-        if method.key in known:
-            _draw_effect(effects, row, known[method.key])
-    names = [f"{method.name}\n{method.work}" for method in METHODS]
-    dots.set_yticks(range(len(METHODS)), names, fontsize=8, linespacing=1.0)
+        if method.front_claim in known:
+            _draw_effect(effects, row, known[method.front_claim])
+    names = [f"{method.method}\n{method.authors}" for method in shown_methods]
+    dots.set_yticks(range(len(shown_methods)), names, fontsize=8, linespacing=1.0)
     dots.set_xticks([])
     dots.set_title("every claim (large: of the authors)")
     for axis in (dots, effects):
-        axis.set_ylim(len(METHODS) - 0.5, -0.5)
+        axis.set_ylim(len(shown_methods) - 0.5, -0.5)
         axis.grid(False)
-    effects.set_yticks(range(len(METHODS)), [method.key for method in METHODS])
+    effects.set_yticks(range(len(shown_methods)), [method.front_claim for method in shown_methods])
     effects.axvline(0, color="k", linewidth=1)
     effects.axvspan(-1, 1, color="#000000", alpha=0.06, linewidth=0)
     effects.set_xlim(-FARTHEST - 0.3, FARTHEST + 0.3)
@@ -232,10 +213,10 @@ def front_table(judgements: Sequence[Judgement]) -> str:
     """Markdown table of the front page: said, found, does it hold, at what scale."""
     divided = by_chapter(judgements)
     rows = []
-    for method in METHODS:
-        shown = [each for each in divided.get(method.chapter, []) if each.front]
+    for method in methods():
+        shown = [each for each in divided.get(method.number, []) if each.front]
         for each in shown:
-            name = f"**{method.name}**, " if each is shown[0] else ""
+            name = f"**{method.method}**, " if each is shown[0] else ""
             rows.append(
                 {
                     "what the authors say": f"{name}{each.id}: {_said(each)}",
@@ -295,7 +276,7 @@ def chapter_text(judgements: Sequence[Judgement]) -> str:
 
 def whole_text(number: str, judgements: Sequence[Judgement]) -> str:
     """Plain text of a chapter's part with its head, as notebooks show it."""
-    return f"Chapter {number}, {title_of(number)}\n\n{chapter_text(judgements)}"
+    return f"Chapter {number}, {about(number).title}\n\n{chapter_text(judgements)}"
 
 
 def chapter_html(judgements: Sequence[Judgement]) -> str:

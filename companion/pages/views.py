@@ -14,8 +14,8 @@ from pathlib import Path
 from companion.evidence.canonical import canonical_environment
 from companion.evidence.ledger import AFTER
 from companion.evidence.store import read_reference, write_atomic
-from companion.lab.chapters import chapter_numbers, load_chapter, package_of
-from companion.pages.notebook import png_bytes
+from companion.lab.chapters import about, chapter_numbers, load_chapter, package_of
+from companion.pages.pictures import png_bytes
 from companion.pages.scoreboard import (
     by_chapter,
     chapter_html,
@@ -29,7 +29,6 @@ from companion.paths import RESULTS
 
 __all__ = [
     "FRONT_ALT",
-    "KEY_FIGURES",
     "execute_notebook",
     "front_figure_path",
     "front_figure_png",
@@ -40,34 +39,6 @@ __all__ = [
     "write_key_figure",
 ]
 
-KEY_FIGURES = {  # chapter: name of the file, text alternative
-    "01": (
-        "gains",
-        "New concepts: near zero at R@1, negative at R@5 and R@10; "
-        "new drawing style: positive throughout",
-    ),
-    "02": (
-        "variance",
-        "Gradient clustering lies below batches of twice the size on both data sets; SVRG is lower "
-        "still on digits",
-    ),
-    "03": (
-        "accuracy",
-        "Against examples trained on, AutoAssist, uniform draws and skipping at random rise "
-        "together; against examples scanned uniform draws are ahead",
-    ),
-    "04": (
-        "recency",
-        "The last position explains most of the variance for the conv net and long steps, "
-        "the first for short steps",
-    ),
-    "05": (
-        "cascade",
-        "The cascade 4-2-1 is level with or below each of its controls, and loses accuracy under "
-        "both attacks, more under PGD than under FGSM",
-    ),
-    "06": ("certificate", "Bounds of the largest robust radius closing on the exact value"),
-}
 FRONT_ALT = (
     "A row of marks for each of the six methods, one mark a claim, and beside it the effect of one "
     "claim of each method with its interval, in units of the smallest effect worth having"
@@ -100,7 +71,7 @@ def front_figure_path() -> Path:
 
 def key_figure_path(number: str) -> Path:
     """Where the key figure of a chapter stands, for its notebook and the README."""
-    return RESULTS / "figures" / f"{number}_{KEY_FIGURES[number][0]}.png"
+    return RESULTS / "figures" / f"{number}_{about(number).key_figure}.png"
 
 
 def key_figure_png(number: str) -> bytes:
@@ -113,7 +84,7 @@ def key_figure_png(number: str) -> bytes:
     if reference is None:
         raise LookupError(f"chapter {number} has no standard reference")
     figures = import_module(f"{package_of(number)}.figures")
-    return png_bytes(figures.key_figure(reference.records), KEY_FIGURES[number][1])
+    return png_bytes(figures.key_figure(reference.records), about(number).alt)
 
 
 def write_key_figure(number: str) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from companion.lab.chapters import TITLES, load_chapter, notebook_path
 from companion.paths import NOTEBOOKS, ROOT
-from companion.pages.reproduce import notebook_parameters
+from companion.pages.runner import notebook_parameters
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 BUILT = [number for number in TITLES if load_chapter(number)]

@@ -224,7 +224,7 @@ def exit_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_exit_code_says_whether_every_chapter_ran(exit_code, monkeypatch, code):
-    monkeypatch.setattr("companion.pages.reproduce.reproduce", lambda *words: code)
+    monkeypatch.setattr("companion.pages.runner.reproduce", lambda *words: code)
     assert exit_code("reproduce", "--profile", "quick", "6") == code
 
 
@@ -232,7 +232,7 @@ def test_exit_code_of_an_interrupt_is_130(exit_code, monkeypatch, capsys):
     def interrupt(*words: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("companion.pages.reproduce.reproduce", interrupt)
+    monkeypatch.setattr("companion.pages.runner.reproduce", interrupt)
     assert exit_code("reproduce", "6") == 130
     assert "finished runs are kept" in capsys.readouterr().err
 

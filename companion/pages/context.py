@@ -14,20 +14,16 @@ from companion.evidence import canonical
 # that loads them; a notebook that was opened without the variables becomes canonical here.
 NOT_CANONICAL = canonical.enter()
 
-import base64
-import io
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from companion.evidence.canonical import versions
 from companion.evidence.claims import Effect, Judgement
@@ -49,14 +45,17 @@ from companion.lab.chapters import (
 )
 from companion.lab.conditions import conditions_of
 from companion.lab.records import Estimand
+from companion.lab.run import run_arm
 from companion.lab.sweep import run_sweep, worker_count
+from companion.pages.pictures import show_figure
+from companion.pages.proofs import Proofs
 from companion.pages.verdicts import (
     criteria,
     judge_records,
     mark_changed_criteria,
     read_verdicts,
 )
-from companion.paths import NOTEBOOKS
+from companion.paths import NOTEBOOKS, check_checkout
 from trainaug.data.progress import shows_progress
 from trainaug.training.randomness import stream
 
@@ -65,8 +64,6 @@ __all__ = [
     "NoReferenceError",
     "collect_records",
     "describe_evidence",
-    "png_bytes",
-    "show_figure",
     "start",
 ]
 
@@ -141,7 +138,7 @@ def _log(done: int, total: int, seconds_left: float) -> None:
 
 
 @dataclass
-class Context:
+class Context(Proofs):
     """What a chapter notebook works with; made by `start`.
 
     Attributes:
@@ -158,8 +155,21 @@ class Context:
     knobs: Mapping[str, Any]
     records: list[Record] = field(default_factory=list)
 
-    def run(self) -> list[Record]:
-        """Compute what is missing (*recompute*) or read the reference; return the records."""
+    def run(self, arm: str = "", *, seeds: int = 3, **changes: Any) -> list[Record]:
+        """Compute what is missing (*recompute*) or read the reference; return the records.
+
+        Args:
+            arm: Run this arm alone, with settings changed: ``ctx.run("family_max", margin=0.3)``.
+                `records` stay as they are.
+            seeds: Of that arm, from 1000 on.
+            changes: Its settings.
+
+        Raises:
+            LookupError: If there is no such arm.
+            ValueError: If a setting is unknown or a value is none for it.
+        """
+        if arm:
+            return run_arm(arm, changes, seeds=seeds)
         if self.evidence == "recompute":
             plan = self.chapter.plan(self.profile, self.knobs)
             digest = self.chapter.code_digest
@@ -283,46 +293,6 @@ class Context:
         """Return the random generator of a named purpose; the same for every run of the book."""
         return stream(int(self.chapter.number), purpose)
 
-    def check(
-        self,
-        line: str,
-        reason: str,
-        violation: float,
-        tolerance: float = 1e-9,
-        *,
-        quiet: bool = False,
-    ) -> None:
-        """Assert one line of a proof and print it.
-
-        Args:
-            line: The statement.
-            reason: Why it holds.
-            violation: How far the numbers break it: at most zero, up to ``tolerance``.
-            tolerance: Rounding allowed.
-            quiet: Assert without printing, where the same lines stand above.
-
-        Raises:
-            AssertionError: If the line does not hold.
-        """
-        # written so that a NaN fails too
-        if not violation <= tolerance:
-            raise AssertionError(f"{line} fails by {violation:.2g} ({reason})")
-        if not quiet:
-            print(f"✔ {line}   [{reason}]")
-
-    def breaks(self, what: str, proof: Callable[[], None]) -> None:
-        """Run a proof whose hypothesis is broken and print the line that fails.
-
-        Raises:
-            AssertionError: If every line holds all the same.
-        """
-        try:
-            proof()
-        except AssertionError as error:
-            print(f"✘ {what}: {str(error).split(' fails by')[0]} fails, as it must")
-            return
-        raise AssertionError(f"{what}: no line of the proof noticed")
-
     def show(self, figure: Figure, alt: str) -> None:
         """Display a figure; see `show_figure`."""
         show_figure(figure, alt)
@@ -352,45 +322,6 @@ def _spelt(numbers: Sequence[float], digits: int, shown: Shown) -> str:
     return fmt_interval(mean, low, high, digits)
 
 
-def show_figure(figure: Figure, alt: str) -> None:
-    """Display a figure as PNG at twice the size, with its text alternative in the metadata.
-
-    The plain text beside the picture is what nbval compares.
-
-    Args:
-        figure: What to show.
-        alt: What can be seen in it, in words.
-    """
-    from IPython.display import display
-
-    picture = png_bytes(figure, alt)
-    width, height = figure.get_size_inches() * figure.dpi
-    bundle = {
-        "image/png": base64.b64encode(picture).decode("ascii"),
-        "text/plain": f"Figure: {alt}",
-    }
-    shown = {"alt": alt, "width": round(width), "height": round(height)}
-    display(bundle, metadata={"image/png": shown}, raw=True)
-
-
-def png_bytes(figure: Figure, alt: str) -> bytes:
-    """Draw a figure as PNG, two pixels for each one shown, so that it is sharp on every screen.
-
-    The same figure gives the same bytes: neither date nor software is stored, only the text
-    alternative, which travels with the file as its description. A palette of 256 colours makes
-    the files a third as large; they are seven plain colours and the shades of their edges.
-    """
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=2 * figure.dpi)
-    picture = Image.open(drawn).convert("RGB")
-    palette = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    description = PngInfo()
-    description.add_itxt("Description", alt)
-    small = io.BytesIO()
-    palette.save(small, format="PNG", optimize=True, pnginfo=description)
-    return small.getvalue()
-
-
 def start(
     chapter: str,
     *,
@@ -406,7 +337,7 @@ def start(
         chapter: Number of the chapter.
         profile: ``"quick"``, ``"standard"``, ``"full"`` or ``"paper"``.
         evidence: ``"reference"`` or ``"recompute"``.
-        knobs: Settings of the chapter's Config.
+        knobs: Fields of the chapter's profile.
 
     Returns:
         The context.
@@ -415,6 +346,7 @@ def start(
         ValueError: If a setting is unknown.
         NoReferenceError: If *reference* is asked and there is none for these settings.
     """
+    check_checkout()
     number = chapter_number(chapter)
     found = load_chapter(number)
     _say_if_not_canonical()

@@ -1,0 +1,36 @@
+"""The device on which runs are computed: ``DEVICE``, else the one that an arm prefers."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from trainaug.training.devices import pick_device
+
+__all__ = ["asked_device", "device_name", "run_device"]
+
+
+def asked_device(preferred: str = "cpu") -> str:
+    """What ``DEVICE`` says, else what an arm prefers: ``cpu``, ``cuda``, ``mps`` or ``auto``."""
+    return os.environ.get("DEVICE") or preferred
+
+
+def run_device(preferred: str = "cpu") -> torch.device:
+    """Return the device of the run that this process computes.
+
+    Args:
+        preferred: The arm's own, where ``DEVICE`` is not set.
+
+    Raises:
+        ValueError: If ``DEVICE`` is no device.
+        RuntimeError: If the device is absent here.
+    """
+    return pick_device(asked_device(preferred))
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device with the name of its processor, which a record states: results differ."""
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return device.type
