@@ -44,7 +44,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def gaussian_rows() -> list[Tensor]:
-    """Draw the signed rows of the method note's 21 problems in 100 dimensions."""
+    """Draw the signed rows of 21 Gaussian problems in 100 dimensions."""
     drawn = [gaussian_problem(n, 100, seed=seed) for n in SIZES for seed in SEEDS]
     return [signed_rows(torch.from_numpy(X), torch.from_numpy(y)) for X, y in drawn]
 

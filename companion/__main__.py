@@ -62,19 +62,24 @@ def run(
 
 @app.command()
 def tune(chapters: Chapters = None) -> None:
-    """Tune the settings of chapters on pilot seeds; write tuning.csv and tuned.yaml."""
-    from importlib import import_module
-    from importlib.util import find_spec
-
-    from companion.lab.chapters import chapter_numbers, package_of
+    """Tune the settings of chapters on pilot seeds; write tuning.csv and tuned.toml."""
+    from companion.lab.chapters import chapter_numbers, load_chapter
     from companion.lab.sweep import worker_count
+    from companion.lab.tune import tune as run_searches
 
     for number in _numbers(chapters) or chapter_numbers():
-        name = f"{package_of(number)}.tuning"
-        if find_spec(name) is None:
-            print(f"chapter {number}: nothing to tune")
+        chapter = load_chapter(number)
+        if not chapter.searches:
+            _say(f"chapter {number}: nothing to tune")
             continue
-        import_module(name).tune(worker_count(), lambda line: print(line, flush=True))
+        run_searches(
+            number,
+            chapter.searches,
+            chapter.tuned_path,
+            workers=worker_count(),
+            say=_say,
+            choice=chapter.choice,
+        )
 
 
 @app.command()

@@ -1,8 +1,10 @@
 """Sphinx configuration: `sphinx-build -W -b html docs docs/_build/html`.
 
 The committed notebooks are shown as they are, never executed. They are copied into `docs/chapters/`
-(ignored by git) with their links turned to the site's pages. The API reference imports `trainaug`,
-so building needs torch and NumPy, and no extra of the library but `site`.
+(ignored by git) with their links turned to the site's pages. The tables of the pages on the
+sources are made from the committed verdicts and written to `docs/sources/tables/`, which git
+ignores too. The API reference imports `trainaug`, so building needs torch and NumPy, and no extra
+but `site`.
 """
 
 import json
@@ -19,7 +21,9 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 NOTEBOOKS = ROOT / "notebooks"
 CHAPTERS = DOCS / "chapters"
-sys.path.insert(0, str(DOCS))  # for `docstrings.py`, the hooks of the API reference
+TABLES = DOCS / "sources" / "tables"
+# for `docstrings.py`, the hooks of the API reference, and for the book's tables
+sys.path[:0] = [str(DOCS), str(ROOT)]
 
 project = "trainaug"
 author = "The trainaug maintainers"
@@ -35,7 +39,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "docstrings",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "sources/tables"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
@@ -121,11 +125,21 @@ def copy_notebooks(app: Any) -> None:
     _write(CHAPTERS / "index.md", f"# Chapters\n\n{pages if sources else 'None yet.'}\n")
 
 
+def write_source_tables(app: Any) -> None:
+    """Write what the abstracts say beside the words of the claims, for the pages to include."""
+    from companion.pages.abstracts import source_tables
+
+    TABLES.mkdir(exist_ok=True)
+    for name, table in source_tables().items():
+        _write(TABLES / f"{name}.md", f"{table}\n")
+
+
 def _write(path: Path, text: str) -> None:
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
 
 
 def setup(app: Any) -> None:
-    """Register the copy, which must precede the search for pages."""
+    """Register the copy and the tables, which must precede the search for pages."""
     app.connect("builder-inited", copy_notebooks)
+    app.connect("builder-inited", write_source_tables)

@@ -87,7 +87,7 @@ class Arm:
         run: Computes it from complete settings and a seed.
         seeds: Name of the profile's number of seeds for it.
         seconds: Core-seconds of one run on the reference machine.
-        tuned: From a setting to the arm whose tuned value it takes.
+        tuned: From a setting to the arm whose tuned value it takes, or to the arms of a tuple's.
         version: Raised in the commit that moves the arm's numbers on purpose.
         deterministic: False where its numbers are seconds: it is run alone, outside canonical
             mode, and never compared.
@@ -98,7 +98,7 @@ class Arm:
     run: Callable[..., Result]
     seeds: str
     seconds: float
-    tuned: Mapping[str, str]
+    tuned: Mapping[str, str | tuple[str, ...]]
     version: int
     deterministic: bool
 
@@ -108,11 +108,14 @@ class Arm:
         Raises:
             ValueError: If a value that it takes was not tuned.
         """
-        taken: dict[str, float] = {}
+        taken: dict[str, float | tuple[float, ...]] = {}
         for setting, source in self.tuned.items():
-            if setting not in chosen.get(source, {}):
-                raise ValueError(f"{self.name}: {setting} of {source} is not tuned; run `TUNE=1`")
-            taken[setting] = chosen[source][setting]
+            sources = (source,) if isinstance(source, str) else source
+            for each in sources:
+                if setting not in chosen.get(each, {}):
+                    raise ValueError(f"{self.name}: {setting} of {each} is not tuned; run `TUNE=1`")
+            values = tuple(chosen[each][setting] for each in sources)
+            taken[setting] = values[0] if isinstance(source, str) else values
         return replace(self.settings, **taken)
 
 
@@ -123,7 +126,7 @@ def arm(
     seeds: str,
     seconds: float,
     *,
-    tuned: Mapping[str, str] | None = None,
+    tuned: Mapping[str, str | tuple[str, ...]] | None = None,
     version: int = 1,
     deterministic: bool = True,
 ) -> Arm:

@@ -26,6 +26,7 @@ from companion.evidence.formulas import Function
 from companion.evidence.store import Run
 from companion.lab.about import About
 from companion.lab.arms import Arm, Profile, plan
+from companion.lab.tune import Stage, Trial, choose
 from companion.paths import CHAPTERS, NOTEBOOKS, PROFILES
 
 __all__ = [
@@ -68,6 +69,8 @@ class Chapter:
         profile_class: Its `Profile`.
         rows: Gives the arms that a profile runs.
         functions: What the formulas of the ledger may call, by name.
+        searches: Stages of its tuning.
+        choice: What it takes from the trials.
     """
 
     number: str
@@ -76,6 +79,8 @@ class Chapter:
     profile_class: type[Profile]
     rows: Callable[[Profile], Sequence[Arm]]
     functions: Mapping[str, Function]
+    searches: Sequence[Stage] = ()
+    choice: Callable[[Sequence[Trial]], dict[str, dict[str, float]]] = choose
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
@@ -85,8 +90,13 @@ class Chapter:
     @cached_property
     def chosen(self) -> dict[str, dict[str, float]]:
         """What tuning chose: by arm, by setting."""
-        path = CHAPTERS / self.package.rpartition(".")[2] / "tuned.toml"
+        path = self.tuned_path
         return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @property
+    def tuned_path(self) -> Path:
+        """File of what tuning chose."""
+        return CHAPTERS / self.package.rpartition(".")[2] / "tuned.toml"
 
     @property
     def code_digest(self) -> str:
@@ -209,7 +219,14 @@ def load_chapter(number: str) -> Chapter:
         return _old_chapter(number, package)  # type: ignore[return-value]
     table = import_module(f"{package}.arms")
     return Chapter(
-        number, about(number).title, package, table.Profile, table.arms, functions_of(number)
+        number,
+        about(number).title,
+        package,
+        table.Profile,
+        table.arms,
+        functions_of(number),
+        getattr(table, "SEARCHES", ()),
+        getattr(table, "CHOICE", choose),
     )
 
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 import joblib
 import torch
@@ -25,6 +25,7 @@ from companion.paths import RUNS
 
 __all__ = [
     "Search",
+    "Stage",
     "Trial",
     "choose",
     "mean_curve",
@@ -44,7 +45,7 @@ class Search(Generic[S]):
     Attributes:
         arm: Whose value it is; after ``@`` may stand the value of a second setting, ``arm@0.5``.
         settings: All other settings.
-        setting: Name of the one that is searched.
+        setting: Name of the one that is searched; a tuple gets the same value everywhere.
         values: The grid.
         score: Trains with settings and a pilot seed, never looks at a test part, and returns a
             score, or several by the name of a problem; larger is better.
@@ -71,6 +72,8 @@ class Trial:
     problem: str = ""
 
 
+#: Gives searches from what was chosen before.
+Stage = Callable[[Tuned], Sequence[Search[Any]]]
 #: Mean score at each value, of all trials of one arm.
 Curve = Callable[[Sequence[Trial]], dict[float, float]]
 
@@ -96,7 +99,7 @@ def choose(trials: Sequence[Trial], curve_of: Curve = mean_curve) -> dict[str, d
 
 def tune(
     chapter: str,
-    stages: Sequence[Callable[[Tuned], Sequence[Search[S]]]],
+    stages: Sequence[Stage],
     tuned: Path,
     *,
     workers: int,
@@ -149,7 +152,9 @@ def _trials(
 
 def _try(search: Search[S], value: float, seed: int) -> list[Trial]:
     torch.set_num_threads(1)
-    settings = replace(search.settings, **{search.setting: value})
+    now = getattr(search.settings, search.setting)
+    given = (value,) * len(now) if isinstance(now, tuple) else value
+    settings = replace(search.settings, **{search.setting: given})
     scores = search.score(settings, seed)
     by_problem = scores if isinstance(scores, Mapping) else {"": scores}
     return [

@@ -229,10 +229,10 @@ def test_missing_entry_raises(root, entry):
 
 
 def test_chapter_6_counts_its_methods_and_data_only():
-    found = set(imported_modules("companion.chapters.linear_robustness.runs"))
+    found = set(imported_modules("companion.chapters.linear_robustness.arms"))
     assert {
-        "companion.chapters.linear_robustness.config",
-        "companion.chapters.linear_robustness.runs",
+        "companion.chapters.linear_robustness.exact",
+        "companion.chapters.linear_robustness.problems",
         "trainaug.methods.linear_robustness.max_margin",
         "trainaug.methods.linear_robustness.norms",
         "trainaug.methods.linear_robustness.robustness",
@@ -242,15 +242,17 @@ def test_chapter_6_counts_its_methods_and_data_only():
         "trainaug.data.registry",
         "trainaug.data.sklearn_sets",
     } <= found
-    for part in ("figures", "estimands", "sweep", "chapters", "notebook", "pages"):
+    assert "companion.lab.chapters" not in found
+    for part in ("figures", "estimands", "sweep", "notebook", "pages"):
         assert not [module for module in found if part in module.split(".")]
 
 
 def test_chapter_6_counts_every_module_that_its_runs_load():
     code = (
-        "import sys, companion.chapters.linear_robustness.runs as runs\n"
-        "from companion.evidence.store import Run\n"
-        "for name in ('digits', 'fashion_mnist'): runs.load_problems({'data': name}, 0)\n"
+        "import sys, companion.chapters.linear_robustness.arms\n"
+        "from companion.chapters.linear_robustness.exact import Exact\n"
+        "from companion.chapters.linear_robustness.problems import load_problems\n"
+        "for name in ('digits', 'fashion_mnist'): load_problems(Exact(data=name), 0)\n"
         "print(*(m for m in sys.modules if m.startswith('trainaug.')))"
     )
     done = subprocess.run(
@@ -258,4 +260,4 @@ def test_chapter_6_counts_every_module_that_its_runs_load():
     )
     kinds = ("methods", "data", "training", "roots")
     loaded = {m for m in done.stdout.split() if m.split(".")[1] in kinds or ".ch06" in m}
-    assert loaded <= set(imported_modules("companion.chapters.linear_robustness.runs"))
+    assert loaded <= set(imported_modules("companion.chapters.linear_robustness.arms"))

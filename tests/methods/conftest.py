@@ -29,7 +29,7 @@ def randn() -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def gaussian() -> Callable[..., tuple[Tensor, Tensor]]:
-    """Draw the method note's Gaussian problem as tensors."""
+    """Draw a Gaussian problem like the authors' as tensors."""
 
     def draw(n: int, seed: int, d: int = 100) -> tuple[Tensor, Tensor]:
         X, y = gaussian_problem(n, d, seed=seed)

@@ -77,7 +77,7 @@ def test_objective_and_gradients_equal_loops_and_autograd(n, d, seed):
 
 @pytest.mark.oracle("aa.3")
 @pytest.mark.parametrize(("lam", "value", "norm"), [(1e-2, 0.15735, 3.281), (1e-3, 0.07563, 6.176)])
-def test_two_solvers_find_the_optimum_of_the_note(lam, value, norm):
+def test_two_solvers_find_the_known_optimum(lam, value, norm):
     X, y = breast_cancer()
     w, slack = cp.Variable(X.shape[1]), cp.Variable(len(X))
     margins = cp.multiply(y.numpy(), X.numpy() @ w)

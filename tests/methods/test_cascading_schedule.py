@@ -108,7 +108,7 @@ def test_smooth_plans_are_the_formula_of_the_gradual_cascade(n):
         (0.9, (0.85, 0.15)),
     ],
 )
-def test_smooth_plans_have_the_vectors_of_the_note(t, expected):
+def test_smooth_plans_have_the_vectors_worked_out_by_hand(t, expected):
     stages = [(4, 0.3), (3, 0.3), (2, 0.3), (1, 0.1)]
     schedule = CascadeSchedule(stages, 1000, mode="smooth")  # the cascade is the first 900
     found = schedule.weights(round(900 * t))

@@ -267,7 +267,7 @@ def test_max_margin_equals_the_full_complex_program(order, shape, gaussian):
         assert float(certificate(result.w, X, y, attack).upper) >= result.eps_star * (1 - 1e-12)
 
 
-# Note §3: mean over seeds 0-2 of the smallest Fourier l1 weight norm, d = 100, as printed.
+# Mean over seeds 0-2 of the least Fourier l1 norm, as docs/sources/optimisation_bias.md has it.
 TABLE = {100: 10.446, 50: 6.176, 25: 3.906, 12: 2.279, 10: 1.959, 6: 1.395, 3: 0.857}
 
 

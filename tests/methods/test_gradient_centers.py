@@ -165,7 +165,7 @@ def test_the_route_costs_least(b, k, i, o, t):
 
 
 def test_routes_of_known_layers():
-    for i, o in ((785, 1024), (1025, 1024), (1025, 10)):  # the note's MLP
+    for i, o in ((785, 1024), (1025, 1024), (1025, 10)):  # the MLP that the work runs on MNIST
         assert choose_route(128, 128, i, o, 1) == "factored"
     assert choose_route(128, 128, 145, 16, 28 * 28) == "materialised"
     assert choose_route(128, 1, 300, 300, 9) == "factored"

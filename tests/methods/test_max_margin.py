@@ -1,4 +1,4 @@
-"""Exact maximum margins: the note's table, duality, other solvers, refusals."""
+"""Exact maximum margins: known least norms, duality, other solvers, refusals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Gaussian = Callable[..., tuple[Tensor, Tensor]]
 ATTACKS = NORMS
 ORDER: dict[Norm, float] = {"l1": 1, "l2": 2, "linf": math.inf}
 
-# Note §3: mean over seeds 0-2 of the smallest l1, l2, linf weight norm, d = 100, as printed.
+# Mean over seeds 0-2 of the least l1, l2, linf norm, as docs/sources/optimisation_bias.md has it.
 TABLE = {
     100: ("9.077", "1.2843", "0.2049"),
     50: ("4.965", "0.7730", "0.1063"),

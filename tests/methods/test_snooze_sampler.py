@@ -48,7 +48,7 @@ def shuffled(examples, generator, size, drop_last):
 
 
 def naive_exponential(losses, size, generator, tau_of, *, min_batches, warmup, beta, drop_last):
-    """The note's three steps, one example and one epoch at a time."""
+    """Exponential snoozing by loops, one example and one epoch at a time."""
     n = losses.shape[1]
     average, visits = [0.0] * n, [0] * n
     alpha, delta, v, active = [None] * n, [0] * n, [0] * n, [True] * n

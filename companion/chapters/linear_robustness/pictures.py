@@ -1,79 +1,129 @@
-"""Runs of chapter 6 on pictures: a small CNN and an MLP, attacked by frequency band."""
+"""Picture classifiers of chapter 6: a small CNN and an MLP, attacked by frequency band."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.chapters.linear_robustness.arms import CLASSIFIERS
-from companion.chapters.linear_robustness.bias import tuned
-from companion.chapters.linear_robustness.config import Config
-from companion.evidence.store import rounded
+from companion.lab.arms import Settings
+from companion.lab.results import Result, make_result
 from trainaug.data.fashion_mnist import fashion_mnist_tensors
 from trainaug.data.indexed import IndexedDataset
+from trainaug.data.registry import content_hash
 from trainaug.methods.attacks import AttackNorm, equal_bands, pgd
 from trainaug.training.loop import train
-from trainaug.training.models import MLP, SmallCNN, predict
+from trainaug.training.models import MLP, SmallCNN, evaluate, predict
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 __all__ = [
     "BANDS",
     "EPS",
-    "LINF_EPS",
-    "MODELS",
-    "classifiers",
-    "run_cnn",
-    "run_mlp",
+    "CnnAttack",
+    "MlpAttack",
+    "PictureAttack",
+    "run_pictures",
+    "score_pictures",
     "train_classifier",
 ]
 
-MODELS = ("cnn", "mlp")
-BANDS = 4  # of equally many frequencies, from the lowest to the highest
-EPS = (0.05, 0.1, 0.2)  # radii of Fourier moduli
-LINF_EPS = (0.01, 0.02, 0.05, 0.1)  # radii of pixels
-L2_EPS = 1.0
-BATCH, EXAMPLES, HIDDEN = 64, 10_000, 256
+Model = Literal["cnn", "mlp"]
+Box = tuple[float, float]
+
+BANDS = 4
+EPS = (0.05, 0.1, 0.2)
 SHAPE = (28, 28)
-# predicted core-seconds: an epoch; an attack of ten steps on a hundred pictures
-SECONDS = {"cnn": (5.0, 0.6), "mlp": (0.8, 0.08)}
+PIXELS: Box = (0.0, 1.0)
 
 
-def classifiers(config: Config) -> Iterator[tuple[str, dict[str, Any], float]]:
-    """Both classifiers and all their attacks (lin.8)."""
-    attacks = (BANDS + 2) * len(EPS) + 2 * len(LINF_EPS) + 1
-    for model in MODELS:
-        settings = {
-            "data": "fashion_mnist",
-            "examples": EXAMPLES,
-            "epochs": config.epochs,
-            "lr": tuned(model),
-            "images": config.attack_images,
-            "steps": config.attack_steps,
-        }
-        epoch, attack = SECONDS[model]
-        work = config.attack_images * config.attack_steps / 1000
-        seconds = config.epochs * epoch + attacks * attack * work + 3
-        yield CLASSIFIERS[model], settings, seconds
+@dataclass(frozen=True, kw_only=True)
+class PictureAttack(Settings):
+    """A classifier of Fashion-MNIST and all attacks on it.
+
+    Attributes:
+        data: ``fashion_mnist``; stated by every record.
+        model: ``cnn`` or ``mlp``; records never stated it, so each has its own kind.
+        examples: Training pictures.
+        epochs: Passes over them.
+        lr: Learning rate at the start; it falls linearly to zero.
+        batch: Examples in a batch.
+        hidden: Hidden units of the MLP.
+        images: Test pictures that are attacked.
+        steps: Steps of an attack.
+        travel: What the steps of an attack add up to, in units of its radius.
+        bands: Equal parts of the frequencies, from the lowest to the highest.
+        eps: Radii of the attacks on Fourier moduli.
+        linf_eps: Radii of the attacks on pixels.
+        l2_eps: Radius of the attack whose energy is measured.
+    """
+
+    data: str
+    model: Model
+    examples: int = 10_000
+    epochs: int = 2
+    lr: float = 1.0
+    batch: int = 64
+    hidden: int = 256
+    images: int = 100
+    steps: int
+    travel: float = 2.5
+    bands: int = BANDS
+    eps: tuple[float, ...] = EPS
+    linf_eps: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
+    l2_eps: float = 1.0
+
+    @property
+    def data_hash(self) -> str:
+        return content_hash(self.data)
+
+    def shortened(self, share: float) -> Self:
+        return replace(self, epochs=max(1, round(self.epochs * share)))
+
+    def tiny(self) -> Self:
+        return replace(self, examples=320, epochs=2, images=8, steps=3)
 
 
-def train_classifier(model: str, examples: int, epochs: int, lr: float, seed: int) -> nn.Module:
+@dataclass(frozen=True, kw_only=True)
+class CnnAttack(PictureAttack):
+    """A small convolutional network."""
+
+    model: Model = "cnn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpAttack(PictureAttack):
+    """A network with one hidden layer."""
+
+    model: Model = "mlp"
+
+
+def train_classifier(
+    model: Model,
+    *,
+    examples: int,
+    epochs: int,
+    lr: float,
+    seed: int,
+    batch: int = 64,
+    hidden: int = 256,
+) -> nn.Module:
     """Train a classifier with AdamW and a linearly decaying rate."""
     pictures = fashion_mnist_tensors("train")
     chosen = torch.randperm(len(pictures), generator=stream(seed, "subset"))[:examples]
     x, y, _ = pictures[chosen.tolist()]
     init = stream(seed, "init")
-    net = SmallCNN(10, init) if model == "cnn" else MLP(784, HIDDEN, 10, init)
+    pixels = SHAPE[0] * SHAPE[1]
+    net = SmallCNN(10, init) if model == "cnn" else MLP(pixels, hidden, 10, init)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, fused=True)
-    steps = epochs * -(-examples // BATCH)
+    steps = epochs * -(-examples // batch)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / steps)
     train(
         net,
         IndexedDataset(x, y),
-        RandomBatchSampler(examples, BATCH, stream(seed, "order")),
+        RandomBatchSampler(examples, batch, stream(seed, "order")),
         lambda logits, y: F.cross_entropy(logits, y, reduction="none"),
         optimizer,
         num_epochs=epochs,
@@ -82,49 +132,81 @@ def train_classifier(model: str, examples: int, epochs: int, lr: float, seed: in
     return net
 
 
-def run_cnn(config: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Train and attack the CNN."""
-    return _attack("cnn", config, seed)
+def _trained(settings: PictureAttack, seed: int) -> nn.Module:
+    return train_classifier(
+        settings.model,
+        examples=settings.examples,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        seed=seed,
+        batch=settings.batch,
+        hidden=settings.hidden,
+    )
 
 
-def run_mlp(config: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Train and attack the MLP."""
-    return _attack("mlp", config, seed)
+@dataclass(frozen=True)
+class _Attacked:
+    """A trained classifier and the test pictures on which it is attacked."""
 
+    settings: PictureAttack
+    net: nn.Module
+    x: Tensor
+    y: Tensor
+    seed: int
 
-def _attack(model: str, config: dict[str, Any], seed: int) -> dict[str, Any]:
-    net = train_classifier(model, config["examples"], config["epochs"], config["lr"], seed)
-    pictures = fashion_mnist_tensors("test")
-    chosen = torch.randperm(len(pictures), generator=stream(seed, "measure"))
-    x, y, _ = pictures[chosen[: config["images"]].tolist()]
-
-    def accuracy(x: Tensor) -> float:
-        logits, labels = predict(net, IndexedDataset(x, y))
+    def accuracy(self, x: Tensor) -> float:
+        """Accuracy on changed pictures."""
+        logits, labels = predict(self.net, IndexedDataset(x, self.y))
         return float((logits.argmax(1) == labels).double().mean())
 
-    def attacked(norm: AttackNorm, eps: float, band: Tensor | None = None, **box: Any) -> Tensor:
-        steps, start = config["steps"], stream(seed, "attack")
-        rest: dict[str, Any] = {"step_size": 2.5 * eps / steps, "generator": start, "band": band}
-        rest["keep"] = "last"
-        return pgd(net, x, y, norm=norm, eps=eps, steps=steps, **rest, **box)
+    def attack(
+        self, norm: AttackNorm, eps: float, *, box: Box | None = None, band: Tensor | None = None
+    ) -> Tensor:
+        """Pictures after an attack, inside a box of pixels or not."""
+        steps = self.settings.steps
+        return pgd(
+            self.net,
+            self.x,
+            self.y,
+            norm=norm,
+            eps=eps,
+            steps=steps,
+            step_size=self.settings.travel * eps / steps,
+            generator=stream(self.seed, "attack"),
+            band=band,
+            bounds=box,
+            keep="last",
+        )
 
-    bands = equal_bands(SHAPE, BANDS)
-    metrics = {"clean": accuracy(x)}
-    for eps in EPS:
+
+def run_pictures(settings: PictureAttack, seed: int) -> Result:
+    """Train a classifier and attack it by band, without bands, and in l-inf and l2."""
+    net = _trained(settings, seed)
+    pictures = fashion_mnist_tensors("test")
+    chosen = torch.randperm(len(pictures), generator=stream(seed, "measure"))
+    x, y, _ = pictures[chosen[: settings.images].tolist()]
+    attacked = _Attacked(settings, net, x, y, seed)
+    bands = equal_bands(SHAPE, settings.bands)
+    metrics = {"clean": attacked.accuracy(x)}
+    for eps in settings.eps:
+        at = f"fourier_linf/{eps:g}"
         for number, band in enumerate(bands):
-            found = attacked("fourier_linf", eps, band, bounds=None)
-            metrics[f"fourier_linf/{eps:g}/band={number}"] = accuracy(found)
-        metrics[f"fourier_linf/{eps:g}/all"] = accuracy(attacked("fourier_linf", eps, bounds=None))
-        metrics[f"fourier_linf/{eps:g}/box"] = accuracy(attacked("fourier_linf", eps))
-    for eps in LINF_EPS:
-        metrics[f"linf/{eps:g}/all"] = accuracy(attacked("linf", eps, bounds=None))
-        metrics[f"linf/{eps:g}/box"] = accuracy(attacked("linf", eps))
-    delta = attacked("l2", L2_EPS, bounds=None) - x
+            moved = attacked.attack("fourier_linf", eps, band=band)
+            metrics[f"{at}/band={number}"] = attacked.accuracy(moved)
+        metrics[f"{at}/all"] = attacked.accuracy(attacked.attack("fourier_linf", eps))
+        metrics[f"{at}/box"] = attacked.accuracy(attacked.attack("fourier_linf", eps, box=PIXELS))
+    for eps in settings.linf_eps:
+        metrics[f"linf/{eps:g}/all"] = attacked.accuracy(attacked.attack("linf", eps))
+        metrics[f"linf/{eps:g}/box"] = attacked.accuracy(attacked.attack("linf", eps, box=PIXELS))
+    delta = attacked.attack("l2", settings.l2_eps) - x
     energy = torch.fft.fft2(delta.double(), norm="ortho").abs().square().sum((0, 1))  # (28, 28)
     for number, band in enumerate(bands):
         metrics[f"energy/band={number}"] = float(energy[band].sum() / energy.sum())
-    return {
-        "metrics": {name: rounded(value, 9) for name, value in metrics.items()},
-        "curves": {},
-        "counters": {"updates": config["epochs"] * -(-config["examples"] // BATCH)},
-    }
+    updates = settings.epochs * -(-settings.examples // settings.batch)
+    return make_result(metrics, counters={"updates": updates})
+
+
+def score_pictures(settings: PictureAttack, seed: int) -> dict[str, float]:
+    """Score a learning rate by the accuracy on validation pictures."""
+    net = _trained(settings, seed)
+    return {"validation": evaluate(net, fashion_mnist_tensors("val"), "val")["val/accuracy"]}

@@ -96,25 +96,11 @@ def _cascading_sum(arm: str, config: Config) -> Config:
     return config | tiny
 
 
-def _linear_robustness(arm: str, config: Config) -> Config:
-    tiny: Config = {}
-    if "sizes" in config:
-        tiny["sizes"] = config["sizes"][:: max(1, len(config["sizes"]) - 1)][:2]
-    if "strengths" in config:
-        tiny["steps"] = 40
-    elif "epochs" in config:
-        tiny |= {"examples": 320, "epochs": 2, "images": 8, "steps": 3}
-    elif "steps" in config:
-        tiny["steps"] = 240
-    return config | tiny
-
-
 _SIZES: Mapping[str, Callable[[str, Config], Config]] = {
     "01": _hard_negatives,
     "02": _gradient_clustering,
     "03": _autoassist,
     "05": _cascading_sum,
-    "06": _linear_robustness,
 }
 
 
@@ -211,19 +197,8 @@ def _ch05() -> Patches:
     }
 
 
-def _ch06() -> Patches:
-    return {
-        "linear_robustness.problems.PAIRS": {
-            "digits": ((0, 1), (3, 8)),
-            "fashion_mnist": ((1, 9),),
-        },
-        "linear_robustness.problems.EXAMPLES": {"digits": 24, "fashion_mnist": 24},
-        "linear_robustness.runs.NOTE_STEPS": 100,
-    }
-
-
 _PATCHES: Mapping[str, Callable[[], Patches]] = {
-    "01": _ch01, "02": _ch02, "03": _ch03, "05": _ch05, "06": _ch06,
+    "01": _ch01, "02": _ch02, "03": _ch03, "05": _ch05,
 }  # fmt: skip
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from companion.chapters.linear_robustness import bias_estimands as b
+from companion.chapters.linear_robustness import estimands as e
 from companion.chapters.linear_robustness import numbers
-from companion.chapters.linear_robustness.arms import descent_arm
-from companion.chapters.linear_robustness.bias import FRACTIONS, STRENGTHS
+from companion.chapters.linear_robustness.adversarial import FRACTIONS
+from companion.chapters.linear_robustness.penalty import STRENGTHS
 from companion.evidence.ledger import load_ledger
 from companion.evidence.store import Record
 from companion.lab.chapters import functions_of
@@ -277,11 +277,6 @@ def test_a_number_follows_a_changed_record(name, changes, by_hand):
     assert value(name, changes) == pytest.approx(by_hand, abs=1e-9, nan_ok=True)
 
 
-def test_every_number_has_a_value_that_moves():
-    moved = {name for name, _, by_hand in CHANGES if by_hand != BY_HAND[name]}
-    assert moved == set(FORMULAS) == set(BY_HAND)
-
-
 def test_rise_of_a_path_is_missing_wherever_a_solve_is():
     """Whichever of the paths has not converged."""
     for attack in numbers.PENALTIES:
@@ -289,19 +284,11 @@ def test_rise_of_a_path_is_missing_wherever_a_solve_is():
         assert math.isnan(value("lin.4/0/1", changes)), attack
 
 
-def test_a_descent_without_an_arm_is_refused():
-    assert descent_arm("coordinate", "digits") == "digits_coordinate"
-    assert descent_arm("coordinate", "digits", 0.5) == "digits_coordinate_step050"
-    assert descent_arm("sign", "gaussian", rule="constant") == "gaussian_sign_constant"
-    with pytest.raises(KeyError, match=r"step_size=0\.75"):
-        descent_arm("coordinate", "digits", 0.75)
-
-
 def test_numbers_of_the_notebook_by_hand():
     records = list(hand_made().values())
-    assert b.path_ratio("digits", "3/8", "l1", 1e-5)(records) == pytest.approx(0.96)
-    assert b.network_value("convolutional", 3, "digits", "3/8", "l2")(records) == pytest.approx(0.6)
-    assert b.adversarial_ratio("digits", "3/8", 0.95)(records) == pytest.approx(0.75)
-    assert b.band_accuracy("cnn", 0.1, "band=2")(records) == pytest.approx(70)
-    assert b.band_accuracy("mlp", 0.2, "box")(records) == pytest.approx(20)
-    assert b.energy_share("mlp", 1)(records) == 0.3
+    assert e.path_ratio("digits", "3/8", "l1", 1e-5)(records) == pytest.approx(0.96)
+    assert e.network_value("convolutional", 3, "digits", "3/8", "l2")(records) == pytest.approx(0.6)
+    assert e.adversarial_ratio("digits", "3/8", 0.95)(records) == pytest.approx(0.75)
+    assert e.band_accuracy("cnn", 0.1, "band=2")(records) == pytest.approx(70)
+    assert e.band_accuracy("mlp", 0.2, "box")(records) == pytest.approx(20)
+    assert e.energy_share("mlp", 1)(records) == 0.3

@@ -1,0 +1,148 @@
+"""Steepest descent of chapter 6: three optimisers on the problems whose solutions are known.
+
+All problems of one data set and seed are stacked in one tensor and form one run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from companion.chapters.linear_robustness.problems import (
+    Stepped,
+    load_problems,
+    log_spaced,
+    stacked,
+)
+from companion.lab.results import Result, make_result
+from trainaug.methods.linear_robustness import (
+    NORMS,
+    PlainNorm,
+    StepRule,
+    dual,
+    robust_error,
+    robust_radius,
+    steepest_descent_paths,
+)
+
+__all__ = [
+    "OPTIMISERS",
+    "ConstantCoordinateDescent",
+    "ConstantGradientDescent",
+    "ConstantSignDescent",
+    "CoordinateDescent",
+    "Descent",
+    "GradientDescent",
+    "SignDescent",
+    "run_descent",
+]
+
+OPTIMISERS: dict[str, PlainNorm] = {"coordinate": "l1", "gradient": "l2", "sign": "linf"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent(Stepped):
+    """Steepest descent; records never stated the norm or the rule, so each has its own kind.
+
+    Attributes:
+        weight_norm: In which a step is the steepest one.
+        rule: ``log_loss`` for the theorem's step $1/B^2$ on the logarithm of the loss, or a
+            ``constant`` step on the mean loss.
+        step_size: Multiple of that step.
+        steps: Updates of every model.
+        published_steps: The number of steps of the published experiments, after which the radii
+            are noted as well.
+        curve_points: Points of the curves before this one is added.
+    """
+
+    weight_norm: PlainNorm
+    rule: StepRule = "log_loss"
+    step_size: float = 1.0
+    steps: int = 40_000
+    published_steps: int = 10_000
+    curve_points: int = 28
+
+    def tiny(self) -> Self:
+        return replace(super().tiny(), published_steps=100)
+
+    @property
+    def noted(self) -> set[int]:
+        """Steps after which the radii are noted."""
+        return {min(self.published_steps, self.steps), self.steps}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordinateDescent(Descent):
+    """Along one coordinate a step: the steepest in l1."""
+
+    weight_norm: PlainNorm = "l1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientDescent(Descent):
+    """Along the gradient: the steepest in l2."""
+
+    weight_norm: PlainNorm = "l2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignDescent(Descent):
+    """Along the gradient's signs: the steepest in l-inf."""
+
+    weight_norm: PlainNorm = "linf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantCoordinateDescent(CoordinateDescent):
+    """The same with a constant step on the mean loss."""
+
+    rule: StepRule = "constant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantGradientDescent(GradientDescent):
+    """The same with a constant step on the mean loss."""
+
+    rule: StepRule = "constant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantSignDescent(SignDescent):
+    """The same with a constant step on the mean loss."""
+
+    rule: StepRule = "constant"
+
+
+def run_descent(settings: Descent, seed: int) -> Result:
+    """Train on all problems; the radius on the way, and the bound that the gradients certify."""
+    problems = load_problems(settings, seed)
+    Z, mask = stacked(problems)
+    recorded = sorted({*log_spaced(settings.steps, settings.curve_points), *settings.noted})
+    path = steepest_descent_paths(
+        Z,
+        [settings.weight_norm],
+        record_at=recorded,
+        lr=settings.step_size,
+        step=settings.rule,
+        mask=mask,
+    )
+    predicted = dual(settings.weight_norm)
+    metrics: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    curves: dict[str, list[float]] = {"step": [float(step) for step in recorded]}
+    for i, (name, X, y, _, _) in enumerate(problems):
+        iterates = path.weights[:, i, 0]  # (K, D)
+        lower = robust_radius(iterates, X, y, predicted)  # (K,)
+        upper = path.upper[:, i, 0]  # (K,)
+        curves[f"{name}/lower"] = lower.tolist()
+        curves[f"{name}/upper"] = upper.tolist()
+        for step in sorted(settings.noted):
+            w = iterates[recorded.index(step)]
+            for attack in NORMS:
+                metrics[f"{name}/{attack}/radius@{step}"] = float(robust_radius(w, X, y, attack))
+        metrics[f"{name}/upper"] = float(upper[-1])
+        errors[f"{name}/train_error"] = float(robust_error(iterates[-1], X, y, predicted, 0.0))
+    counters = {"gradients": settings.steps * len(problems)}
+    result = make_result(metrics, curves, counters, digits=12)
+    # shares of so few rows were never rounded
+    return replace(result, metrics={**result.metrics, **errors})
