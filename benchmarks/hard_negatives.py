@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion.chapters.hard_negatives.runs import _time_steps
+from companion.chapters.hard_negatives.timing import Timing, time_steps
 from trainaug.methods.hard_negatives import (
     MaxOfHinges,
     SumOfHinges,
@@ -92,7 +92,7 @@ def share_of_a_step() -> dict[str, Any]:
     scores = cosine_scores(*torch.randn(2, 128, DIM, generator=generator)).requires_grad_(True)
     loss = MaxOfHinges()
     alone = statistics.median(_seconds(lambda: loss(scores), scores) for _ in range(200))
-    step = _time_steps(0)["step/max"]
+    step = time_steps(Timing(), 0)["step/max"]
     return {"share": alone / step, "loss_seconds": alone, "step_seconds": step}
 
 

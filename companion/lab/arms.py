@@ -110,13 +110,18 @@ class Arm:
         """
         taken: dict[str, float | tuple[float, ...]] = {}
         for setting, source in self.tuned.items():
-            sources = (source,) if isinstance(source, str) else source
-            for each in sources:
+            values = []
+            for each in self.sources(setting):
                 if setting not in chosen.get(each, {}):
                     raise ValueError(f"{self.name}: {setting} of {each} is not tuned; run `TUNE=1`")
-            values = tuple(chosen[each][setting] for each in sources)
-            taken[setting] = values[0] if isinstance(source, str) else values
+                values.append(chosen[each][setting])
+            taken[setting] = values[0] if isinstance(source, str) else tuple(values)
         return replace(self.settings, **taken)
+
+    def sources(self, setting: str) -> tuple[str, ...]:
+        """The arms whose tuned values a setting takes: one, or one for each of a tuple."""
+        source = self.tuned[setting]
+        return (source,) if isinstance(source, str) else source
 
 
 def arm(

@@ -1,197 +1,229 @@
-"""The arms of chapter 2: what each trains and measures, and whose learning rate it has."""
+"""The arms of chapter 2: what each trains and measures, and whose tuned values it has."""
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import yaml
-
-__all__ = [
-    "BASE",
-    "COPIES",
-    "EXTENDED",
-    "GRIDS",
-    "HEADLINE",
-    "PAPER",
-    "SAMPLERS",
-    "SPEED",
-    "SPEED_EXTENDED",
-    "SPEED_HEADLINE",
-    "TUNED",
-    "Arm",
-    "best_tau",
-    "settings_of",
-    "tuned",
-]
-
-TUNED = Path(__file__).with_name("tuned.yaml")
-COPIES = (0.0, 0.9)  # shares of exact copies; half of them belongs to the extended arms
-HALF = 0.5
-
-# --- variance along ordinary SGD ------------------------------------------------------------------
-
-BASE: dict[str, Any] = {
-    "data": "digits",
-    "model": "mlp",
-    "num_train": 1000,
-    "copies": 0.0,
-    "noise": 0.0,
-    "augment": False,  # random shifts and flips
-    "lr": 0.05,
-    "drop": None,  # factor of the learning rate at half of the steps
-    "momentum": 0.5,
-    "decay": 5.0e-4,
-    "batch": 32,
-    "clusters": 32,
-    "steps": 2000,
-    "refresh": 125,  # steps between two clusterings, and between two snapshots of SVRG
-    "iterations": 10,
-    "variants": False,  # also other centres and rules
-    "measured": None,  # examples that are clustered and measured, if not all
-}
-PROBLEMS: dict[str, tuple[dict[str, Any], float]] = {
-    "digits_mlp": ({}, 4.5),
-    "fashion_mlp": ({"data": "fashion", "num_train": 2000, "refresh": 250, "steps": 1500}, 6.8),
-    "fashion_cnn": (
-        {"data": "fashion", "model": "cnn", "num_train": 1000, "refresh": 250, "steps": 1500},
-        20.0,
-    ),
-}
-Arm = tuple[dict[str, Any], float]  # what differs from BASE, predicted core-seconds
-
-HEADLINE: dict[str, Arm] = {}
-for _name in ("digits_mlp", "fashion_mlp"):
-    _given, _seconds = PROBLEMS[_name]
-    for _copies in COPIES:
-        HEADLINE[f"{_name}_{100 * _copies:g}"] = _given | {"copies": _copies}, _seconds
-EXTENDED: dict[str, Arm] = {"fashion_cnn_0": PROBLEMS["fashion_cnn"]}
-for _name in ("digits_mlp", "fashion_mlp"):
-    _given, _seconds = PROBLEMS[_name]
-    EXTENDED[f"{_name}_50"] = _given | {"copies": HALF}, _seconds
-for _name, (_given, _seconds) in PROBLEMS.items():
-    EXTENDED[f"{_name}_drop"] = _given | {"drop": 0.1}, _seconds
-    EXTENDED[f"{_name}_noise"] = _given | {"noise": 0.1}, _seconds
-    EXTENDED[f"{_name}_variants"] = _given | {"variants": True}, 3 * _seconds
-EXTENDED["fashion_cnn_augment"] = (
-    PROBLEMS["fashion_cnn"][0] | {"augment": True, "measured": 500},
-    40.0,
+from companion.chapters.gradient_clustering.features import Features, run_features
+from companion.chapters.gradient_clustering.grids import (
+    RATES,
+    SWEPT_RATES,
+    SWEPT_TAUS,
+    TAUS,
+    TEACHERS,
 )
-EXTENDED["fashion_mlp_augment"] = (
-    PROBLEMS["fashion_mlp"][0] | {"augment": True, "measured": 500},
-    10.0,
+from companion.chapters.gradient_clustering.speed import (
+    HalfCopies,
+    MostlyCopies,
+    Sampling,
+    WrongLabels,
+    counts_of_snooze,
+    run_sampling,
+    train_sampler,
 )
-_changes = {"augment": True, "copies": 0.9, "measured": 500}
-EXTENDED["fashion_mlp_90_augment"] = PROBLEMS["fashion_mlp"][0] | _changes, 10.0
-# The paper's network and schedule, for a GPU.
-PAPER: dict[str, Arm] = {}
-for _name, _change in {"0": {}, "noise": {"noise": 0.2}, "90": {"copies": 0.9}}.items():
-    PAPER[f"cifar10_resnet8_{_name}"] = (
-        (
-            {
-                "data": "cifar10",
-                "model": "resnet8",
-                "num_train": 45_000,
-                "lr": 0.01,
-                "momentum": 0.9,
-            }
-            | {"batch": 128, "clusters": 128, "steps": 80_000, "refresh": 20_000, "drop": 0.1}
-            | {"measured": 5000}
-            | _change
-        ),
-        40_000.0,
-    )
+from companion.chapters.gradient_clustering.theory import (
+    Departures,
+    Enumeration,
+    run_departures,
+    run_enumeration,
+)
+from companion.chapters.gradient_clustering.timing import (
+    ResNetTiming,
+    SamplerTiming,
+    Timing,
+    run_sampler_timing,
+    run_timing,
+)
+from companion.chapters.gradient_clustering.trajectory import (
+    CifarTrajectory,
+    FashionTrajectory,
+    Trajectory,
+    run_trajectory,
+)
+from companion.lab.arms import Arm, Tuned, arm
+from companion.lab.arms import Profile as BaseProfile
+from companion.lab.tune import Search, Trial, choose, mean_curve
+from trainaug.training.loop import NonFiniteLossError
 
-# --- random features ------------------------------------------------------------------------------
+__all__ = ["CHOICE", "LEARNING_RATES", "SEARCHES", "THRESHOLDS", "Profile", "arms"]
 
-TAUS = (0.1, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0)
-_GRID = {"copies": [0.0], "teachers": [2000], "steps": 5000, "curves": False}
-# arm: settings, predicted core-seconds, whether it belongs to the standard profile
-GRIDS: dict[str, tuple[dict[str, Any], float, bool]] = {
-    "features_rates": (
-        _GRID | {"taus": [0.5, 2.0, 10.0], "lrs": [0.1, 0.03, 0.01, 0.003, 0.001], "curves": True},
-        3.8,
-        True,
-    ),
-    "features_copies": (
-        _GRID | {"taus": [0.1, 1.0, 2.0], "lrs": [0.01], "copies": [0.0, 0.5, 0.9]},
-        5.2,
-        True,
-    ),
-    "features_grid": (
-        _GRID | {"taus": list(TAUS), "lrs": [0.1, 0.01, 0.001], "teachers": [20, 2000]},
-        25.0,
-        False,
-    ),
-}
-
-# --- samplers -------------------------------------------------------------------------------------
-
-SPEED: dict[str, Any] = {
-    "data": "fashion",
-    "num_train": 10_000,
-    "copies": 0.0,
-    "noise": 0.0,
-    "sampler": "uniform",
-    "batch": 64,
-    "steps": 2400,
-    "momentum": 0.9,
-    "decay": 1.0e-4,
-    "rule": "mean",
-    "tau": 0.5,
-    "clusters": 64,
-    "iterations": 3,
-    "refresh": 2,  # epochs
-}
-SAMPLERS = {"uniform": 2.1, "snooze": 4.6, "reweighted": 2.4, "stratified": 3.8}
-SPEED_NOISY = 0.1  # share of wrong labels of the negative control
+LEARNING_RATES = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+THRESHOLDS = (0.125, 0.25, 0.5, 1.0)  # of snoozing, as multiples of the mean loss
 
 
-def _speed_arms(name: str, **problem: float) -> dict[str, Arm]:
-    return {
-        f"speed_{name}_{sampler}": ({"sampler": sampler} | problem, seconds)
-        for sampler, seconds in SAMPLERS.items()
-    }
+@dataclass(frozen=True, kw_only=True)
+class Profile(BaseProfile):
+    """How much of chapter 2 is run; the defaults are *standard*.
 
-
-SPEED_HEADLINE: dict[str, Arm] = {}
-SPEED_EXTENDED: dict[str, Arm] = {}
-for _copies in (*COPIES, HALF):
-    for _name, _arm in _speed_arms(f"{100 * _copies:g}", copies=_copies).items():
-        _extended = _copies == HALF or _name.endswith("_reweighted")
-        (SPEED_EXTENDED if _extended else SPEED_HEADLINE)[_name] = _arm
-for _name, _arm in _speed_arms("noise", noise=SPEED_NOISY).items():
-    if _name.endswith(("_uniform", "_snooze")):
-        SPEED_EXTENDED[_name] = _arm
-
-
-@cache
-def _choices() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(TUNED.read_text(encoding="utf-8"))
-    return found
-
-
-def tuned(arm: str) -> float:
-    """Learning rate that `tuning` chose for an arm."""
-    return float(_choices()[arm]["lr"]["value"])
-
-
-def best_tau(arm: str) -> float:
-    """Threshold, as a multiple of the mean loss, that `tuning` chose for an arm."""
-    return float(_choices()[arm]["lr"]["tau"])
-
-
-def settings_of(arm: str) -> tuple[dict[str, Any], float]:
-    """Settings of an arm of trained networks and its predicted seconds.
-
-    Raises:
-        ValueError: If the arm is unknown.
+    Attributes:
+        seeds: Of the variance of the headline arms. A seed draws the parts, the initial weights
+            and the order.
+        speed_seeds: Of the samplers' training runs.
+        extended_seeds: Of the extended arms.
+        cifar_seeds: Of the paper's network on CIFAR-10, for a GPU.
+        timing_blocks: Interleaved blocks of the timings.
     """
-    if arm in (speed := SPEED_HEADLINE | SPEED_EXTENDED):
-        changes, seconds = speed[arm]
-        return SPEED | changes, seconds
-    if arm not in (known := HEADLINE | EXTENDED | PAPER):
-        raise ValueError(f"unknown arm {arm!r}")
-    changes, seconds = known[arm]
-    return BASE | changes, seconds
+
+    seeds: int = 6
+    speed_seeds: int = 26
+    extended_seeds: int = 0
+    cifar_seeds: int = 0
+    timing_blocks: int = 20
+
+
+def followed(name: str, settings: Trajectory, seeds: str, seconds: float) -> Arm:
+    """A row that measures variances along ordinary SGD."""
+    return arm(name, settings, run_trajectory, seeds, seconds, version=2)
+
+
+def featured(name: str, settings: Features, seeds: str, seconds: float) -> Arm:
+    """A row that trains a grid of random features."""
+    return arm(name, settings, run_features, seeds, seconds, version=2)
+
+
+def sampled(name: str, settings: Sampling, seeds: str, seconds: float, **tuned: str) -> Arm:
+    """A row that trains with a sampler, with the values which were tuned for these arms."""
+    return arm(name, settings, run_sampling, seeds, seconds, tuned=tuned, version=2)
+
+
+def arms(profile: Profile) -> list[Arm]:
+    """The rows of the chapter."""
+    digits = Trajectory()
+    fashion = FashionTrajectory(data="fashion", num_train=2000, refresh=250, steps=1500)
+    conv = replace(fashion, model="cnn", num_train=1000)
+    # the paper's network and schedule
+    cifar = CifarTrajectory(
+        data="cifar10", model="resnet8", num_train=45_000, lr=0.01, momentum=0.9, batch=128,
+        clusters=128, steps=80_000, refresh=20_000, drop=0.1, measured=5000,
+    )  # fmt: skip
+    grid = Features(
+        taus=tuple(TAUS), lrs=tuple(RATES), teachers=tuple(TEACHERS), copies=(0.0,), steps=5000
+    )
+    sweep = Features(
+        taus=tuple(SWEPT_TAUS), lrs=tuple(SWEPT_RATES), copies=(0.0,), steps=5000, curves=True
+    )
+    whole = Sampling.usual()
+    half = HalfCopies.usual(copies=0.5)
+    most = MostlyCopies.usual(copies=0.9)
+    wrong = WrongLabels.usual(noise=0.1)  # the negative control
+    # fmt: off
+    return [
+        # variance along ordinary SGD, without copies and with 90 per cent
+        followed("digits_mlp_0", digits, "seeds", 4.5),
+        followed("digits_mlp_90", replace(digits, copies=0.9), "seeds", 4.5),
+        followed("fashion_mlp_0", fashion, "seeds", 6.8),
+        followed("fashion_mlp_90", replace(fashion, copies=0.9), "seeds", 6.8),
+        # other networks and copies, a smaller rate from half-way on, wrong labels, other centres
+        # and rules, shifts and flips
+        followed("fashion_cnn_0", conv, "extended_seeds", 20.0),
+        followed("digits_mlp_50", replace(digits, copies=0.5), "extended_seeds", 4.5),
+        followed("fashion_mlp_50", replace(fashion, copies=0.5), "extended_seeds", 6.8),
+        followed("digits_mlp_drop", replace(digits, drop=0.1), "extended_seeds", 4.5),
+        followed("digits_mlp_noise", replace(digits, noise=0.1), "extended_seeds", 4.5),
+        followed("digits_mlp_variants", replace(digits, variants=True), "extended_seeds", 13.5),
+        followed("fashion_mlp_drop", replace(fashion, drop=0.1), "extended_seeds", 6.8),
+        followed("fashion_mlp_noise", replace(fashion, noise=0.1), "extended_seeds", 6.8),
+        followed("fashion_mlp_variants", replace(fashion, variants=True), "extended_seeds", 20.4),
+        followed("fashion_cnn_drop", replace(conv, drop=0.1), "extended_seeds", 20.0),
+        followed("fashion_cnn_noise", replace(conv, noise=0.1), "extended_seeds", 20.0),
+        followed("fashion_cnn_variants", replace(conv, variants=True), "extended_seeds", 60.0),
+        followed("fashion_cnn_augment", replace(conv, augment=True, measured=500), "extended_seeds", 40.0),
+        followed("fashion_mlp_augment", replace(fashion, augment=True, measured=500), "extended_seeds", 10.0),
+        followed("fashion_mlp_90_augment", replace(fashion, augment=True, copies=0.9, measured=500), "extended_seeds", 10.0),
+        followed("cifar10_resnet8_0", cifar, "cifar_seeds", 40_000.0),
+        followed("cifar10_resnet8_noise", replace(cifar, noise=0.2), "cifar_seeds", 40_000.0),
+        followed("cifar10_resnet8_90", replace(cifar, copies=0.9), "cifar_seeds", 40_000.0),
+        # random features
+        featured("features_rates", sweep, "seeds", 3.8),
+        featured("features_copies", Features(taus=(0.1, 1.0, 2.0), lrs=(0.01,), copies=(0.0, 0.5, 0.9), steps=5000), "seeds", 5.2),
+        featured("features_grid", grid, "extended_seeds", 25.0),
+        # samplers; a snooze's record also has its control, which sleeps as long but at random
+        sampled("speed_0_uniform", whole, "speed_seeds", 2.1, lr="speed_0_uniform"),
+        sampled("speed_0_snooze", replace(whole, sampler="snooze"), "speed_seeds", 4.6, lr="speed_0_snooze", tau="speed_0_snooze", control_lr="speed_0_random"),
+        sampled("speed_0_stratified", replace(whole, sampler="stratified"), "speed_seeds", 3.8, lr="speed_0_stratified"),
+        sampled("speed_90_uniform", most, "speed_seeds", 2.1, lr="speed_90_uniform"),
+        sampled("speed_90_snooze", replace(most, sampler="snooze"), "speed_seeds", 4.6, lr="speed_90_snooze", tau="speed_90_snooze", control_lr="speed_90_random"),
+        sampled("speed_90_stratified", replace(most, sampler="stratified"), "speed_seeds", 3.8, lr="speed_90_stratified"),
+        sampled("speed_0_reweighted", replace(whole, sampler="reweighted"), "extended_seeds", 2.4, lr="speed_0_reweighted", tau="speed_0_reweighted"),
+        sampled("speed_90_reweighted", replace(most, sampler="reweighted"), "extended_seeds", 2.4, lr="speed_90_reweighted", tau="speed_90_reweighted"),
+        sampled("speed_50_uniform", half, "extended_seeds", 2.1, lr="speed_50_uniform"),
+        sampled("speed_50_snooze", replace(half, sampler="snooze"), "extended_seeds", 4.6, lr="speed_50_snooze", tau="speed_50_snooze", control_lr="speed_50_random"),
+        sampled("speed_50_reweighted", replace(half, sampler="reweighted"), "extended_seeds", 2.4, lr="speed_50_reweighted", tau="speed_50_reweighted"),
+        sampled("speed_50_stratified", replace(half, sampler="stratified"), "extended_seeds", 3.8, lr="speed_50_stratified"),
+        sampled("speed_noise_uniform", wrong, "extended_seeds", 2.1, lr="speed_noise_uniform"),
+        sampled("speed_noise_snooze", replace(wrong, sampler="snooze"), "extended_seeds", 4.6, lr="speed_noise_snooze", tau="speed_noise_snooze", control_lr="speed_noise_random"),
+        arm("enumeration", Enumeration(), run_enumeration, "seeds", 0.5),
+        arm("departures", Departures(), run_departures, "extended_seeds", 8.0, version=2),
+        arm("timing_mlp", Timing(), run_timing, "timing_blocks", 0.7, deterministic=False),
+        arm("timing_resnet8", ResNetTiming(model="resnet8"), run_timing, "timing_blocks", 1.8, deterministic=False),
+        arm("timing_samplers", SamplerTiming.usual(), run_sampler_timing, "timing_blocks", 1.5, tuned={"lr": "speed_0_uniform"}, deterministic=False),
+    ]
+    # fmt: on
+
+
+# --- tuning ---------------------------------------------------------------------------------------
+
+
+def score_sampler(settings: Sampling, seed: int, counts: Sequence[int] | None = None) -> float:
+    """Score settings by minus the logarithm of the examples to the target of the validation part.
+
+    All examples count if it is never reached, or the loss is not finite.
+    """
+    try:
+        trained = train_sampler(settings, seed, counts=counts)
+    except NonFiniteLossError:
+        return -math.log(settings.steps * settings.batch)
+    reached = trained.reached(settings.target_accuracy, settings.window)
+    return -math.log(trained.examples[-1 if reached is None else reached])
+
+
+def score_control(settings: Sampling, seed: int) -> float:
+    """Score the control of a snooze, with as many awake as the snooze has."""
+    return score_sampler(settings.control(), seed, counts_of_snooze(settings, seed))
+
+
+def sampler_searches(chosen: Tuned) -> Sequence[Search[Sampling]]:
+    """The same rates for every sampler, and for every threshold of those that have one."""
+    searches: list[Search[Sampling]] = []
+    for row in arms(Profile()):
+        settings = row.settings
+        if not isinstance(settings, Sampling) or row.tuned["lr"] != row.name:
+            continue
+        names = {row.name: settings}
+        if "tau" in row.tuned:
+            names = {f"{row.name}@{tau:g}": replace(settings, tau=tau) for tau in THRESHOLDS}
+        for name, tried in names.items():
+            searches.append(Search(name, tried, "lr", LEARNING_RATES, score_sampler))
+    return searches
+
+
+def control_searches(chosen: Tuned) -> Sequence[Search[Sampling]]:
+    """The same rates for the control of every snooze, which has its tuned values."""
+    searches: list[Search[Sampling]] = []
+    for row in arms(Profile()):
+        if isinstance(row.settings, Sampling) and "control_lr" in row.tuned:
+            tuned = chosen[row.name]
+            snooze = replace(row.settings, lr=tuned["lr"], tau=tuned["tau"])
+            [name] = row.sources("control_lr")
+            searches.append(Search(name, snooze, "control_lr", LEARNING_RATES, score_control))
+    return searches
+
+
+def choose_thresholds(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
+    """Keep of an arm's thresholds the one whose best mean score is the highest."""
+    chosen: dict[str, dict[str, float]] = {}
+    scores: dict[str, float] = {}
+    for name, values in choose(trials).items():
+        arm_name, _, tau = name.partition("@")
+        score = max(mean_curve(trials, name).values())
+        if arm_name in chosen and score <= scores[arm_name]:
+            continue
+        chosen[arm_name] = values | ({"tau": float(tau)} if tau else {})
+        scores[arm_name] = score
+    return chosen
+
+
+SEARCHES = (sampler_searches, control_searches)
+CHOICE = choose_thresholds

@@ -77,8 +77,9 @@ def cell(arm: str, name: str, one: str, other: str) -> Estimand:
     """Make the estimand: difference of two logarithms of a cell."""
 
     def estimand(records: Sequence[Record]) -> float:
-        found = find(records, arm)["metrics"]
-        return max(numbers.FLOOR, float(found[f"{name}/{one}"]) - float(found[f"{name}/{other}"]))
+        metrics = find(records, arm)["metrics"]
+        first, second = (float(metrics[f"{name}/{which}"]) for which in (one, other))
+        return max(numbers.FLOOR, first - second)
 
     return estimand
 
@@ -168,7 +169,7 @@ def overhead(model: str, what: str, count: int) -> Estimand:
     """Make the estimand: log ratio of clustering a batch to its forward and backward pass."""
 
     def estimand(records: Sequence[Record]) -> float:
-        found = find(records, f"timing_{model}")["metrics"]
-        return math.log(found[f"seconds/{what}/{count}"] / found["seconds/plain"])
+        metrics = find(records, f"timing_{model}")["metrics"]
+        return math.log(metrics[f"seconds/{what}/{count}"] / metrics["seconds/plain"])
 
     return estimand

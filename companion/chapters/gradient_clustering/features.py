@@ -2,25 +2,112 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from companion.chapters.gradient_clustering.problems import losses_of
+from companion.lab.arms import Settings
+from companion.lab.results import Result, make_result
 from trainaug.methods.gradient_clustering import GradientClustering, total_distortion
 from trainaug.training.randomness import initialise, stream
 
-__all__ = ["cell_name", "run_grid", "train_cell"]
+__all__ = [
+    "Cell",
+    "Features",
+    "cell_name",
+    "closed_form_errors",
+    "closed_form_variance",
+    "draw_features",
+    "plugin_variance",
+    "run_features",
+    "train_cell",
+]
 
-WIDTH, INPUTS, CLASSES = 200, 50, 10
-BATCH, ITERATIONS, REFRESHES = 10, 3, 5
-DECAY = 1e-4
-POINTS = 5  # that the copies repeat
-SNAPSHOTS = 40
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a grid.
+
+    Attributes:
+        tau: Features an example.
+        lr: Learning rate.
+        teacher: Width of the teacher.
+        copies: Share of exact copies.
+    """
+
+    tau: float
+    lr: float
+    teacher: int
+    copies: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Settings):
+    """A grid of trainings of a last layer by SGD.
+
+    Attributes:
+        taus: Features an example.
+        lrs: Learning rates.
+        teachers: Widths of the teacher.
+        copies: Shares of exact copies.
+        steps: Updates.
+        curves: Whether the record has curves.
+        width: Features.
+        inputs: Numbers that features are made of.
+        classes: As many as the teacher tells apart.
+        points: Examples that the copies repeat.
+        batch: Examples in a batch, and clusters.
+        iterations: Passes of a clustering.
+        refreshes: Clusterings of a training, and snapshots of SVRG.
+        decay: Weight decay.
+        burn_in: Share of the steps that no mean counts.
+        draws: Batches in each of the two sets of the authors' statistic.
+        snapshots: Points of the curves, dense at the start.
+    """
+
+    taus: tuple[float, ...] = (0.5, 2.0, 10.0)
+    lrs: tuple[float, ...] = (0.1, 0.03, 0.01, 0.003, 0.001)
+    teachers: tuple[int, ...] = (2000,)
+    copies: tuple[float, ...]  # no default: the records have always stated it
+    steps: int  # nor has this one
+    curves: bool = False
+    width: int = 200
+    inputs: int = 50
+    classes: int = 10
+    points: int = 5
+    batch: int = 10
+    iterations: int = 3
+    refreshes: int = 5
+    decay: float = 1e-4
+    burn_in: float = 0.3
+    draws: int = 10
+    snapshots: int = 40
+
+    @property
+    def data_hash(self) -> str:
+        return "drawn from the seed"
+
+    def shortened(self, share: float) -> Self:
+        return replace(self, steps=max(50, round(self.steps * share)))
+
+    def tiny(self) -> Self:
+        # many examples for each feature cost most, and nothing else happens there
+        taus = tuple(tau for tau in self.taus if tau >= 1)[-2:]
+        return replace(self, taus=taus, lrs=self.lrs[::4], steps=60)
+
+    def cells(self) -> Iterator[Cell]:
+        """All trainings, the learning rates side by side."""
+        for tau, teacher, copies, lr in itertools.product(
+            self.taus, self.teachers, self.copies, self.lrs
+        ):
+            yield Cell(tau, lr, teacher, copies)
 
 
 def cell_name(tau: float, lr: float, teacher: int, copies: float = 0.0) -> str:
@@ -29,45 +116,47 @@ def cell_name(tau: float, lr: float, teacher: int, copies: float = 0.0) -> str:
     return f"{name}/{copies:g}" if copies else name
 
 
-def run_grid(settings: Mapping[str, Any], seed: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Train every cell of a grid and return its metrics and curves, named by cell."""
+def run_features(settings: Features, seed: int) -> Result:
+    """Train every cell of a grid; metrics and curves are named by cell."""
     metrics: dict[str, float] = {}
-    curves: dict[str, Any] = {}
-    for tau in settings["taus"]:
-        for teacher in settings["teachers"]:
-            for copies in settings["copies"]:
-                for lr in settings["lrs"]:
-                    steps = settings["steps"]
-                    found, curve = train_cell(seed, tau, lr, teacher, copies, steps)
-                    name = cell_name(tau, lr, teacher, copies)
-                    metrics |= {f"{name}/{key}": value for key, value in found.items()}
-                    if settings["curves"]:
-                        curves |= {f"{name}/{key}": values for key, values in curve.items()}
-    return metrics, curves
+    curves: dict[str, list[float]] = {}
+    for cell in settings.cells():
+        name = cell_name(cell.tau, cell.lr, cell.teacher, cell.copies)
+        values, curve = train_cell(settings, cell, seed)
+        metrics |= {f"{name}/{key}": value for key, value in values.items()}
+        if settings.curves:
+            curves |= {f"{name}/{key}": row for key, row in curve.items()}
+    return make_result(metrics, curves)
 
 
-def _hidden(width: int, generator: torch.Generator) -> nn.Linear:
+def _hidden(inputs: int, width: int, generator: torch.Generator) -> nn.Linear:
     with torch.device("meta"):
-        layer = nn.Linear(INPUTS, width)
+        layer = nn.Linear(inputs, width)
     initialise(layer, generator)
     return layer
 
 
 @torch.no_grad()
-def _data(seed: int, n: int, teacher: int, copies: float) -> tuple[Tensor, Tensor]:
-    """Features ``(N, WIDTH)`` and the teacher's classes; PyTorch's initial weights throughout."""
-    g = stream(seed, "inputs")
-    x = torch.randn(n + POINTS, INPUTS, generator=g)
-    distinct = n - round(copies * n)
-    x = x[torch.cat([POINTS + torch.arange(distinct), torch.arange(n - distinct) % POINTS])]
-    hidden = _hidden(teacher, stream(seed, f"teacher/{teacher}"))
-    top = torch.randn(teacher, CLASSES, generator=stream(seed, f"teacher/{teacher}/top"))
+def draw_features(settings: Features, cell: Cell, seed: int) -> tuple[Tensor, Tensor]:
+    """Features ``(N, width)`` and the teacher's classes; PyTorch's initial weights throughout."""
+    n, points, teacher = (
+        max(settings.classes, round(settings.width / cell.tau)),
+        settings.points,
+        cell.teacher,
+    )
+    x = torch.randn(n + points, settings.inputs, generator=stream(seed, "inputs"))
+    distinct = n - round(cell.copies * n)
+    x = x[torch.cat([points + torch.arange(distinct), torch.arange(n - distinct) % points])]
+    hidden = _hidden(settings.inputs, teacher, stream(seed, f"teacher/{teacher}"))
+    g = stream(seed, f"teacher/{teacher}/top")
+    top = torch.randn(teacher, settings.classes, generator=g)
     y = (F.relu(hidden(x)) @ top).argmax(1)
-    return F.relu(_hidden(WIDTH, stream(seed, "features"))(x)), y
+    features = _hidden(settings.inputs, settings.width, stream(seed, "features"))
+    return F.relu(features(x)), y
 
 
 def train_cell(
-    seed: int, tau: float, lr: float, teacher: int, copies: float, steps: int
+    settings: Features, cell: Cell, seed: int
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Train the last layer by SGD and measure the variance of four estimators on the way.
 
@@ -79,86 +168,117 @@ def train_cell(
         over second moment), ``norm_plugin`` (as the authors estimate it, ten draws), ``loss`` and
         ``half`` (steps until the loss has halved, at most all); curves of loss and variance.
     """
-    n = max(CLASSES, round(WIDTH / tau))
-    phi, y = _data(seed, n, teacher, copies)
-    w = torch.zeros(CLASSES, WIDTH)
+    phi, y = draw_features(settings, cell, seed)
+    w = torch.zeros(settings.classes, settings.width)
     g = stream(seed, "order")
-    refresh = steps // REFRESHES
-    spaced = (math.log1p(steps) * i / (SNAPSHOTS - 1) for i in range(SNAPSHOTS))
-    at = sorted({round(math.expm1(value)) for value in spaced})
-    at_set, middle = set(at), {refresh * k + refresh // 2 for k in range(REFRESHES)}
-    curve: dict[str, list[float]] = {"loss": [], "sg": [], "step": []}
-    parts: dict[str, list[float]] = {"sg": [], "gc": [], "svrg": [], "norm": [], "norm_plugin": []}
-    assign, old = torch.zeros(n, dtype=torch.int64), torch.zeros(n, CLASSES)
-    half = steps
+    watch = _Watch(settings, phi, y, seed)
     order: list[Tensor] = []
-    for step in range(steps + 1):
-        if step % refresh == 0 and step < steps:
-            assign, old = _cluster(phi, y, w, seed), _errors(phi, y, w)
-        if step in at_set or step in middle or step == steps:
-            errors = _errors(phi, y, w)  # (N, C) gradients of the logits
-            sg, second = _variance(phi, errors)
-            loss = F.cross_entropy(phi @ w.T, y).item()
-            if step in at_set:
-                for name, value in (("step", step), ("loss", loss), ("sg", sg / BATCH)):
-                    curve[name].append(float(value))
-                if loss <= 0.5 * curve["loss"][0]:
-                    half = min(half, step)
-            if step in middle and step >= 0.3 * steps:
-                gradients = (errors[:, :, None] * phi[:, None, :]).flatten(1)
-                clusters = len(torch.unique(assign))
-                gc = total_distortion(gradients, assign).item() / n**2 * clusters / BATCH
-                parts["sg"].append(sg / BATCH)
-                parts["gc"].append(gc)
-                parts["svrg"].append(_variance(phi, errors - old)[0] / BATCH)
-                parts["norm"].append(sg / BATCH / (sg / BATCH + second))
-                parts["norm_plugin"].append(_plugin(phi, errors, seed, step))
-        if step == steps:
-            break
+    for step in range(settings.steps):
+        watch.observe(w, step)
         if not order:
-            order = list(torch.split(torch.randperm(n, generator=g), BATCH))
+            order = list(torch.split(torch.randperm(len(phi), generator=g), settings.batch))
         rows = order.pop()
         batch = phi[rows]
-        errors = _errors(batch, y[rows], w)
-        w -= lr * (errors.T @ batch / len(rows) + DECAY * w)
-    metrics = {name: math.fsum(values) / len(values) for name, values in parts.items()}
-    for name in ("sg", "gc", "svrg"):
-        metrics[name] = math.log(max(metrics[name], 1e-30))
-    return metrics | {"loss": curve["loss"][-1], "half": float(half)}, curve
+        errors = closed_form_errors(batch, y[rows], w)
+        w -= cell.lr * (errors.T @ batch / len(rows) + settings.decay * w)
+    watch.observe(w, settings.steps)
+    return watch.metrics(), watch.curve
 
 
-def _errors(phi: Tensor, y: Tensor, w: Tensor) -> Tensor:
+class _Watch:
+    """Clusters and measures before the updates of some steps, and after the last."""
+
+    def __init__(self, settings: Features, phi: Tensor, y: Tensor, seed: int) -> None:
+        self.settings, self.phi, self.y, self.seed = settings, phi, y, seed
+        steps, last = settings.steps, settings.snapshots - 1
+        self.refresh = steps // settings.refreshes
+        spaced = (math.log1p(steps) * i / last for i in range(settings.snapshots))
+        self.snapshots = {round(math.expm1(value)) for value in spaced}
+        half = self.refresh // 2
+        self.middles = {self.refresh * k + half for k in range(settings.refreshes)}
+        self.assign = torch.zeros(len(phi), dtype=torch.int64)
+        self.old = torch.zeros(len(phi), settings.classes)
+        self.curve: dict[str, list[float]] = {"loss": [], "sg": [], "step": []}
+        names = ("sg", "gc", "svrg", "norm", "norm_plugin")
+        self.parts: dict[str, list[float]] = {name: [] for name in names}
+        self.half = steps
+
+    def observe(self, w: Tensor, step: int) -> None:
+        """Refresh and measure where the step is due for it."""
+        steps = self.settings.steps
+        if step % self.refresh == 0 and step < steps:
+            self.assign = self._cluster(w)
+            self.old = closed_form_errors(self.phi, self.y, w)
+        if step not in self.snapshots | self.middles | {steps}:
+            return
+        errors = closed_form_errors(self.phi, self.y, w)  # (N, C) gradients of the logits
+        one, second = closed_form_variance(self.phi, errors)
+        sg = one / self.settings.batch
+        loss = F.cross_entropy(self.phi @ w.T, self.y).item()
+        if step in self.snapshots:
+            for name, value in (("step", step), ("loss", loss), ("sg", sg)):
+                self.curve[name].append(float(value))
+            if loss <= 0.5 * self.curve["loss"][0]:
+                self.half = min(self.half, step)
+        if step in self.middles and step >= self.settings.burn_in * steps:
+            self._measure(errors, sg, second, step)
+
+    def metrics(self) -> dict[str, float]:
+        """The means of what was measured, as a record has them."""
+        metrics = {name: math.fsum(values) / len(values) for name, values in self.parts.items()}
+        for name in ("sg", "gc", "svrg"):
+            metrics[name] = math.log(max(metrics[name], 1e-30))
+        return metrics | {"loss": self.curve["loss"][-1], "half": float(self.half)}
+
+    def _measure(self, errors: Tensor, sg: float, second: float, step: int) -> None:
+        n, batch = len(self.phi), self.settings.batch
+        gradients = (errors[:, :, None] * self.phi[:, None, :]).flatten(1)
+        clusters = len(torch.unique(self.assign))
+        gc = total_distortion(gradients, self.assign).item() / n**2 * clusters / batch
+        svrg = closed_form_variance(self.phi, errors - self.old)[0] / batch
+        plugin = plugin_variance(self.settings, self.phi, errors, self.seed, step)
+        self.parts["sg"].append(sg)
+        self.parts["gc"].append(gc)
+        self.parts["svrg"].append(svrg)
+        self.parts["norm"].append(sg / (sg + second))
+        self.parts["norm_plugin"].append(plugin)
+
+    def _cluster(self, w: Tensor) -> Tensor:
+        settings, phi = self.settings, self.phi
+        model = nn.Linear(settings.width, settings.classes, bias=False, device="meta")
+        model.to_empty(device="cpu")
+        with torch.no_grad():
+            model.weight.copy_(w)
+        rows = torch.split(torch.arange(len(phi)), settings.batch)
+        batches = [(phi[r], self.y[r], r) for r in rows]
+        clusters = min(settings.batch, len(phi))
+        generator = stream(self.seed, "clusters")
+        clustering = GradientClustering(
+            model, losses_of, clusters, generator=generator, rule="running"
+        )
+        return clustering.fit(batches, settings.iterations).assign
+
+
+def closed_form_errors(phi: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    """Gradients ``(N, C)`` of the losses with respect to the logits."""
     errors = torch.softmax(phi @ w.T, 1)
     errors[torch.arange(len(y)), y] -= 1.0
     return errors
 
 
-def _variance(phi: Tensor, errors: Tensor) -> tuple[float, float]:
+def closed_form_variance(phi: Tensor, errors: Tensor) -> tuple[float, float]:
     """Variance of one draw summed over the coordinates, and the squared length of the mean."""
     lengths = (phi.square().sum(1) * errors.square().sum(1)).double().mean()
     mean = (errors.T.double() @ phi.double() / len(phi)).square().sum()
     return max((lengths - mean).item(), 0.0), mean.item()
 
 
-def _cluster(phi: Tensor, y: Tensor, w: Tensor, seed: int) -> Tensor:
-    model = nn.Linear(WIDTH, CLASSES, bias=False, device="meta")
-    model.to_empty(device="cpu")
-    with torch.no_grad():
-        model.weight.copy_(w)
-    rows = torch.split(torch.arange(len(phi)), BATCH)
-    batches = [(phi[r], y[r], r) for r in rows]
-    clusters = min(BATCH, len(phi))
-    clustering = GradientClustering(
-        model, losses_of, clusters, generator=stream(seed, "clusters"), rule="running"
-    )
-    return clustering.fit(batches, ITERATIONS).assign
-
-
-def _plugin(phi: Tensor, errors: Tensor, seed: int, step: int, draws: int = 10) -> float:
-    """The authors' normalised variance from two sets of ten drawn batches."""
+def plugin_variance(settings: Features, phi: Tensor, errors: Tensor, seed: int, step: int) -> float:
+    """The authors' normalised variance from two sets of drawn batches."""
     g = stream(seed, f"measure/{step}")
-    rows = torch.randint(len(phi), (2, draws, BATCH), generator=g)
-    gradients = torch.einsum("stbc,stbi->stci", errors[rows], phi[rows]).flatten(2) / BATCH
+    batch = settings.batch
+    rows = torch.randint(len(phi), (2, settings.draws, batch), generator=g)
+    gradients = torch.einsum("stbc,stbi->stci", errors[rows], phi[rows]).flatten(2) / batch
     mean, fresh = gradients[0].mean(0), gradients[1]
     ratio = (fresh - mean).square().sum(0) / (fresh.square().sum(0) + 1e-7)
     return ratio.mean().item()

@@ -15,7 +15,6 @@ from matplotlib.ticker import (
 )
 from numpy.typing import ArrayLike
 
-from companion.chapters.gradient_clustering.arms import GRIDS
 from companion.chapters.gradient_clustering.estimands import (
     cell,
     cost_ratio,
@@ -24,6 +23,7 @@ from companion.chapters.gradient_clustering.estimands import (
     variance_ratio,
 )
 from companion.chapters.gradient_clustering.features import cell_name
+from companion.chapters.gradient_clustering.grids import RATES, SWEPT_RATES, SWEPT_TAUS, TAUS
 from companion.chapters.gradient_clustering.numbers import at_loss as at
 from companion.evidence.plots import PALETTE, band, figure
 from companion.evidence.statistics import t_interval
@@ -109,10 +109,10 @@ def copies_and_gain(records: Sequence[Record]) -> Figure:
     drawn, axes = figure(2, height=3.0)
     for axis, (data, title) in zip(axes, PROBLEMS.items(), strict=True):
         for number, name in enumerate(("gc", "svrg")):
-            for place, copies in enumerate(("0", "50", "90")):
+            for column, copies in enumerate(("0", "50", "90")):
                 estimand = variance_ratio(f"{data}_{copies}", f"mid/{name}", "mid/sg")
-                label = LABELS[name] if place == 0 else None
-                x = place + 0.15 * (number - 0.5)
+                label = LABELS[name] if column == 0 else None
+                x = column + 0.15 * (number - 0.5)
                 _ratio(axis, x, records, estimand, colour=COLOURS[name], label=label)
         axis.axhline(1, color="k", lw=1)
         axis.axhline(0.5, color="k", lw=1, ls=":")
@@ -127,19 +127,18 @@ def copies_and_gain(records: Sequence[Record]) -> Figure:
 
 def rates(records: Sequence[Record]) -> Figure:
     """Variance of SG-B with random features against the learning rate: equal steps, equal loss."""
-    settings = GRIDS["features_rates"][0]
     drawn, axes = figure(2, height=3.0)
-    for number, tau in enumerate(settings["taus"]):
+    for number, tau in enumerate(SWEPT_TAUS):
         at_steps, at_loss = [], []
         for seed in by_seed(records, "features_rates"):
-            found = find(seed, "features_rates")
-            names = [cell_name(tau, lr, 2000) for lr in settings["lrs"]]
-            at_steps.append([math.exp(found["metrics"][f"{name}/sg"]) for name in names])
-            target = max(found["curves"][f"{name}/loss"][-1] for name in names)
-            at_loss.append([math.exp(at(found["curves"], name, target)) for name in names])
+            record = find(seed, "features_rates")
+            names = [cell_name(tau, lr, 2000) for lr in SWEPT_RATES]
+            at_steps.append([math.exp(record["metrics"][f"{name}/sg"]) for name in names])
+            target = max(record["curves"][f"{name}/loss"][-1] for name in names)
+            at_loss.append([math.exp(at(record["curves"], name, target)) for name in names])
         label = f"{tau:g} features an example"
         for axis, values in ((axes[0], at_steps), (axes[1], at_loss)):
-            band(axis, settings["lrs"], values, label=label, colour=PALETTE[number])
+            band(axis, SWEPT_RATES, values, label=label, colour=PALETTE[number])
     for axis, title in zip(axes, ("equal steps", "equal training loss"), strict=True):
         axis.set_xscale("log")
         _log_scale(axis)
@@ -152,18 +151,16 @@ def rates(records: Sequence[Record]) -> Figure:
 
 def widths(records: Sequence[Record]) -> Figure:
     """Variance of GC and SVRG over that of SG-B against the number of features an example."""
-    settings = GRIDS["features_grid"][0]
-    drawn, axes = figure(len(settings["lrs"]), height=2.8)
-    for axis, lr in zip(axes, settings["lrs"], strict=True):
+    drawn, axes = figure(len(RATES), height=2.8)
+    for axis, lr in zip(axes, RATES, strict=True):
         for name in ("gc", "svrg"):
             curves = []
             for seed in by_seed(records, "features_grid"):
                 estimands = [
-                    cell("features_grid", cell_name(tau, lr, 2000), name, "sg")
-                    for tau in settings["taus"]
+                    cell("features_grid", cell_name(tau, lr, 2000), name, "sg") for tau in TAUS
                 ]
                 curves.append([math.exp(estimand(seed)) for estimand in estimands])
-            band(axis, settings["taus"], curves, label=LABELS[name], colour=COLOURS[name])
+            band(axis, TAUS, curves, label=LABELS[name], colour=COLOURS[name])
         axis.axhline(1, color="k", lw=1)
         axis.axhline(0.5, color="k", lw=1, ls=":")
         axis.set_xscale("log")
@@ -182,9 +179,9 @@ def cost_to_target(records: Sequence[Record]) -> Figure:
     for axis, (problem, title) in zip(axes, problems.items(), strict=True):
         for number, sampler in enumerate(SAMPLERS):
             costs = cost_ratio(problem, sampler, "uniform"), seconds_ratio(problem, sampler)
-            for place, estimand in enumerate(costs):
-                label = SAMPLERS[sampler] if place == 0 else None
-                x = place + 0.15 * (number - 1.5)
+            for column, estimand in enumerate(costs):
+                label = SAMPLERS[sampler] if column == 0 else None
+                x = column + 0.15 * (number - 1.5)
                 _ratio(axis, x, records, estimand, colour=PALETTE[number], label=label)
         axis.axhline(1, color="k", lw=1)
         axis.set_xticks(range(2), ["examples", "seconds"])
@@ -205,11 +202,12 @@ def overheads(records: Sequence[Record]) -> Figure:
     drawn, axes = figure(1, height=2.8)
     names = {"assign": "assign", "pass": "assign and collect"}
     for number, (what, label) in enumerate(names.items()):
-        places = [(model, count) for model in ("mlp", "resnet8") for count in (32, 128)]
-        for place, (model, count) in enumerate(places):
-            x = place + 0.15 * (number - 0.5)
-            of, estimand = label if place == 0 else None, overhead(model, what, count)
-            _ratio(axes[0], x, records, estimand, colour=PALETTE[number], label=of)
+        cases = [(model, count) for model in ("mlp", "resnet8") for count in (32, 128)]
+        for column, (model, count) in enumerate(cases):
+            x = column + 0.15 * (number - 0.5)
+            shown = label if column == 0 else None
+            estimand = overhead(model, what, count)
+            _ratio(axes[0], x, records, estimand, colour=PALETTE[number], label=shown)
     axes[0].axhline(1, color="k", lw=1)
     axes[0].set_xticks(range(4), ["MLP\nK = 32", "MLP\nK = 128", "ResNet-8\n32", "ResNet-8\n128"])
     axes[0].set_ylabel("time, ratio to\nforward and backward")
@@ -217,16 +215,16 @@ def overheads(records: Sequence[Record]) -> Figure:
     return drawn
 
 
-def distortion_curve(counts: Sequence[int], found: Mapping[str, Sequence[float]]) -> Figure:
+def distortion_curve(counts: Sequence[int], variances: Mapping[str, Sequence[float]]) -> Figure:
     """Variance against the number of clusters, with the lines of SG-B and SG-2B for B = K.
 
     Args:
         counts: K.
-        found: Name to variance at each K.
+        variances: Name to variance at each K.
     """
     drawn, axes = figure(1, height=3.0)
     styles = {"SG-B": "-", "SG-2B": "--"}
-    for number, (name, values) in enumerate(found.items()):
+    for number, (name, values) in enumerate(variances.items()):
         style = styles.get(name, "o-")
         axes[0].plot(counts, values, style, color=PALETTE[number], ms=4, label=name)
     axes[0].set_xscale("log", base=2)

@@ -9,7 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from companion.chapters.gradient_clustering.arms import GRIDS
+from companion.chapters.gradient_clustering.grids import (
+    RATES,
+    SWEPT_RATES,
+    SWEPT_TAUS,
+    TAUS,
+    TEACHERS,
+)
 from companion.lab.records import Record
 
 __all__ = [
@@ -28,8 +34,6 @@ __all__ = [
 ]
 
 FLOOR = -math.log(1000)  # of a log ratio: a variance of zero counts as a thousandth
-TAUS, RATES, TEACHERS = (GRIDS["features_grid"][0][name] for name in ("taus", "lrs", "teachers"))
-SWEPT_TAUS, SWEPT_RATES = (GRIDS["features_rates"][0][name] for name in ("taus", "lrs"))
 SWEPT_TEACHER = 2000
 
 

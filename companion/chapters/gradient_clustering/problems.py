@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from companion.lab.arms import Settings
 from companion.paths import DATA_CACHE
 from trainaug.data import registry
 from trainaug.data.cifar import load_cifar
@@ -22,19 +23,21 @@ from trainaug.training.resnet import ResNet8
 __all__ = [
     "CIFAR",
     "CONTENT",
+    "HELD_OUT",
+    "PictureSettings",
     "Problem",
     "losses_of",
     "make_model",
+    "pictures",
     "plain_resnet8",
     "problem",
 ]
 
 CONTENT = {"digits": "digits", "fashion": "fashion_mnist"}  # names in the registry
 CIFAR = "cifar-10-binary.tar.gz"
+# examples for validation and for the test
 HELD_OUT = {"digits": (297, 500), "fashion": (3000, 2000), "cifar10": (5000, 10_000)}
 LARGEST = {"digits": 16}  # of a pixel as stored, else 255
-HIDDEN = 64
-POINTS = 10  # examples that the copies repeat
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Problem:
 
 
 @lru_cache(maxsize=2)
-def _pictures(data: str) -> tuple[Tensor, Tensor, int]:
+def pictures(data: str) -> tuple[Tensor, Tensor, int]:
     """All pictures as stored, their classes, and how many rows may be trained on."""
     if data == "cifar10":
         arrays = load_cifar(DATA_CACHE / CIFAR, 10)
@@ -74,7 +77,14 @@ def _pictures(data: str) -> tuple[Tensor, Tensor, int]:
 
 
 def problem(
-    data: str, seed: int, num_train: int, *, copies: float = 0.0, noise: float = 0.0
+    data: str,
+    seed: int,
+    num_train: int,
+    *,
+    copies: float = 0.0,
+    noise: float = 0.0,
+    points: int = 10,
+    held_out: tuple[int, int] | None = None,
 ) -> Problem:
     """Draw the parts of a ten-class problem.
 
@@ -83,8 +93,10 @@ def problem(
             of the last two the test part is from the official test set.
         seed: Seed of the draw.
         num_train: Training examples, copies included.
-        copies: Share of them that are exact copies of ten chosen ones, as many of each.
+        copies: Share of them that are exact copies of some chosen ones, as many of each.
         noise: Share of the distinct training labels replaced by another class at random.
+        points: Examples that the copies repeat.
+        held_out: Examples for validation and for the test; those of `HELD_OUT` by default.
 
     Raises:
         ValueError: If the data are unknown or too few, or a share is out of range.
@@ -93,8 +105,8 @@ def problem(
         raise ValueError(f"data must be one of {', '.join(HELD_OUT)}, got {data!r}")
     if not (0 <= copies < 1 and 0 <= noise < 1):
         raise ValueError(f"need 0 <= copies, noise < 1, got {copies}, {noise}")
-    x, y, official = _pictures(data)
-    num_val, num_test = HELD_OUT[data]
+    x, y, official = pictures(data)
+    num_val, num_test = held_out or HELD_OUT[data]
     g = stream(seed, "parts")
     order = torch.randperm(official, generator=g)
     if official < len(x):
@@ -103,13 +115,13 @@ def problem(
     else:
         val, test, rest = torch.split(order, [num_val, num_test, len(order) - num_val - num_test])
     distinct = num_train - round(copies * num_train)
-    if not POINTS <= distinct <= len(rest):
-        raise ValueError(f"{distinct} distinct examples are not between {POINTS} and {len(rest)}")
+    if not points <= distinct <= len(rest):
+        raise ValueError(f"{distinct} distinct examples are not between {points} and {len(rest)}")
     labels = y[rest[:distinct]]
     wrong = torch.rand(distinct, generator=g) < noise
     shifted = (labels + torch.randint(1, 10, (distinct,), generator=g)) % 10
     labels = torch.where(wrong, shifted, labels)
-    copy_of = torch.cat([torch.arange(distinct), torch.arange(num_train - distinct) % POINTS])
+    copy_of = torch.cat([torch.arange(distinct), torch.arange(num_train - distinct) % points])
     copy_of = copy_of[torch.randperm(num_train, generator=g)]
     largest = LARGEST.get(data, 255)
     return Problem(
@@ -120,15 +132,56 @@ def problem(
     )
 
 
-def make_model(name: str, data: Problem, seed: int) -> nn.Module:
-    """Build ``mlp`` (64 hidden units), ``cnn`` (two convolutions) or ``resnet8``, from a seed.
+@dataclass(frozen=True, kw_only=True)
+class PictureSettings(Settings):
+    """A problem made of pictures, and the width of the MLP that learns it.
+
+    Attributes:
+        data: ``digits``, ``fashion`` or ``cifar10``.
+        num_train: Training examples, copies included.
+        copies: Share of them that are exact copies.
+        noise: Share of wrong labels among the distinct ones.
+        points: Examples that the copies repeat.
+        num_val: Examples of the validation part.
+        num_test: Examples of the test part.
+        hidden: Hidden units of the MLP.
+    """
+
+    data: str = "digits"
+    num_train: int = 1000
+    copies: float = 0.0
+    noise: float = 0.0
+    points: int = 10
+    num_val: int = HELD_OUT["digits"][0]
+    num_test: int = HELD_OUT["digits"][1]
+    hidden: int = 64
+
+    @property
+    def data_hash(self) -> str:
+        return CIFAR if self.data == "cifar10" else registry.content_hash(CONTENT[self.data])
+
+    def problem(self, seed: int) -> Problem:
+        """Draw its parts."""
+        return problem(
+            self.data,
+            seed,
+            self.num_train,
+            copies=self.copies,
+            noise=self.noise,
+            points=self.points,
+            held_out=(self.num_val, self.num_test),
+        )
+
+
+def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.Module:
+    """Build ``mlp`` (one hidden layer), ``cnn`` (two convolutions) or ``resnet8``, from a seed.
 
     Raises:
         ValueError: If the name is unknown.
     """
     g, shape = stream(seed, "init"), data.train.x.shape[1:]
     if name == "mlp":
-        return MLP(shape.numel(), HIDDEN, 10, g)
+        return MLP(shape.numel(), hidden, 10, g)
     if name == "cnn":
         return TwoConvNet(10, g, in_channels=shape[0])
     if name == "resnet8":

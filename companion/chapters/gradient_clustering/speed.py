@@ -3,31 +3,160 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from companion.chapters.gradient_clustering.problems import Problem, losses_of, make_model, problem
+from companion.chapters.gradient_clustering.problems import (
+    HELD_OUT,
+    PictureSettings,
+    Problem,
+    losses_of,
+    make_model,
+)
+from companion.lab.results import Result, make_result
 from trainaug.methods.gradient_clustering import (
     GradientClustering,
     RandomSnoozeSampler,
     SnoozeSampler,
     StratifiedSampler,
 )
+from trainaug.methods.gradient_clustering.snooze import Rule
 from trainaug.training.loop import train
 from trainaug.training.models import evaluate
 from trainaug.training.randomness import RandomBatchSampler, stream
 
-__all__ = ["EVERY", "TARGETS", "Trained", "train_sampler"]
+__all__ = [
+    "HalfCopies",
+    "MostlyCopies",
+    "Sampler",
+    "Sampling",
+    "Trained",
+    "WrongLabels",
+    "counts_of_snooze",
+    "run_sampling",
+    "train_sampler",
+]
 
-# Validation accuracy, by share of copies or for wrong labels, that a tuned uniform run reaches.
-TARGETS = {"0": 0.84, "50": 0.82, "90": 0.77, "noise": 0.83}
-EVERY = 20  # steps between two looks at the validation part
-SMOOTHED = 5  # looks that are averaged
+Sampler = Literal["uniform", "snooze", "reweighted", "random", "stratified"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(PictureSettings):
+    """Training an MLP with a sampler of batches.
+
+    What has no default its records have always stated.
+
+    Attributes:
+        sampler: Uniform batches; those of a snooze, as they are or weighted so that their mean
+            stays right; of a snooze that sleeps ``random``; or ``stratified`` by clusters.
+        lr: Learning rate.
+        control_lr: Learning rate of the control that a snooze is run with.
+        momentum: Of SGD.
+        decay: Weight decay.
+        batch: Examples in a batch.
+        steps: Updates.
+        rule: From what a snooze takes its threshold.
+        tau: The threshold, as a multiple.
+        clusters: K.
+        iterations: Passes of the first clustering; later ones have one.
+        refresh: Epochs between two clusterings.
+        target_accuracy: Validation accuracy that is to be reached, which a tuned uniform run does.
+        evaluate_every: Steps between two looks at the validation part.
+        window: Looks that are averaged.
+        curve_points: Points that a record keeps of each curve.
+    """
+
+    data: str = field()
+    num_train: int = field()
+    num_val: int = HELD_OUT["fashion"][0]
+    num_test: int = HELD_OUT["fashion"][1]
+    sampler: Sampler = "uniform"
+    lr: float = 0.05
+    control_lr: float = 0.04
+    momentum: float = field()
+    decay: float = field()
+    batch: int = field()
+    steps: int = field()
+    rule: Rule = "mean"
+    tau: float = 0.5
+    clusters: int = field()
+    iterations: int = field()
+    refresh: int = field()
+    target_accuracy: float = 0.84
+    evaluate_every: int = 20
+    window: int = 5
+    curve_points: int = 60
+
+    @classmethod
+    def usual(cls, *, copies: float = 0.0, noise: float = 0.0) -> Self:
+        """Return the settings of the chapter's arms."""
+        return cls(
+            data="fashion",
+            num_train=10_000,
+            copies=copies,
+            noise=noise,
+            momentum=0.9,
+            decay=1e-4,
+            batch=64,
+            steps=2400,
+            clusters=64,
+            iterations=3,
+            refresh=2,
+        )
+
+    def control(self) -> Self:
+        """Return the settings of a snooze's control."""
+        return replace(self, sampler="random", lr=self.control_lr)
+
+    def shortened(self, share: float) -> Self:
+        # five looks, so that there is a mean
+        return replace(self, steps=max(100, round(self.steps * share)))
+
+    def tiny(self) -> Self:
+        return replace(
+            self,
+            num_train=640,
+            steps=80,
+            clusters=8,
+            iterations=2,
+            evaluate_every=5,
+            target_accuracy=0.62,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfCopies(Sampling):
+    """The same where half of the examples are copies."""
+
+    target_accuracy: float = 0.82
+
+    def tiny(self) -> Self:
+        return replace(super().tiny(), target_accuracy=0.6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MostlyCopies(Sampling):
+    """The same where 90 per cent of the examples are copies."""
+
+    target_accuracy: float = 0.77
+
+    def tiny(self) -> Self:
+        return replace(super().tiny(), target_accuracy=0.47)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongLabels(Sampling):
+    """The same with a tenth of wrong labels."""
+
+    target_accuracy: float = 0.83
+
+    def tiny(self) -> Self:
+        return replace(super().tiny(), target_accuracy=0.6)
 
 
 @dataclass
@@ -41,10 +170,10 @@ class Trained:
     test: float = 0.0
     active_counts: list[int] = field(default_factory=list)
 
-    def reached(self, target: float) -> int | None:
+    def reached(self, target: float, window: int) -> int | None:
         """Look at which the mean of the last ones first reached the target, or ``None``."""
-        for end in range(SMOOTHED, len(self.accuracy) + 1):
-            if sum(self.accuracy[end - SMOOTHED : end]) >= SMOOTHED * target:
+        for end in range(window, len(self.accuracy) + 1):
+            if sum(self.accuracy[end - window : end]) >= window * target:
                 return end - 1
         return None
 
@@ -52,62 +181,63 @@ class Trained:
 class _Clustered:
     """A stratified sampler that clusters anew every few epochs, after a first one without."""
 
-    def __init__(self, model: nn.Module, data: Problem, settings: Mapping[str, Any], seed: int):
+    def __init__(self, model: nn.Module, data: Problem, settings: Sampling, seed: int) -> None:
         n = len(data.train)
-        self.sampler = StratifiedSampler(n, settings["batch"], stream(seed, "order"))
+        self.sampler = StratifiedSampler(n, settings.batch, stream(seed, "order"))
         self.clustering = GradientClustering(
-            model, losses_of, settings["clusters"], generator=stream(seed, "clusters")
+            model, losses_of, settings.clusters, generator=stream(seed, "clusters")
         )
-        rows = torch.split(torch.arange(n), settings["batch"])
+        rows = torch.split(torch.arange(n), settings.batch)
         self.batches = [(data.train.x[r], data.train.y[r], r) for r in rows]
-        self.settings, self.epoch, self.extra = settings, 0, 0
+        self.settings = settings
+        self.epoch = 0
+        self.extra = 0
         self.weights = self.sampler.weights
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[list[int]]:
         first = self.epoch == 1
-        if self.epoch > 0 and (self.epoch - 1) % self.settings["refresh"] == 0:
-            passes = self.settings["iterations"] if first else 1
-            found = self.clustering.fit(self.batches, passes)
+        if self.epoch > 0 and (self.epoch - 1) % self.settings.refresh == 0:
+            passes = self.settings.iterations if first else 1
+            strata = self.clustering.fit(self.batches, passes).assign
             started = self.clustering.num_clusters if first else 0  # the first centres
-            self.extra += passes * len(found.assign) + started
-            self.sampler.set_clusters(found.assign)
+            self.extra += passes * len(strata) + started
+            self.sampler.set_clusters(strata)
         self.epoch += 1
         return iter(self.sampler)
 
 
+AnySampler = RandomBatchSampler | SnoozeSampler | RandomSnoozeSampler | _Clustered
+
+
 def train_sampler(
-    settings: Mapping[str, Any],
+    settings: Sampling,
     seed: int,
     *,
     counts: Sequence[int] | None = None,
-    steps: int | None = None,
     measured: bool = True,
 ) -> Trained:
     """Train with one sampler.
 
     Args:
-        settings: As in `arms.SPEED`, with ``lr``.
+        settings: Those of the arm, or of a snooze's control.
         seed: Seed of parts, weights, order.
-        counts: Active examples of each epoch, of the control of ``sampler="random"``.
-        steps: Updates, if other than the settings'.
+        counts: Active examples of each epoch, of the control.
         measured: Whether the validation part is looked at; off in timings.
     """
-    shares = {"copies": settings["copies"], "noise": settings["noise"]}
-    data = problem(settings["data"], seed, settings["num_train"], **shares)
-    model = make_model("mlp", data, seed)
-    decay, momentum = settings["decay"], settings["momentum"]
-    optimizer = SGD(model.parameters(), settings["lr"], momentum=momentum, weight_decay=decay)
+    data = settings.problem(seed)
+    model = make_model("mlp", data, seed, hidden=settings.hidden)
+    optimizer = SGD(
+        model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.decay
+    )
     sampler = _sampler(settings, data, model, seed, counts)
-    found, steps = Trained(), settings["steps"] if steps is None else steps
+    trained = Trained()
     drawn = 0
 
-    def look(model: nn.Module) -> dict[str, float]:
-        if not measured:
-            return {}
-        accuracy = evaluate(model, data.val, "val")["val/accuracy"]
-        found.accuracy.append(accuracy)
-        found.extra.append(float(getattr(sampler, "extra", 0)))
-        found.examples.append(drawn + found.extra[-1])
+    def measure(model: nn.Module) -> dict[str, float]:
+        if measured:
+            trained.accuracy.append(evaluate(model, data.val, "val")["val/accuracy"])
+            trained.extra.append(float(getattr(sampler, "extra", 0)))
+            trained.examples.append(drawn + trained.extra[-1])
         return {}
 
     def count(index: Tensor, losses: Tensor) -> None:
@@ -123,34 +253,65 @@ def train_sampler(
         sampler,
         losses_of,
         optimizer,
-        max_steps=steps,
+        max_steps=settings.steps,
         weights=getattr(sampler, "weights", None),
         feedback=count,
-        evaluate=look,
-        evaluate_every=EVERY if measured else steps,
+        evaluate=measure,
+        evaluate_every=settings.evaluate_every if measured else settings.steps,
     )
-    found.seconds = time.perf_counter() - started
-    found.test = evaluate(model, data.test, "test")["test/accuracy"] if measured else 0.0
-    found.active_counts = list(getattr(sampler, "active_counts", []))
-    return found
+    trained.seconds = time.perf_counter() - started
+    trained.test = evaluate(model, data.test, "test")["test/accuracy"] if measured else 0.0
+    trained.active_counts = list(getattr(sampler, "active_counts", []))
+    return trained
 
 
 def _sampler(
-    settings: Mapping[str, Any],
+    settings: Sampling,
     data: Problem,
     model: nn.Module,
     seed: int,
     counts: Sequence[int] | None,
-) -> Any:
-    n, batch, g = len(data.train), settings["batch"], stream(seed, "order")
-    name = settings["sampler"]
+) -> AnySampler:
+    n, batch, g = len(data.train), settings.batch, stream(seed, "order")
+    name = settings.sampler
     if name == "uniform":
         return RandomBatchSampler(n, batch, g)
     if name in ("snooze", "reweighted"):
-        rule, tau = settings["rule"], settings["tau"]
-        return SnoozeSampler(n, batch, g, rule=rule, tau=tau, reweight=name == "reweighted")
+        reweight = name == "reweighted"
+        return SnoozeSampler(n, batch, g, rule=settings.rule, tau=settings.tau, reweight=reweight)
     if name == "random":
         return RandomSnoozeSampler(n, batch, g, counts=counts or [n])
     if name == "stratified":
         return _Clustered(model, data, settings, seed)
     raise ValueError(f"unknown sampler {name!r}")
+
+
+def counts_of_snooze(settings: Sampling, seed: int) -> list[int]:
+    """How many are awake in each epoch of a snooze, by which its control is tuned."""
+    return train_sampler(settings, seed, measured=False).active_counts
+
+
+def run_sampling(settings: Sampling, seed: int) -> Result:
+    """Train with a sampler; a snoozing one also with its control, as many awake but at random."""
+    runs = {"": train_sampler(settings, seed)}
+    if settings.sampler == "snooze":
+        counts = runs[""].active_counts
+        runs["random/"] = train_sampler(settings.control(), seed, counts=counts)
+    metrics: dict[str, float] = {}
+    curves: dict[str, list[float]] = {}
+    for prefix, trained in runs.items():
+        reached = trained.reached(settings.target_accuracy, settings.window)
+        last = -1 if reached is None else reached
+        metrics |= {
+            f"{prefix}reached": float(reached is not None),
+            f"{prefix}examples": trained.examples[last],
+            f"{prefix}extra": trained.extra[last],
+            f"{prefix}test/accuracy": trained.test,
+        }
+        every = max(1, -(-len(trained.accuracy) // settings.curve_points))
+        curves[f"{prefix}accuracy"] = trained.accuracy[::every]
+        curves[f"{prefix}drawn"] = trained.examples[::every]
+        if trained.active_counts:
+            awake = trained.active_counts[: settings.curve_points]
+            curves[f"{prefix}active"] = [float(count) for count in awake]
+    return make_result(metrics, curves)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from companion.chapters.gradient_clustering.problems import losses_of, make_model, problem
+from companion.chapters.gradient_clustering.problems import (
+    PictureSettings,
+    Problem,
+    losses_of,
+    make_model,
+)
 from companion.chapters.gradient_clustering.trajectory import stratified, variances
+from companion.lab.results import Result, make_result
 from trainaug.methods.gradient_clustering import (
     Factors,
     GradientCenters,
@@ -29,15 +36,19 @@ from trainaug.methods.gradient_clustering import (
 from trainaug.training.loop import train
 from trainaug.training.randomness import RandomBatchSampler, initialise, stream
 
-__all__ = ["departures", "enumeration", "published_sweeps"]
+__all__ = [
+    "Departures",
+    "Enumeration",
+    "partitions",
+    "published_sweeps",
+    "rounded_centers",
+    "run_departures",
+    "run_enumeration",
+]
 
-FEW, STRATA = 7, 3
-SWEEPS = 20
-HIDDEN, DROPOUT, VIEWS = 64, 0.5, 8
-QUANTUM = 1.0e-7  # that the authors' code rounds distances to
 
-
-def _partitions(n: int, strata: int) -> Iterator[Tensor]:
+def partitions(n: int, strata: int) -> Iterator[Tensor]:
+    """All labellings of ``n`` examples in which no stratum is empty."""
     for labels in itertools.product(range(strata), repeat=n):
         if len(set(labels)) == strata:
             yield torch.tensor(labels)
@@ -48,7 +59,7 @@ def published_sweeps(gradients: Tensor, assign: Tensor, strata: int, sweeps: int
 
     A stratum that got nothing keeps its mean, and counts as one.
     """
-    found = []
+    partitions_after = []
     means = torch.stack([gradients[assign == k].mean(0) for k in range(strata)])
     sizes = torch.bincount(assign, minlength=strata)
     for _ in range(sweeps):
@@ -57,130 +68,202 @@ def published_sweeps(gradients: Tensor, assign: Tensor, strata: int, sweeps: int
         sizes = torch.bincount(assign, minlength=strata)
         for k in sizes.nonzero().flatten().tolist():
             means[k] = gradients[assign == k].mean(0)
-        found.append(assign)
-    return found
+        partitions_after.append(assign)
+    return partitions_after
 
 
-def enumeration(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
-    """Check mean, variance and optimum on seven real gradients in three strata, over all draws.
+@dataclass(frozen=True, kw_only=True)
+class Enumeration(PictureSettings):
+    """All partitions of a few gradients.
+
+    Attributes:
+        few: Gradients.
+        strata: M.
+        sweeps: Published sweeps that are followed.
+    """
+
+    few: int = 7
+    strata: int = 3
+    sweeps: int = 20
+
+
+def run_enumeration(settings: Enumeration, seed: int) -> Result:
+    """Check mean, variance and optimum on a few real gradients in strata, over all draws.
 
     Errors are shares of the mean's length and of the variance.
     """
-    data = problem("digits", seed, settings["num_train"])
-    model = make_model("mlp", data, seed).double()
-    x, y = data.train.x[:FEW].double(), data.train.y[:FEW]
+    few, strata = settings.few, settings.strata
+    data = settings.problem(seed)
+    model = make_model("mlp", data, seed, hidden=settings.hidden).double()
+    x, y = data.train.x[:few].double(), data.train.y[:few]
     gradients = per_example_gradients(model, losses_of, x, y)
+    errors, exact = _compare_all(gradients, strata)
+    best, _ = best_partition(gradients, strata)
+    least = min(exact.values())
+    g = stream(seed, "start")
+    start = torch.cat([torch.arange(strata), torch.randint(strata, (few - strata,), generator=g)])
+    start = start[torch.randperm(few, generator=g)]
+    sweeps = published_sweeps(gradients, start, strata, settings.sweeps)
+    costs = [total_distortion(gradients, a).item() for a in (start, *sweeps)]
+    rises = sum(after > before * (1 + 1e-9) for before, after in itertools.pairwise(costs))
+    moved = exact_moves(gradients @ gradients.T, start, strata)
+    one = total_distortion(gradients, torch.zeros(few).long()).item() / few**2  # one uniform draw
+    metrics = errors | {
+        "optimum_error": exact[tuple(best.tolist())] / least - 1,
+        "published_over_best": costs[-1] / few**2 / least,
+        "moves_over_best": total_distortion(gradients, moved).item() / few**2 / least,
+        "uniform_over_best": one / strata / least,
+        "published_rises": rises / settings.sweeps,
+    }
+    return make_result(metrics)
+
+
+def _compare_all(
+    gradients: Tensor, strata: int
+) -> tuple[dict[str, float], dict[tuple[int, ...], float]]:
+    """Compare the formulas with all draws, for every partition.
+
+    Returns:
+        The largest errors, and the variance of each partition.
+    """
     mean = gradients.mean(0)
     exact: dict[tuple[int, ...], float] = {}
-    mean_error = variance_error = 0.0
-    for assign in _partitions(FEW, STRATA):
+    mean_error = 0.0
+    variance_error = 0.0
+    for assign in partitions(len(gradients), strata):
         draws = enumerate_estimates(gradients, assign)
         variance = (draws - draws.mean(0)).square().sum(1).mean().item()
         exact[tuple(assign.tolist())] = variance
         mean_error = max(mean_error, ((draws.mean(0) - mean).norm() / mean.norm()).item())
         predicted = stratified_variance(gradients, assign).item()
         variance_error = max(variance_error, abs(predicted / variance - 1))
-    best, _ = best_partition(gradients, STRATA)
-    least = min(exact.values())
-    g = stream(seed, "start")
-    start = torch.cat([torch.arange(STRATA), torch.randint(STRATA, (FEW - STRATA,), generator=g)])
-    start = start[torch.randperm(FEW, generator=g)]
-    sweeps = published_sweeps(gradients, start, STRATA, SWEEPS)
-    costs = [total_distortion(gradients, a).item() for a in (start, *sweeps)]
-    rises = sum(after > before * (1 + 1e-9) for before, after in itertools.pairwise(costs))
-    moved = exact_moves(gradients @ gradients.T, start, STRATA)
-    one = sampling_of_one(gradients)
-    return {
-        "mean_error": mean_error,
-        "variance_error": variance_error,
-        "optimum_error": exact[tuple(best.tolist())] / least - 1,
-        "published_over_best": costs[-1] / FEW**2 / least,
-        "moves_over_best": total_distortion(gradients, moved).item() / FEW**2 / least,
-        "uniform_over_best": one / STRATA / least,
-        "published_rises": rises / SWEEPS,
-    }
+    return {"mean_error": mean_error, "variance_error": variance_error}, exact
 
 
-def sampling_of_one(gradients: Tensor) -> float:
-    """Variance of one uniform draw."""
-    return (
-        total_distortion(gradients, torch.zeros(len(gradients)).long()).item() / len(gradients) ** 2
-    )
+def rounded_centers(quantum: float) -> type[GradientCenters]:
+    """Make centres with distances in multiples of a quantum, as in the authors' code."""
+
+    # a class of its own, for a clustering makes its centres anew from their class
+    class RoundedCenters(GradientCenters):
+        """Centres of rounded distances."""
+
+        def sq_distances(self, factors: Mapping[str, Factors]) -> Tensor:
+            """Round the distances to the nearest multiple."""
+            return (super().sq_distances(factors) / quantum).round() * quantum
+
+    return RoundedCenters
 
 
-class _RoundedCenters(GradientCenters):
-    """Distances in multiples of 1e-7, as in the authors' code."""
+@dataclass(frozen=True, kw_only=True)
+class Departures(PictureSettings):
+    """A training with and without departures of the authors' code.
 
-    def sq_distances(self, factors: Mapping[str, Factors]) -> Tensor:
-        """Round the distances to the nearest multiple."""
-        return (super().sq_distances(factors) / QUANTUM).round() * QUANTUM
-
-
-def _with_dropout(seed: int, pixels: int) -> nn.Module:
-    with torch.device("meta"):
-        first, last = nn.Linear(pixels, HIDDEN), nn.Linear(HIDDEN, 10)
-    layers = (nn.Flatten(), first, nn.ReLU(), nn.Dropout(DROPOUT), last)
-    model = nn.Sequential(*layers)
-    initialise(model, stream(seed, "init"))
-    return model
-
-
-def departures(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
-    """Variance over that of uniform draws, with a departure of the authors' code and without.
-
-    Rounding is measured under a mean loss of batches of 128, before and after training; dropout
-    on clusters of the network in eval mode and on those of its own masks.
+    Attributes:
+        lr: Learning rate.
+        momentum: Of SGD.
+        decay: Weight decay.
+        batch: Examples in a batch.
+        clusters: K.
+        iterations: Passes of a clustering.
+        steps: Updates.
+        dropout: Share of hidden units that are dropped.
+        views: Masks of each example that are measured.
+        quantum: That distances are rounded to.
+        mean_over: Batch size of the mean loss whose gradients are clustered.
     """
-    data = problem("digits", seed, settings["num_train"])
-    x, y, n = data.train.x, data.train.y, len(data.train)
-    rows = torch.split(torch.arange(n), settings["batch"])
-    batches = [(x[r], y[r], r) for r in rows]
 
-    def clusters(model: nn.Module, rounded: bool) -> Tensor:
-        clustering = GradientClustering(
-            model,
-            lambda logits, y: losses_of(logits, y) / 128,  # a mean
-            settings["clusters"],
-            generator=stream(seed, "clusters"),
-        )
-        if rounded:
-            clustering.centers = _RoundedCenters(settings["clusters"])
-        return clustering.fit(batches, settings["iterations"]).assign
+    lr: float = 0.05
+    momentum: float = 0.5
+    decay: float = 5e-4
+    batch: int = 32
+    clusters: int = 32
+    iterations: int = 10
+    steps: int = 2000
+    dropout: float = 0.5
+    views: int = 8
+    quantum: float = 1e-7
+    mean_over: int = 128
 
-    def fit(model: nn.Module) -> None:
-        optimizer = SGD(
-            model.parameters(), settings["lr"], settings["momentum"], weight_decay=settings["decay"]
-        )
-        sampler = RandomBatchSampler(n, settings["batch"], stream(seed, "order"))
-        train(model, data.train, sampler, losses_of, optimizer, max_steps=settings["steps"])
+    def shortened(self, share: float) -> Self:
+        return replace(self, steps=round(self.steps * share))
 
+    def tiny(self) -> Self:
+        return replace(self, num_train=160, clusters=8, iterations=2, steps=20)
+
+
+def run_departures(settings: Departures, seed: int) -> Result:
+    """Variance over that of uniform draws, with a departure of the authors' code and without."""
+    data = settings.problem(seed)
+    return make_result(_rounding(settings, data, seed) | _dropout(settings, data, seed))
+
+
+def _clusters(
+    settings: Departures, data: Problem, model: nn.Module, seed: int, *, rounded: bool = False
+) -> Tensor:
+    """Strata of the gradients of a mean loss."""
+    rows = torch.split(torch.arange(len(data.train)), settings.batch)
+    batches = [(data.train.x[r], data.train.y[r], r) for r in rows]
+    clustering = GradientClustering(
+        model,
+        lambda logits, y: losses_of(logits, y) / settings.mean_over,
+        settings.clusters,
+        generator=stream(seed, "clusters"),
+    )
+    if rounded:
+        clustering.centers = rounded_centers(settings.quantum)(settings.clusters)
+    return clustering.fit(batches, settings.iterations).assign
+
+
+def _fit(settings: Departures, data: Problem, model: nn.Module, seed: int) -> None:
+    optimizer = SGD(model.parameters(), settings.lr, settings.momentum, weight_decay=settings.decay)
+    sampler = RandomBatchSampler(len(data.train), settings.batch, stream(seed, "order"))
+    train(model, data.train, sampler, losses_of, optimizer, max_steps=settings.steps)
+
+
+def _rounding(settings: Departures, data: Problem, seed: int) -> dict[str, float]:
+    """Clusters of exact and of rounded distances, before and after training."""
     metrics: dict[str, float] = {}
-    model = make_model("mlp", data, seed)
+    model = make_model("mlp", data, seed, hidden=settings.hidden)
     for when in ("start", "end"):
-        factors = layer_factors(model, losses_of, x, y)
+        factors = layer_factors(model, losses_of, data.train.x, data.train.y)
         gram = gram_matrix(factors, factors)
-        uniform = variances(gram)[0] / settings["batch"]
+        uniform = variances(gram)[0] / settings.batch
         for name, rounded in (("exact", False), ("rounded", True)):
-            assign = clusters(model, rounded)
-            found = stratified(gram, assign, settings["batch"]) / uniform
-            metrics[f"rounding/{when}/{name}"] = math.log(found)
+            assign = _clusters(settings, data, model, seed, rounded=rounded)
+            ratio = stratified(gram, assign, settings.batch) / uniform
+            metrics[f"rounding/{when}/{name}"] = math.log(ratio)
             metrics[f"rounding/{when}/{name}_strata"] = float(len(torch.unique(assign)))
         if when == "start":
-            fit(model)
-    noisy = _with_dropout(seed, x[0].numel())
+            _fit(settings, data, model, seed)
+    return metrics
+
+
+def _dropout(settings: Departures, data: Problem, seed: int) -> dict[str, float]:
+    """Clusters of the network in eval mode and of its own masks, with dropout and without."""
+    x, y, batch, views = data.train.x, data.train.y, settings.batch, settings.views
+    noisy = _with_dropout(settings, x[0].numel(), seed)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)  # dropout has no generator of its own
-        fit(noisy)
-        own = clusters(noisy.train(), False)
-        quiet = clusters(noisy.eval(), False)
-        factors = layer_factors(noisy.train(), losses_of, x.repeat(VIEWS, 1, 1, 1), y.repeat(VIEWS))
+        _fit(settings, data, noisy, seed)
+        masked = _clusters(settings, data, noisy.train(), seed)
+        quiet = _clusters(settings, data, noisy.eval(), seed)
+        factors = layer_factors(noisy.train(), losses_of, x.repeat(views, 1, 1, 1), y.repeat(views))
     gram = gram_matrix(factors, factors)
-    uniform = variances(gram)[0] / settings["batch"]
-    for name, assign in (("eval", quiet), ("train", own)):
-        found = stratified(gram, assign.repeat(VIEWS), settings["batch"]) / uniform
-        metrics[f"dropout/{name}"] = math.log(found)
+    uniform = variances(gram)[0] / batch
+    metrics: dict[str, float] = {}
+    for name, assign in (("eval", quiet), ("train", masked)):
+        ratio = stratified(gram, assign.repeat(views), batch) / uniform
+        metrics[f"dropout/{name}"] = math.log(ratio)
     still = layer_factors(noisy.eval(), losses_of, x, y)
     gram = gram_matrix(still, still)
-    found = stratified(gram, quiet, settings["batch"]) / (variances(gram)[0] / settings["batch"])
-    metrics["dropout/without"] = math.log(found)
+    ratio = stratified(gram, quiet, batch) / (variances(gram)[0] / batch)
+    metrics["dropout/without"] = math.log(ratio)
     return metrics
+
+
+def _with_dropout(settings: Departures, pixels: int, seed: int) -> nn.Module:
+    with torch.device("meta"):
+        first, last = nn.Linear(pixels, settings.hidden), nn.Linear(settings.hidden, 10)
+    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Dropout(settings.dropout), last)
+    initialise(model, stream(seed, "init"))
+    return model

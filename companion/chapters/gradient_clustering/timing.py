@@ -6,23 +6,30 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from companion.chapters.gradient_clustering.problems import losses_of, plain_resnet8
-from companion.chapters.gradient_clustering.speed import train_sampler
+from companion.chapters.gradient_clustering.speed import Sampler, Sampling, train_sampler
+from companion.lab.arms import Settings
+from companion.lab.results import Result, make_result
 from trainaug.methods.gradient_clustering import GradientCenters, layer_factors
 from trainaug.training.randomness import initialise, stream
 
-__all__ = ["COUNTS", "NETWORKS", "make_network", "time_clustering", "time_samplers"]
+__all__ = [
+    "ResNetTiming",
+    "SamplerTiming",
+    "Timing",
+    "interleaved",
+    "make_network",
+    "run_sampler_timing",
+    "run_timing",
+]
 
-BATCH = 128
-COUNTS = (32, 128)  # clusters
-NETWORKS = ("mlp", "resnet8")
-REPEATS = {"mlp": 5, "resnet8": 2}
-STEPS = 300
+SAMPLERS: tuple[Sampler, ...] = ("uniform", "snooze", "random", "reweighted", "stratified")
 
 
 class _DefaultLayout(nn.Module):
@@ -53,19 +60,49 @@ def make_network(name: str, seed: int) -> nn.Module:
     return model
 
 
-def time_clustering(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class Timing(Settings):
+    """Seconds of clustering one batch.
+
+    Attributes:
+        model: ``mlp`` or ``resnet8``.
+        batch: Examples in the batch.
+        counts: Numbers of clusters.
+        repeats: Measurements of each, of which the median counts.
+    """
+
+    model: str = "mlp"
+    batch: int = 128
+    counts: tuple[int, ...] = (32, 128)
+    repeats: int = 5
+
+    @property
+    def data_hash(self) -> str:
+        return "drawn from the seed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetTiming(Timing):
+    """The same with the convolutional network."""
+
+    model: str = field()  # no default: its records have always stated it
+    repeats: int = 2
+
+
+def run_timing(settings: Timing, seed: int) -> Result:
     """Seconds of forward and backward, of assigning, and of assigning and collecting, in turn."""
     torch.zeros(7 << 20)  # once freed, blocks of such a size are used again, as in training
-    model, g = make_network(settings["model"], seed), stream(seed, "batch")
-    x, y = torch.rand(BATCH, 1, 28, 28, generator=g), torch.randint(10, (BATCH,), generator=g)
-    half = torch.arange(BATCH) % 2
+    batch = settings.batch
+    model, g = make_network(settings.model, seed), stream(seed, "batch")
+    x, y = torch.rand(batch, 1, 28, 28, generator=g), torch.randint(10, (batch,), generator=g)
+    half = torch.arange(batch) % 2
 
     def plain() -> None:
         model.zero_grad()
         losses_of(model(x), y).mean().backward()  # type: ignore[no-untyped-call]
 
     tasks: dict[str, Callable[[], None]] = {"plain": plain}
-    for count in COUNTS:
+    for count in settings.counts:
         centers = GradientCenters(count)
         centers.append(layer_factors(model, losses_of, x[:count], y[:count]))
 
@@ -78,27 +115,38 @@ def time_clustering(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
             centers.add(factors, centers.sq_distances(factors).argmin(1), half)
 
         tasks |= {f"assign/{count}": assign, f"pass/{count}": both}
-    return _interleaved(tasks, REPEATS[settings["model"]], seed)
+    return make_result(interleaved(tasks, settings.repeats, seed))
 
 
-def time_samplers(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
-    """Seconds for 300 updates with each sampler, clustering included, without measuring."""
-    settings = dict(settings) | {"steps": STEPS}
-    tasks: dict[str, Callable[[], float]] = {}
-    for name in ("uniform", "snooze", "random", "reweighted", "stratified"):
+@dataclass(frozen=True, kw_only=True)
+class SamplerTiming(Sampling):
+    """Seconds of the updates with each sampler in turn.
 
-        def run(name: str = name) -> float:
-            counts = [settings["num_train"]]
-            of = train_sampler(settings | {"sampler": name}, seed, counts=counts, measured=False)
-            return of.seconds  # of the updates, without the drawing of parts
+    Attributes:
+        timed_steps: Updates that are timed, whatever ``steps`` says.
+        warm_up: Updates before that.
+    """
 
-        tasks[name] = run
-    train_sampler(settings | {"sampler": "stratified"}, seed, steps=10, measured=False)
-    names = list(tasks) if seed % 2 else list(tasks)[::-1]
-    return {f"seconds/{name}": tasks[name]() for name in names}
+    timed_steps: int = 300
+    warm_up: int = 10
+
+    def shortened(self, share: float) -> Self:
+        return self
 
 
-def _interleaved(
+def run_sampler_timing(settings: SamplerTiming, seed: int) -> Result:
+    """Seconds of some updates with each sampler, clustering included, without measuring."""
+    warm = replace(settings, sampler="stratified", steps=settings.warm_up)
+    train_sampler(warm, seed, measured=False)
+    metrics: dict[str, float] = {}
+    for name in SAMPLERS if seed % 2 else reversed(SAMPLERS):
+        timed = replace(settings, sampler=name, steps=settings.timed_steps)
+        trained = train_sampler(timed, seed, measured=False)
+        metrics[f"seconds/{name}"] = trained.seconds  # without the drawing of parts
+    return make_result(metrics)
+
+
+def interleaved(
     tasks: Mapping[str, Callable[[], None]], repeats: int, seed: int
 ) -> dict[str, float]:
     """Median seconds of each task; the order turns round with the seed."""

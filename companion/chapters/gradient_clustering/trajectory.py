@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
-from companion.chapters.gradient_clustering.problems import Problem, losses_of, make_model, problem
+from companion.chapters.gradient_clustering.problems import (
+    HELD_OUT,
+    PictureSettings,
+    Problem,
+    losses_of,
+    make_model,
+)
+from companion.lab.results import Result, make_result
 from trainaug.methods.gradient_clustering import (
     Clustering,
     Factors,
@@ -19,15 +26,26 @@ from trainaug.methods.gradient_clustering import (
     gram_matrix,
     layer_factors,
 )
+from trainaug.methods.gradient_clustering.centers import CenterKind
+from trainaug.methods.gradient_clustering.clustering import Rule
 from trainaug.training.devices import pick_device
 from trainaug.training.loop import Batch, train
 from trainaug.training.models import evaluate
 from trainaug.training.randomness import RandomBatchSampler, stream
 
-__all__ = ["VARIANTS", "Trajectory", "cluster", "follow", "shifted", "stratified", "variances"]
+__all__ = [
+    "CifarTrajectory",
+    "FashionTrajectory",
+    "Trajectory",
+    "cluster",
+    "run_trajectory",
+    "shifted",
+    "stratified",
+    "variances",
+]
 
 # Centres and rules that are compared on the same gradients: name, centres, rule
-VARIANTS = (
+VARIANTS: tuple[tuple[str, CenterKind, Rule], ...] = (
     ("means", "means", "running"),
     ("svd", "svd", "running"),
     ("full", "full", "running"),
@@ -35,20 +53,85 @@ VARIANTS = (
     ("frozen", "means", "frozen"),
     ("exact", "means", "exact"),
 )
-VIEWS = 4  # of each picture, where pictures are augmented
 
 
-@dataclass
-class Trajectory:
-    """What was measured: curves by name; metrics of single places."""
+@dataclass(frozen=True, kw_only=True)
+class Trajectory(PictureSettings):
+    """Ordinary SGD on digits, along which variances are measured.
 
-    curves: dict[str, list[float]] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    steps: int = 0
+    Attributes:
+        model: ``mlp``, ``cnn`` or ``resnet8``.
+        augment: Whether it trains on random shifts and flips.
+        lr: Learning rate.
+        drop: Factor of the learning rate at half of the steps.
+        momentum: Of SGD.
+        decay: Weight decay.
+        batch: Examples in a batch.
+        clusters: K.
+        steps: Updates.
+        refresh: Steps between two clusterings, and between two snapshots of SVRG.
+        iterations: Passes of a clustering.
+        variants: Whether other centres and rules are compared too.
+        measured: Examples that are clustered and measured, if not all.
+        views: Of each picture that are measured, where pictures are augmented.
+        shift: Pixels by which a picture is shifted at most.
+        device: ``cpu``, or the best ``auto`` finds.
+    """
 
-    def add(self, name: str, value: float) -> None:
-        """Append to a curve."""
-        self.curves.setdefault(name, []).append(float(value))
+    model: str = "mlp"
+    augment: bool = False
+    lr: float = 0.05
+    drop: float | None = None
+    momentum: float = 0.5
+    decay: float = 5e-4
+    batch: int = 32
+    clusters: int = 32
+    steps: int = 2000
+    refresh: int = 125
+    iterations: int = 10
+    variants: bool = False
+    measured: int | None = None
+    views: int = 4
+    shift: int = 2
+    device: Literal["auto", "cpu"] = "cpu"
+
+    def shortened(self, share: float) -> Self:
+        # at least two clusterings, so that something is measured
+        return replace(self, steps=max(2 * self.refresh, round(self.steps * share)))
+
+    def tiny(self) -> Self:
+        return replace(
+            self,
+            num_train=120,
+            batch=16,
+            clusters=8,
+            iterations=2,
+            refresh=6,
+            steps=18,
+            measured=None if self.measured is None else 60,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FashionTrajectory(Trajectory):
+    """The same on Fashion-MNIST."""
+
+    data: str = field()  # no default: its records have always stated it
+    num_val: int = HELD_OUT["fashion"][0]
+    num_test: int = HELD_OUT["fashion"][1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarTrajectory(Trajectory):
+    """The same on CIFAR-10, for a GPU."""
+
+    data: str = field()  # no default: its records have always stated it
+    num_val: int = HELD_OUT["cifar10"][0]
+    num_test: int = HELD_OUT["cifar10"][1]
+    device: Literal["auto", "cpu"] = "auto"
+
+    def tiny(self) -> Self:
+        return replace(super().tiny(), num_val=40, num_test=40, device="cpu")
 
 
 def variances(gram: Tensor) -> tuple[float, float]:
@@ -71,154 +154,167 @@ def stratified(gram: Tensor, assign: Tensor, batch: int) -> float:
     return total / len(assign) ** 2 * len(labels) / batch
 
 
-def shifted(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip pictures left to right with probability 1/2 and shift them by up to two pixels."""
+def shifted(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
+    """Flip pictures left to right with probability 1/2 and shift them by so many pixels at most."""
     flips = torch.rand(len(x), generator=generator) < 0.5
     x = torch.where(flips[:, None, None, None].to(x.device), x.flip(3), x)
-    moves = torch.randint(-2, 3, (len(x), 2), generator=generator)
-    padded = nn.functional.pad(x, (2, 2, 2, 2))
+    moves = torch.randint(-most, most + 1, (len(x), 2), generator=generator)
+    padded = nn.functional.pad(x, (most, most, most, most))
     height, width = x.shape[2:]
-    rows = 2 + moves[:, :1] + torch.arange(height)  # (B, H)
-    columns = 2 + moves[:, 1:] + torch.arange(width)
+    rows = most + moves[:, :1] + torch.arange(height)  # (B, H)
+    columns = most + moves[:, 1:] + torch.arange(width)
     each = torch.arange(len(x))[:, None, None]
     return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def cluster(
-    model: nn.Module, x: Tensor, y: Tensor, settings: Mapping[str, Any], seed: int, **kind: Any
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    settings: Trajectory,
+    seed: int,
+    *,
+    centers: CenterKind = "means",
+    rule: Rule = "running",
 ) -> Clustering:
     """Cluster the gradients of pictures in a run's own random stream."""
-    parts = torch.split(torch.arange(len(x)), settings["batch"])
+    parts = torch.split(torch.arange(len(x)), settings.batch)
     batches = [(x[rows], y[rows], rows) for rows in parts]
+    generator = stream(seed, "clusters")
     clustering = GradientClustering(
-        model, losses_of, settings["clusters"], generator=stream(seed, "clusters"), **kind
+        model, losses_of, settings.clusters, generator=generator, centers=centers, rule=rule
     )
-    return clustering.fit(batches, settings["iterations"])
+    return clustering.fit(batches, settings.iterations)
 
 
-def follow(settings: Mapping[str, Any], seed: int) -> Trajectory:
+def run_trajectory(settings: Trajectory, seed: int) -> Result:
     """Train one network and measure, without disturbing it.
 
     Every ``refresh`` steps the gradients are clustered and SVRG takes its snapshot; all four
     variances are measured half-way to the next refresh and, as *old*, just before it. With
     augmentation the clusters come from one view of each picture and the variance is that of
-    others. An observer runs before the update of its step.
+    others.
     """
-    data = problem(
-        settings["data"],
-        seed,
-        settings["num_train"],
-        copies=settings["copies"],
-        noise=settings["noise"],
-    )
-    device = pick_device() if settings["data"] == "cifar10" else torch.device("cpu")
-    data, model = data.to(device), make_model(settings["model"], data, seed).to(device)
+    device = pick_device(settings.device)
+    data = settings.problem(seed).to(device)
+    model = make_model(settings.model, data, seed, hidden=settings.hidden).to(device)
     optimizer = SGD(
-        model.parameters(),
-        settings["lr"],
-        momentum=settings["momentum"],
-        weight_decay=settings["decay"],
+        model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.decay
     )
-    steps = settings["steps"]
     scheduler = None
-    if settings["drop"]:
-        scheduler = MultiStepLR(optimizer, [steps // 2], gamma=settings["drop"])
-    found = Trajectory(steps=steps)
-    observe = _observer(data, settings, seed, found)
+    if settings.drop:
+        scheduler = MultiStepLR(optimizer, [settings.steps // 2], gamma=settings.drop)
+    views = stream(seed, "augment")
 
     def augment(batch: Batch) -> Batch:
         x, y, index = batch
-        return shifted(x, views), y, index
+        return shifted(x, views, settings.shift), y, index
 
-    views = stream(seed, "augment")
+    observer = _Observer(data, settings, seed)
     train(
         model,
         data.train,
-        RandomBatchSampler(len(data.train), settings["batch"], stream(seed, "order")),
+        RandomBatchSampler(len(data.train), settings.batch, stream(seed, "order")),
         losses_of,
         optimizer,
-        max_steps=steps,
+        max_steps=settings.steps,
         scheduler=scheduler,
-        batch_transform=augment if settings["augment"] else None,
-        observers=[observe],
+        batch_transform=augment if settings.augment else None,
+        observers=[observer.observe],
         evaluate=lambda model: {},
-        evaluate_every=steps,
+        evaluate_every=settings.steps,
     )
-    found.metrics |= evaluate(model, data.val, "val") | evaluate(model, data.test, "test")
-    return found
+    metrics = evaluate(model, data.val, "val") | evaluate(model, data.test, "test")
+    return make_result(metrics, observer.curves, {"steps": settings.steps})
 
 
-def _observer(
-    data: Problem, settings: Mapping[str, Any], seed: int, found: Trajectory
-) -> Callable[[nn.Module, int, Tensor, Tensor], None]:
-    x, y, batch, refresh = data.train.x, data.train.y, settings["batch"], settings["refresh"]
-    x, y = x[: settings["measured"]], y[: settings["measured"]]
-    views = x
-    if settings["augment"]:
-        g = stream(seed, "views")
-        views = torch.cat([shifted(x, g) for _ in range(VIEWS)])
-    copies = len(views) // len(x)
-    many = y.repeat(copies)
-    state: dict[str, Any] = {}
+@dataclass(frozen=True)
+class _Snapshot:
+    """What is kept of a refresh: strata, and the gradients of all views."""
 
-    def measure(model: nn.Module, name: str) -> Tensor:
-        now = layer_factors(model.eval(), losses_of, views, many)
+    assign: Tensor
+    factors: Mapping[str, Factors]
+    gram: Tensor
+
+
+class _Observer:
+    """Clusters and measures along a training, before the updates of some steps."""
+
+    def __init__(self, data: Problem, settings: Trajectory, seed: int) -> None:
+        self.data, self.settings, self.seed = data, settings, seed
+        self.curves: dict[str, list[float]] = {}
+        self.snapshot: _Snapshot | None = None
+        self.x = data.train.x[: settings.measured]
+        self.y = data.train.y[: settings.measured]
+        self.views = self.x
+        if settings.augment:
+            g = stream(seed, "views")
+            drawn = [shifted(self.x, g, settings.shift) for _ in range(settings.views)]
+            self.views = torch.cat(drawn)
+        self.copies = len(self.views) // len(self.x)
+        self.labels = self.y.repeat(self.copies)
+
+    def observe(self, model: nn.Module, step: int, index: Tensor, losses: Tensor) -> None:
+        """Refresh and measure where the step is due for it."""
+        age = step % self.settings.refresh
+        if age == self.settings.refresh - 1 and self.snapshot is not None:
+            self._measure(model, self.snapshot, "old")
+        if age == 0:
+            self.snapshot = self._refresh(model, step)
+        if age == self.settings.refresh // 2 and self.snapshot is not None:
+            self._add("step", step)
+            mean = self._measure(model, self.snapshot, "mid")
+            self._add("mid/second", mean)
+            train_part = self.data.train
+            self._add("loss", losses_of(model(train_part.x), train_part.y).mean().item())
+
+    def _add(self, name: str, value: float) -> None:
+        self.curves.setdefault(name, []).append(float(value))
+
+    def _refresh(self, model: nn.Module, step: int) -> _Snapshot:
+        """Cluster, keep the gradients of these weights, and measure at age 0."""
+        batch = self.settings.batch
+        clustering = cluster(model.eval(), self.x, self.y, self.settings, self.seed)
+        factors = layer_factors(model, losses_of, self.views, self.labels)
+        gram = gram_matrix(factors, factors)
+        fresh = stratified(gram, clustering.assign.repeat(self.copies), batch)
+        self._add("fresh/sg", variances(gram)[0] / batch)
+        self._add("fresh/gc", fresh)
+        self._add("refresh", step)
+        if self.settings.augment:
+            still = layer_factors(model, losses_of, self.x, self.y)
+            still_gram = gram_matrix(still, still)
+            self._add("still/sg", variances(still_gram)[0] / batch)
+            self._add("still/gc", stratified(still_gram, clustering.assign, batch))
+        if self.settings.variants:
+            self._compare(model, gram)
+        return _Snapshot(clustering.assign, factors, gram)
+
+    def _measure(self, model: nn.Module, snapshot: _Snapshot, age: str) -> float:
+        """Measure the estimators with the clusters and gradients of a snapshot.
+
+        Returns:
+            The squared length of the mean gradient.
+        """
+        batch = self.settings.batch
+        now = layer_factors(model.eval(), losses_of, self.views, self.labels)
         gram = gram_matrix(now, now)
         draw, mean = variances(gram)
-        found.add(f"{name}/sg", draw / batch)
-        found.add(f"{name}/gc", stratified(gram, state["assign"].repeat(copies), batch))
-        old: dict[str, Factors] = state["factors"]
-        own = state["gram"]
-        cross = gram_matrix(now, old)
-        lengths = (gram.diagonal() - 2 * cross.diagonal() + own.diagonal()).mean()
-        moved = gram.mean() - 2 * cross.mean() + own.mean()
-        found.add(f"{name}/svrg", max((lengths - moved).item(), 0.0) / batch)
-        if name == "mid":
-            found.add("mid/second", mean)
-        return gram
+        self._add(f"{age}/sg", draw / batch)
+        self._add(f"{age}/gc", stratified(gram, snapshot.assign.repeat(self.copies), batch))
+        cross = gram_matrix(now, snapshot.factors)
+        lengths = gram.diagonal() - 2 * cross.diagonal() + snapshot.gram.diagonal()
+        moved = gram.mean() - 2 * cross.mean() + snapshot.gram.mean()
+        self._add(f"{age}/svrg", max((lengths.mean() - moved).item(), 0.0) / batch)
+        return mean
 
-    def observe(model: nn.Module, step: int, index: Tensor, losses: Tensor) -> None:
-        place = step % refresh
-        if place == refresh - 1 and "assign" in state:
-            measure(model, "old")
-        if place == 0:
-            clustering = cluster(model.eval(), x, y, settings, seed)
-            state["assign"] = clustering.assign
-            state["factors"] = layer_factors(model, losses_of, views, many)
-            state["gram"] = gram_matrix(state["factors"], state["factors"])
-            fresh = stratified(state["gram"], clustering.assign.repeat(copies), batch)
-            found.add("fresh/sg", variances(state["gram"])[0] / batch)
-            found.add("fresh/gc", fresh)
-            found.add("refresh", step)
-            if settings["augment"]:
-                still = layer_factors(model, losses_of, x, y)
-                gram = gram_matrix(still, still)
-                found.add("still/sg", variances(gram)[0] / batch)
-                found.add("still/gc", stratified(gram, clustering.assign, batch))
-            if settings["variants"]:
-                _compare(model, x, y, state["gram"], settings, seed, found)
-        if place == refresh // 2:
-            found.add("step", step)
-            gram = measure(model, "mid")
-            found.add("loss", losses_of(model(data.train.x), data.train.y).mean().item())
-            del gram
-
-    return observe
-
-
-def _compare(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    gram: Tensor,
-    settings: Mapping[str, Any],
-    seed: int,
-    found: Trajectory,
-) -> None:
-    """Variance of the stratified estimator at age 0 for other centres and rules."""
-    for name, centers, rule in VARIANTS:
-        clustering = cluster(model, x, y, settings, seed, centers=centers, rule=rule)
-        found.add(f"variant/{name}", stratified(gram, clustering.assign, settings["batch"]))
-    equal = torch.arange(len(x)) % settings["clusters"]
-    random = equal[torch.randperm(len(x), generator=stream(seed, "random strata"))]
-    found.add("variant/random", stratified(gram, random, settings["batch"]))
+    def _compare(self, model: nn.Module, gram: Tensor) -> None:
+        """Variance of the stratified estimator at age 0 for other centres and rules."""
+        x, settings = self.x, self.settings
+        for name, centers, rule in VARIANTS:
+            clustering = cluster(model, x, self.y, settings, self.seed, centers=centers, rule=rule)
+            strata = clustering.assign
+            self._add(f"variant/{name}", stratified(gram, strata, settings.batch))
+        equal = torch.arange(len(x)) % settings.clusters
+        random = equal[torch.randperm(len(x), generator=stream(self.seed, "random strata"))]
+        self._add("variant/random", stratified(gram, random, settings.batch))

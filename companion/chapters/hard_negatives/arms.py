@@ -1,129 +1,147 @@
-"""The arms of chapter 1: what each trains, and how long it takes."""
+"""The arms of chapter 1: what each trains, and whose learning rate it has."""
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-import yaml
+from companion.chapters.hard_negatives.problems import load_pairs
+from companion.chapters.hard_negatives.ridge import Ridge, run_ridge
+from companion.chapters.hard_negatives.timing import Timing, run_timing
+from companion.chapters.hard_negatives.train import (
+    GRUTraining,
+    OrderTraining,
+    Training,
+    run_demonstration,
+    run_training,
+    train_pairs,
+)
+from companion.lab.arms import Arm, Tuned, arm
+from companion.lab.arms import Profile as BaseProfile
+from companion.lab.results import Result
+from companion.lab.tune import Search
 
-__all__ = [
-    "BASE",
-    "DEEP",
-    "DEMONSTRATIONS",
-    "EXTENDED",
-    "FACTORIAL",
-    "HEADLINE",
-    "TUNED",
-    "epochs_of",
-    "settings_of",
-    "tuned",
-]
+__all__ = ["SEARCHES", "Profile", "arms"]
 
-TUNED = Path(__file__).with_name("tuned.yaml")
-
-BASE: dict[str, Any] = {
-    "split": "family",
-    "encoder": "features",
-    "captions": "bag",
-    "score": "cosine",
-    "loss": "sum",
-    "crops": True,
-    "siblings": "none",  # none: no two drawings of a concept in a batch; masked; negatives
-    "negatives": 0,  # candidates of each query, 0 for all
-    "warmup": 0,  # epochs with the sum before the maximum
-    "reset": True,  # forget the optimiser's averages at that switch
-    "clip": 0.0,  # largest norm of the gradient, 0 for any
-    "reduction": "mean",
-}
-LOSSES = ("sum", "max")
-
-# Arm: what differs from BASE, predicted core-seconds at standard, arm whose step length it shares
-Arm = tuple[dict[str, Any], float, str]
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+DEEP_LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # a trial of these arms takes a minute
+PILOT_SEEDS = (0, 1)
 
 
-def _losses(score: str, name: str) -> dict[str, Arm]:
-    arms: dict[str, Arm] = {}
-    for split, seconds in (("family", 5.5), ("vendor", 11.5)):
-        for loss in LOSSES:
-            arm = f"{split}{name}_{loss}"
-            arms[arm] = {"split": split, "score": score, "loss": loss}, seconds, arm
-    return arms
+@dataclass(frozen=True, kw_only=True)
+class Profile(BaseProfile):
+    """How much of chapter 1 is run; the defaults are *standard*.
 
-
-def _extended() -> dict[str, Arm]:
-    arms: dict[str, Arm] = {}
-    vendor = {"split": "vendor"}
-    for loss in LOSSES:
-        own = f"vendor_{loss}"
-        fixed, order = f"vendor_fixed_{loss}", f"family_order_{loss}"
-        arms[fixed] = {**vendor, "loss": loss, "crops": False}, 13.0, fixed
-        arms[order] = {"score": "order", "loss": loss}, 40.0, order
-        for count in (2, 8, 32):
-            name = f"vendor_negatives_{count}_{loss}"
-            arms[name] = {**vendor, "loss": loss, "negatives": count}, 15.0, own
-        for siblings in ("negatives", "masked"):
-            name = f"family_siblings_{siblings}_{loss}"
-            arms[name] = {"loss": loss, "siblings": siblings}, 8.0, f"family_{loss}"
-        for reduction in ("sum", "mean"):
-            name = f"family_clip_{reduction}_{loss}"
-            more = {"loss": loss, "clip": 2.0, "reduction": reduction}
-            arms[name] = more, 8.0, f"family_{loss}"
-    average = "vendor_average"
-    arms[average] = {**vendor, "loss": "average"}, 13.0, average
-    for warmup in (1, 5):
-        name = f"vendor_warmup_{warmup}"
-        arms[name] = {**vendor, "loss": "max", "warmup": warmup}, 13.0, "vendor_max"
-    trap = {**vendor, "loss": "max", "warmup": 1, "reset": False}
-    arms["vendor_warmup_1_no_reset"] = trap, 13.0, "vendor_max"
-    return arms
-
-
-def _deep() -> dict[str, Arm]:
-    arms: dict[str, Arm] = {}
-    for loss, warmup in (("sum", 0), ("max", 0), ("max", 3)):
-        name = f"family_cnn_{loss}" if not warmup else f"family_cnn_warmup_{warmup}"
-        arms[name] = {"encoder": "cnn", "loss": loss, "warmup": warmup}, 60.0, name
-    for loss in LOSSES:
-        name = f"family_gru_{loss}"
-        arms[name] = {"captions": "gru", "loss": loss}, 40.0, name
-    return arms
-
-
-SLOW = {"order": 40, "gru": 20, "cnn": 30}  # epochs at most, for arms that are dear
-
-
-def epochs_of(arm: str, most: int) -> int:
-    """Longest training of an arm."""
-    kind = arm.split("_")[1]
-    return min(most, SLOW.get(kind, most))
-
-
-HEADLINE, FACTORIAL = _losses("cosine", ""), _losses("product", "_product")
-EXTENDED, DEEP = _extended(), _deep()
-DEMONSTRATIONS = ("family_gru_max", "family_cnn_max", "vendor_warmup_1_no_reset")
-
-
-@cache
-def _tuned_values() -> dict[str, float]:
-    chosen = yaml.safe_load(TUNED.read_text(encoding="utf-8"))
-    return {arm: float(settings["lr"]["value"]) for arm, settings in chosen.items()}
-
-
-def tuned(arm: str) -> float:
-    """Step length that `tuning` chose for an arm."""
-    return _tuned_values()[arm]
-
-
-def settings_of(arm: str) -> tuple[dict[str, Any], float, str]:
-    """Settings of an arm without its step length, predicted seconds, and where that is tuned.
-
-    Raises:
-        ValueError: If the arm is unknown.
+    Attributes:
+        seeds: Of the two losses and of the ridge. A seed draws the split, the initial weights and
+            the order.
+        factorial_seeds: Of the arms with free pictures.
+        extended_seeds: Of the extended arms.
+        deep_seeds: Of the picture CNN and the GRU.
+        max_epochs: Longest training; most runs reach their plateau before.
+        patience: Evaluations without a gain in validation rsum that end a run.
+        timing_blocks: Interleaved blocks of the timing of the losses.
     """
-    for group in (HEADLINE, FACTORIAL, EXTENDED, DEEP):
-        if arm in group:
-            changes, seconds, owner = group[arm]
-            return BASE | changes, seconds, owner
-    raise ValueError(f"unknown arm {arm!r}")
+
+    seeds: int = 16
+    factorial_seeds: int = 6
+    extended_seeds: int = 0
+    deep_seeds: int = 0
+    max_epochs: int = 120
+    patience: int = 10
+    timing_blocks: int = 20
+
+
+def trained(
+    name: str,
+    settings: Training,
+    seeds: str,
+    seconds: float,
+    *,
+    lr: str,
+    run: Callable[[Training, int], Result] = run_training,
+) -> Arm:
+    """A row that trains at the learning rate which was tuned for the arm ``lr``."""
+    return arm(name, settings, run, seeds, seconds, tuned={"lr": lr}, version=2)
+
+
+def arms(profile: Profile) -> list[Arm]:
+    """The rows of the chapter."""
+    epochs, patience = profile.max_epochs, profile.patience
+    family = Training(max_epochs=epochs, patience=patience)  # new concepts
+    vendor = replace(family, split="vendor")  # a new drawing style
+    # these are dear, and have fewer epochs at most
+    order = OrderTraining(score="order", max_epochs=min(epochs, 40), patience=patience)
+    cnn = replace(family, encoder="cnn", max_epochs=min(epochs, 30))
+    gru = GRUTraining(captions="gru", max_epochs=min(epochs, 20), patience=patience)
+    # the seconds are those of 54 epochs, a tenth of them for setting up and scoring
+    part = min(1.0, 0.1 + epochs / 60)
+    # fmt: off
+    return [
+        # two losses by two splits, and with pictures of any length
+        trained("family_sum", family, "seeds", 5.5 * part, lr="family_sum"),
+        trained("family_max", replace(family, loss="max"), "seeds", 5.5 * part, lr="family_max"),
+        trained("vendor_sum", vendor, "seeds", 11.5 * part, lr="vendor_sum"),
+        trained("vendor_max", replace(vendor, loss="max"), "seeds", 11.5 * part, lr="vendor_max"),
+        trained("family_product_sum", replace(family, score="product"), "factorial_seeds", 5.5 * part, lr="family_product_sum"),
+        trained("family_product_max", replace(family, score="product", loss="max"), "factorial_seeds", 5.5 * part, lr="family_product_max"),
+        trained("vendor_product_sum", replace(vendor, score="product"), "factorial_seeds", 11.5 * part, lr="vendor_product_sum"),
+        trained("vendor_product_max", replace(vendor, score="product", loss="max"), "factorial_seeds", 11.5 * part, lr="vendor_product_max"),
+        # crops, the order violation, fewer negatives, siblings, clipping
+        trained("vendor_fixed_sum", replace(vendor, crops=False), "extended_seeds", 13 * part, lr="vendor_fixed_sum"),
+        trained("family_order_sum", order, "extended_seeds", 40 * part, lr="family_order_sum"),
+        trained("vendor_negatives_2_sum", replace(vendor, negatives=2), "extended_seeds", 15 * part, lr="vendor_sum"),
+        trained("vendor_negatives_8_sum", replace(vendor, negatives=8), "extended_seeds", 15 * part, lr="vendor_sum"),
+        trained("vendor_negatives_32_sum", replace(vendor, negatives=32), "extended_seeds", 15 * part, lr="vendor_sum"),
+        trained("family_siblings_negatives_sum", replace(family, siblings="negatives"), "extended_seeds", 8 * part, lr="family_sum"),
+        trained("family_siblings_masked_sum", replace(family, siblings="masked"), "extended_seeds", 8 * part, lr="family_sum"),
+        trained("family_clip_sum_sum", replace(family, clip=2.0, reduction="sum"), "extended_seeds", 8 * part, lr="family_sum"),
+        trained("family_clip_mean_sum", replace(family, clip=2.0), "extended_seeds", 8 * part, lr="family_sum"),
+        trained("vendor_fixed_max", replace(vendor, loss="max", crops=False), "extended_seeds", 13 * part, lr="vendor_fixed_max"),
+        trained("family_order_max", replace(order, loss="max"), "extended_seeds", 40 * part, lr="family_order_max"),
+        trained("vendor_negatives_2_max", replace(vendor, loss="max", negatives=2), "extended_seeds", 15 * part, lr="vendor_max"),
+        trained("vendor_negatives_8_max", replace(vendor, loss="max", negatives=8), "extended_seeds", 15 * part, lr="vendor_max"),
+        trained("vendor_negatives_32_max", replace(vendor, loss="max", negatives=32), "extended_seeds", 15 * part, lr="vendor_max"),
+        trained("family_siblings_negatives_max", replace(family, loss="max", siblings="negatives"), "extended_seeds", 8 * part, lr="family_max"),
+        trained("family_siblings_masked_max", replace(family, loss="max", siblings="masked"), "extended_seeds", 8 * part, lr="family_max"),
+        trained("family_clip_sum_max", replace(family, loss="max", clip=2.0, reduction="sum"), "extended_seeds", 8 * part, lr="family_max"),
+        trained("family_clip_mean_max", replace(family, loss="max", clip=2.0), "extended_seeds", 8 * part, lr="family_max"),
+        # between the sum and the maximum: the average, and the sum first
+        trained("vendor_average", replace(vendor, loss="average"), "extended_seeds", 13 * part, lr="vendor_average"),
+        trained("vendor_warmup_1", replace(vendor, loss="max", warmup=1), "extended_seeds", 13 * part, lr="vendor_max"),
+        trained("vendor_warmup_5", replace(vendor, loss="max", warmup=5), "extended_seeds", 13 * part, lr="vendor_max"),
+        trained("vendor_warmup_1_no_reset", replace(vendor, loss="max", warmup=1, reset=False), "extended_seeds", 13 * part, lr="vendor_max", run=run_demonstration),
+        # encoders that are trained from scratch; those of the maximum may collapse
+        trained("family_cnn_sum", cnn, "deep_seeds", 60 * part, lr="family_cnn_sum"),
+        trained("family_cnn_max", replace(cnn, loss="max"), "deep_seeds", 60 * part, lr="family_cnn_max", run=run_demonstration),
+        trained("family_cnn_warmup_3", replace(cnn, loss="max", warmup=3), "deep_seeds", 60 * part, lr="family_cnn_warmup_3"),
+        trained("family_gru_sum", gru, "deep_seeds", 40 * part, lr="family_gru_sum"),
+        trained("family_gru_max", replace(gru, loss="max"), "deep_seeds", 40 * part, lr="family_gru_max", run=run_demonstration),
+        arm("family_ridge", Ridge(), run_ridge, "seeds", 4.5),
+        arm("timing", Timing(), run_timing, "timing_blocks", 1.5, deterministic=False),
+    ]
+    # fmt: on
+
+
+def score_training(settings: Training, seed: int) -> float:
+    """Score a learning rate by the best validation rsum."""
+    return max(train_pairs(settings, load_pairs(settings, seed), seed).validation)
+
+
+def searches(chosen: Tuned) -> Sequence[Search[Training]]:
+    """The same trials for every arm that has a learning rate of its own."""
+    return [
+        Search(
+            row.name,
+            row.settings,
+            "lr",
+            DEEP_LEARNING_RATES if row.seeds == "deep_seeds" else LEARNING_RATES,
+            score_training,
+            PILOT_SEEDS,
+        )
+        for row in arms(Profile())
+        if row.tuned.get("lr") == row.name and isinstance(row.settings, Training)
+    ]
+
+
+SEARCHES = (searches,)

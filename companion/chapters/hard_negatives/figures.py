@@ -54,7 +54,7 @@ def score_matrices(scores: ArrayLike, counted: Mapping[str, ArrayLike]) -> Figur
 
 
 def drawings(pictures: ArrayLike, captions: Sequence[str], vendors: Sequence[str]) -> Figure:
-    """Drawings of some concepts, a column each with its caption below, a row a vendor.
+    """Drawings of some concepts: a column for each, with its caption, and a row for each vendor.
 
     Args:
         pictures: uint8 ``(N, V, H, W, 3)``.
@@ -63,8 +63,8 @@ def drawings(pictures: ArrayLike, captions: Sequence[str], vendors: Sequence[str
     """
     images = np.asarray(pictures)
     drawn, axes = figure(len(images), len(vendors), height=1.25)
-    for place, axis in enumerate(axes):
-        row, column = divmod(place, len(images))
+    for number, axis in enumerate(axes):
+        row, column = divmod(number, len(images))
         axis.imshow(images[column, row], interpolation="nearest")
         axis.set_xticks([])
         axis.set_yticks([])
@@ -121,7 +121,7 @@ def learning_curves(records: Sequence[Record], pace: float) -> Figure:
 
 
 def _max_minus_sum(seeds: Sequence[Sequence[Record]], split: str, name: str) -> list[float]:
-    """Differences of a metric, one a seed; a category may be absent from a seed's test part."""
+    """Differences of a metric by seed; a category may be absent from a seed's test part."""
     pairs = [
         [find(seed, f"{split}_{loss}")["metrics"] for loss in ("max", "sum")] for seed in seeds
     ]
@@ -134,17 +134,18 @@ def key_figure(records: Sequence[Record]) -> Figure:
 
 
 def gains(records: Sequence[Record]) -> Figure:
-    """Max minus sum of hinges, by split, direction and metric, with 95 % intervals over seeds."""
+    """Max minus sum of hinges by split, direction and metric, with 95 % intervals over seeds."""
     drawn, axes = figure(2, height=2.8)
     axes[1].sharey(axes[0])
     metrics = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
     for axis, split in zip(axes, SPLIT_LABELS, strict=True):
         seeds = by_seed(records, f"{split}_sum", f"{split}_max")
         for shift, direction, colour in zip((-0.12, 0.12), DIRECTIONS, PALETTE[2:], strict=False):
-            for place, metric in enumerate(metrics):
+            label: str | None = DIRECTION_LABELS[direction]
+            for x, metric in enumerate(metrics):
                 values = _max_minus_sum(seeds, split, f"test/{direction}/{metric}")
-                label = DIRECTION_LABELS[direction] if not place else None
-                spread(axis, place + shift, values, colour=colour, label=label)
+                spread(axis, x + shift, values, colour=colour, label=label)
+                label = None  # one entry in the legend
         axis.axhline(0, color="k", linewidth=0.8)
         axis.set_xticks(range(len(metrics)), list(metrics.values()))
         axis.set_title(SPLIT_LABELS[split], fontsize=10)
@@ -159,14 +160,16 @@ def category_gains(records: Sequence[Record], split: str) -> Figure:
     axes[1].sharey(axes[0])
     seeds = by_seed(records, f"{split}_sum", f"{split}_max")
     for axis, direction in zip(axes, DIRECTIONS, strict=True):
-        for shift, metric, colour, label in (
+        for shift, metric, colour, title in (
             (-0.15, "r1", PALETTE[0], "only its own pair counts"),
             (0.15, "r1_lenient", PALETTE[1], "near-synonyms left out"),
         ):
-            for place, category in enumerate(CATEGORIES):
+            label: str | None = title
+            for x, category in enumerate(CATEGORIES):
                 name = f"test/{direction}/{metric}/{category}"
                 values = _max_minus_sum(seeds, split, name)
-                spread(axis, place + shift, values, colour=colour, label=None if place else label)
+                spread(axis, x + shift, values, colour=colour, label=label)
+                label = None  # one entry in the legend
         axis.axhline(0, color="k", linewidth=0.8)
         names = [category.split(" &")[0] for category in CATEGORIES]
         axis.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
@@ -205,10 +208,10 @@ def retrieval_gallery(
         rows: Caption, loss, and five drawings with whether each is the right one.
     """
     drawn, axes = figure(len(rows[0][2]), len(rows), height=1.1)
-    for place, axis in enumerate(axes):
-        row, column = divmod(place, len(rows[0][2]))
-        caption, loss, found = rows[row]
-        picture, right = found[column]
+    for number, axis in enumerate(axes):
+        row, column = divmod(number, len(rows[0][2]))
+        caption, loss, retrieved = rows[row]
+        picture, right = retrieved[column]
         axis.imshow(np.asarray(picture), interpolation="nearest")
         axis.set_xticks([])
         axis.set_yticks([])

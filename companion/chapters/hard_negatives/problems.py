@@ -2,25 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from companion.lab.arms import Settings
 from trainaug.data.bag_of_words import build_vocabulary, split_words, token_matrix
 from trainaug.data.emoji_captions import EmojiCaptions, emoji_captions, family_split
 from trainaug.data.picture_features import picture_features, random_crops
+from trainaug.data.registry import content_hash
 from trainaug.training.randomness import stream
 
-__all__ = ["CROPS", "Gallery", "Pairs", "PairsDataset", "captions", "load_pairs"]
+__all__ = ["Gallery", "Pairs", "PairsDataset", "Retrieval", "captions", "load_pairs"]
 
-CROPS = 5  # random crops of each picture, made once, beside the whole picture
-CNN_SIZE = 32
-WORD_DROP, FEATURE_DROP = 0.1, 0.2
+Split = Literal["family", "vendor"]
+Encoder = Literal["features", "cnn"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(Settings):
+    """What is trained on, validated on and tested on, and how a test query is judged.
+
+    Attributes:
+        split: ``family``: new concepts, drawings of all four vendors. ``vendor``: trained on noto
+            and fluent-emoji-flat, validated on twemoji, tested on openmoji, all concepts.
+        encoder: What pictures are given as: fixed ``features``, or the pictures for a ``cnn``.
+        num_crops: Random crops of each picture, made once; the whole picture is kept as well.
+        picture_size: Side of the pictures that a CNN is given.
+        least_deviation: Features that vary less over training are divided by this.
+        largest_feature: Standardised features are clamped to this size.
+        num_train: Training items that are kept, or a few more, evenly spread; all by default.
+        num_gallery: Concepts that are kept of each gallery, the first; all by default.
+        synonyms: Concepts that share this part of their words count as near-synonyms.
+    """
+
+    split: Split = "family"
+    encoder: Encoder = "features"
+    num_crops: int = 5
+    picture_size: int = 32
+    least_deviation: float = 0.02
+    largest_feature: float = 6.0
+    num_train: int | None = None
+    num_gallery: int | None = None
+    synonyms: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_choice("split", self.split, get_args(Split))
+        check_choice("encoder", self.encoder, get_args(Encoder))
+
+    @property
+    def data_hash(self) -> str:
+        return content_hash("emoji_captions")
+
+    def tiny(self) -> Self:
+        return replace(self, num_train=160, num_gallery=48)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a ValueError for a setting that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -36,11 +82,11 @@ class Pairs:
     """One split: what is trained on, validated on and tested on.
 
     Attributes:
-        pictures: What the picture encoder takes, ``(N, V, 1 + CROPS, ...)``: standardised
-            features, or 32x32 pictures in [-1, 1].
+        pictures: What the picture encoder takes, ``(N, V, 1 + crops, ...)``: standardised
+            features, or small pictures in [-1, 1].
         tokens: int64 ``(N, T)``, name and keywords of each concept.
         in_name: bool ``(N, T)``, which tokens belong to the name.
-        vocabulary: Words of the training captions.
+        vocabulary: Number of words of the training captions.
         train: Concept and vendor of each training item, int64 ``(M, 2)``.
         val: Galleries of the validation part. Left out are drawings that repeat an earlier one of
             the vendor, and concepts none of whose words occurs in training.
@@ -64,109 +110,127 @@ def captions(data: EmojiCaptions) -> list[str]:
 
 
 @lru_cache(maxsize=2)
-def _views(encoder: str) -> Tensor:
+def _views(encoder: Encoder, num_crops: int, size: int) -> Tensor:
     """Whole pictures and crops of all drawings, as features or small pictures; the same always."""
     data = torch.tensor(emoji_captions().pictures).permute(0, 1, 4, 2, 3)  # (N, V, 3, 64, 64)
     generator = stream(0, "crops")
     rows = []
-    for part in torch.split(data.flatten(0, 1), 64):
+    for part in torch.split(data.flatten(0, 1), 64):  # bounds the memory of the features
         whole = part.float() / 255
-        views = [whole, *(random_crops(whole, generator=generator) for _ in range(CROPS))]
+        views = [whole, *(random_crops(whole, generator=generator) for _ in range(num_crops))]
         if encoder == "features":
             views = [picture_features(view) for view in views]
         else:
-            views = [F.adaptive_avg_pool2d(view, CNN_SIZE) * 2 - 1 for view in views]
+            views = [F.adaptive_avg_pool2d(view, size) * 2 - 1 for view in views]
         rows.append(torch.stack(views, 1))
     return torch.cat(rows).view(*data.shape[:2], *rows[0].shape[1:])
 
 
-def load_pairs(split: str, encoder: str, seed: int) -> Pairs:
-    """Build a split.
-
-    Args:
-        split: ``family``: new concepts, drawings of all four vendors. ``vendor``: trained on noto
-            and fluent-emoji-flat, validated on twemoji, tested on openmoji, all concepts.
-        encoder: ``features`` or ``cnn``.
-        seed: Seed of the family split.
-
-    Raises:
-        ValueError: If the split or the encoder is unknown.
-    """
-    if split not in ("family", "vendor") or encoder not in ("features", "cnn"):
-        raise ValueError(f"unknown split {split!r} or encoder {encoder!r}")
+def load_pairs(settings: Retrieval, seed: int) -> Pairs:
+    """Build a split; the seed draws the family split."""
     data = emoji_captions()
-    if split == "family":
+    if settings.split == "family":
         parts = family_split(data.families, seed)
         train, val, test = map(torch.from_numpy, (parts.train, parts.val, parts.test))
         vendors = [range(4)] * 3
     else:
         train = val = test = torch.arange(len(data.names))
         vendors = [range(2), range(2, 3), range(3, 4)]
-    pictures = _views(encoder)
-    if encoder == "features":
-        seen = pictures[train][:, list(vendors[0]), 0].flatten(0, 1)  # (M, F)
-        pictures = (pictures - seen.mean(0)) / seen.std(0).clamp_min(0.02)
-        pictures = pictures.clamp_(-6, 6)
     texts = captions(data)
     vocabulary = build_vocabulary(texts[i] for i in train.tolist())
     tokens = token_matrix(texts, vocabulary)
-    names = [{vocabulary.get(w, 0) for w in split_words(name)} for name in data.names]
-    in_name = torch.tensor(
-        [
-            [token in name and token > 0 for token in row]
-            for row, name in zip(tokens.tolist(), names, strict=True)
-        ]
-    )
-    scored = torch.tensor(data.distinct) & (tokens > 0).any(1, keepdim=True)
-    items = torch.stack([c.flatten() for c in _grid(train, vendors[0])], 1)
-    galleries = [
-        tuple(Gallery(part[scored[part, v]], v) for v in own)
-        for part, own in ((val, vendors[1]), (test, vendors[2]))
-    ]
+    scored = torch.tensor(data.distinct) & (tokens > 0).any(1, keepdim=True)  # (N, V)
+    items = torch.cartesian_prod(train, torch.tensor(list(vendors[0])))  # (M, 2)
+    if settings.num_train is not None:
+        items = items[:: max(1, len(items) // settings.num_train)]
     return Pairs(
-        pictures=pictures,
+        pictures=_pictures(settings, train, vendors[0]),
         tokens=tokens,
-        in_name=in_name,
+        in_name=_in_name(data, tokens, vocabulary),
         vocabulary=len(vocabulary),
         train=items,
-        val=galleries[0],
-        test=galleries[1],
+        val=_galleries(settings, val, vendors[1], scored),
+        test=_galleries(settings, test, vendors[2], scored),
         tested=test,
     )
 
 
-def _grid(concepts: Tensor, vendors: Sequence[int]) -> tuple[Tensor, ...]:
-    return torch.meshgrid(concepts, torch.tensor(list(vendors)), indexing="ij")
+def _pictures(settings: Retrieval, train: Tensor, vendors: Sequence[int]) -> Tensor:
+    """All views; features are standardised by the whole pictures of the training part."""
+    pictures = _views(settings.encoder, settings.num_crops, settings.picture_size)
+    if settings.encoder == "cnn":
+        return pictures
+    seen = pictures[train][:, list(vendors), 0].flatten(0, 1)  # (M, F)
+    deviation = seen.std(0).clamp_min(settings.least_deviation)
+    standardised = (pictures - seen.mean(0)) / deviation
+    return standardised.clamp_(-settings.largest_feature, settings.largest_feature)
+
+
+def _in_name(data: EmojiCaptions, tokens: Tensor, vocabulary: dict[str, int]) -> Tensor:
+    """Which tokens belong to the name of their concept, bool ``(N, T)``."""
+    names = [{vocabulary.get(word, 0) for word in split_words(name)} for name in data.names]
+    rows = zip(tokens.tolist(), names, strict=True)
+    return torch.tensor([[token in name and token > 0 for token in row] for row, name in rows])
+
+
+def _galleries(
+    settings: Retrieval, part: Tensor, vendors: Iterable[int], scored: Tensor
+) -> tuple[Gallery, ...]:
+    return tuple(
+        Gallery(part[scored[part, vendor]][: settings.num_gallery], vendor) for vendor in vendors
+    )
 
 
 class PairsDataset:
     """Training items: a drawing, in one of its views, and a caption with words left out.
 
     ``dataset[indices]`` is ``((picture, (tokens, weights)), concept, index)``. Each visit keeps
-    the name and a random share of the keywords, drops a tenth of all words and, of features, a
-    fifth of the entries. Draws come from ``generator`` in the order of the visits.
+    the name and a random share of the keywords, and then drops some of all words and, where
+    pictures are features, of their entries.
+
+    Args:
+        pairs: The split.
+        crops: Whether the view is drawn; the whole picture without.
+        word_drop: Share of the words that are dropped.
+        feature_drop: Share of the features that are dropped.
+        generator: Draws everything, in the order of the visits.
     """
 
-    def __init__(self, pairs: Pairs, *, crops: bool, generator: torch.Generator) -> None:
-        self.pairs, self.crops, self.generator = pairs, crops, generator
+    def __init__(
+        self,
+        pairs: Pairs,
+        *,
+        crops: bool,
+        word_drop: float,
+        feature_drop: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.pairs = pairs
+        self.crops = crops
+        self.word_drop = word_drop
+        self.feature_drop = feature_drop
+        self.generator = generator
 
     def __len__(self) -> int:
         return len(self.pairs.train)
 
-    def __getitem__(self, indices: Sequence[int]) -> tuple[Any, Tensor, Tensor]:
+    def __getitem__(
+        self, indices: Sequence[int]
+    ) -> tuple[tuple[Tensor, tuple[Tensor, Tensor]], Tensor, Tensor]:
         """Return a batch."""
         pairs, g = self.pairs, self.generator
         index = torch.tensor(list(indices))
         concept, vendor = pairs.train[index].unbind(1)
         size, count = len(index), pairs.tokens.shape[1]
+        # drawn without crops as well, so that all other draws stay the same
         drawn = torch.randint(pairs.pictures.shape[2], (size,), generator=g)
         view = drawn if self.crops else torch.zeros_like(drawn)
         picture = pairs.pictures[concept, vendor, view]
         if picture.ndim == 2:
-            kept = torch.rand(picture.shape, generator=g) >= FEATURE_DROP
-            picture = picture * kept / (1 - FEATURE_DROP)
+            kept = torch.rand(picture.shape, generator=g) >= self.feature_drop
+            picture = picture * kept / (1 - self.feature_drop)
         share = torch.rand(size, 1, generator=g)
         kept = (torch.rand(size, count, generator=g) < share) | pairs.in_name[concept]
-        kept &= torch.rand(size, count, generator=g) >= WORD_DROP
+        kept &= torch.rand(size, count, generator=g) >= self.word_drop
         tokens = pairs.tokens[concept]
         return (picture, (tokens, (kept & (tokens > 0)).float())), concept, index

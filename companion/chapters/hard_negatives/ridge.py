@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion.chapters.hard_negatives.problems import Gallery, Pairs
-from companion.chapters.hard_negatives.training import mean_metrics
+from companion.chapters.hard_negatives.measures import measure_test, score_galleries
+from companion.chapters.hard_negatives.problems import Gallery, Pairs, Retrieval, load_pairs
+from companion.lab.results import Result, make_result
 from trainaug.data.bag_of_words import tf_idf
-from trainaug.methods.hard_negatives import RetrievalMetrics, retrieval_metrics, rsum
+from trainaug.methods.hard_negatives import rsum
 
-__all__ = ["STRENGTHS", "Ridge", "fit_ridge"]
-
-STRENGTHS = (1e1, 1e2, 1e3, 1e4, 1e5)
+__all__ = ["FittedRidge", "Ridge", "fit_ridge", "run_ridge"]
 
 
-class Ridge:
-    """Linear map from features to tf-idf weights, chosen on the validation part.
+@dataclass(frozen=True, kw_only=True)
+class Ridge(Retrieval):
+    """Ridge regression, chosen on the validation part.
 
     Attributes:
-        strength: Chosen penalty on the squared weights.
-        crops: Whether the random crops were trained on as well.
-        validation: rsum of the choice.
+        strengths: Penalties on the squared weights that are tried, with and without crops.
     """
 
-    def __init__(self, pairs: Pairs, words: Tensor, weight: Tensor, mean: Tensor) -> None:
-        self.pairs, self.words, self.weight, self.mean = pairs, words, weight, mean
-        self.strength, self.crops, self.validation = 0.0, False, 0.0
+    strengths: tuple[float, ...] = (1e1, 1e2, 1e3, 1e4, 1e5)
+
+
+@dataclass(frozen=True)
+class FittedRidge:
+    """Linear map from features to tf-idf weights.
+
+    Attributes:
+        pairs: The split.
+        words: tf-idf weights of all captions, ``(N, W)``.
+        weight: Of the map, ``(F, W)``.
+        mean: What it adds, ``(W,)``.
+        strength: Penalty on the squared weights.
+        crops: Whether the random crops were trained on as well.
+    """
+
+    pairs: Pairs
+    words: Tensor
+    weight: Tensor
+    mean: Tensor
+    strength: float
+    crops: bool
 
     def gallery_scores(self, gallery: Gallery) -> Tensor:
         """Cosines of predicted and true tf-idf, rows pictures."""
@@ -35,23 +55,13 @@ class Ridge:
         predicted = F.normalize(x @ self.weight + self.mean, dim=1)  # (N, W)
         return predicted @ self.words[gallery.concepts].T
 
-    def score(self, galleries: tuple[Gallery, ...]) -> tuple[RetrievalMetrics, RetrievalMetrics]:
-        """Metrics of both directions, mean over galleries."""
-        found = []
-        for gallery in galleries:
-            scores, ids = self.gallery_scores(gallery), gallery.concepts
-            there, back = retrieval_metrics(scores, ids, ids), retrieval_metrics(scores.T, ids, ids)
-            found.append((there, back))
-        to_caption, to_picture = zip(*found, strict=True)
-        return mean_metrics(to_caption), mean_metrics(to_picture)
 
-
-def fit_ridge(pairs: Pairs) -> Ridge:
-    """Fit every strength, with and without crops; return the best by validation rsum."""
+def fit_ridge(pairs: Pairs, strengths: Sequence[float]) -> tuple[FittedRidge, float]:
+    """Fit every strength, with and without crops; return the best and its validation rsum."""
     concept, vendor = pairs.train.unbind(1)
     trained = torch.unique(concept)
     words = tf_idf(pairs.tokens, trained, pairs.vocabulary).double()  # (N, W)
-    best: Ridge | None = None
+    best: tuple[FittedRidge, float] | None = None
     for crops in (False, True):
         views = pairs.pictures[concept, vendor].double()  # (M, 1 + K, F)
         views = views if crops else views[:, :1]
@@ -61,13 +71,26 @@ def fit_ridge(pairs: Pairs) -> Ridge:
         centre = views.mean((0, 1))
         gram = views.flatten(0, 1).T @ views.flatten(0, 1) - count * torch.outer(centre, centre)
         cross = (views - centre).sum(1).T @ target  # (F, W)
-        for strength in STRENGTHS:
+        for strength in strengths:
             penalty = strength * views.shape[1] * torch.eye(len(gram), dtype=gram.dtype)
             weight = torch.linalg.solve(gram + penalty, cross)
-            ridge = Ridge(pairs, words, weight, mean - centre @ weight)
-            ridge.strength, ridge.crops = strength, crops
-            ridge.validation = rsum(*ridge.score(pairs.val))
-            if best is None or ridge.validation > best.validation:
-                best = ridge
-    assert best is not None
+            ridge = FittedRidge(pairs, words, weight, mean - centre @ weight, strength, crops)
+            validation = rsum(*score_galleries(pairs.val, ridge.gallery_scores))
+            if best is None or validation > best[1]:
+                best = ridge, validation
+    if best is None:
+        raise ValueError("no strength to try")
     return best
+
+
+def run_ridge(settings: Ridge, seed: int) -> Result:
+    """Fit the ridge and score its test part."""
+    pairs = load_pairs(settings, seed)
+    ridge, validation = fit_ridge(pairs, settings.strengths)
+    metrics, notes = measure_test(pairs, ridge.gallery_scores, settings.synonyms)
+    metrics |= {
+        "strength": ridge.strength,
+        "crops": float(ridge.crops),
+        "val/rsum": validation,
+    }
+    return make_result(metrics, notes=notes)

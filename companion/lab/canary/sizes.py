@@ -50,22 +50,6 @@ def _hard_negatives(arm: str, config: Config) -> Config:
     return config | {"max_epochs": epochs, "patience": 2, "batch_size": 32}
 
 
-def _gradient_clustering(arm: str, config: Config) -> Config:
-    if "taus" in config:
-        # many examples for each feature cost most, and nothing else happens there
-        taus = [tau for tau in config["taus"] if tau >= 1][-2:]
-        return config | {"taus": taus, "lrs": config["lrs"][::4], "steps": 60}
-    if arm == "enumeration":
-        return config
-    if arm == "departures":
-        return config | {"num_train": 160, "clusters": 8, "iterations": 2, "steps": 20}
-    if "sampler" in config:
-        return config | {"num_train": 640, "steps": 80, "clusters": 8, "iterations": 2}
-    tiny = {"num_train": 120, "batch": 16, "clusters": 8, "iterations": 2}
-    measured = None if config["measured"] is None else 60
-    return config | tiny | {"refresh": 6, "steps": 18, "measured": measured}
-
-
 def _autoassist(arm: str, config: Config) -> Config:
     if arm == "theorem":
         return config | {"passes": 2}
@@ -98,7 +82,6 @@ def _cascading_sum(arm: str, config: Config) -> Config:
 
 _SIZES: Mapping[str, Callable[[str, Config], Config]] = {
     "01": _hard_negatives,
-    "02": _gradient_clustering,
     "03": _autoassist,
     "05": _cascading_sum,
 }
@@ -155,13 +138,6 @@ def _ch01() -> Patches:
     return {"hard_negatives.runs.load_pairs": partial(_small_galleries, runs.load_pairs)}
 
 
-def _ch02() -> Patches:
-    return {
-        "gradient_clustering.speed.EVERY": 5,
-        "gradient_clustering.runs.TARGETS": {"0": 0.62, "50": 0.6, "90": 0.47, "noise": 0.6},
-    }
-
-
 def _ch03() -> Patches:
     low = {"0": 0.5, "noise": 0.4, "rotated": 0.2, "large": 0.5, "resnet8": 0.2, "cifar10": 0.2}
     fashion = {"fashion": (200, 200)}
@@ -198,7 +174,7 @@ def _ch05() -> Patches:
 
 
 _PATCHES: Mapping[str, Callable[[], Patches]] = {
-    "01": _ch01, "02": _ch02, "03": _ch03, "05": _ch05,
+    "01": _ch01, "03": _ch03, "05": _ch05,
 }  # fmt: skip
 
 
@@ -237,8 +213,6 @@ def _tiny_data(chapter: str, folder: Path) -> Patches:
     if chapter == "05":  # 36 million weights become a few thousand
         patches["cascading_sum.problems.WideResNet"] = _small_wide_resnet(problems.WideResNet)
         patches["cascading_sum.runs.pick_device"] = _cpu
-    if chapter == "02":
-        patches["gradient_clustering.trajectory.pick_device"] = _cpu
     return patches
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from companion.chapters.gradient_clustering import arms, problems, theory, timing
+from companion.chapters.gradient_clustering import theory, timing
 from companion.chapters.gradient_clustering.problems import (
     losses_of,
     make_model,
     plain_resnet8,
     problem,
 )
+from companion.chapters.gradient_clustering.speed import Sampling, Trained
 from trainaug.methods.gradient_clustering import (
     GradientClustering,
     per_example_gradients,
@@ -42,7 +43,9 @@ def distortion(points: list[list[float]], labels: list[int]) -> float:
     )
 
 
-def naive_sweeps(points: list[list[float]], labels: list[int], strata: int, sweeps: int) -> Any:
+def naive_sweeps(
+    points: list[list[float]], labels: list[int], strata: int, sweeps: int
+) -> list[list[int]]:
     means: list[list[float]] = [[] for _ in range(strata)]
     sizes = [labels.count(k) for k in range(strata)]
     found = []
@@ -111,7 +114,7 @@ def test_a_stratum_without_examples_keeps_its_mean_and_counts_as_one():
 
 
 def test_all_partitions_are_enumerated():
-    found = [tuple(labels.tolist()) for labels in theory._partitions(7, 3)]
+    found = [tuple(labels.tolist()) for labels in theory.partitions(7, 3)]
     assert len(found) == len(set(found)) == 1806
     groups = {
         frozenset(frozenset(i for i in range(7) if labels[i] == k) for k in range(3))
@@ -122,9 +125,8 @@ def test_all_partitions_are_enumerated():
 
 
 @pytest.mark.parametrize("seed", [1000, 1003])
-def test_enumeration_equals_naive_loops(monkeypatch, seed):
-    monkeypatch.setattr(theory, "FEW", 5)
-    found = theory.enumeration({"data": "digits", "num_train": 50}, seed)
+def test_enumeration_equals_naive_loops(seed):
+    found = theory.run_enumeration(theory.Enumeration(num_train=50, few=5), seed).metrics
     data = problem("digits", seed, 50)
     model = make_model("mlp", data, seed).double()
     points = per_example_gradients(
@@ -145,12 +147,10 @@ def test_enumeration_equals_naive_loops(monkeypatch, seed):
     rises = sum(b > a * (1 + 1e-9) for a, b in itertools.pairwise(path))
     assert found["published_rises"] == pytest.approx(rises / 20)
     assert 1 - 1e-9 < found["moves_over_best"] <= path[0] / least * (1 + 1e-9)
-    assert len(found) == 7
 
 
 @pytest.mark.parametrize("wrong", ["variance", "optimum", "mean"])
 def test_enumeration_would_see_a_wrong_formula(monkeypatch, wrong):
-    monkeypatch.setattr(theory, "FEW", 4)
     if wrong == "variance":
         real = theory.stratified_variance
         monkeypatch.setattr(theory, "stratified_variance", lambda g, a: 1.01 * real(g, a))
@@ -160,24 +160,19 @@ def test_enumeration_would_see_a_wrong_formula(monkeypatch, wrong):
     else:
         draws = theory.enumerate_estimates
         monkeypatch.setattr(theory, "enumerate_estimates", lambda g, a: 1.01 * draws(g, a))
-    errors = [
-        theory.enumeration({"data": "digits", "num_train": 20}, seed)[f"{wrong}_error"]
-        for seed in (0, 1)
-    ]
+    settings = theory.Enumeration(num_train=20, few=4)
+    errors = [theory.run_enumeration(settings, seed).metrics[f"{wrong}_error"] for seed in (0, 1)]
     assert max(errors) > 1e-3
 
 
 # --- departures -----------------------------------------------------------------------------------
 
-SMALL = {name: arms.BASE[name] for name in ("data", "momentum", "decay")}
-SMALL |= {"num_train": 60, "lr": 0.1, "batch": 12, "clusters": 6, "iterations": 2, "steps": 20}
+SMALL = theory.Departures(num_train=60, lr=0.1, batch=12, clusters=6, iterations=2, steps=20)
 
 
-def test_departures_at_the_start_equal_explicit_gradients(monkeypatch):
-    found = theory.departures(SMALL, 3)
-    strata = {f"rounding/{w}/{n}" for w in ("start", "end") for n in ("exact", "rounded")}
+def test_departures_at_the_start_equal_explicit_gradients():
+    found = theory.run_departures(SMALL, 3).metrics
     names = {"dropout/eval", "dropout/train", "dropout/without"}
-    assert set(found) == strata | {f"{name}_strata" for name in strata} | names
     data = problem("digits", 3, 60)
     x, y, model = data.train.x, data.train.y, make_model("mlp", data, 3)
     gradients = per_example_gradients(model, losses_of, x, y).double()
@@ -193,19 +188,18 @@ def test_departures_at_the_start_equal_explicit_gradients(monkeypatch):
     # what depends on training and on masks
     assert found["rounding/end/exact"] != found["rounding/start/exact"]
     assert len({found[name] for name in names}) == 3
-    assert json.dumps(found) == json.dumps(theory.departures(SMALL, 3))
-    other = theory.departures(SMALL, 4)
+    assert found == theory.run_departures(SMALL, 3).metrics
+    other = theory.run_departures(SMALL, 4).metrics
     assert all(other[name] != found[name] for name in names)
     # rounding to large multiples leaves ties, which the first stratum gets
-    monkeypatch.setattr(theory, "QUANTUM", 1e9)
-    coarse = theory.departures(SMALL | {"steps": 1}, 3)
+    coarse = theory.run_departures(replace(SMALL, steps=1, quantum=1e9), 3).metrics
     assert coarse["rounding/start/exact"] == found["rounding/start/exact"]
     assert coarse["rounding/start/rounded_strata"] <= 2
     assert coarse["rounding/start/rounded"] > found["rounding/start/exact"] + 0.1
 
 
-def test_distances_are_rounded_to_multiples_of_1e_minus_7():
-    centers = theory._RoundedCenters(2)
+def test_distances_are_rounded_to_multiples_of_a_quantum():
+    centers = theory.rounded_centers(1e-7)(2)
     data = problem("digits", 0, 20)
     model = make_model("mlp", data, 0)
     factors, first = (
@@ -223,22 +217,13 @@ def test_distances_are_rounded_to_multiples_of_1e_minus_7():
 # --- timings --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_timings(monkeypatch) -> None:
-    monkeypatch.setattr(timing, "BATCH", 6)
-    monkeypatch.setattr(timing, "COUNTS", (2, 4))
-    monkeypatch.setattr(timing, "REPEATS", {"mlp": 2, "resnet8": 1})
-    monkeypatch.setattr(timing, "STEPS", 12)
-
-
-@pytest.mark.parametrize("model", ["mlp", "resnet8"])
-@pytest.mark.usefixtures("small_timings")
-def test_timings_of_clustering_have_their_keys(model):
-    found = timing.time_clustering({"model": model}, 1000)
+@pytest.mark.parametrize("settings", [timing.Timing(), timing.ResNetTiming(model="resnet8")])
+def test_timings_of_clustering_have_their_keys(settings):
+    small = replace(settings, batch=6, counts=(2, 4), repeats=1)
+    result = timing.run_timing(small, 1000)
     tasks = ("plain", "assign/2", "pass/2", "assign/4", "pass/4")
-    assert set(found) == {f"seconds/{name}" for name in tasks}
-    assert min(found.values()) > 0
-    assert timing.NETWORKS == ("mlp", "resnet8")
+    assert set(result.metrics) == {f"seconds/{name}" for name in tasks}
+    assert min(result.metrics.values()) > 0
 
 
 def test_networks_that_are_timed():
@@ -262,26 +247,21 @@ def test_networks_that_are_timed():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.usefixtures("small_timings")
 def test_timings_of_samplers_take_the_seconds_of_the_updates(monkeypatch, seed):
-    settings = arms.SPEED | {"data": "digits", "num_train": 50, "batch": 5, "clusters": 4}
-    settings["lr"] = 0.1
-    assert all(v > 0 for v in timing.time_samplers(settings, seed).values())
-    asked, real = [], timing.train_sampler
+    asked: list[tuple[str, int]] = []
 
-    def fake(settings: dict[str, Any], seed: int, **rest: Any) -> Any:
-        asked.append((settings["sampler"], rest.get("steps", settings["steps"])))
-        assert rest["measured"] is False
-        found = real(settings, seed, **rest)
-        found.seconds = len(asked)
-        return found
+    def fake(settings: Sampling, seed: int, *, measured: bool) -> Trained:
+        asked.append((settings.sampler, settings.steps))
+        assert not measured
+        return Trained(seconds=len(asked))
 
     monkeypatch.setattr(timing, "train_sampler", fake)
-    found = timing.time_samplers(settings, seed)
+    settings = timing.SamplerTiming.usual()
+    result = timing.run_sampler_timing(replace(settings, timed_steps=12), seed)
     names = ["uniform", "snooze", "random", "reweighted", "stratified"]
     order = names if seed % 2 else names[::-1]  # the order turns round
     assert asked == [("stratified", 10), *((name, 12) for name in order)]
-    assert found == {f"seconds/{name}": i for i, name in enumerate(order, 2)}
+    assert result.metrics == {f"seconds/{name}": i for i, name in enumerate(order, 2)}
 
 
 def test_interleaved_takes_the_median_after_warming_up(monkeypatch):
@@ -289,15 +269,13 @@ def test_interleaved_takes_the_median_after_warming_up(monkeypatch):
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
     lengths = {"a": iter([100.0, 5.0, 1.0, 3.0]), "b": iter([100.0, 2.0, 2.0, 8.0])}
 
-    def task(name: str) -> Any:
+    def task(name: str) -> Callable[[], None]:
         def run() -> None:
             called.append(name)
             clock[0] += next(lengths[name])
 
         return run
 
-    found = timing._interleaved({name: task(name) for name in lengths}, 3, 0)
+    found = timing.interleaved({name: task(name) for name in lengths}, 3, 0)
     assert found == {"seconds/a": 3.0, "seconds/b": 2.0}
     assert called == ["b", "a"] * 4
-    assert (timing.BATCH, timing.COUNTS, timing.STEPS) == (128, (32, 128), 300)
-    assert problems.CONTENT == {"digits": "digits", "fashion": "fashion_mnist"}

@@ -32,13 +32,13 @@ def _loaded() -> None:
 @pytest.fixture
 def numbered(monkeypatch) -> None:
     """Every picture is one pixel: the number of its row."""
-    real = problems._pictures
+    real = problems.pictures
 
     def pictures(data: str) -> tuple[Tensor, Tensor, int]:
         x, y, official = real(data)
         return torch.arange(len(x)).view(-1, 1, 1, 1), y, official
 
-    monkeypatch.setattr(problems, "_pictures", pictures)
+    monkeypatch.setattr(problems, "pictures", pictures)
 
 
 def rows_of(data: str, drawn: Problem) -> dict[str, list[int]]:
@@ -56,7 +56,7 @@ def test_parts_are_disjoint_and_drawn_from_the_seed(data, seed):
     assert len(set(itertools.chain(*rows.values()))) == 1000 + sum(SIZES[data])
     assert (len(drawn.val), len(drawn.test)) == SIZES[data]
     assert rows == rows_of(data, again)
-    y = problems._pictures(data)[1]
+    y = problems.pictures(data)[1]
     for name in PARTS:
         assert torch.equal(getattr(drawn, name).y, y[rows[name]])
         assert rows[name] != rows_of(data, other)[name]
@@ -94,7 +94,7 @@ def test_copies_are_exact_and_as_many_of_each(num_train, copies):
 @pytest.mark.parametrize("noise", [0.1, 0.5])
 @pytest.mark.usefixtures("numbered")
 def test_a_share_of_training_labels_is_another_class_at_random(noise):
-    y = problems._pictures("fashion")[1]
+    y = problems.pictures("fashion")[1]
     drawn = problem("fashion", 1, 10_000, noise=noise)
     rows = rows_of("fashion", drawn)
     shift = (drawn.train.y - y[rows["train"]]) % 10
@@ -137,16 +137,15 @@ def test_cifar_comes_from_the_reader_s_archive(monkeypatch):
     }
     asked = []
     monkeypatch.setattr(problems, "load_cifar", lambda *given: asked.append(given) or arrays)
-    monkeypatch.setitem(problems.HELD_OUT, "cifar10", (10, 15))
-    problems._pictures.cache_clear()
-    drawn = problem("cifar10", 0, 30, copies=0.5)
+    problems.pictures.cache_clear()
+    drawn = problem("cifar10", 0, 30, copies=0.5, held_out=(10, 15))
     assert asked == [(problems.DATA_CACHE / "cifar-10-binary.tar.gz", 10)]
     tested = {picture.tobytes() for picture in arrays["test_x"]}
     for part, size in ((drawn.train, 30), (drawn.val, 10), (drawn.test, 15)):
         assert part.x.shape == (size, 3, 32, 32)
         pictures = (part.x * 255).round().byte().numpy()
         assert {p.tobytes() in tested for p in pictures} == {part is drawn.test}
-    problems._pictures.cache_clear()
+    problems.pictures.cache_clear()
 
 
 def test_what_cannot_be_drawn_is_refused_and_named():

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from companion.chapters.gradient_clustering import arms, problems, trajectory
+from companion.chapters.gradient_clustering import problems, trajectory
 from companion.chapters.gradient_clustering.problems import losses_of, make_model
-from companion.chapters.gradient_clustering.trajectory import follow, shifted, stratified, variances
+from companion.chapters.gradient_clustering.trajectory import (
+    Trajectory,
+    run_trajectory,
+    shifted,
+    stratified,
+    variances,
+)
 from trainaug.methods.gradient_clustering import (
     exact_moves,
     per_example_gradients,
@@ -26,8 +31,7 @@ from trainaug.training.randomness import stream
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
 
-SMALL = arms.BASE | {"num_train": 45, "batch": 6, "clusters": 6, "iterations": 2}
-SMALL |= {"steps": 13, "refresh": 5, "lr": 0.1}
+SMALL = Trajectory(num_train=45, batch=6, clusters=6, iterations=2, steps=13, refresh=5, lr=0.1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,42 +45,37 @@ def models(monkeypatch) -> list[nn.Module]:
     """The networks that are trained."""
     made: list[nn.Module] = []
 
-    def make(*given: Any) -> nn.Module:
-        made.append(make_model(*given))
+    def make(*given: object, **named: object) -> nn.Module:
+        made.append(make_model(*given, **named))
         return made[-1]
 
     monkeypatch.setattr(trajectory, "make_model", make)
     return made
 
 
-def data_of(settings: dict[str, Any], seed: int) -> problems.Problem:
-    shares = {name: settings[name] for name in ("copies", "noise")}
-    return problems.problem(settings["data"], seed, settings["num_train"], **shares)
-
-
-def plain_sgd(settings: dict[str, Any], seed: int) -> list[nn.Module]:
+def plain_sgd(settings: Trajectory, seed: int) -> list[nn.Module]:
     """Train without the loop and without measuring; the network before each update and after."""
-    data = data_of(settings, seed)
-    model, g = make_model(settings["model"], data, seed), stream(seed, "order")
+    data = settings.problem(seed)
+    model, g = make_model(settings.model, data, seed), stream(seed, "order")
     views = stream(seed, "augment")
     momentum = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     order: list[Tensor] = []
     path = [copy.deepcopy(model)]
-    for step in range(settings["steps"]):
-        order = order or list(torch.randperm(len(data.train), generator=g).split(settings["batch"]))
+    for step in range(settings.steps):
+        order = order or list(torch.randperm(len(data.train), generator=g).split(settings.batch))
         rows = order.pop(0)
         x, y = data.train.x[rows], data.train.y[rows]
-        if settings["augment"]:
+        if settings.augment:
             x = shifted(x, views)
-        lr = settings["lr"]
-        if settings["drop"] and step >= settings["steps"] // 2:
-            lr *= settings["drop"]
+        lr = settings.lr
+        if settings.drop and step >= settings.steps // 2:
+            lr *= settings.drop
         model.zero_grad()
         losses_of(model(x), y).mean().backward()
         with torch.no_grad():
             for name, p in model.named_parameters():
-                momentum[name] = settings["momentum"] * momentum[name] + p.grad
-                momentum[name] += settings["decay"] * p
+                momentum[name] = settings.momentum * momentum[name] + p.grad
+                momentum[name] += settings.decay * p
                 p -= lr * momentum[name]
         path.append(copy.deepcopy(model))
     return path
@@ -150,20 +149,18 @@ def test_shifted_equals_a_loop_over_pixels(shape):
     ],
 )
 def test_measuring_does_not_disturb_training(models, changes):
-    settings = SMALL | changes
-    given = copy.deepcopy(settings)
-    found = follow(settings, 3)
-    assert settings == given
+    settings = replace(SMALL, **changes)
+    found = run_trajectory(settings, 3)
     path = plain_sgd(settings, 3)
     (model,) = models
     assert model.training
     for (name, p), q in zip(model.named_parameters(), path[-1].parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=name)
         assert not torch.equal(p, dict(path[0].named_parameters())[name])
-    data = data_of(settings, 3)
+    data = settings.problem(3)
     expected = evaluate(path[-1], data.val, "val") | evaluate(path[-1], data.test, "test")
     assert found.metrics == pytest.approx(expected, abs=2e-3)
-    assert found.steps == settings["steps"]
+    assert found.counters == {"steps": settings.steps}
 
 
 def gradients_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -173,13 +170,13 @@ def gradients_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize("batch", [6, 16])
 @pytest.mark.parametrize("changes", [{}, {"measured": 24, "augment": True}, {"copies": 0.6}])
 def test_curves_equal_the_variances_of_explicit_gradients(changes, batch):
-    settings = SMALL | {"batch": batch} | changes
-    found = follow(settings, 1).curves
-    path, data = plain_sgd(settings, 1), data_of(settings, 1)
-    limit = settings["measured"] or len(data.train)
+    settings = replace(SMALL, batch=batch, **changes)
+    found = run_trajectory(settings, 1).curves
+    path, data = plain_sgd(settings, 1), settings.problem(1)
+    limit = settings.measured or len(data.train)
     x, y = data.train.x[:limit], data.train.y[:limit]
     views, many = x, y
-    if settings["augment"]:
+    if settings.augment:
         g = stream(1, "views")
         views, many = torch.cat([shifted(x, g) for _ in range(4)]), y.repeat(4)
     refreshed, middle, last = [0, 5, 10], [2, 7, 12], [4, 9]  # of 13 steps
@@ -187,7 +184,7 @@ def test_curves_equal_the_variances_of_explicit_gradients(changes, batch):
     number, strata = len(views) // len(x), []
     expected: dict[str, list[float]] = {}
 
-    def add(name: str, value: Any) -> None:
+    def add(name: str, value: float) -> None:
         expected.setdefault(name, []).append(float(value))
 
     for start in refreshed:
@@ -206,7 +203,7 @@ def test_curves_equal_the_variances_of_explicit_gradients(changes, batch):
                 add(f"{name}/svrg", svrg_variance(now, old, batch))
             if name == "mid":
                 add("mid/second", now.mean(0).square().sum())
-        if settings["augment"]:
+        if settings.augment:
             still = gradients_of(path[start], x, y)
             add("still/sg", sampling_variance(still, batch))
             add("still/gc", stratified_variance(still, assign) / (batch / strata[-1]))
@@ -224,7 +221,7 @@ def test_curves_equal_the_variances_of_explicit_gradients(changes, batch):
 
 @pytest.mark.parametrize(("steps", "refresh"), [(10, 5), (4, 4), (9, 3), (6, 2)])
 def test_lengths_of_the_curves(steps, refresh):
-    curves = follow(SMALL | {"steps": steps, "refresh": refresh}, 0).curves
+    curves = run_trajectory(replace(SMALL, steps=steps, refresh=refresh), 0).curves
     middle = list(range(refresh // 2, steps, refresh))
     assert curves["refresh"] == list(range(0, steps, refresh))
     assert curves["step"] == middle
@@ -236,8 +233,10 @@ def test_lengths_of_the_curves(steps, refresh):
 
 
 def test_the_drop_takes_effect_at_half_of_the_steps():
-    settings = SMALL | {"steps": 20, "refresh": 4}
-    plain, dropped = (follow(settings | {"drop": drop}, 0).curves for drop in (None, 1e-6))
+    settings = replace(SMALL, steps=20, refresh=4)
+    plain, dropped = (
+        run_trajectory(replace(settings, drop=drop), 0).curves for drop in (None, 1e-6)
+    )
     assert plain["step"] == [2, 6, 10, 14, 18]
     for name in ("loss", "mid/sg", "mid/gc", "mid/svrg"):  # the weights of step 10 are shared
         assert dropped[name][:3] == plain[name][:3]
@@ -248,22 +247,19 @@ def test_the_drop_takes_effect_at_half_of_the_steps():
 
 
 def test_copies_and_strata_of_their_own_leave_no_variance():
-    settings = SMALL | {"num_train": 100, "copies": 0.9, "clusters": 10, "batch": 10}
-    curves = follow(settings, 0).curves  # ten points, ten of each
+    settings = replace(SMALL, num_train=100, copies=0.9, clusters=10, batch=10)
+    curves = run_trajectory(settings, 0).curves  # ten points, ten of each
     assert max(curves["mid/gc"]) < 0.5 * min(curves["mid/sg"])
-    data = data_of(settings, 0)
+    data = settings.problem(0)
     gradients = gradients_of(make_model("mlp", data, 0), data.train.x, data.train.y)
     assert stratified(gradients @ gradients.T, data.copy_of, 10) == pytest.approx(0, abs=1e-9)
 
 
 def test_other_centres_and_rules_are_compared_on_the_same_gradients():
-    settings = SMALL | {"variants": True, "num_train": 40}
-    curves = follow(settings, 2).curves
-    names = ["means", "svd", "full", "plain", "frozen", "exact"]
-    assert [name for name, *_ in trajectory.VARIANTS] == names
-    assert {n.split("/")[1] for n in curves if n.startswith("variant/")} == {*names, "random"}
+    settings = replace(SMALL, variants=True, num_train=40)
+    curves = run_trajectory(settings, 2).curves
     assert curves["variant/means"] == curves["fresh/gc"]  # the same streams
-    path, data = plain_sgd(settings, 2), data_of(settings, 2)
+    path, data = plain_sgd(settings, 2), settings.problem(2)
     x, y = data.train.x, data.train.y
     kinds = {
         "svd": {"centers": "svd"},
@@ -277,17 +273,18 @@ def test_other_centres_and_rules_are_compared_on_the_same_gradients():
         gram = gradients @ gradients.T
         for name, kind in kinds.items():
             assign = trajectory.cluster(path[int(step)], x, y, settings, 2, **kind).assign
-            expected = stratified(gram, assign, settings["batch"])
+            expected = stratified(gram, assign, settings.batch)
             assert curves[f"variant/{name}"][place] == pytest.approx(expected, rel=2e-4), name
             if name == "exact":  # no single move is left
                 assert torch.equal(exact_moves(gram, assign, 6), assign)
         order = torch.randperm(40, generator=stream(2, "random strata"))
-        random = stratified(gram, (torch.arange(40) % 6)[order], settings["batch"])
+        random = stratified(gram, (torch.arange(40) % 6)[order], settings.batch)
         assert curves["variant/random"][place] == pytest.approx(random, rel=2e-4)
 
 
 def test_runs_are_deterministic_and_differ_by_seed():
-    one, again, other = (follow(SMALL | {"augment": True}, seed) for seed in (5, 5, 6))
-    assert json.dumps(vars(one)) == json.dumps(vars(again))
+    settings = replace(SMALL, augment=True)
+    one, again, other = (run_trajectory(settings, seed) for seed in (5, 5, 6))
+    assert one == again
     assert one.curves["mid/sg"] != other.curves["mid/sg"]
     assert one.metrics != other.metrics

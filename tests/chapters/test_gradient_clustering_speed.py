@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,17 +10,34 @@ import pytest
 import torch
 from torch import Tensor
 
-from companion.chapters.gradient_clustering import arms, problems, speed
-from companion.chapters.gradient_clustering.problems import losses_of, make_model, problem
-from companion.chapters.gradient_clustering.speed import Trained, train_sampler
+from companion.chapters.gradient_clustering import speed
+from companion.chapters.gradient_clustering.problems import HELD_OUT, losses_of, make_model, problem
+from companion.chapters.gradient_clustering.speed import (
+    HalfCopies,
+    MostlyCopies,
+    Sampling,
+    Trained,
+    WrongLabels,
+    run_sampling,
+    train_sampler,
+)
 from trainaug.methods.gradient_clustering import clustering as clustering_module
 from trainaug.training.models import evaluate
 from trainaug.training.randomness import stream
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
 
-SMALL = arms.SPEED | {"data": "digits", "num_train": 105, "batch": 10, "clusters": 8}
-SMALL |= {"steps": 90, "lr": 0.05, "iterations": 3}  # an epoch has 11 batches, the last of five
+# an epoch has 11 batches, the last of five
+SMALL = replace(
+    Sampling.usual(),
+    data="digits",
+    num_train=105,
+    num_val=HELD_OUT["digits"][0],
+    num_test=HELD_OUT["digits"][1],
+    batch=10,
+    clusters=8,
+    steps=90,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,13 +88,12 @@ def watched(monkeypatch) -> SimpleNamespace:
 
 
 def replay(
-    settings: dict[str, Any], seed: int, batches: list[list[int]], weights: list[Any]
+    settings: Sampling, seed: int, batches: list[list[int]], weights: list[Any]
 ) -> SimpleNamespace:
     """Train on these batches, without the loop, and measure as often."""
-    shares = {name: settings[name] for name in ("copies", "noise")}
-    data = problem(settings["data"], seed, settings["num_train"], **shares)
+    data = settings.problem(seed)
     model = make_model("mlp", data, seed)
-    optimizer = torch.optim.SGD(model.parameters(), settings["lr"], momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), settings.lr, momentum=0.9, weight_decay=1e-4)
     found = SimpleNamespace(losses=[], accuracy=[], drawn=[])
     for step, (rows, w) in enumerate(zip(batches, weights, strict=True), 1):
         losses = losses_of(model(data.train.x[rows]), data.train.y[rows])
@@ -102,7 +119,7 @@ def check(found: Trained, expected: SimpleNamespace, losses: list[list[float]]) 
 
 @pytest.mark.parametrize("changes", [{}, {"copies": 0.5, "noise": 0.2}])
 def test_uniform_is_a_plain_loop(watched, changes):
-    settings = SMALL | {"sampler": "uniform"} | changes
+    settings = replace(SMALL, **changes)
     found = train_sampler(settings, 4)
     g, batches = stream(4, "order"), []
     while len(batches) < 90:
@@ -119,7 +136,7 @@ def test_uniform_is_a_plain_loop(watched, changes):
 @pytest.mark.parametrize("sampler", ["snooze", "reweighted"])
 @pytest.mark.parametrize(("rule", "tau"), [("mean", 0.5), ("median", 1.0)])
 def test_snoozing_learns_from_the_losses_of_training(watched, sampler, rule, tau):
-    settings = SMALL | {"sampler": sampler, "rule": rule, "tau": tau}
+    settings = replace(SMALL, sampler=sampler, rule=rule, tau=tau)
     found = train_sampler(settings, 0)
     (made,) = watched.made
     assert (made.rule, made.tau, made.reweight) == (rule, tau, sampler == "reweighted")
@@ -152,7 +169,7 @@ def test_snoozing_learns_from_the_losses_of_training(watched, sampler, rule, tau
 
 def test_without_a_threshold_snoozing_is_uniform():
     uniform, snooze = (
-        train_sampler(SMALL | {"sampler": name, "tau": 0.0}, 1) for name in ("uniform", "snooze")
+        train_sampler(replace(SMALL, sampler=name, tau=0.0), 1) for name in ("uniform", "snooze")
     )
     assert (snooze.accuracy, snooze.examples) == (uniform.accuracy, uniform.examples)
     assert snooze.active_counts == [105] * 9
@@ -160,7 +177,7 @@ def test_without_a_threshold_snoozing_is_uniform():
 
 def test_the_random_control_has_the_counts_it_is_given(watched):
     counts = [105, 105, 33, 8, 70]
-    settings = SMALL | {"sampler": "random"}
+    settings = replace(SMALL, sampler="random")
     found = train_sampler(settings, 0, counts=counts)
     assert found.active_counts[:5] == counts
     assert set(found.active_counts[5:]) == {70}
@@ -176,7 +193,7 @@ def test_the_random_control_has_the_counts_it_is_given(watched):
 
 @pytest.mark.parametrize(("refresh", "iterations"), [(2, 3), (1, 1), (3, 4)])
 def test_stratified_counts_every_extra_pass(watched, refresh, iterations):
-    settings = SMALL | {"sampler": "stratified", "refresh": refresh, "iterations": iterations}
+    settings = replace(SMALL, sampler="stratified", refresh=refresh, iterations=iterations)
     found = train_sampler(settings, 2)
     epochs = [e for e in range(1, 9) if (e - 1) % refresh == 0]  # 11 updates each
     assert [place for place, _ in watched.assigned] == [11 * e for e in epochs]
@@ -213,7 +230,7 @@ def test_clusters_are_those_of_the_present_weights(watched, monkeypatch):
     fit = speed.GradientClustering.fit
 
     def noting(self: Any, batches: Any, passes: int) -> Any:
-        data = problem("digits", 0, 105)
+        data = SMALL.problem(0)
         parts = [torch.cat([batch[k] for batch in batches]) for k in range(3)]
         assert torch.equal(parts[0], data.train.x)
         assert torch.equal(parts[1], data.train.y)
@@ -225,7 +242,7 @@ def test_clusters_are_those_of_the_present_weights(watched, monkeypatch):
         return fit(self, batches, passes)
 
     monkeypatch.setattr(speed.GradientClustering, "fit", noting)
-    train_sampler(SMALL | {"sampler": "stratified", "refresh": 2}, 0)
+    train_sampler(replace(SMALL, sampler="stratified", refresh=2), 0)
     assert [given[0] for given in seen] == [3, 1, 1, 1]
     assert {given[1] for given in seen} == {8}
     losses = [given[2] for given in seen]
@@ -240,12 +257,12 @@ def test_reached_averages_the_last_five_looks():
     assert [sum(found.accuracy[end - 4 : end + 1]) / 5 for end in range(4, 8)] == pytest.approx(
         means
     )
-    assert found.reached(0.49) == 4
-    assert found.reached(0.55) == 5
-    assert found.reached(0.61) is None
-    assert Trained(accuracy=[1.0] * 4).reached(0.1) is None  # too few looks
-    assert Trained(accuracy=[0.75] * 9).reached(0.75) == 4
-    assert Trained(accuracy=[0.0] * 5 + [1.0] * 3).reached(0.6) == 7
+    assert found.reached(0.49, 5) == 4
+    assert found.reached(0.55, 5) == 5
+    assert found.reached(0.61, 5) is None
+    assert Trained(accuracy=[1.0] * 4).reached(0.1, 5) is None  # too few looks
+    assert Trained(accuracy=[0.75] * 9).reached(0.75, 5) == 4
+    assert Trained(accuracy=[0.0] * 5 + [1.0] * 3).reached(0.6, 5) == 7
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "stratified"])
@@ -253,23 +270,64 @@ def test_timed_runs_are_not_measured(monkeypatch, sampler):
     looks = []
     real = speed.evaluate
     monkeypatch.setattr(speed, "evaluate", lambda *given: looks.append(given) or real(*given))
-    found = train_sampler(SMALL | {"sampler": sampler}, 0, steps=30, measured=False)
+    settings = replace(SMALL, sampler=sampler, steps=30)
+    found = train_sampler(settings, 0, measured=False)
     assert looks == []
     assert (found.accuracy, found.examples, found.test) == ([], [], 0.0)
     assert found.seconds > 0
-    measured = train_sampler(SMALL | {"sampler": sampler}, 0, steps=30)
+    measured = train_sampler(settings, 0)
     assert [len(measured.accuracy), len(looks)] == [2, 3]  # at 20 and 30; and the test part, once
-    assert {len(part) for _, part, _ in looks[:2]} == {297}
-    assert len(looks[2][1]) == 500
+    assert {len(part) for _, part, _ in looks[:2]} == {HELD_OUT["digits"][0]}
+    assert len(looks[2][1]) == HELD_OUT["digits"][1]
 
 
 def test_unknown_samplers_are_named_and_runs_are_deterministic():
     with pytest.raises(ValueError, match="unknown sampler 'sideways'"):
-        train_sampler(SMALL | {"sampler": "sideways"}, 0)
-    for sampler in arms.SAMPLERS:
-        settings = SMALL | {"sampler": sampler, "steps": 24}
+        train_sampler(replace(SMALL, sampler="sideways"), 0)
+    for sampler in ("uniform", "snooze", "reweighted", "stratified"):
+        settings = replace(SMALL, sampler=sampler, steps=24)
         one, again = (vars(train_sampler(settings, 0)) | {"seconds": 0} for _ in range(2))
         assert one == again
         assert one != vars(train_sampler(settings, 1)) | {"seconds": 0}
-    assert speed.EVERY == 20
-    assert problems.HELD_OUT["fashion"] == (3000, 2000)
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def test_a_snooze_s_run_has_its_control_with_as_many_awake():
+    settings = replace(SMALL, sampler="snooze", control_lr=0.02, copies=0.5)
+    result = run_sampling(settings, 3)
+    assert result == run_sampling(settings, 3)
+    snooze = train_sampler(settings, 3)
+    control = train_sampler(settings.control(), 3, counts=snooze.active_counts)
+    for prefix, trained in (("", snooze), ("random/", control)):
+        assert result.metrics[f"{prefix}examples"] == trained.examples[-1]
+        assert result.metrics[f"{prefix}test/accuracy"] == pytest.approx(trained.test)
+        assert result.curves[f"{prefix}active"] == snooze.active_counts
+        assert result.curves[f"{prefix}accuracy"] == pytest.approx(trained.accuracy, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Sampling, HalfCopies, MostlyCopies, WrongLabels])
+def test_costs_are_those_of_the_look_that_reached_the_target(monkeypatch, kind):
+    settings = replace(kind.usual(), sampler="snooze", lr=0.1, control_lr=0.2)
+    target = settings.target_accuracy
+    ramp = [target - 0.0105 + 0.001 * i for i in range(130)]  # the mean of five is two looks behind
+    examples = [64.0 * (i + 1) for i in range(130)]
+    extra = [float(i) for i in range(130)]
+
+    def fake(settings: Sampling, seed: int, *, counts: list[int] | None = None) -> Trained:
+        is_snooze = settings.sampler == "snooze"
+        assert settings.lr == (0.1 if is_snooze else 0.2)
+        assert counts == (None if is_snooze else list(range(70)))
+        accuracy = ramp if is_snooze else [target - 0.01] * 130
+        return Trained(accuracy, examples, extra, test=0.5, active_counts=list(range(70)))
+
+    monkeypatch.setattr(speed, "train_sampler", fake)
+    result = run_sampling(settings, 3)
+    reached = {"reached": 1, "examples": 64 * 14, "extra": 13, "test/accuracy": 0.5}
+    never = {"reached": 0, "examples": 64 * 130, "extra": 129, "test/accuracy": 0.5}
+    assert result.metrics == reached | {f"random/{name}": v for name, v in never.items()}
+    # at most sixty points
+    assert result.curves["drawn"] == [64.0 * (i + 1) for i in range(0, 130, 3)]
+    assert len(result.curves["accuracy"]) == len(result.curves["drawn"])
+    assert result.curves["active"] == [float(c) for c in range(60)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from companion.chapters.gradient_clustering import features
-from companion.chapters.gradient_clustering.features import cell_name, run_grid, train_cell
+from companion.chapters.gradient_clustering.features import (
+    Cell,
+    Features,
+    cell_name,
+    run_features,
+    train_cell,
+)
 from trainaug.methods.gradient_clustering import (
     GradientClustering,
     sampling_variance,
@@ -24,6 +31,9 @@ from trainaug.training.randomness import initialise, stream
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
 
 BATCH, DECAY = 10, 1e-4
+SMALL = Features(
+    taus=(10.0, 5.0), lrs=(0.1, 0.01), teachers=(20, 40), copies=(0.0, 0.5), steps=10, curves=True
+)
 
 
 def explicit(phi: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -42,24 +52,24 @@ def test_closed_form_gradients_and_variance_equal_autograd(dtype):
     phi, w = (torch.randn(size, generator=g, dtype=dtype) for size in ((12, 7), (10, 7)))
     old = torch.randn(10, 7, generator=g, dtype=dtype)
     y = torch.randint(10, (12,), generator=g)
-    errors = features._errors(phi, y, w)
+    errors = features.closed_form_errors(phi, y, w)
     gradients = explicit(phi, y, w)
     closed = (errors[:, :, None] * phi[:, None, :]).flatten(1)
     torch.testing.assert_close(closed, gradients, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(errors.sum(1), torch.zeros(12, dtype=dtype), rtol=0, atol=1e-6)
-    one, mean = features._variance(phi, errors)
+    one, mean = features.closed_form_variance(phi, errors)
     assert one == pytest.approx(float(sampling_variance(gradients, 1)), rel=1e-5)
     assert mean == pytest.approx(float(gradients.mean(0).square().sum()), rel=1e-5)
-    moved, _ = features._variance(phi, errors - features._errors(phi, y, old))
+    moved, _ = features.closed_form_variance(phi, errors - features.closed_form_errors(phi, y, old))
     expected = float(svrg_variance(gradients, explicit(phi, y, old), 1))
     assert moved == pytest.approx(expected, rel=1e-5)
-    assert features._variance(phi, torch.zeros_like(errors)) == (0, 0)
+    assert features.closed_form_variance(phi, torch.zeros_like(errors)) == (0, 0)
 
 
 def test_the_plug_in_is_the_authors_of_two_sets_of_ten_batches():
     g = stream(1, "given")
     phi, y, w = torch.rand(15, 6, generator=g), torch.arange(15) % 10, torch.zeros(10, 6)
-    found = features._plugin(phi, features._errors(phi, y, w), 4, 7)
+    found = features.plugin_variance(SMALL, phi, features.closed_form_errors(phi, y, w), 4, 7)
     rows = torch.randint(15, (2, 10, 10), generator=stream(4, "measure/7"))
     gradients = explicit(phi, y, w)
     first, fresh = ([gradients[batch].mean(0) for batch in half] for half in rows)
@@ -75,10 +85,11 @@ def test_the_plug_in_is_the_authors_of_two_sets_of_ten_batches():
 
 @pytest.mark.parametrize(("n", "copies"), [(100, 0.9), (20, 0.5), (100, 0.0), (2000, 0.9)])
 def test_copies_are_exact_and_of_five_points(n, copies):
-    phi, y = features._data(3, n, 20, copies)
-    plain, labels = features._data(3, n, 20, 0.0)
+    cell = Cell(SMALL.width / n, 0.1, 20, copies)
+    phi, y = features.draw_features(SMALL, cell, 3)
+    plain, labels = features.draw_features(SMALL, replace(cell, copies=0.0), 3)
     distinct = n - round(copies * n)
-    assert phi.shape == (n, features.WIDTH)
+    assert phi.shape == (n, SMALL.width)
     assert float(phi.min()) == 0 < float(phi.max())
     assert torch.equal(phi[:distinct], plain[:distinct])
     assert torch.equal(y[:distinct], labels[:distinct])
@@ -94,8 +105,8 @@ def test_copies_are_exact_and_of_five_points(n, copies):
 
 
 def test_classes_are_the_teacher_s_and_features_do_not_depend_on_it():
-    phi, y = features._data(0, 60, 20, 0.0)
-    other, labels = features._data(0, 60, 2000, 0.0)
+    phi, y = features.draw_features(SMALL, Cell(200 / 60, 0.1, 20), 0)
+    other, labels = features.draw_features(SMALL, Cell(200 / 60, 0.1, 2000), 0)
     assert torch.equal(phi, other)
     assert not torch.equal(y, labels)
     x = torch.randn(65, 50, generator=stream(0, "inputs"))[5:]
@@ -119,9 +130,11 @@ def test_classes_are_the_teacher_s_and_features_do_not_depend_on_it():
 def test_a_cell_equals_a_plain_loop_with_explicit_gradients(tau, lr, copies):
     # of a seed whose clusters do not hang on the rounding of equal distances to copies
     steps, seed, teacher = 50, 1, 20
-    found, curve = train_cell(seed, tau, lr, teacher, copies, steps)
-    n = max(10, round(200 / tau))
-    phi, y = features._data(seed, n, teacher, copies)
+    settings, cell = replace(SMALL, steps=steps), Cell(tau, lr, teacher, copies)
+    found, curve = train_cell(settings, cell, seed)
+    phi, y = features.draw_features(settings, cell, seed)
+    n = len(phi)
+    assert n == max(10, round(200 / tau))
     model = nn.Linear(200, 10, bias=False, device="meta").to_empty(device="cpu")
     g = stream(seed, "order")
     nn.init.zeros_(model.weight)
@@ -158,7 +171,9 @@ def test_a_cell_equals_a_plain_loop_with_explicit_gradients(tau, lr, copies):
         assert found[name] == pytest.approx(math.log(means[name]), abs=2e-3), name
     assert found["norm"] == pytest.approx(means["norm"], rel=1e-3)
     plugins = [
-        features._plugin(phi, features._errors(phi, y, path[step]), seed, step)
+        features.plugin_variance(
+            SMALL, phi, features.closed_form_errors(phi, y, path[step]), seed, step
+        )
         for step in (15, 25, 35, 45)
     ]
     assert found["norm_plugin"] == pytest.approx(sum(plugins) / 4, rel=1e-3)
@@ -172,7 +187,7 @@ def test_a_cell_equals_a_plain_loop_with_explicit_gradients(tau, lr, copies):
 
 @pytest.mark.parametrize(("lr", "reached"), [(0.3, True), (0.1, True), (1e-5, False)])
 def test_half_is_the_first_place_with_half_of_the_loss(lr, reached):
-    found, curve = train_cell(0, 2.0, lr, 20, 0.0, 100)
+    found, curve = train_cell(replace(SMALL, steps=100), Cell(2.0, lr, 20), 0)
     pairs = zip(curve["step"], curve["loss"], strict=True)
     places = [step for step, loss in pairs if loss <= math.log(10) / 2]
     assert curve["loss"][0] == pytest.approx(math.log(10), rel=1e-5)
@@ -186,42 +201,46 @@ def test_half_is_the_first_place_with_half_of_the_loss(lr, reached):
 
 
 def test_the_smallest_number_of_data_is_ten():
-    found, curve = train_cell(0, 100.0, 0.1, 20, 0.0, 20)  # a batch is all of them
+    found, curve = train_cell(
+        replace(SMALL, steps=20), Cell(100.0, 0.1, 20), 0
+    )  # a batch is all of them
     assert found["gc"] == math.log(1e-30)  # ten strata of one
     assert curve["loss"][-1] < curve["loss"][0]
 
 
 def test_draws_are_spread_over_the_strata_that_are_not_empty(monkeypatch):
-    monkeypatch.setattr(features, "_cluster", lambda phi, *_: torch.zeros(len(phi)).long())
-    found, _ = train_cell(0, 4.0, 0.1, 20, 0.0, 20)
+    def fit(self: GradientClustering, batches: list[tuple[Tensor, ...]], passes: int) -> object:
+        rows = torch.cat([rows for *_, rows in batches])
+        return SimpleNamespace(assign=torch.zeros(len(rows)).long())
+
+    monkeypatch.setattr(GradientClustering, "fit", fit)
+    found, _ = train_cell(replace(SMALL, steps=20), Cell(4.0, 0.1, 20), 0)
     assert found["gc"] == pytest.approx(found["sg"], abs=1e-4)  # one stratum, all draws from it
 
 
 def test_cells_are_deterministic_and_differ_by_seed():
-    one, again, other = (train_cell(seed, 5.0, 0.1, 20, 0.5, 20) for seed in (0, 0, 1))
-    assert json.dumps(one) == json.dumps(again)
+    settings, cell = replace(SMALL, steps=20), Cell(5.0, 0.1, 20, 0.5)
+    one, again, other = (train_cell(settings, cell, seed) for seed in (0, 0, 1))
+    assert one == again
     for name, value in one[0].items():
         assert name == "half" or other[0][name] != value
 
 
 def test_a_grid_names_every_cell():
-    settings = {"taus": [10.0, 5.0], "lrs": [0.1, 0.01], "teachers": [20, 40]}
-    settings |= {"copies": [0.0, 0.5], "steps": 10, "curves": True}
-    metrics, curves = run_grid(settings, 3)
+    result = run_features(SMALL, 3)
     names = [
         f"{tau}/{lr}/{teacher}{end}"
         for tau, lr, teacher, end in itertools.product((10, 5), (0.1, 0.01), (20, 40), ("", "/0.5"))
     ]
     keys = ("sg", "gc", "svrg", "norm", "norm_plugin", "loss", "half")
-    assert set(metrics) == {f"{name}/{key}" for name in names for key in keys}
-    assert set(curves) == {f"{name}/{key}" for name in names for key in ("loss", "sg", "step")}
-    found, curve = train_cell(3, 5.0, 0.01, 40, 0.5, 10)
-    assert {name: metrics[f"5/0.01/40/0.5/{name}"] for name in keys} == found
-    assert curves["5/0.01/40/0.5/loss"] == curve["loss"]
-    assert metrics["5/0.1/40/0.5/sg"] != found["sg"]
-    few = settings | {"taus": [5.0], "lrs": [0.01], "teachers": [40], "curves": False}
-    fewer, nothing = run_grid(few, 3)
-    assert nothing == {}
-    assert fewer == {name: value for name, value in metrics.items() if name in fewer}
+    assert set(result.metrics) == {f"{name}/{key}" for name in names for key in keys}
+    curves = {f"{name}/{key}" for name in names for key in ("loss", "sg", "step")}
+    assert set(result.curves) == curves
+    values, _ = train_cell(SMALL, Cell(5.0, 0.01, 40, 0.5), 3)
+    recorded = {name: result.metrics[f"5/0.01/40/0.5/{name}"] for name in keys}
+    assert recorded == pytest.approx(values, rel=1e-8)
+    few = replace(SMALL, taus=(5.0,), lrs=(0.01,), teachers=(40,), curves=False)
+    fewer = run_features(few, 3)
+    assert fewer.curves == {}
+    assert fewer.metrics == {name: result.metrics[name] for name in fewer.metrics}
     assert cell_name(2.0, 0.001, 2000) == "2/0.001/2000"
-    assert cell_name(0.5, 0.01, 20, 0.9) == "0.5/0.01/20/0.9"
