@@ -12,7 +12,7 @@ from companion.evidence.canonical import fingerprint
 from companion.evidence.store import Store, read_reference
 from companion.lab.chapters import load_chapter
 from companion.lab.conditions import conditions_of
-from companion.pages import reproduce as module
+from companion.pages import runner as module
 from companion.pages.runner import notebook_parameters, reproduce
 from trainaug.data.arrays import DataUnavailableError
 

@@ -80,7 +80,7 @@ def test_imports_stand_first(path: Path) -> None:
     settings = 0 if path.name[:2] in OVERVIEWS else 1  # chapters have a cell of parameters before
     assert importing == [settings], "the settings cell imports, no other does"
     first = code[settings].source.splitlines()[0]
-    assert re.match(r"from companion\.pages\.notebook import ", first), "NumPy and torch come later"
+    assert re.match(r"from companion(\.pages\.context)? import ", first), "NumPy and torch come later"
     assert not [c for c in code if re.search(r"^\s*[!%]", c.source, re.M)]
     for cell in code:
         for node in ast.walk(ast.parse(cell.source)):
