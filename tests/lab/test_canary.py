@@ -17,6 +17,7 @@ from companion.lab.canary import (
     check_canaries,
     compute_canaries,
     read_canaries,
+    write_constants,
 )
 from companion.lab.canary.recorder import Operations, Trace, entered_functions
 from companion.lab.canary.sizes import tiny_config
@@ -97,8 +98,7 @@ def test_a_moved_canary_is_named(tmp_path):
     rows["arms"][arm]["trace"] = "0" * 16
     rows["arms"]["an_arm_of_old"] = rows["arms"][arm]
     (tmp_path / f"{number}.json").write_text(json.dumps(rows), encoding="utf-8")
-    constants = CANARIES / "constants.json"
-    (tmp_path / "constants.json").write_bytes(constants.read_bytes())
+    write_constants(number, tmp_path)
     results = check_canaries([number], [arm, "an_arm_of_old"], folder=tmp_path)
     assert {(r.arm, r.state) for r in results} == {
         (arm, "moved trace"),
