@@ -25,7 +25,7 @@ _SHARED = (
     "companion/lab/*.py",
     "companion/lab/canary/*.py",
 )
-_SETTINGS = ("companion/lab/versions.yaml", "{folder}/tuned.*")
+_SETTINGS = ("{folder}/tuned.toml",)
 
 _COUNTED = re.compile(r"(trainaug\.|companion\.(lab|chapters|evidence\.(store|canonical))(\.|$))")
 _WORKER = "companion.lab.worker"
@@ -122,8 +122,7 @@ def behaviour_digest(package: str, root: Path = ROOT) -> str:
     Returns:
         Hexadecimal sha256.
     """
-    has_runs = _file(f"{package}.runs", root) is not None
-    own = code_digest(f"{package}.{'runs' if has_runs else 'arms'}", root)
+    own = code_digest(f"{package}.arms", root)
     digest = hashlib.sha256(own.encode())
     for pattern in _SHARED:
         for path in sorted(root.glob(pattern)):

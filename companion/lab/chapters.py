@@ -215,8 +215,6 @@ def load_chapter(number: str) -> Chapter:
         ValueError: If there is no such chapter.
     """
     package = package_of(number)
-    if find_spec(f"{package}.config") is not None:
-        return _old_chapter(number, package)  # type: ignore[return-value]
     table = import_module(f"{package}.arms")
     return Chapter(
         number,
@@ -227,21 +225,6 @@ def load_chapter(number: str) -> Chapter:
         functions_of(number),
         getattr(table, "SEARCHES", ()),
         getattr(table, "CHOICE", choose),
-    )
-
-
-def _old_chapter(number: str, package: str) -> object:
-    from companion.lab.old import OldChapter
-
-    runs = import_module(f"{package}.runs")
-    return OldChapter(
-        number,
-        about(number).title,
-        package,
-        import_module(f"{package}.config").Config,
-        runs.plan,
-        runs.execute,
-        functions_of(number),
     )
 
 

@@ -45,9 +45,9 @@ __all__ = [
 ]
 
 ADVICE = {
-    "moved trace": "a bug, or bump the version of that arm in companion/lab/versions.yaml "
+    "moved trace": "a bug, or bump the version of that arm in its chapter's arms.py "
     "in the same commit",
-    "moved record": "a bug, or bump the version of that arm in companion/lab/versions.yaml "
+    "moved record": "a bug, or bump the version of that arm in its chapter's arms.py "
     "in the same commit",
     "moved constant": "canaries replace it, so none sees it: a bug, or bump the version of the "
     "arms that use it and record the canaries of the chapter",

@@ -28,7 +28,7 @@ from companion.evidence.store import (
 )
 from companion.lab.chapters import Chapter, arm_version, load_chapter
 from companion.lab.conditions import conditions_of
-from companion.lab.trials import read_trials
+from companion.lab.tune import read_trials
 from companion.pages.canaries import CanaryState
 from companion.pages.compare import is_canonical_fingerprint
 from companion.pages.judge import judge
@@ -325,9 +325,9 @@ def tuned_edges(number: str) -> list[str]:
     if not chosen:
         return []
     tried: dict[tuple[str, str], set[float]] = {}
-    for row in read_trials(number):
-        arm = row["arm"].partition("@")[0]  # a name may hold the value of a second setting
-        tried.setdefault((arm, row["setting"]), set()).add(row["value"])
+    for trial in read_trials(number):
+        arm = trial.arm.partition("@")[0]  # a name may hold the value of a second setting
+        tried.setdefault((arm, trial.setting), set()).add(trial.value)
     return [
         f"{arm}.{name} = {value}"
         for arm, values in chosen.items()

@@ -1,188 +1,223 @@
-"""The arms of chapter 3: what each trains, and whose learning rate it has."""
+"""The arms of chapter 3: what each trains, whose learning rate it has, and how it was found."""
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-import yaml
+from companion.chapters.autoassist.images import (
+    CifarTraining,
+    LargeTraining,
+    NoisyTraining,
+    ResNetTraining,
+    RotatedTraining,
+    Training,
+    run_images,
+    run_with_control,
+    train_images,
+)
+from companion.chapters.autoassist.linear import Rules, Theorem, run_rules, run_theorem
+from companion.chapters.autoassist.stations import Translation
+from companion.chapters.autoassist.timing import (
+    Timing,
+    TranslationTiming,
+    run_timing,
+    run_translation_timing,
+)
+from companion.chapters.autoassist.translation import (
+    fit_translation,
+    run_translation,
+    run_translation_with_control,
+)
+from companion.lab.arms import Arm, Tuned, arm
+from companion.lab.arms import Profile as BaseProfile
+from companion.lab.tune import Search, Trial, choose
 
-from companion.chapters.autoassist.translation import TRANSLATION
+__all__ = ["CHOICE", "CLEAN", "SEARCHES", "Profile", "arms"]
 
-__all__ = [
-    "EXTENDED",
-    "HEADLINE",
-    "IMAGES",
-    "LARGE",
-    "PAPER",
-    "SVM",
-    "SVM_SETS",
-    "TARGETS",
-    "TRANSLATION_ARMS",
-    "TRANSLATION_PAPER",
-    "TUNED",
-    "Arm",
-    "control_of",
-    "settings_of",
-    "translation_settings",
-    "tuned",
-    "tuned_arm",
-]
-
-TUNED = Path(__file__).with_name("tuned.yaml")
-Arm = tuple[dict[str, Any], float]  # what differs from the defaults, predicted core-seconds
-
-# --- linear SVM -----------------------------------------------------------------------------------
-
-SVM: dict[str, Any] = {
-    "data": "breast_cancer",
-    "lam": 1.0e-2,
-    "passes": 60,
-    "base": 0.3,  # base pass rate and epsilon of the authors' rule
-    "eps": 1.0,
-    "exact_steps": 600,  # updates of exact importance sampling, which scores N examples each
-    "floor_loss": 1.0,  # of importance sampling, the best of six on seeds 5 to 7
-    "floor_gradient": 0.3,
-    "gap": 1.0e-3,  # of the objective, to which work is counted
-}
-SVM_SETS: dict[str, Arm] = {
-    "svm_breast_cancer": ({}, 3.5),
-    "svm_digits": ({"data": "digits"}, 2.7),
-    "svm_fashion": ({"data": "fashion", "passes": 15, "exact_steps": 200}, 6.0),
-}
-
-# --- pictures -------------------------------------------------------------------------------------
-
-IMAGES: dict[str, Any] = {
-    "data": "fashion",
-    "model": "cnn",
-    "num_train": 10_000,
-    "noise": 0.0,
-    "rotated": False,
-    "sampler": "uniform",
-    "batch": 64,
-    "momentum": 0.9,
-    "decay": 1.0e-4,
-    "steps": 1200,
-    "base": 0.3,
-    "shuffle": True,
-    "assistant_lr": 0.01,
-    "assistant_decay": 1.0e-3,
-    "beta": 1.0,  # of selective backprop
-    "pace_epochs": 2,  # passes until self-paced learning has all; the authors take 5 of 100
-    "ahead": 0,  # updates between the decision on a batch and its use
-}
-# Validation accuracy, by problem, that a tuned uniform run reaches in about half of its steps.
-TARGETS = {
-    "0": 0.86,
-    "noise": 0.83,
-    "rotated": 0.73,
-    "large": 0.89,
-    "resnet8": 0.78,
-    "cifar10": 0.85,
-}
-PROBLEMS: dict[str, dict[str, Any]] = {
-    "0": {},
-    "noise": {"noise": 0.2},
-    "rotated": {"rotated": True},
-    "large": {"num_train": 50_000, "steps": 2400},
-    "resnet8": {"model": "resnet8", "steps": 600},
-    "cifar10": {"data": "cifar10", "model": "resnet8", "num_train": 45_000, "steps": 30_000},
-}
-SECONDS = {"uniform": 11.5, "assist": 24.0, "selfpaced": 12.0, "screener": 25.0}
-SECONDS |= {"selective": 17.0, "pruned": 12.0}
+CLEAN = Training(data="fashion")
+GRID = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+RESNET_GRID = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+TRANSLATION_GRID = (0.002, 0.004, 0.008)
+PILOTS = {Training: (0, 1, 2), ResNetTraining: (0,)}  # others: 0, 1
+TUNING_TOKENS = 700_000
+CONTROL_RATES = (0.43,)  # share kept by a control that is tuned, that of the first pilots
 
 
-def _arm(problem: str, sampler: str, scale: float = 1.0, **changes: Any) -> Arm:
-    settings = PROBLEMS[problem] | {"sampler": sampler} | changes
-    return settings, scale * SECONDS[sampler]
+@dataclass(frozen=True, kw_only=True)
+class Profile(BaseProfile):
+    """How much of chapter 3 is run; the defaults are *standard*.
 
-
-HEADLINE: dict[str, Arm] = {
-    f"images_0_{sampler}": _arm("0", sampler) for sampler in ("uniform", "assist")
-}
-EXTENDED: dict[str, Arm] = {
-    f"images_0_{sampler}": _arm("0", sampler)
-    for sampler in ("selfpaced", "screener", "selective", "pruned")
-}
-for _problem in ("noise", "rotated"):
-    for _sampler in ("uniform", "assist"):
-        EXTENDED[f"images_{_problem}_{_sampler}"] = _arm(_problem, _sampler)
-EXTENDED["images_0_ahead"] = _arm("0", "assist", 0.5, ahead=20)
-EXTENDED["images_0_unshuffled"] = _arm("0", "assist", 0.5, shuffle=False)
-for _base in (0.0, 0.6):
-    EXTENDED[f"images_0_base{100 * _base:g}"] = _arm("0", "assist", 0.5, base=_base)
-LARGE: dict[str, Arm] = {
-    f"images_{problem}_{sampler}": _arm(problem, sampler, scale)
-    for problem, scale in {"large": 2.1, "resnet8": 5.2}.items()
-    for sampler in ("uniform", "assist")
-}
-PAPER: dict[str, Arm] = {
-    f"images_cifar10_{sampler}": _arm("cifar10", sampler, 400.0)
-    for sampler in ("uniform", "assist")
-}
-
-# --- translation ----------------------------------------------------------------------------------
-
-# arm: what differs, predicted core-seconds; budgets are target tokens of the Boss
-TRANSLATION_ARMS: dict[str, Arm] = {
-    "translation_uniform": ({"sampler": "uniform"}, 115.0),
-    "translation_assist": ({"sampler": "assist"}, 235.0),
-    "translation_assist70": ({"sampler": "assist", "tokens": 420_000}, 95.0),
-}
-TRANSLATION_PAPER: dict[str, Arm] = {
-    f"translation_{data}_{sampler}": (
-        {"sampler": sampler, "data": data, "max_words": 100, "vocabulary": 10_000}
-        | {"tokens": 100_000_000, "batch_tokens": 4000},
-        50_000.0,
-    )
-    for data in ("iwslt14", "wmt14")
-    for sampler in ("uniform", "assist")
-}
-
-
-@cache
-def _choices() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(TUNED.read_text(encoding="utf-8"))
-    return found
-
-
-def tuned_arm(arm: str) -> str:
-    """Arm whose tuned learning rate an arm has: its own, or that of the arm it is a variant of."""
-    if arm.startswith(("images_0_ahead", "images_0_unshuffled", "images_0_base")):
-        return "images_0_assist"
-    if arm == "translation_assist70" or arm in TRANSLATION_PAPER:
-        return "translation_uniform" if arm.endswith("_uniform") else "translation_assist"
-    return arm.replace("images_cifar10", "images_resnet8")
-
-
-def control_of(arm: str) -> str:
-    """Arm whose learning rate the control of an Assistant's arm has, tuned for it."""
-    return tuned_arm(arm).replace("_assist", "_random")
-
-
-def tuned(arm: str) -> float:
-    """Learning rate that `tuning` chose for an arm."""
-    return float(_choices()[tuned_arm(arm)]["lr"]["value"])
-
-
-def settings_of(arm: str) -> Arm:
-    """Settings of an arm on pictures and its predicted seconds.
-
-    Raises:
-        ValueError: If the arm is unknown.
+    Attributes:
+        seeds: Of the linear SVMs. A seed draws parts, initial weights, order and decisions.
+        image_seeds: Of the pictures with an Assistant and without.
+        extended_seeds: Of the rivals, of noise, rotation and the other variants.
+        large_seeds: Of five times the data and of the residual network.
+        deep_seeds: Of translation.
+        paper_seeds: Of the papers' data, for a GPU.
+        timing_blocks: Interleaved blocks of the timings.
     """
-    known = HEADLINE | EXTENDED | LARGE | PAPER
-    if arm not in known:
-        raise ValueError(f"unknown arm {arm!r}")
-    changes, seconds = known[arm]
-    return IMAGES | changes, seconds
+
+    seeds: int = 10
+    image_seeds: int = 12
+    extended_seeds: int = 0
+    large_seeds: int = 0
+    deep_seeds: int = 0
+    paper_seeds: int = 0
+    timing_blocks: int = 8
 
 
-def translation_settings(arm: str) -> dict[str, Any]:
-    """Settings of an arm of translation; a ValueError if it is unknown."""
-    known = TRANSLATION_ARMS | TRANSLATION_PAPER
-    if arm not in known:
-        raise ValueError(f"unknown arm {arm!r}")
-    return TRANSLATION | known[arm][0]
+def rules(name: str, settings: Rules, seconds: float) -> Arm:
+    """A row with all rules on one data set."""
+    return arm(name, settings, run_rules, "seeds", seconds, version=2)
+
+
+def images(name: str, settings: Training, seeds: str, seconds: float, *, lr: str) -> Arm:
+    """A row on pictures, at the learning rate which was tuned for the arm ``lr``."""
+    return arm(name, settings, run_images, seeds, seconds, tuned={"lr": lr}, version=2)
+
+
+def controlled(
+    name: str, settings: Training, seeds: str, seconds: float, *, lr: str, control: str
+) -> Arm:
+    """The same with an Assistant; then its control, at the rate tuned for ``control``."""
+    tuned = {"lr": lr, "control_lr": control}
+    return arm(name, settings, run_with_control, seeds, seconds, tuned=tuned, version=2)
+
+
+def translation(name: str, settings: Translation, seeds: str, seconds: float, *, lr: str) -> Arm:
+    """A row that translates."""
+    return arm(name, settings, run_translation, seeds, seconds, tuned={"lr": lr}, version=2)
+
+
+def arms(profile: Profile) -> list[Arm]:
+    """The rows of the chapter."""
+    assist = replace(CLEAN, sampler="assist")
+    noisy = NoisyTraining(data="fashion", noise=0.2)
+    rotated = RotatedTraining(data="fashion", rotated=True)
+    large = LargeTraining(data="fashion", num_train=50_000, steps=2400)
+    resnet8 = ResNetTraining(data="fashion", model="resnet8", steps=600)
+    cifar10 = CifarTraining(data="cifar10", model="resnet8", num_train=45_000, steps=30_000)
+    office = Translation(data="libreoffice", assistant_lr=0.5, assistant_decay=0.1)
+    iwslt14 = replace(
+        office,
+        data="iwslt14",
+        max_words=100,
+        vocabulary=10_000,
+        tokens=100_000_000,
+        batch_tokens=4000,
+    )
+    wmt14 = replace(iwslt14, data="wmt14")
+    timed_office = TranslationTiming(data="libreoffice", assistant_lr=0.5, assistant_decay=0.1)
+    # fmt: off
+    return [
+        # the linear SVM
+        rules("svm_breast_cancer", Rules(), 3.5),
+        rules("svm_digits", Rules(data="digits"), 2.7),
+        rules("svm_fashion", Rules(data="fashion", passes=15, exact_steps=200), 6.0),
+        arm("theorem", Theorem(passes=10), run_theorem, "seeds", 3.0),
+        # pictures: with an Assistant and without
+        images("images_0_uniform", CLEAN, "image_seeds", 11.5, lr="images_0_uniform"),
+        controlled("images_0_assist", assist, "image_seeds", 24.0, lr="images_0_assist", control="images_0_random"),
+        # its rivals, wrong labels, rotation, and variants of the Assistant's arm
+        images("images_0_selfpaced", replace(CLEAN, sampler="selfpaced"), "extended_seeds", 12.0, lr="images_0_selfpaced"),
+        images("images_0_screener", replace(CLEAN, sampler="screener"), "extended_seeds", 25.0, lr="images_0_screener"),
+        images("images_0_selective", replace(CLEAN, sampler="selective"), "extended_seeds", 17.0, lr="images_0_selective"),
+        images("images_0_pruned", replace(CLEAN, sampler="pruned"), "extended_seeds", 12.0, lr="images_0_pruned"),
+        images("images_noise_uniform", noisy, "extended_seeds", 11.5, lr="images_noise_uniform"),
+        controlled("images_noise_assist", replace(noisy, sampler="assist"), "extended_seeds", 24.0, lr="images_noise_assist", control="images_noise_random"),
+        images("images_rotated_uniform", rotated, "extended_seeds", 11.5, lr="images_rotated_uniform"),
+        controlled("images_rotated_assist", replace(rotated, sampler="assist"), "extended_seeds", 24.0, lr="images_rotated_assist", control="images_rotated_random"),
+        images("images_0_ahead", replace(assist, ahead=20), "extended_seeds", 12.0, lr="images_0_assist"),
+        images("images_0_unshuffled", replace(assist, shuffle=False), "extended_seeds", 12.0, lr="images_0_assist"),
+        images("images_0_base0", replace(assist, base=0.0), "extended_seeds", 12.0, lr="images_0_assist"),
+        images("images_0_base60", replace(assist, base=0.6), "extended_seeds", 12.0, lr="images_0_assist"),
+        # five times the data, a residual network, and the paper's data
+        images("images_large_uniform", large, "large_seeds", 24.15, lr="images_large_uniform"),
+        controlled("images_large_assist", replace(large, sampler="assist"), "large_seeds", 50.4, lr="images_large_assist", control="images_large_random"),
+        images("images_resnet8_uniform", resnet8, "large_seeds", 59.8, lr="images_resnet8_uniform"),
+        controlled("images_resnet8_assist", replace(resnet8, sampler="assist"), "large_seeds", 124.8, lr="images_resnet8_assist", control="images_resnet8_random"),
+        images("images_cifar10_uniform", cifar10, "paper_seeds", 4600.0, lr="images_resnet8_uniform"),
+        controlled("images_cifar10_assist", replace(cifar10, sampler="assist"), "paper_seeds", 9600.0, lr="images_resnet8_assist", control="images_resnet8_random"),
+        # translation; assist70 with seven tenths of the tokens
+        translation("translation_uniform", office, "deep_seeds", 115.0, lr="translation_uniform"),
+        arm("translation_assist", replace(office, sampler="assist"), run_translation_with_control, "deep_seeds", 235.0, tuned={"lr": "translation_assist", "control_lr": "translation_random"}, version=2),
+        translation("translation_assist70", replace(office, sampler="assist", tokens=420_000), "deep_seeds", 95.0, lr="translation_assist"),
+        translation("translation_iwslt14_uniform", iwslt14, "paper_seeds", 50_000.0, lr="translation_uniform"),
+        translation("translation_iwslt14_assist", replace(iwslt14, sampler="assist"), "paper_seeds", 50_000.0, lr="translation_assist"),
+        translation("translation_wmt14_uniform", wmt14, "paper_seeds", 50_000.0, lr="translation_uniform"),
+        translation("translation_wmt14_assist", replace(wmt14, sampler="assist"), "paper_seeds", 50_000.0, lr="translation_assist"),
+        # seconds
+        arm("translation_timing", timed_office, run_translation_timing, "deep_seeds", 20.0, tuned={"lr": "translation_uniform"}, deterministic=False),
+        arm("timing", Timing(data="fashion"), run_timing, "timing_blocks", 6.0, tuned={"lr": "images_0_uniform"}, deterministic=False),
+    ]
+    # fmt: on
+
+
+def score_images(settings: Training, seed: int, keep_rates: Sequence[float] = ()) -> float:
+    """Minus the logarithm of the examples that the Boss trains on until the target accuracy.
+
+    A run that never reaches it, or breaks down, spent all it had.
+    """
+    try:
+        trained = train_images(settings, seed, keep_rates=keep_rates)
+    except FloatingPointError:  # of the loss, or at the end
+        return -math.log(settings.steps * settings.batch)
+    first = trained.reached(settings.target, settings.smoothed)
+    return -math.log(trained.examples[-1 if first is None else first])
+
+
+def score_translation(settings: Translation, seed: int, keep_rates: Sequence[float] = ()) -> float:
+    """Minus the validation loss at the end."""
+    return -fit_translation(settings, seed, keep_rates=keep_rates).metrics["val/loss"]
+
+
+def image_searches(chosen: Tuned) -> Sequence[Search[Training]]:
+    """Arms on pictures that have a learning rate of their own, then their controls."""
+    searches: list[Search[Training]] = []
+    controls: list[Search[Training]] = []
+    for row in arms(Profile()):
+        settings = row.settings
+        if not isinstance(settings, Training) or row.tuned.get("lr") != row.name:
+            continue
+        grid = RESNET_GRID if isinstance(settings, ResNetTraining) else GRID
+        pilots = PILOTS.get(type(settings), (0, 1))
+        searches.append(Search(row.name, settings, "lr", grid, score_images, pilots))
+        if "control_lr" in row.tuned:
+            [control] = row.sources("control_lr")
+            score = partial(score_images, keep_rates=CONTROL_RATES)
+            random = replace(settings, sampler="random")
+            controls.append(Search(control, random, "lr", grid, score, pilots))
+    return searches + controls
+
+
+def translation_searches(chosen: Tuned) -> Sequence[Search[Translation]]:
+    """The same of translation, with a budget of their own."""
+    searches: list[Search[Translation]] = []
+    controls: list[Search[Translation]] = []
+    for row in arms(Profile()):
+        if not isinstance(row.settings, Translation) or row.tuned.get("lr") != row.name:
+            continue
+        settings = replace(row.settings, tokens=TUNING_TOKENS)
+        searches.append(Search(row.name, settings, "lr", TRANSLATION_GRID, score_translation, (0,)))
+        if "control_lr" in row.tuned:
+            [control] = row.sources("control_lr")
+            score = partial(score_translation, keep_rates=CONTROL_RATES)
+            random = replace(settings, sampler="random")
+            controls.append(Search(control, random, "lr", TRANSLATION_GRID, score, (0,)))
+    return searches + controls
+
+
+def choose_rates(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
+    """Take the best learning rates; that of a control is the setting ``control_lr`` of its arm."""
+    controls = {row.tuned.get("control_lr") for row in arms(Profile())}
+    chosen: dict[str, dict[str, float]] = {}
+    for name, values in choose(trials).items():
+        chosen[name] = {"control_lr": values["lr"]} if name in controls else values
+    return chosen
+
+
+SEARCHES = (image_searches, translation_searches)
+CHOICE = choose_rates

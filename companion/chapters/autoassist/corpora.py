@@ -16,7 +16,6 @@ from trainaug.training.translation import PAD, START, TranslationModel, greedy_d
 
 __all__ = [
     "FOLDERS",
-    "HELD_OUT",
     "Corpus",
     "Pairs",
     "load_corpus",
@@ -26,8 +25,6 @@ __all__ = [
     "unpack_text",
 ]
 
-HELD_OUT = 500  # sentences looked at, of validation and test, and of training for the guesses
-LONGEST = 64  # sub-words of a sentence; 1 in 1000 of those of 12 words is cut
 FOLDERS = ("iwslt14", "wmt14")  # in the data cache, in the official layouts
 
 
@@ -65,12 +62,21 @@ class Corpus:
     pairs: Mapping[str, Pairs]
 
 
-def make_corpus(texts: Mapping[str, ParallelText], vocabulary: int) -> Corpus:
-    """Learn sub-words from the training part; of the others only the first `HELD_OUT` are kept."""
+def make_corpus(
+    texts: Mapping[str, ParallelText], vocabulary: int, *, held_out: int = 500, longest: int = 64
+) -> Corpus:
+    """Learn sub-words from the training part and write all parts as their numbers.
+
+    Args:
+        texts: Parts ``train``, ``val``, ``test``.
+        vocabulary: Sub-words.
+        held_out: Sentences of validation and of test that are kept, the first ones.
+        longest: Sub-words after which a sentence is cut; 64 cut 1 in 1000 of those of 12 words.
+    """
     learnt_from = texts["train"]
     subwords = train_subwords([*learnt_from.source, *learnt_from.target], vocabulary)
     first = {
-        part: ParallelText(text.source[:HELD_OUT], text.target[:HELD_OUT])
+        part: ParallelText(text.source[:held_out], text.target[:held_out])
         for part, text in texts.items()
         if part != "train"
     }
@@ -79,14 +85,16 @@ def make_corpus(texts: Mapping[str, ParallelText], vocabulary: int) -> Corpus:
         subwords,
         kept,
         {
-            part: Pairs(*(subwords.encode(side, LONGEST) for side in (text.source, text.target)))
+            part: Pairs(*(subwords.encode(side, longest) for side in (text.source, text.target)))
             for part, text in kept.items()
         },
     )
 
 
 @lru_cache(maxsize=2)
-def load_corpus(data: str, max_words: int, vocabulary: int) -> Corpus:
+def load_corpus(
+    data: str, max_words: int, vocabulary: int, *, held_out: int = 500, longest: int = 64
+) -> Corpus:
     """Load ``libreoffice`` (English to German), or a folder of the data cache.
 
     ``iwslt14`` (German to English; dev2010 and tst2012 are held out) and ``wmt14`` (English to
@@ -98,15 +106,19 @@ def load_corpus(data: str, max_words: int, vocabulary: int) -> Corpus:
     """
     folder = DATA_CACHE / data
     if data == "libreoffice":
-        return make_corpus(libreoffice_help(max_words), vocabulary)
-    if data == "iwslt14":
-        parts = {"train": "train", "val": "dev2010", "test": "tst2012"}
-        return make_corpus({p: iwslt_pairs(folder, name) for p, name in parts.items()}, vocabulary)
-    if data == "wmt14":
-        parts = {"train": "train", "val": "valid", "test": "test"}
-        texts = {p: plain_pairs(folder / f"{n}.en", folder / f"{n}.de") for p, n in parts.items()}
-        return make_corpus(texts, vocabulary)
-    raise ValueError(f"data must be libreoffice, {' or '.join(FOLDERS)}, got {data!r}")
+        texts = libreoffice_help(max_words)
+    elif data == "iwslt14":
+        names = {"train": "train", "val": "dev2010", "test": "tst2012"}
+        texts = {part: iwslt_pairs(folder, name) for part, name in names.items()}
+    elif data == "wmt14":
+        names = {"train": "train", "val": "valid", "test": "test"}
+        texts = {
+            part: plain_pairs(folder / f"{name}.en", folder / f"{name}.de")
+            for part, name in names.items()
+        }
+    else:
+        raise ValueError(f"data must be libreoffice, {' or '.join(FOLDERS)}, got {data!r}")
+    return make_corpus(texts, vocabulary, held_out=held_out, longest=longest)
 
 
 def sample_translations(
@@ -117,8 +129,8 @@ def sample_translations(
     if not 1 <= count <= len(pairs):
         raise ValueError(f"count must be in 1 .. {len(pairs)}, got {count}")
     rows = [i * len(pairs) // count for i in range(count)]
-    found = corpus.subwords.decode(greedy_decode(model, pairs.source[rows]))
-    return [(text.source[i], text.target[i], out) for i, out in zip(rows, found, strict=True)]
+    translated = corpus.subwords.decode(greedy_decode(model, pairs.source[rows]))
+    return [(text.source[i], text.target[i], t) for i, t in zip(rows, translated, strict=True)]
 
 
 def pack_text(text: str) -> list[float]:

@@ -10,9 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from companion.chapters.autoassist.arms import IMAGES, TARGETS
+from companion.chapters.autoassist.arms import CLEAN
 from companion.chapters.autoassist.estimands import cost_ratio
-from companion.chapters.autoassist.images import PROBE_EVERY
 from companion.chapters.autoassist.linear import THRESHOLDS
 from companion.evidence.plots import PALETTE, band, figure, spread
 from companion.lab.records import Record, by_seed, curves_of, find, values_of
@@ -103,8 +102,8 @@ def linear_work(records: Sequence[Record]) -> Figure:
 def accuracy_curves(records: Sequence[Record]) -> Figure:
     """Validation accuracy against the examples that the Boss trained on, and those scanned."""
     drawn, axes = figure(2, height=3.2)
-    looked = [("examples", "examples trained on"), ("scanned", "examples scanned")]
-    for axis, (name, title) in zip(axes, looked, strict=True):
+    shown = [("examples", "examples trained on"), ("scanned", "examples scanned")]
+    for axis, (name, title) in zip(axes, shown, strict=True):
         for (sampler, label), colour in zip(SAMPLERS.items(), PALETTE, strict=False):
             arm, prefix = f"images_0_{sampler}", ""
             if sampler == "random":
@@ -112,7 +111,7 @@ def accuracy_curves(records: Sequence[Record]) -> Figure:
             x = np.median(curves_of(records, arm, f"{prefix}{name}"), axis=0)
             values = 100 * curves_of(records, arm, f"{prefix}accuracy")
             band(axis, x / 1000, values, label=label, colour=colour)
-        axis.axhline(100 * TARGETS["0"], color="k", lw=1, ls=":")
+        axis.axhline(100 * CLEAN.target, color="k", lw=1, ls=":")
         axis.set_ylim(72, 90)
         axis.set_xlabel(f"{title}, thousands")
     axes[0].set_ylabel("validation accuracy, %")
@@ -132,21 +131,21 @@ def savings(records: Sequence[Record]) -> Figure:
             label = f"{PROBLEMS[problem]}: {RIVALS[sampler]}"
             rows.append((problem, sampler, label, PALETTE[1]))
     counts: dict[int, int] = {}
-    for place, (problem, sampler, _, colour) in enumerate(rows):
+    for line, (problem, sampler, _, colour) in enumerate(rows):
         for axis, what in zip(axes, ("examples", "work"), strict=True):
             if values := values_of(records, cost_ratio(problem, sampler, "uniform", what)):
-                counts[place] = len(values)
-                spread(axis, -place, values, colour=colour, horizontal=True, points=False)
+                counts[line] = len(values)
+                spread(axis, -line, values, colour=colour, horizontal=True, points=False)
     for axis, title in zip(axes, ("examples", "work"), strict=True):
         axis.axvline(0, color="k", lw=1)
         axis.axvline(math.log(0.8), color="k", lw=1, ls=":")
         axis.set_xticks([math.log(ratio) for ratio in RATIOS], [f"{ratio:g}" for ratio in RATIOS])
-        axis.set_yticks([-place for place in range(len(rows))], [""] * len(rows))
+        axis.set_yticks([-line for line in range(len(rows))], [""] * len(rows))
         axis.set_ylim(0.6 - len(rows), 0.6)
         axis.set_title(f"{title} to the target", fontsize=10)
         axis.set_xlabel("ratio to uniform draws")
-    labels = [f"{label}, n = {counts.get(p, 0)}" for p, (_, _, label, _) in enumerate(rows)]
-    axes[0].set_yticks([-p for p in range(len(rows))], labels, fontsize=8)
+    labels = [f"{row[2]}, n = {counts.get(line, 0)}" for line, row in enumerate(rows)]
+    axes[0].set_yticks([-line for line in range(len(rows))], labels, fontsize=8)
     return drawn
 
 
@@ -155,14 +154,14 @@ def guessing(records: Sequence[Record]) -> Figure:
     drawn, axes = figure(2, height=3.0)
     names = {"r": "Assistant", "class": "mean loss of the class", "loss": "its own loss now"}
     curves = {name: curves_of(records, "images_0_assist", f"auc/{name}") for name in names}
-    drawn_each = PROBE_EVERY * IMAGES["batch"] / 1000
+    drawn_each = CLEAN.probe_every * CLEAN.batch / 1000
     steps = drawn_each * (2 + np.arange(curves["r"].shape[1]))
     for (name, label), colour in zip(names.items(), PALETTE, strict=False):
         band(axes[0], steps, curves[name], label=label, colour=colour)
     axes[0].axhline(0.5, color="k", lw=1)
     axes[0].set_ylim(0.3, 1.0)  # the legend below the line of chance
     axes[0].set_xlabel("examples trained on, thousands")
-    axes[0].set_ylabel(f"AUC for a high loss\n{PROBE_EVERY} updates later")
+    axes[0].set_ylabel(f"AUC for a high loss\n{CLEAN.probe_every} updates later")
     axes[0].legend(fontsize=8)
     arms = {"clean": "images_0_assist", "20 % wrong labels": "images_noise_assist"}
     for (label, arm), colour in zip(arms.items(), PALETTE, strict=False):

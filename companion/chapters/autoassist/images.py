@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from companion.chapters.autoassist.problems import Pictures, losses_of, make_model, pictures
+from companion.chapters.autoassist.measures import (
+    GUESSERS,
+    count_macs,
+    judge_guesses,
+    measure_end,
+    present_losses,
+)
+from companion.chapters.autoassist.problems import (
+    CIFAR,
+    CONTENT,
+    Pictures,
+    losses_of,
+    make_model,
+    pictures,
+)
+from companion.lab.arms import Settings
+from companion.lab.results import Result, make_result
+from trainaug.data.registry import content_hash
 from trainaug.methods.autoassist import (
     AssistantTrainer,
     AssistedSampler,
@@ -27,30 +41,188 @@ from trainaug.methods.autoassist import (
 )
 from trainaug.training.convnet import TwoConvNet
 from trainaug.training.loop import train
-from trainaug.training.models import evaluate, predict, undisturbed
+from trainaug.training.models import evaluate
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 __all__ = [
-    "EVERY",
-    "GUESSERS",
-    "PROBE_EVERY",
-    "SMOOTHED",
+    "CifarTraining",
+    "LargeTraining",
+    "NoisyTraining",
+    "ResNetTraining",
+    "RotatedTraining",
     "Trained",
+    "Training",
     "assisted",
-    "count_macs",
+    "decide_ahead",
+    "run_images",
+    "run_with_control",
     "train_images",
 ]
 
-EVERY = 30  # steps between two looks at the validation part
-SMOOTHED = 5  # looks that are averaged
-GUESSERS = ("r", "class", "loss")  # of who will be hard: Assistant, class, own loss
-PROBE = 1000  # training examples that the Assistant's guesses are judged on
-PROBE_EVERY = 150  # steps between a guess and its judgement
+Sampler = Literal["uniform", "assist", "random", "selective", "pruned", "selfpaced", "screener"]
+FORWARDS = 3  # a training step: one forward pass, and a backward pass that costs two
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Settings):
+    """Training on ten classes of pictures.
+
+    Attributes:
+        data: ``fashion`` or ``cifar10``.
+        model: ``cnn`` or ``resnet8``.
+        num_train: Examples of the training part.
+        num_val: Of the validation part, which gives the cost to the target.
+        num_test: Of the test part.
+        noise: Share of wrong training labels.
+        rotated: Turn each picture, once and for all.
+        sampler: Who chooses the examples; ``random`` is the control of an Assistant.
+        batch: Examples in a batch.
+        lr: Learning rate of the Boss.
+        momentum: Of the Boss.
+        decay: Weight decay of the Boss.
+        steps: Updates of the Boss, so that every arm trains on as many examples at most.
+        base: Base pass rate of the Assistant.
+        shuffle: Scan in random order; without, in file order as the authors' code does.
+        assistant_lr: Learning rate of the Assistant.
+        assistant_decay: Weight decay of the Assistant.
+        ahead: Updates between the decision on a batch and its use.
+        control_lr: Learning rate of the control, which skips as many at random; only where an arm
+            trains one.
+        beta: Of selective backprop.
+        low_kept: Share of the examples below the mean loss that pruning keeps in a pass.
+        pace_epochs: Passes until self-paced learning has all; the authors take 5 of 100.
+        screener_lr: Learning rate of ScreenerNet.
+        target: Validation accuracy to which examples are counted, the mean of the last
+            evaluations: what a tuned uniform run reaches in about half of its steps.
+        smoothed: Evaluations that are averaged.
+        every: Steps between two evaluations.
+        probe: Training examples that the Assistant's guesses are judged on.
+        probe_every: Steps between a guess and its judgement.
+        bins: Of confidence, of the calibration error.
+        norm_batch: Examples whose moments are estimated at once for the norms at the end.
+        curve_points: Points that a record keeps of each curve.
+    """
+
+    data: str  # no default: records have always stated it
+    model: str = "cnn"
+    num_train: int = 10_000
+    num_val: int = 2000
+    num_test: int = 4000
+    noise: float = 0.0
+    rotated: bool = False
+    sampler: Sampler = "uniform"
+    batch: int = 64
+    lr: float = 0.08
+    momentum: float = 0.9
+    decay: float = 1e-4
+    steps: int = 1200
+    base: float = 0.3
+    shuffle: bool = True
+    assistant_lr: float = 0.01
+    assistant_decay: float = 1e-3
+    ahead: int = 0
+    control_lr: float = 0.04
+    beta: float = 1.0
+    low_kept: float = 0.5
+    pace_epochs: int = 2
+    screener_lr: float = 1e-3
+    target: float = 0.86
+    smoothed: int = 5
+    every: int = 30
+    probe: int = 1000
+    probe_every: int = 150
+    bins: int = 15
+    norm_batch: int = 500
+    curve_points: int = 60
+
+    tiny_target: ClassVar[float] = 0.5
+
+    @property
+    def data_hash(self) -> str:
+        return CIFAR if self.data == "cifar10" else content_hash(CONTENT[self.data])
+
+    def shortened(self, share: float) -> Self:
+        return replace(self, steps=max(60, round(self.steps * share)))
+
+    def tiny(self) -> Self:
+        return replace(
+            self,
+            num_train=320,
+            num_val=200,
+            num_test=200,
+            batch=16,
+            steps=24 if self.model == "resnet8" else 60,
+            ahead=self.ahead // 4,
+            every=3,
+            probe=60,
+            probe_every=12,
+            target=self.tiny_target,
+        )
+
+    def control(self) -> Self:
+        """Return the settings of its control."""
+        return replace(self, sampler="random", lr=self.control_lr)
+
+    def draw(self, seed: int) -> Pictures:
+        """Draw the parts of its data."""
+        return pictures(
+            self.data,
+            seed,
+            self.num_train,
+            num_val=self.num_val,
+            num_test=self.num_test,
+            noise=self.noise,
+            rotated=self.rotated,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyTraining(Training):
+    """Training with wrong labels."""
+
+    target: float = 0.83
+    tiny_target: ClassVar[float] = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotatedTraining(Training):
+    """Training on turned pictures."""
+
+    target: float = 0.73
+    tiny_target: ClassVar[float] = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeTraining(Training):
+    """Training on five times the data."""
+
+    target: float = 0.89
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetTraining(Training):
+    """Training of a residual network."""
+
+    target: float = 0.78
+    tiny_target: ClassVar[float] = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarTraining(Training):
+    """Training on CIFAR-10, whose archive you put into the data cache."""
+
+    num_val: int = 5000
+    num_test: int = 10_000
+    target: float = 0.85
+    tiny_target: ClassVar[float] = 0.2
+
+    def tiny(self) -> Self:
+        return replace(super().tiny(), num_val=40, num_test=40)
 
 
 @dataclass
 class Trained:
-    """A run: validation accuracy at each look, with what was spent until then."""
+    """A run: validation accuracy at each evaluation, with what was spent until then."""
 
     accuracy: list[float] = field(default_factory=list)
     examples: list[float] = field(default_factory=list)  # through the Boss, forward and backward
@@ -60,34 +232,16 @@ class Trained:
     keep_rates: list[float] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
-    def reached(self, target: float) -> int | None:
-        """Look at which the mean of the last ones first reached the target, or ``None``."""
-        for end in range(SMOOTHED, len(self.accuracy) + 1):
-            if sum(self.accuracy[end - SMOOTHED : end]) >= SMOOTHED * target:
+    def reached(self, target: float, smoothed: int = 5) -> int | None:
+        """Evaluation at which the mean of the last ones first reached the target, or ``None``."""
+        for end in range(smoothed, len(self.accuracy) + 1):
+            if sum(self.accuracy[end - smoothed : end]) >= smoothed * target:
                 return end - 1
         return None
 
 
-def count_macs(model: nn.Module, x: Tensor) -> int:
-    """Count the multiply-adds of linear and convolution layers in a pass of one example."""
-    counts: list[int] = []
-
-    def count(layer: nn.Module, _: Any, y: Tensor) -> None:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        counts.append(y[0].numel() * weight[0].numel())
-
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    with undisturbed(model), torch.no_grad():
-        model.eval()(x[:1])
-    for hook in hooks:
-        hook.remove()
-    return sum(counts)
-
-
 def assisted(
-    data: Pictures, settings: Mapping[str, Any], seed: int
+    data: Pictures, settings: Training, seed: int
 ) -> tuple[AssistedSampler, AssistantTrainer]:
     """Build the Assistant on normalised pixels and labels, and the sampler that asks it."""
     flat = data.train.x.flatten(1)
@@ -97,35 +251,42 @@ def assisted(
     trainer = AssistantTrainer(
         assistant,
         lambda index: (seen.index_select(0, index), labels.index_select(0, index)),
-        lr=settings["assistant_lr"],
-        weight_decay=settings["assistant_decay"],
+        lr=settings.assistant_lr,
+        weight_decay=settings.assistant_decay,
     )
     sampler = AssistedSampler(
         len(labels),
-        settings["batch"],
+        settings.batch,
         trainer.predict,
         stream(seed, "order"),
         stream(seed, "keep"),
-        base=settings["base"],
-        shuffle=settings["shuffle"],
+        base=settings.base,
+        shuffle=settings.shuffle,
     )
     return sampler, trainer
 
 
 @dataclass
-class _Arm:
-    """Stations of an arm, and its work beside the Boss's own passes, in forward passes."""
+class _Station:
+    """What gives an arm its batches and what learns from the losses.
 
-    sampler: Any
+    ``extra`` is its work besides the Boss's passes, in forward passes, after so many examples.
+    """
+
+    sampler: Iterable[Sequence[int]]
     feedback: Callable[[Tensor, Tensor], object] | None = None
     weights: Callable[[Tensor], Tensor] | None = None
     extra: Callable[[int], float] = lambda examples: 0.0
     trainer: AssistantTrainer | None = None
 
+    def scanned(self, examples: int) -> int:
+        """Examples gone through when so many were trained on."""
+        return self.sampler.scanned if isinstance(self.sampler, AssistedSampler) else examples
 
-def _decide_ahead(sampler: AssistedSampler, updates: int) -> Iterator[list[int]]:
+
+def decide_ahead(sampler: Iterable[Sequence[int]], updates: int) -> Iterator[Sequence[int]]:
     """Give the batches of pass after pass, each decided so many updates before it is used."""
-    ready: deque[list[int]] = deque()
+    ready: deque[Sequence[int]] = deque()
     while True:
         for batch in sampler:
             ready.append(batch)
@@ -133,174 +294,202 @@ def _decide_ahead(sampler: AssistedSampler, updates: int) -> Iterator[list[int]]
                 yield ready.popleft()
 
 
-def _stations(
-    settings: Mapping[str, Any],
+def _station(
+    settings: Training,
     data: Pictures,
     model: nn.Module,
     seed: int,
-    keep_rates: Sequence[float] | None,
-) -> _Arm:
-    n, batch, name = len(data.train), settings["batch"], settings["sampler"]
-    order, draws = stream(seed, "order"), stream(seed, "keep")
-    plain = RandomBatchSampler(n, batch, order)
+    keep_rates: Sequence[float],
+) -> _Station:
+    n, batch = len(data.train), settings.batch
+    plain = RandomBatchSampler(n, batch, stream(seed, "order"))
+    match settings.sampler:
+        case "uniform":
+            return _Station(plain)
+        case "assist":
+            return _assistant_station(settings, data, model, seed)
+        case "selfpaced":
+            paced = SelfPacedWeights(n, -(-n // batch), epochs=settings.pace_epochs)
+            return _Station(plain, paced.update, paced.weights)
+        case "screener":
+            return _screener_station(settings, data, model, seed, plain)
+        case "random" | "selective" | "pruned":
+            return _skipping_station(settings, data, model, seed, keep_rates)
+    raise ValueError(f"unknown sampler {settings.sampler!r}")
+
+
+def _assistant_station(settings: Training, data: Pictures, model: nn.Module, seed: int) -> _Station:
+    sampler, trainer = assisted(data, settings, seed)
     boss = count_macs(model, data.train.x)
-    if name == "uniform":
-        return _Arm(plain)
-    if name == "assist":
-        sampler, trainer = assisted(data, settings, seed)
-        d = data.train.x[0].numel()  # a guess costs d, a step of the Assistant 2d an example
-        return _Arm(
-            sampler,
-            trainer.update,
-            extra=lambda examples: d * (sampler.scanned + 2 * examples) / boss,
-            trainer=trainer,
+    d = data.train.x[0].numel()  # a guess costs d, a step of the Assistant 2d an example
+    return _Station(
+        sampler,
+        trainer.update,
+        extra=lambda examples: d * (sampler.scanned + 2 * examples) / boss,
+        trainer=trainer,
+    )
+
+
+def _screener_station(
+    settings: Training, data: Pictures, model: nn.Module, seed: int, plain: RandomBatchSampler
+) -> _Station:
+    net = TwoConvNet(1, stream(seed, "screener"), in_channels=data.train.x.shape[1])
+    share = count_macs(net, data.train.x) / count_macs(model, data.train.x)
+    optimizer = Adam(net.parameters(), settings.screener_lr, fused=True)
+    weighing = ScreenerWeights(net, lambda index: data.train.x[index], optimizer)
+    # one pass weighs, another forward and backward pass learns
+    return _Station(
+        plain, weighing.update, weighing.weights, extra=lambda examples: 4 * share * examples
+    )
+
+
+def _skipping_station(
+    settings: Training,
+    data: Pictures,
+    model: nn.Module,
+    seed: int,
+    keep_rates: Sequence[float],
+) -> _Station:
+    """Stations without an Assistant whose sampler leaves examples out."""
+    n, order, draws = len(data.train), stream(seed, "order"), stream(seed, "keep")
+
+    def skipping(
+        utility_of: Callable[[Tensor], Tensor],
+        base: float = 0.0,
+        on_pass: Callable[[], object] | None = None,
+    ) -> AssistedSampler:
+        return AssistedSampler(
+            n, settings.batch, utility_of, order, draws, base=base, on_pass=on_pass
         )
-    if name == "random":
-        skip = RandomSkip(keep_rates or [])
-        of = AssistedSampler(n, batch, skip.predict, order, draws, base=0.0, on_pass=skip.on_pass)
-        return _Arm(of)
-    if name == "selective":
-        chosen = SelectiveBackprop(_present_losses(model, data), beta=settings["beta"])
-        of = AssistedSampler(n, batch, chosen.predict, order, draws, base=0.0)
-        return _Arm(of, extra=lambda examples: float(of.scanned))
-    if name == "pruned":
-        table = LossTable(n, 0.5)
-        of = AssistedSampler(
-            n, batch, table.predict, order, draws, base=table.base, on_pass=table.on_pass
-        )
-        return _Arm(of, table.update, table.weights)
-    if name == "selfpaced":
-        paced = SelfPacedWeights(n, -(-n // batch), epochs=settings["pace_epochs"])
-        return _Arm(plain, paced.update, paced.weights)
-    if name == "screener":
-        net = TwoConvNet(1, stream(seed, "screener"), in_channels=data.train.x.shape[1])
-        share = count_macs(net, data.train.x) / boss
-        optimizer = Adam(net.parameters(), 1e-3, fused=True)
-        weighing = ScreenerWeights(net, lambda index: data.train.x[index], optimizer)
-        return _Arm(
-            plain, weighing.update, weighing.weights, extra=lambda examples: 4 * share * examples
-        )
-    raise ValueError(f"unknown sampler {name!r}")
+
+    if settings.sampler == "random":
+        skip = RandomSkip(keep_rates)
+        return _Station(skipping(skip.predict, on_pass=skip.on_pass))
+    if settings.sampler == "selective":
+        chosen = SelectiveBackprop(present_losses(model, data), beta=settings.beta)
+        sampler = skipping(chosen.predict)
+        return _Station(sampler, extra=lambda examples: float(sampler.scanned))
+    table = LossTable(n, settings.low_kept)
+    sampler = skipping(table.predict, table.base, table.on_pass)
+    return _Station(sampler, table.update, table.weights)
 
 
-def _present_losses(model: nn.Module, data: Pictures) -> Callable[[Tensor], Tensor]:
-    def losses(index: Tensor) -> Tensor:
-        with undisturbed(model), torch.no_grad():
-            return losses_of(model.eval()(data.train.x[index]), data.train.y[index])
+class _Notes:
+    """Watches a training: what it spent, and its accuracy and the Assistant's at evaluations."""
 
-    return losses
+    def __init__(
+        self, settings: Training, data: Pictures, station: _Station, trained: Trained, seed: int
+    ) -> None:
+        self.settings, self.data, self.station, self.trained = settings, data, station, trained
+        self.examples = 0
+        self.wrong = 0
+        order = torch.randperm(len(data.train), generator=stream(seed, "measure"))
+        self.probe = order[: settings.probe]
+        self.guesses: tuple[Tensor, Tensor] | None = None  # of the last probe: r, losses
+
+    def count(self, index: Tensor, losses: Tensor) -> None:
+        """Count a batch that was trained on, and hand its losses on."""
+        self.examples += len(index)
+        self.wrong += int(self.data.wrong[index.cpu()].sum())
+        if self.station.feedback is not None:
+            self.station.feedback(index, losses)
+
+    def evaluate(self, model: nn.Module) -> Mapping[str, float]:
+        """Note the validation accuracy and what was spent, now and then judge the guesses."""
+        trained, examples, settings = self.trained, self.examples, self.settings
+        trained.accuracy.append(evaluate(model, self.data.val, "val")["val/accuracy"])
+        trained.examples.append(float(examples))
+        trained.work.append(FORWARDS * examples + self.station.extra(examples))
+        trained.scanned.append(float(self.station.scanned(examples)))
+        step = len(trained.accuracy) * settings.every
+        if self.station.trainer is not None and step % settings.probe_every == 0:
+            self._probe(model, self.station.trainer)
+        return {}
+
+    def _probe(self, model: nn.Module, trainer: AssistantTrainer) -> None:
+        losses = present_losses(model, self.data)(self.probe)
+        if self.guesses is not None:
+            judged = judge_guesses(*self.guesses, losses, self.data.train.y[self.probe])
+            self.trained.auc.append(judged)
+        self.guesses = (trainer.predict(self.probe), losses)
 
 
-def train_images(
-    settings: Mapping[str, Any], seed: int, *, keep_rates: Sequence[float] | None = None
-) -> Trained:
+def train_images(settings: Training, seed: int, *, keep_rates: Sequence[float] = ()) -> Trained:
     """Train one arm.
 
     Args:
-        settings: As in `arms.IMAGES`, with ``lr``; ``steps`` are the Boss's updates, so every arm
-            trains on as many examples at most.
-        seed: Seed of parts, weights, order, decisions.
+        settings: Those of the arm.
+        seed: Draws parts, weights, order, decisions.
         keep_rates: Share kept in each pass, for ``sampler="random"``.
     """
-    data = pictures(
-        settings["data"],
-        seed,
-        settings["num_train"],
-        noise=settings["noise"],
-        rotated=settings["rotated"],
-    )
-    model = make_model(settings["model"], data, seed)
+    data = settings.draw(seed)
+    model = make_model(settings.model, data, seed)
     optimizer = SGD(
         model.parameters(),
-        settings["lr"],
-        momentum=settings["momentum"],
-        weight_decay=settings["decay"],
+        settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.decay,
     )
-    arm = _stations(settings, data, model, seed, keep_rates)
-    found, drawn = Trained(), 0
-    wrong_seen = 0
-    probe = torch.randperm(len(data.train), generator=stream(seed, "measure"))[:PROBE]
-    guesses: list[tuple[Tensor, Tensor]] = []  # of the last probe: r, losses
-
-    def look(model: nn.Module) -> dict[str, float]:
-        found.accuracy.append(evaluate(model, data.val, "val")["val/accuracy"])
-        found.examples.append(float(drawn))
-        found.work.append(3 * drawn + arm.extra(drawn))
-        found.scanned.append(float(getattr(arm.sampler, "scanned", drawn)))
-        if arm.trainer is not None and len(found.accuracy) * EVERY % PROBE_EVERY == 0:
-            losses = _present_losses(model, data)(probe)
-            if guesses:
-                found.auc.append(_judge(*guesses.pop(), losses, data.train.y[probe]))
-            guesses.append((arm.trainer.predict(probe), losses))
-        return {}
-
-    def count(index: Tensor, losses: Tensor) -> None:
-        nonlocal drawn, wrong_seen
-        drawn += len(index)
-        wrong_seen += int(data.wrong[index.cpu()].sum())
-        if arm.feedback is not None:
-            arm.feedback(index, losses)
-
+    station = _station(settings, data, model, seed, keep_rates)
+    sampler, trained = station.sampler, Trained()
+    notes = _Notes(settings, data, station, trained, seed)
     train(
         model,
         data.train,
-        _decide_ahead(arm.sampler, settings["ahead"]) if settings["ahead"] else arm.sampler,
+        decide_ahead(sampler, settings.ahead) if settings.ahead else sampler,
         losses_of,
         optimizer,
-        max_steps=settings["steps"],
-        weights=arm.weights,
-        feedback=count,
-        evaluate=look,
-        evaluate_every=EVERY,
+        max_steps=settings.steps,
+        weights=station.weights,
+        feedback=notes.count,
+        evaluate=notes.evaluate,
+        evaluate_every=settings.every,
     )
-    found.metrics = _final(model, data) | {"wrong": wrong_seen / drawn}
-    if isinstance(arm.sampler, AssistedSampler):
-        found.keep_rates = arm.sampler.rates_so_far()
-        found.metrics["kept"] = arm.sampler.kept / arm.sampler.scanned
-    if arm.trainer is not None:
-        found.metrics["positives"] = arm.trainer.positives
-        found.metrics["assistant_share"] = arm.extra(drawn) / (3 * drawn)
-    return found
+    trained.metrics = measure_end(model, data, bins=settings.bins, norm_batch=settings.norm_batch)
+    trained.metrics["wrong"] = notes.wrong / notes.examples
+    if isinstance(sampler, AssistedSampler):
+        trained.keep_rates = sampler.rates_so_far()
+        trained.metrics["kept"] = sampler.kept / sampler.scanned
+    if station.trainer is not None:
+        share = station.extra(notes.examples) / (FORWARDS * notes.examples)
+        trained.metrics["positives"] = station.trainer.positives
+        trained.metrics["assistant_share"] = share
+    return trained
 
 
-def _judge(r: Tensor, before: Tensor, losses: Tensor, y: Tensor) -> dict[str, float]:
-    """AUC of guesses for being above the mean loss later, with two other guessers beside."""
-    hard = (losses > losses.mean()).numpy()
-    if hard.all() or not hard.any():
-        return dict.fromkeys(GUESSERS, 0.5)
-    by_class = torch.zeros(10).index_add(0, y, before) / torch.bincount(y, minlength=10).clamp(
-        min=1
-    )
-    guesses = zip(GUESSERS, (r, by_class[y], before), strict=True)
-    return {name: float(roc_auc_score(hard, guess.numpy())) for name, guess in guesses}
+def run_images(settings: Training, seed: int) -> Result:
+    """Train an arm; what it cost to reach the target, and what it has learnt."""
+    return _result(settings, {"": train_images(settings, seed)})
 
 
-def _final(model: nn.Module, data: Pictures) -> dict[str, float]:
-    """Test accuracy, loss and calibration, and the accuracy with BatchNorm estimated anew."""
-    logits, y = predict(model, data.test)
-    confidence, guess = logits.softmax(1).max(1)
-    hits = (guess == y).double()
-    bins = (confidence * 15).long().clamp(0, 14)  # of NaN, too: they raise below
-    gaps = torch.zeros(15, dtype=torch.float64).index_add(0, bins, confidence.double() - hits)
-    found = {
-        "test/accuracy": float(hits.mean()),
-        "test/loss": float(F.cross_entropy(logits, y)),
-        "test/calibration_error": float(gaps.abs().sum() / len(y)),
-    }
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    with undisturbed(model), torch.no_grad():
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum, kept = None, norm.momentum  # a plain mean over the pass
-            norm.train()
-        for rows in torch.split(torch.arange(len(data.train)), 500):
-            model(data.train.x[rows])
-        for norm in norms:
-            norm.eval()
-        found["test/accuracy_norms"] = evaluate(model, data.test, "test")["test/accuracy"]
-        for norm in norms:
-            norm.momentum = kept
-    if not all(math.isfinite(value) for value in found.values()):
-        raise FloatingPointError(f"not finite: {found}")
-    return found
+def run_with_control(settings: Training, seed: int) -> Result:
+    """Train an arm with an Assistant, then its control, which skips as many at random."""
+    trained = train_images(settings, seed)
+    control = train_images(settings.control(), seed, keep_rates=trained.keep_rates)
+    return _result(settings, {"": trained, "random/": control})
+
+
+def _result(settings: Training, runs: Mapping[str, Trained]) -> Result:
+    """The record of runs, by the prefix of their names in it."""
+    points = settings.curve_points
+    metrics: dict[str, float] = {}
+    curves: dict[str, Sequence[float]] = {}
+    for prefix, trained in runs.items():
+        first = trained.reached(settings.target, settings.smoothed)
+        at = -1 if first is None else first
+        metrics |= {
+            f"{prefix}reached": float(first is not None),
+            f"{prefix}examples": trained.examples[at],
+            f"{prefix}work": trained.work[at],
+            f"{prefix}scanned": trained.scanned[at],
+        }
+        metrics |= {f"{prefix}{name}": value for name, value in trained.metrics.items()}
+        step = max(1, -(-len(trained.accuracy) // points))
+        curves[f"{prefix}accuracy"] = trained.accuracy[::step]
+        curves[f"{prefix}examples"] = trained.examples[::step]
+        curves[f"{prefix}scanned"] = trained.scanned[::step]
+        curves[f"{prefix}keep_rates"] = trained.keep_rates[:points]
+    if settings.sampler == "assist":
+        for name in GUESSERS:
+            curves[f"auc/{name}"] = [judged[name] for judged in runs[""].auc]
+    return make_result(metrics, curves)

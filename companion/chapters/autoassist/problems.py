@@ -35,9 +35,8 @@ __all__ = [
 
 CONTENT = {"fashion": "fashion_mnist", "breast_cancer": "breast_cancer", "digits": "digits"}
 CIFAR = "cifar-10-binary.tar.gz"
-HELD_OUT = {"fashion": (2000, 4000), "cifar10": (5000, 10_000)}
+TEN_CLASSES = ("fashion", "cifar10")
 PAIRS = {"digits": (3, 8), "fashion": (2, 6)}  # of classes: pullover and shirt
-NUM_PAIR = 2000  # pictures of a pair, where there are more
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,14 @@ def _arrays(data: str) -> tuple[Tensor, Tensor, int]:
 
 
 def pictures(
-    data: str, seed: int, num_train: int, *, noise: float = 0.0, rotated: bool = False
+    data: str,
+    seed: int,
+    num_train: int,
+    *,
+    num_val: int = 2000,
+    num_test: int = 4000,
+    noise: float = 0.0,
+    rotated: bool = False,
 ) -> Pictures:
     """Draw the parts of a ten-class problem, pixels in 0 to 1.
 
@@ -75,16 +81,19 @@ def pictures(
             part is from the official test set.
         seed: Seed of the draw.
         num_train: Training examples.
+        num_val: Validation examples.
+        num_test: Test examples, at most.
         noise: Share of the training labels replaced by another class at random.
         rotated: Turn each picture, once and for all, by an angle of up to a right angle.
 
     Raises:
         ValueError: If the data are unknown or too few, or the share is out of range.
     """
-    if data not in HELD_OUT or not 0 <= noise < 1:
-        raise ValueError(f"need {' or '.join(HELD_OUT)} and 0 <= noise < 1, got {data!r}, {noise}")
+    if data not in TEN_CLASSES or not 0 <= noise < 1:
+        raise ValueError(
+            f"need {' or '.join(TEN_CLASSES)} and 0 <= noise < 1, got {data!r}, {noise}"
+        )
     x, y, official = _arrays(data)
-    num_val, num_test = HELD_OUT[data]
     g = stream(seed, "parts")
     order = torch.randperm(official, generator=g)
     val, rest = order[:num_val], order[num_val:]
@@ -134,11 +143,14 @@ def losses_of(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
-def svm_problem(data: str, seed: int) -> tuple[Tensor, Tensor]:
+def svm_problem(data: str, seed: int, *, most: int = 2000) -> tuple[Tensor, Tensor]:
     """Two classes in float64: columns standardised, then rows of length 1; labels -1 and 1.
 
-    ``breast_cancer`` (all 569), ``digits`` (3 and 8, all 357) or ``fashion`` (2000 pullovers and
-    shirts, drawn by the seed from the official training set).
+    Args:
+        data: ``breast_cancer`` (all 569), ``digits`` (3 and 8, all 357) or ``fashion`` (pullovers
+            and shirts of the official training set).
+        seed: Draws the pictures of a pair.
+        most: Pictures of a pair that are kept, where there are more.
 
     Raises:
         ValueError: If the data are unknown.
@@ -151,8 +163,8 @@ def svm_problem(data: str, seed: int) -> tuple[Tensor, Tensor]:
     labels = torch.from_numpy(y.astype(np.int64))
     if data in PAIRS:
         rows = torch.isin(labels, torch.tensor(PAIRS[data])).nonzero().squeeze(1)
-        if len(rows) > NUM_PAIR:
-            rows = rows[torch.randperm(len(rows), generator=stream(seed, "parts"))[:NUM_PAIR]]
+        if len(rows) > most:
+            rows = rows[torch.randperm(len(rows), generator=stream(seed, "parts"))[:most]]
         X, labels = X[rows], (labels[rows] == PAIRS[data][1]).long()
     spread = X.std(0, correction=0)
     X = (X - X.mean(0)) / torch.where(spread > 0, spread, 1.0)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from companion.chapters.autoassist.corpora import Corpus
+from companion.chapters.autoassist.corpora import FOLDERS, Corpus, load_corpus
+from companion.lab.arms import Settings
+from trainaug.data.registry import content_hash
 from trainaug.data.subwords import document_counts, tfidf_bags
 from trainaug.methods.autoassist import (
     AssistantTrainer,
@@ -21,39 +23,159 @@ from trainaug.methods.autoassist import (
 from trainaug.training.randomness import RandomBatchSampler, stream
 from trainaug.training.translation import PAD
 
-__all__ = ["Station", "TokenBatches", "station"]
+__all__ = ["Station", "TokenBatches", "Translation", "cut_by_length", "make_station"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translation(Settings):
+    """Training of a translation.
+
+    Attributes:
+        data: ``libreoffice``, ``iwslt14`` or ``wmt14``.
+        sampler: Who chooses the sentences; ``random`` is the control of an Assistant.
+        max_words: Longest sentences of LibreOffice's help.
+        vocabulary: Sub-words.
+        held_out: Sentences of validation and of test.
+        longest: Sub-words after which a sentence is cut.
+        lr: Learning rate of the Boss.
+        betas: Of its Adam.
+        clip: Largest norm of its gradient.
+        rate_fall: Share of the learning rate that is gone at the end.
+        warm_up: Steps over which the learning rate rises.
+        tokens: Target tokens that the Boss is trained on.
+        batch_tokens: Padded target tokens of a batch.
+        pool: Sentences decided on at once, then cut into batches of about equal length.
+        base: Base pass rate of the Assistant.
+        mean: What a loss is compared with: the ``running`` mean, or that of the ``epoch`` before.
+        assistant_lr: Learning rate of the Assistant.
+        assistant_decay: Weight decay of the Assistant.
+        control_lr: Learning rate of the control, which skips as many at random; only where an arm
+            trains one.
+        pace_epochs: Passes until self-paced learning has all; the authors take 10 of 100.
+        pace_start: Its loss of a sentence not seen yet.
+        evaluations: Of the validation part, after equally many target tokens each.
+        probe: Training sentences that the Assistant's guesses are judged on.
+        probe_every: Evaluations, about a pass, between two judgements.
+        eval_batch: Sentences of a batch that is only evaluated.
+        samples: Translations that a record keeps.
+    """
+
+    data: str  # no default, like the Assistant's two: records have always stated them
+    sampler: Literal["uniform", "assist", "random", "selfpaced"] = "uniform"
+    max_words: int = 12
+    vocabulary: int = 2000
+    held_out: int = 500
+    longest: int = 64
+    lr: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    rate_fall: float = 0.95
+    warm_up: int = 200
+    tokens: int = 600_000
+    batch_tokens: int = 800
+    pool: int = 512
+    base: float = 0.3
+    mean: Literal["running", "epoch"] = "running"
+    assistant_lr: float
+    assistant_decay: float
+    control_lr: float = 0.04
+    pace_epochs: int = 2
+    pace_start: float = 100.0
+    evaluations: int = 20
+    probe: int = 500
+    probe_every: int = 5
+    eval_batch: int = 100
+    samples: int = 6
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_tokens", "warm_up"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def data_hash(self) -> str:
+        return self.data if self.data in FOLDERS else content_hash("libreoffice_help")
+
+    def shortened(self, share: float) -> Self:
+        return replace(self, tokens=max(1, round(self.tokens * share)))
+
+    def tiny(self) -> Self:
+        return replace(
+            self,
+            tokens=2400,
+            batch_tokens=120,
+            pool=32,
+            warm_up=4,
+            vocabulary=60,
+            pace_epochs=1,
+            held_out=12,
+            longest=16,
+            probe=30,
+            probe_every=4,
+        )
+
+    def control(self) -> Self:
+        """Return the settings of its control."""
+        return replace(self, sampler="random", lr=self.control_lr)
+
+    def corpus(self) -> Corpus:
+        """Load its sentences."""
+        return load_corpus(
+            self.data,
+            self.max_words,
+            self.vocabulary,
+            held_out=self.held_out,
+            longest=self.longest,
+        )
+
+
+def cut_by_length(pool: Sequence[int], lengths: Tensor, most: int) -> list[list[int]]:
+    """Cut a pool of sentences into batches, the shortest first.
+
+    Rows times the longest of a batch are at most ``most``, or it is one sentence.
+    """
+    index = torch.as_tensor(pool, device="cpu")
+    index = index[lengths[index].argsort(stable=True)]
+    batches: list[list[int]] = [[]]
+    for row, length in zip(index.tolist(), lengths[index].tolist(), strict=True):
+        if batches[-1] and (len(batches[-1]) + 1) * length > most:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
 class TokenBatches:
-    """Cut the pools that a sampler gives into batches of like length, until the budget is spent."""
+    """Cut the pools that a sampler gives into batches of like length, until the budget is spent.
+
+    Args:
+        sampler: Gives pools, pass after pass.
+        lengths: Target tokens of each sentence.
+        most: Padded target tokens of a batch.
+        budget: Target tokens after which there are no more batches.
+        generator: Source of the order of a pool's batches.
+    """
 
     def __init__(
-        self, sampler: Any, lengths: Tensor, most: int, budget: int, generator: torch.Generator
+        self,
+        sampler: Iterable[Sequence[int]],
+        lengths: Tensor,
+        most: int,
+        budget: int,
+        generator: torch.Generator,
     ) -> None:
         self.sampler, self.lengths, self.most, self.budget = sampler, lengths, most, budget
         self.generator = generator
         self.tokens, self.sentences = 0, 0
 
-    def cut(self, pool: Sequence[int]) -> list[list[int]]:
-        """Shortest first; rows times the longest of a batch are at most ``most``, or it is one."""
-        index = torch.as_tensor(pool, device="cpu")
-        index = index[self.lengths[index].argsort(stable=True)]
-        batches: list[list[int]] = [[]]
-        for row, length in zip(index.tolist(), self.lengths[index].tolist(), strict=True):
-            if batches[-1] and (len(batches[-1]) + 1) * length > self.most:
-                batches.append([])
-            batches[-1].append(row)
-        return batches
-
     def __iter__(self) -> Iterator[list[int]]:
         while True:  # passes over the training part
             for pool in self.sampler:
-                batches = self.cut(pool)
+                batches = cut_by_length(pool, self.lengths, self.most)
                 order = torch.randperm(len(batches), generator=self.generator, device="cpu")
-                for place in order.tolist():
-                    self.tokens += int(self.lengths[batches[place]].sum())
-                    self.sentences += len(batches[place])
-                    yield batches[place]
+                for number in order.tolist():
+                    self.tokens += int(self.lengths[batches[number]].sum())
+                    self.sentences += len(batches[number])
+                    yield batches[number]
                     if self.tokens >= self.budget:
                         return
 
@@ -62,27 +184,33 @@ class TokenBatches:
 class Station:
     """What gives an arm its batches and what learns; the Assistant's work in multiply-adds."""
 
-    sampler: Any
+    sampler: RandomBatchSampler | AssistedSampler
     feedback: Callable[[Tensor, Tensor], object] | None = None
     weights: Callable[[Tensor], Tensor] | None = None
     work: Callable[[], float] = lambda: 0.0
     trainer: AssistantTrainer | None = None
 
 
-def station(
-    settings: Mapping[str, Any],
-    corpus: Corpus,
-    seed: int,
-    keep_rates: Sequence[float] | None,
-    pass_batches: Callable[[], int],
+def make_station(
+    settings: Translation, corpus: Corpus, seed: int, keep_rates: Sequence[float]
 ) -> Station:
-    """Make the station of an arm by its ``sampler``; a ValueError if that is unknown."""
-    n, pool, name = len(corpus.pairs["train"]), settings["pool"], settings["sampler"]
-    order, draws = stream(seed, "order"), stream(seed, "keep")
+    """Make the station of an arm.
+
+    Args:
+        settings: Those of the arm.
+        corpus: Its sentences.
+        seed: Draws order and decisions.
+        keep_rates: Share kept in each pass, for ``sampler="random"``.
+
+    Raises:
+        ValueError: If the sampler is unknown, or random without rates.
+    """
+    pairs, pool, name = corpus.pairs["train"], settings.pool, settings.sampler
+    n, order, draws = len(pairs), stream(seed, "order"), stream(seed, "keep")
     if name == "uniform":
         return Station(RandomBatchSampler(n, pool, order))
     if name == "assist":
-        return _assist(settings, corpus, seed)
+        return _assisted_station(settings, corpus, seed)
     if name == "random":
         if not keep_rates:
             raise ValueError(f"random skipping needs the keep rates of a run, got {keep_rates}")
@@ -91,12 +219,15 @@ def station(
             AssistedSampler(n, pool, skip.predict, order, draws, base=0.0, on_pass=skip.on_pass)
         )
     if name == "selfpaced":
-        paced = SelfPacedWeights(n, pass_batches(), start=100.0, epochs=settings["pace_epochs"])
+        num_batches = len(cut_by_length(range(n), pairs.lengths, settings.batch_tokens))
+        paced = SelfPacedWeights(
+            n, num_batches, start=settings.pace_start, epochs=settings.pace_epochs
+        )
         return Station(RandomBatchSampler(n, pool, order), paced.update, paced.weights)
     raise ValueError(f"unknown sampler {name!r}")
 
 
-def _assist(settings: Mapping[str, Any], corpus: Corpus, seed: int) -> Station:
+def _assisted_station(settings: Translation, corpus: Corpus, seed: int) -> Station:
     pairs, size = corpus.pairs["train"], len(corpus.subwords)
     bags = [
         part
@@ -107,9 +238,9 @@ def _assist(settings: Mapping[str, Any], corpus: Corpus, seed: int) -> Station:
     trainer = AssistantTrainer(
         assistant,
         lambda index: tuple(part[index] for part in bags),
-        lr=settings["assistant_lr"],
-        weight_decay=settings["assistant_decay"],
-        mean=settings["mean"],
+        lr=settings.assistant_lr,
+        weight_decay=settings.assistant_decay,
+        mean=settings.mean,
     )
     asked = learnt = 0
 
@@ -125,11 +256,11 @@ def _assist(settings: Mapping[str, Any], corpus: Corpus, seed: int) -> Station:
 
     sampler = AssistedSampler(
         len(pairs),
-        settings["pool"],
+        settings.pool,
         predict,
         stream(seed, "order"),
         stream(seed, "keep"),
-        base=settings["base"],
+        base=settings.base,
         confidence=lambda: trainer.confidence,
         on_pass=trainer.end_epoch,
     )

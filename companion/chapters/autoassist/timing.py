@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from companion.chapters.autoassist.images import assisted
-from companion.chapters.autoassist.problems import losses_of, make_model, pictures
+from companion.chapters.autoassist.images import Training, assisted
+from companion.chapters.autoassist.problems import losses_of, make_model
+from companion.chapters.autoassist.stations import Translation
 from companion.chapters.autoassist.translation import fit_translation
+from companion.lab.results import Result, make_result
 from trainaug.methods.autoassist import (
     AssistantTrainer,
     AssistedSampler,
@@ -25,20 +28,75 @@ from trainaug.methods.autoassist import (
 from trainaug.training.loop import train
 from trainaug.training.randomness import RandomBatchSampler, stream
 
-__all__ = ["time_translation", "time_updates"]
+__all__ = ["Timing", "TranslationTiming", "run_timing", "run_translation_timing"]
 
-ROUNDS, STEPS = 4, 20  # a round has all ways in turn
-WARM_UP, QUEUE = 5, 25  # updates before the clock starts; with a queue, more than it holds
-IDLE = 0.1  # seconds for the worker to fill its queue before others are timed
-TOKENS = 16_000  # target tokens of a short training
-TRACED, LAG = 16, 25  # batches of the timeline; the worker's events come with a batch, so late
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(Training):
+    """Seconds of an update with each way to make batches.
+
+    Attributes:
+        rounds: Each has all ways in turn.
+        round_steps: Timed updates of a way in a round.
+        warm_up: Updates before the clock starts.
+        queue: The same with a queue: more than it holds.
+        idle: Seconds for the worker to fill its queue before others are timed.
+        traced: Batches of the timeline.
+        lag: Batches before the last at which it ends: the worker's events come with a batch, so
+            late.
+    """
+
+    rounds: int = 4
+    round_steps: int = 20
+    warm_up: int = 5
+    queue: int = 25
+    idle: float = 0.1
+    traced: int = 16
+    lag: int = 25
+
+    def shortened(self, share: float) -> Self:
+        return self
+
+    def tiny(self) -> Self:
+        return replace(
+            self,
+            num_train=200,
+            num_val=50,
+            num_test=50,
+            batch=8,
+            rounds=2,
+            round_steps=24,
+            warm_up=3,
+            queue=12,
+            idle=0.05,
+            traced=6,
+            lag=10,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationTiming(Translation):
+    """Seconds of an update of a translation.
+
+    Attributes:
+        timed_tokens: Target tokens of a short training.
+    """
+
+    timed_tokens: int = 16_000
+
+    def shortened(self, share: float) -> Self:
+        return self
+
+    def training(self, sampler: Literal["uniform", "assist"]) -> Translation:
+        """Return the settings of a training that is timed."""
+        return replace(self, sampler=sampler, tokens=self.timed_tokens, evaluations=1)
 
 
 def build(
     assistant: ImageAssistant,
     x: Tensor,
     y: Tensor,
-    settings: dict[str, Any],
+    settings: Training,
     seed: int,
     *,
     attempt: int,
@@ -47,36 +105,35 @@ def build(
     trainer = AssistantTrainer(
         assistant,
         lambda index: (x.index_select(0, index), y.index_select(0, index)),
-        lr=settings["assistant_lr"],
-        weight_decay=settings["assistant_decay"],
+        lr=settings.assistant_lr,
+        weight_decay=settings.assistant_decay,
     )
     order, draws = (stream(seed, f"{name}/{attempt}") for name in ("order", "keep"))
     sampler = AssistedSampler(
-        len(y), settings["batch"], trainer.predict, order, draws, base=settings["base"]
+        len(y), settings.batch, trainer.predict, order, draws, base=settings.base
     )
     return sampler, trainer
 
 
-def time_updates(
-    settings: Mapping[str, Any], seed: int
-) -> tuple[dict[str, float], dict[str, list[float]]]:
+def run_timing(settings: Timing, seed: int) -> Result:
     """Time as many updates with each way to make batches; the order rotates with the seed.
 
-    Returns:
-        ``seconds/<way>`` of an update for ``uniform``, ``assist`` and ``async``, the share of the
-        time that the Boss waited, dropped feedbacks; and curves of the events of a few batches,
-        in milliseconds, with depths of the queues, and counts of batches by staleness.
+    Metrics ``seconds/<way>`` of an update for ``uniform``, ``assist`` and ``async``, the share of
+    the time that the Boss waited, dropped feedbacks; and curves of the events of a few batches,
+    in milliseconds, with depths of the queues, and counts of batches by staleness.
     """
-    data = pictures(settings["data"], seed, settings["num_train"])
-    model = make_model(settings["model"], data, seed)
-    optimizer = SGD(model.parameters(), settings["lr"], momentum=settings["momentum"])
-    n, batch = len(data.train), settings["batch"]
+    data = settings.draw(seed)
+    model = make_model(settings.model, data, seed)
+    optimizer = SGD(model.parameters(), settings.lr, momentum=settings.momentum)
+    n, batch, steps = len(data.train), settings.batch, settings.round_steps
     flat = data.train.x.flatten(1)
     assistant = ImageAssistant(flat.shape[1], 10, stream(seed, "assistant"))
-    args = (assistant, (flat - flat.mean()) / flat.std(), data.train.y, dict(settings), seed)
+    args = (assistant, (flat - flat.mean()) / flat.std(), data.train.y, settings, seed)
 
     def update(
-        sampler: Any, feedback: Callable[[Tensor, Tensor], object] | None, steps: int
+        sampler: Iterable[Sequence[int]],
+        feedback: Callable[[Tensor, Tensor], object] | None,
+        steps: int,
     ) -> float:
         start = time.perf_counter()
         train(model, data.train, sampler, losses_of, optimizer, max_steps=steps, feedback=feedback)
@@ -84,53 +141,55 @@ def time_updates(
 
     with AsyncBatches(build, args, num_examples=n, batch_size=batch, trace=True) as batches:
         sampler, trainer = assisted(data, settings, seed)
-        plain = RandomBatchSampler(n, batch, stream(seed, "order"))
         ways = {
-            "uniform": partial(update, plain, None),
+            "uniform": partial(update, RandomBatchSampler(n, batch, stream(seed, "order")), None),
             "assist": partial(update, sampler, trainer.update),
             "async": partial(update, batches, batches.update),
         }
-        names, waited, staleness = list(ways), 0.0, list[int]()
-        seconds = dict.fromkeys((f"seconds/{name}" for name in names), 0.0)
-        for name in ROUNDS * (names[seed % 3 :] + names[: seed % 3]):
-            time.sleep(IDLE)
-            ways[name](QUEUE if name == "async" else WARM_UP)
+        names = list(ways)
+        first = seed % len(names)
+        metrics = dict.fromkeys((f"seconds/{name}" for name in names), 0.0)
+        waited, staleness = 0.0, list[int]()
+        for name in settings.rounds * (names[first:] + names[:first]):
+            time.sleep(settings.idle)
+            ways[name](settings.queue if name == "async" else settings.warm_up)
             waited_before, given = batches.waited_seconds, len(batches.staleness)
-            seconds[f"seconds/{name}"] += ways[name](STEPS) / ROUNDS
+            metrics[f"seconds/{name}"] += ways[name](steps) / settings.rounds
             if name == "async":
                 waited += batches.waited_seconds - waited_before
-                staleness += batches.staleness[given : given + STEPS]
-        waiting = waited / (ROUNDS * STEPS * seconds["seconds/async"])
-        stale = torch.bincount(torch.tensor(staleness))
-        curves = _timeline(batches) | {"staleness": [float(count) for count in stale]}
-        dropped = float(batches.dropped_feedback)
-    return seconds | {"waiting": waiting, "dropped": dropped}, curves
+                staleness += batches.staleness[given : given + steps]
+        metrics["waiting"] = waited / (settings.rounds * steps * metrics["seconds/async"])
+        metrics["dropped"] = float(batches.dropped_feedback)
+        curves = _timeline(batches, settings)
+    counts = torch.bincount(torch.tensor(staleness))
+    return make_result(metrics, curves | {"staleness": [float(count) for count in counts]})
 
 
-def time_translation(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
+def run_translation_timing(settings: TranslationTiming, seed: int) -> Result:
     """Time updates of short trainings, in turn for the samplers; batches have about equal tokens.
 
-    Returns:
-        ``seconds/uniform`` and ``seconds/assist``, the median of all updates.
+    Metrics ``seconds/uniform`` and ``seconds/assist``, the median of all updates.
     """
 
-    def updates(sampler: str) -> list[float]:
+    def updates(sampler: Literal["uniform", "assist"]) -> list[float]:
         stamps: list[float] = []
-        short = {**settings, "sampler": sampler, "tokens": TOKENS}
-        fit_translation(short, seed, looks=1, watch=lambda: stamps.append(time.perf_counter()))
+        training = settings.training(sampler)
+        fit_translation(training, seed, watch=lambda: stamps.append(time.perf_counter()))
         return [later - before for before, later in pairwise(stamps)]
 
-    samplers = ("uniform", "assist") if seed % 2 else ("assist", "uniform")
-    spent: dict[str, list[float]] = {sampler: [] for sampler in samplers}
+    samplers: list[Literal["uniform", "assist"]] = ["uniform", "assist"]
+    if seed % 2 == 0:
+        samplers.reverse()
+    seconds: dict[str, list[float]] = {sampler: [] for sampler in samplers}
     for sampler in 2 * samplers:
-        spent[sampler] += updates(sampler)
-    return {f"seconds/{sampler}": median(of) for sampler, of in spent.items()}
+        seconds[sampler] += updates(sampler)
+    return make_result({f"seconds/{name}": median(values) for name, values in seconds.items()})
 
 
-def _timeline(batches: AsyncBatches) -> dict[str, list[float]]:
+def _timeline(batches: AsyncBatches, settings: Timing) -> dict[str, list[float]]:
     """Milliseconds of the last events of each kind, and the queues' depths at their ends."""
     waits = [e.start for e in batches.events if e.who == "boss" and e.what == "wait"]
-    since, until = waits[-TRACED - LAG], waits[-LAG]
+    since, until = waits[-settings.traced - settings.lag], waits[-settings.lag]
     curves: dict[str, list[float]] = {}
     for event in batches.events:
         if not since <= event.start < until or event.what == "warm_up":
@@ -140,4 +199,4 @@ def _timeline(batches: AsyncBatches) -> dict[str, list[float]]:
         values |= {"batches": event.batches, "feedbacks": event.feedbacks}
         for key, value in values.items():
             curves.setdefault(f"{name}/{key}", []).append(float(value))
-    return {name: values[:60] for name, values in curves.items()}
+    return {name: values[: settings.curve_points] for name, values in curves.items()}

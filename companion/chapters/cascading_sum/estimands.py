@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from companion.lab.records import Estimand, Record, find, metric
 
-__all__ = ["PLACES", "gain", "log_ratio", "metric", "objective_ratio"]
+__all__ = ["CONDITIONS", "gain", "log_ratio", "metric", "objective_ratio"]
 
-PLACES = {"digits_10": "digits", "fashion_100": "fashion"}  # where arms are compared
+CONDITIONS = ("digits_10", "fashion_100")  # data sets in which all arms are compared
 
 
 def gain(arm: str, other: str, name: str = "test/accuracy", scale: float = 100.0) -> Estimand:
@@ -28,18 +28,18 @@ def log_ratio(arm: str, other: str, name: str) -> Estimand:
     return lambda records: math.log(first(records) / second(records))
 
 
-def objective_ratio(place: str, measure: str, mix: str, moment: int) -> Estimand:
+def objective_ratio(condition: str, measure: str, mix: str, moment: int) -> Estimand:
     """Make the estimand: logarithm of an objective's measure at a moment over that of K = 1.
 
     Args:
-        place: Of `PLACES`.
+        condition: Of `CONDITIONS`.
         measure: ``curvature`` or ``lipschitz``.
         mix: Which objective, such as ``k4``.
         moment: Number of the snapshot.
     """
 
     def estimand(records: Sequence[Record]) -> float:
-        curves = find(records, f"{place}_objective")["curves"]
+        curves = find(records, f"{condition}_objective")["curves"]
         first, second = (curves[f"{measure}/{name}"][moment] for name in (mix, "k1"))
         return math.log(abs(first) / abs(second))
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from companion.chapters.cascading_sum.estimands import PLACES, gain
+from companion.chapters.cascading_sum.estimands import CONDITIONS, gain
 from companion.evidence.plots import PALETTE, band, figure, spread
 from companion.lab.records import Estimand, Record, values_of
 
@@ -34,7 +34,7 @@ LABELS = {
 COLOURS = dict(zip(LABELS, PALETTE, strict=False))
 
 
-def _of_arm(records: Sequence[Record], arm: str) -> list[Record]:
+def _select_arm(records: Sequence[Record], arm: str) -> list[Record]:
     return [record for record in records if record["arm"] == arm]
 
 
@@ -72,11 +72,11 @@ def key_figure(records: Sequence[Record]) -> Figure:
         "PGD": lambda p: gain(f"{p}_csa4", f"{p}_erm", "pgd"),
     }
     for axis, columns in zip(axes, (versus, attacks), strict=True):
-        for number, place in enumerate(PLACES):
+        for number, condition in enumerate(CONDITIONS):
             for column, estimand in enumerate(columns.values()):
                 x = column + 0.24 * (number - 0.5)
-                label = TITLES[place] if column == 0 else None
-                values = values_of(records, estimand(place))
+                label = TITLES[condition] if column == 0 else None
+                values = values_of(records, estimand(condition))
                 spread(axis, x, values, colour=PALETTE[number], label=label)
         axis.axhline(0, color="k", lw=1)
         axis.set_xticks(range(len(columns)), list(columns))
@@ -89,14 +89,14 @@ def key_figure(records: Sequence[Record]) -> Figure:
 def learning_curves(records: Sequence[Record]) -> Figure:
     """Clean validation accuracy against updates, median and range over seeds."""
     drawn, axes = figure(2, height=3.2)
-    for axis, place in zip(axes, PLACES, strict=True):
+    for axis, condition in zip(axes, CONDITIONS, strict=True):
         for name in ("erm", "csa4", "mixup_clean"):
-            runs = [record["curves"] for record in _of_arm(records, f"{place}_{name}")]
+            runs = [record["curves"] for record in _select_arm(records, f"{condition}_{name}")]
             accuracy = 100 * np.array([run["accuracy"] for run in runs])
             band(axis, runs[0]["step"], accuracy, label=LABELS[name], colour=COLOURS[name])
         for share in (1 / 3, 2 / 3):
             axis.axvline(share * runs[0]["step"][-1], color="k", lw=0.8, ls=":")
-        axis.set_title(TITLES[place])
+        axis.set_title(TITLES[condition])
         axis.set_xlabel("updates (dotted: stages of the cascade)")
     axes[0].set_ylabel("validation accuracy, clean (%)")
     axes[0].legend(fontsize=8)
@@ -111,15 +111,15 @@ def ablation(records: Sequence[Record], arms: Mapping[str, str]) -> Figure:
         arms: Name of an arm without its condition, and what to call it.
     """
     drawn, axes = figure(2, height=0.24 * len(arms) + 0.8)
-    for axis, place in zip(axes, PLACES, strict=True):
+    for axis, condition in zip(axes, CONDITIONS, strict=True):
         for row, name in enumerate(arms):
-            values = values_of(records, gain(f"{place}_{name}", f"{place}_erm"))
+            values = values_of(records, gain(f"{condition}_{name}", f"{condition}_erm"))
             colour = PALETTE[0] if name.startswith("csa") else PALETTE[1]
             spread(axis, row, values, colour=colour, points=False, horizontal=True)
         axis.axvline(0, color="k", lw=1)
         axis.set_yticks(range(len(arms)), list(arms.values()) if axis is axes[0] else [])
         axis.invert_yaxis()
-        axis.set_title(TITLES[place])
+        axis.set_title(TITLES[condition])
         axis.set_xlabel("points above clean training")
     drawn.set_size_inches(10, 0.24 * len(arms) + 1.0)
     return drawn
@@ -128,15 +128,15 @@ def ablation(records: Sequence[Record], arms: Mapping[str, str]) -> Figure:
 def accuracy_by_radius(records: Sequence[Record]) -> Figure:
     """Accuracy against the radius of FGSM (dashed) and PGD (solid), mean over seeds."""
     drawn, axes = figure(2, height=3.2)
-    for axis, place in zip(axes, PLACES, strict=True):
-        runs = [record["curves"] for record in _of_arm(records, f"{place}_radii")]
+    for axis, condition in zip(axes, CONDITIONS, strict=True):
+        runs = [record["curves"] for record in _select_arm(records, f"{condition}_radii")]
         for name in ("erm", "csa2", "csa4", "constant2", "mixup"):
             radii = runs[0][f"{name}/eps"]
             for attack, style in (("pgd", "-"), ("fgsm", "--")):
                 mean = 100 * np.mean([run[f"{name}/{attack}"] for run in runs], axis=0)
                 label = LABELS[name] if attack == "pgd" else None
                 axis.plot(radii, mean, style, color=COLOURS[name], label=label)
-        axis.set_title(TITLES[place])
+        axis.set_title(TITLES[condition])
         axis.set_xlabel("radius of the attack (pixels from 0 to 1)")
     axes[0].set_ylabel("test accuracy (%)")
     axes[1].legend(fontsize=8)
@@ -148,14 +148,14 @@ def objectives(records: Sequence[Record], steps: Sequence[int]) -> Figure:
     drawn, axes = figure(2, height=3.2)
     names = {"k1": "K = 1", "k2": "K = 2", "k4": "K = 4", "k8": "K = 8"}
     names |= {"k4_rescaled": "K = 4, contrast restored"}
-    for axis, place in zip(axes, PLACES, strict=True):
-        runs = [record["curves"] for record in _of_arm(records, f"{place}_objective")]
+    for axis, condition in zip(axes, CONDITIONS, strict=True):
+        runs = [record["curves"] for record in _select_arm(records, f"{condition}_objective")]
         for number, (name, label) in enumerate(names.items()):
             middle = np.median([np.abs(run[f"curvature/{name}"]) for run in runs], axis=0)
             style = "--" if name.endswith("rescaled") else "-"
             axis.plot(steps, middle, f"o{style}", ms=3, color=PALETTE[number], label=label)
         axis.set_yscale("log")
-        axis.set_title(TITLES[place])
+        axis.set_title(TITLES[condition])
         axis.set_xlabel("updates")
     axes[0].set_ylabel("largest eigenvalue of the Hessian")
     axes[0].legend(fontsize=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from companion.chapters.cascading_sum.problems import Problem
+from companion.chapters.cascading_sum.train import Training
 from trainaug.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from trainaug.methods.attacks import fgsm, pgd
 from trainaug.methods.cascading_sum import (
@@ -22,8 +23,6 @@ from trainaug.training.models import predict, undisturbed
 from trainaug.training.randomness import stream
 
 __all__ = [
-    "EPS",
-    "LANDSCAPE_EXAMPLES",
     "accuracy_curves",
     "calibration_error",
     "losses_of",
@@ -31,16 +30,6 @@ __all__ = [
     "measure_test_time_mixing",
     "robust_accuracy",
 ]
-
-# Radii at which plain training keeps some accuracy in pilots: at 0.1, the radius on digits, nothing
-# is left of it on Fashion-MNIST.
-EPS = {"digits": 0.1, "fashion": 8 / 255, "emoji": 2 / 255}
-EPS |= {"cifar10": 8 / 255, "cifar100": 8 / 255}
-SHARES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of EPS, for the curve
-PGD: dict[str, Any] = {"steps": 20, "restarts": 2}  # step length: a quarter of the radius
-RHO = 0.05  # of the sharpness
-LANDSCAPE_EXAMPLES = 200
-PARTNERS = 16
 
 
 def losses_of(logits: Tensor, y: Tensor) -> Tensor:
@@ -64,81 +53,131 @@ def calibration_error(logits: Tensor, y: Tensor, bins: int = 15) -> float:
 
 
 def robust_accuracy(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, *, attack: str, seed: int
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    settings: Training,
+    seed: int,
+    *,
+    attack: str,
+    eps: float | None = None,
 ) -> float:
-    """Accuracy after an attack in the l-infinity ball, with ``fgsm`` or ``pgd``."""
-    options: dict[str, Any] = {"norm": "linf", "eps": eps}
-    if attack == "pgd":
-        options["keep"] = "last"
+    """Accuracy after an attack in the l-infinity ball.
+
+    Args:
+        model: A classifier.
+        x: Pictures.
+        y: Their classes.
+        settings: Say how strong the attack is.
+        seed: Of its random starts.
+        attack: ``fgsm`` or ``pgd``.
+        eps: Its radius, in place of that of the settings.
+    """
+    eps = settings.eps if eps is None else eps
     with undisturbed(model):
         model.eval()
         if attack == "pgd":
-            g = stream(seed, "attack")
-            found = pgd(model, x, y, step_size=eps / 4 or 1.0, generator=g, **PGD, **options)
+            attacked = pgd(model, x, y, **_pgd_options(settings, eps, seed))
         else:
-            found = fgsm(model, x, y, **options)
+            attacked = fgsm(model, x, y, norm="linf", eps=eps)
         with torch.no_grad():
-            return float((model(found).argmax(1) == y).double().mean())
+            return float((model(attacked).argmax(1) == y).double().mean())
+
+
+def _pgd_options(settings: Training, eps: float, seed: int) -> dict[str, Any]:
+    return {
+        "norm": "linf",
+        "eps": eps,
+        "step_size": eps * settings.pgd_step or 1.0,  # at radius 0 any step is cut off
+        "steps": settings.pgd_steps,
+        "restarts": settings.pgd_restarts,
+        "keep": "last",
+        "generator": stream(seed, "attack"),
+    }
 
 
 def measure_model(
-    model: nn.Module, data: Problem, eps: float, seed: int, *, images: int
+    model: nn.Module, data: Problem, settings: Training, seed: int
 ) -> dict[str, float]:
     """Accuracy, calibration, attacks, corruptions, input gradient and sharpness.
 
     Args:
         model: A trained classifier.
         data: Its problem.
-        eps: Radius of the attacks.
+        settings: Those with which it was trained.
         seed: Of the random starts and the noise.
-        images: Test pictures attacked and corrupted.
     """
     logits, y = predict(model, data.test)
     metrics = {
         "test/accuracy": float((logits.argmax(1) == y).double().mean()),
         "test/nll": float(F.cross_entropy(logits, y)),
-        "test/ece": calibration_error(logits, y),
+        "test/ece": calibration_error(logits, y, settings.ece_bins),
     }
-    x, y = data.test.x[:images], data.test.y[:images]
+    x, y = data.test.x[: settings.images], data.test.y[: settings.images]
     with undisturbed(model):
         model.eval()
         leaf = x.clone().requires_grad_()
         losses = losses_of(model(leaf), y)
         (slope,) = torch.autograd.grad(losses.sum(), leaf)
         metrics["input_gradient"] = float(slope.flatten(1).abs().sum(1).mean())
-        correct = [
-            float((_predict(model, corrupt(x, kind, s, generator=g)) == y).double().mean())
-            for kind in CORRUPTIONS
-            for s in SEVERITIES
-            for g in [stream(seed, f"{kind}/{s}")]
-        ]
-    for number, kind in enumerate(CORRUPTIONS):
-        of_kind = correct[number * len(SEVERITIES) : (number + 1) * len(SEVERITIES)]
-        metrics[f"corrupt/{kind}"] = sum(of_kind) / len(SEVERITIES)
-    metrics["corrupt/mean"] = sum(correct) / len(correct)
+        metrics |= _corrupted_accuracy(model, x, y, seed)
     for attack in ("fgsm", "pgd"):
-        metrics[attack] = robust_accuracy(model, x, y, eps, attack=attack, seed=seed)
-    n = min(LANDSCAPE_EXAMPLES, images)
-    clean = model, losses_of, data.train.x[:n], data.train.y[:n]
-    g = stream(seed, "landscape")
-    metrics["sharpness"] = sharpness(*clean, rho=RHO, generator=g)
-    metrics["curvature"] = hessian_top_eigenvalue(
-        *clean, iterations=20, stopping="change", generator=g
-    )
-    metrics["lipschitz"] = gradient_lipschitz(*clean, radius=0.1, draws=5, generator=g)
+        metrics[attack] = robust_accuracy(model, x, y, settings, seed, attack=attack)
+    return metrics | _landscape(model, data, settings, seed)
+
+
+def _corrupted_accuracy(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, float]:
+    """Accuracy on corrupted pictures: the mean over severities by kind, and the mean of all."""
+    metrics: dict[str, float] = {}
+    everything: list[float] = []
+    for kind in CORRUPTIONS:
+        accuracies = []
+        for severity in SEVERITIES:
+            noise = stream(seed, f"{kind}/{severity}")
+            guess = _predict(model, corrupt(x, kind, severity, generator=noise))
+            accuracies.append(float((guess == y).double().mean()))
+        metrics[f"corrupt/{kind}"] = sum(accuracies) / len(SEVERITIES)
+        everything += accuracies
+    metrics["corrupt/mean"] = sum(everything) / len(everything)
     return metrics
 
 
+def _landscape(model: nn.Module, data: Problem, settings: Training, seed: int) -> dict[str, float]:
+    """Sharpness, curvature and a Lipschitz estimate of the loss on clean training pictures."""
+    count = min(settings.landscape_examples, settings.images)
+    clean = model, losses_of, data.train.x[:count], data.train.y[:count]
+    g = stream(seed, "landscape")
+    return {
+        "sharpness": sharpness(*clean, rho=settings.rho, generator=g),
+        "curvature": hessian_top_eigenvalue(
+            *clean, iterations=settings.curvature_iterations, stopping="change", generator=g
+        ),
+        "lipschitz": gradient_lipschitz(
+            *clean, radius=settings.lipschitz_radius, draws=settings.lipschitz_draws, generator=g
+        ),
+    }
+
+
 def accuracy_curves(
-    model: nn.Module, data: Problem, eps: float, seed: int, *, images: int
+    model: nn.Module, data: Problem, settings: Training, seed: int, shares: Sequence[float]
 ) -> dict[str, list[float]]:
-    """Accuracy of some test pictures against the radius: ``eps``, ``fgsm`` and ``pgd``."""
-    x, y = data.test.x[:images], data.test.y[:images]
-    radii = [0.0, *(share * eps for share in SHARES)]
+    """Accuracy of some test pictures against the radius: ``eps``, ``fgsm`` and ``pgd``.
+
+    Args:
+        model: A trained classifier.
+        data: Its problem.
+        settings: Of the attacks and the number of pictures.
+        seed: Of the random starts.
+        shares: The radii, in multiples of that of the settings.
+    """
+    x, y = data.test.x[: settings.images], data.test.y[: settings.images]
+    radii = [0.0, *(share * settings.eps for share in shares)]
     curves = {"eps": radii}
     for attack in ("fgsm", "pgd"):
-        attacked = partial(robust_accuracy, model, x, y, attack=attack, seed=seed)
-        curves[attack] = [attacked(radius) for radius in radii]
+        curves[attack] = [
+            robust_accuracy(model, x, y, settings, seed, attack=attack, eps=radius)
+            for radius in radii
+        ]
     return curves
 
 
@@ -148,27 +187,32 @@ def _predict(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def measure_test_time_mixing(
-    model: nn.Module, data: Problem, eps: float, seed: int, *, images: int
+    model: nn.Module, data: Problem, settings: Training, seed: int, partners: int
 ) -> dict[str, float]:
     """Accuracy with test-time mixing: clean, and against attacks that know it or do not.
 
-    The *adaptive* attack differentiates through partners of its own; what it finds is judged
-    with fresh ones. The other attack sees the bare model.
+    The *adaptive* attack differentiates through partners that it drew itself; what it makes is
+    judged with fresh ones. The other attack sees the bare model.
+
+    Args:
+        model: A trained classifier.
+        data: Its problem.
+        settings: Of the attacks and the number of pictures.
+        seed: Of the partners and the random starts.
+        partners: Training pictures with which every test picture is averaged.
     """
-    x, y = data.test.x[:images], data.test.y[:images]
+    x, y = data.test.x[: settings.images], data.test.y[: settings.images]
     bank = data.train.x
     with undisturbed(model):
         model.eval()
         g = stream(seed, "partners")
-        attacked = SumTTA(model, bank, repeats=PARTNERS, generator=g)
-        judge = SumTTA(model, bank, repeats=PARTNERS, generator=g)
-        options: dict[str, Any] = {"norm": "linf", "eps": eps, "step_size": eps / 4, **PGD}
-        options["keep"] = "last"
-        bare = pgd(model, x, y, generator=stream(seed, "attack"), **options)
-        adaptive = pgd(attacked, x, y, generator=stream(seed, "attack"), **options)
+        attacked = SumTTA(model, bank, repeats=partners, generator=g)
+        judge = SumTTA(model, bank, repeats=partners, generator=g)
+        bare = pgd(model, x, y, **_pgd_options(settings, settings.eps, seed))
+        adaptive = pgd(attacked, x, y, **_pgd_options(settings, settings.eps, seed))
 
-        def accuracy(asked: nn.Module, x: Tensor) -> float:
-            return float((_predict(asked, x) == y).double().mean())
+        def accuracy(classifier: nn.Module, pictures: Tensor) -> float:
+            return float((_predict(classifier, pictures) == y).double().mean())
 
         return {
             "clean/bare": accuracy(model, x),

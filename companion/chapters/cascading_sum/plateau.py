@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD
 
-from companion.chapters.cascading_sum.arms import STEPS
-from companion.chapters.cascading_sum.training import BATCH, JoinedBatches, Trained
+from companion.chapters.cascading_sum.train import (
+    JoinedBatches,
+    Trained,
+    Training,
+    make_optimizer,
+)
 from trainaug.data.indexed import IndexedDataset
 from trainaug.methods.cascading_sum import PlateauCascade, SumMix, begin_stage
 from trainaug.training.loop import train
@@ -19,17 +21,16 @@ from trainaug.training.randomness import RandomBatchSampler, stream
 
 __all__ = ["train_by_plateaus"]
 
-PATIENCE = {"patience": 10, "stop_patience": 35}  # epochs at K = 1; the source's for small subsets
-LAST_RATE = 0.2  # factor of the clean stage after a cascade
-LOWEST_RATE = 5e-5
-MAX_STEPS = 8000  # at the full budget
+
+def _losses_of(logits: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y, reduction="none")
 
 
 def train_by_plateaus(
     model: nn.Module,
     train_part: IndexedDataset,
     val_part: IndexedDataset,
-    settings: dict[str, Any],
+    settings: Training,
     num_classes: int,
     seed: int,
 ) -> Trained:
@@ -38,43 +39,39 @@ def train_by_plateaus(
     Validation accuracy, where the source took that of the test set, halves the learning rate and
     ends the stages; each goes on from the best weights of the one before, without momentum.
     """
-    cascade = PlateauCascade(settings["k0"], **PATIENCE)
-    mix = SumMix(num_classes=num_classes, generator=stream(seed, "mix"), mode="groups")
-    batches = RandomBatchSampler(len(train_part), BATCH, stream(seed, "order"), drop_last=True)
-    optimizer = SGD(
-        model.parameters(), lr=settings["lr"], momentum=0.9, nesterov=True, weight_decay=1e-4
+    batch = settings.batch
+    cascade = PlateauCascade(
+        settings.k0, patience=settings.patience, stop_patience=settings.stop_patience
     )
-    found, best = Trained(), copy.deepcopy(model.state_dict())
-    most = MAX_STEPS * settings["steps"] // STEPS
-
-    def criterion(logits: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(logits, y, reduction="none")
-
-    while not cascade.has_finished and found.forward_examples < most * BATCH:
+    mix = SumMix(num_classes=num_classes, generator=stream(seed, "mix"), mode="groups")
+    batches = RandomBatchSampler(len(train_part), batch, stream(seed, "order"), drop_last=True)
+    optimizer = make_optimizer(model, settings)
+    trained = Trained()
+    best = copy.deepcopy(model.state_dict())
+    while not cascade.has_finished and trained.forward_examples < settings.max_steps * batch:
         mix.num_groups = cascade.k
         history = train(
             model,
             train_part,
             JoinedBatches(batches, lambda: cascade.k),
-            criterion,
+            _losses_of,
             optimizer,
-            max_steps=max(1, len(train_part) // (BATCH * cascade.k)),  # an epoch
+            max_steps=max(1, len(train_part) // (batch * cascade.k)),  # an epoch
             batch_transform=mix,
         )
-        found.examples += history.examples
-        found.forward_examples += history.forward_examples
-        accuracy = evaluate(model, val_part, "val")["val/accuracy"]
-        event = cascade.step(accuracy)
+        trained.examples += history.examples
+        trained.forward_examples += history.forward_examples
+        event = cascade.step(evaluate(model, val_part, "val")["val/accuracy"])
         if event == "improved":
             best = copy.deepcopy(model.state_dict())
         elif event == "reduce_lr":
             for group in optimizer.param_groups:
-                group["lr"] = max(LOWEST_RATE, group["lr"] / 2)
+                group["lr"] = max(settings.lowest_rate, group["lr"] / 2)
         elif event == "next_stage":
-            lr = settings["lr"] * (LAST_RATE if cascade.k == 1 else 1.0)
+            lr = settings.lr * (settings.last_rate if cascade.k == 1 else 1.0)
             begin_stage(model, optimizer, lr=lr, weights=best, reset_optimizer=True)
-            found.switches.append(evaluate(model, val_part, "val")["val/accuracy"])
+            trained.switches.append(evaluate(model, val_part, "val")["val/accuracy"])
     model.load_state_dict(best)
-    found.step.append(found.forward_examples // BATCH)
-    found.accuracy.append(evaluate(model, val_part, "val")["val/accuracy"])
-    return found
+    trained.step.append(trained.forward_examples // batch)
+    trained.accuracy.append(evaluate(model, val_part, "val")["val/accuracy"])
+    return trained

@@ -20,7 +20,16 @@ from trainaug.training.randomness import stream
 from trainaug.training.resnet import ResNet8
 from trainaug.training.wide_resnet import WideResNet
 
-__all__ = ["CIFAR", "CONTENT", "EMOJI_CLASSES", "Problem", "make_model", "problem"]
+__all__ = [
+    "CIFAR",
+    "CONTENT",
+    "EMOJI_CLASSES",
+    "HELD_OUT",
+    "RESERVED",
+    "Problem",
+    "make_model",
+    "problem",
+]
 
 # Registry name of each problem's data.
 CONTENT = {"digits": "digits", "fashion": "fashion_mnist", "emoji": "emoji_captions"}
@@ -28,10 +37,15 @@ CIFAR: dict[str, tuple[str, Literal[10, 100]]] = {
     "cifar10": ("cifar-10-binary.tar.gz", 10),
     "cifar100": ("cifar-100-binary.tar.gz", 100),
 }
-# Validation and test pictures.
-HELD_OUT = {"digits": (200, 500), "fashion": (1000, 2000), "cifar10": (5000, 10_000)}
-HELD_OUT["cifar100"] = HELD_OUT["cifar10"]
-RESERVED = {"digits": 100}  # pictures of each class for training, before the test part has its own
+# Validation and test pictures; those of emoji follow from the families of concepts.
+HELD_OUT: dict[str, tuple[int, int]] = {
+    "digits": (200, 500),
+    "fashion": (1000, 2000),
+    "emoji": (0, 0),
+    "cifar10": (5000, 10_000),
+    "cifar100": (5000, 10_000),
+}
+RESERVED = 100  # pictures of each class of digits that training may need: the test part waits
 LARGEST = {"digits": 16}  # of a pixel as stored, else 255
 EMOJI_CLASSES = (
     "Smileys & Emotion",
@@ -48,7 +62,7 @@ EMOJI_SIDE = 32
 
 @dataclass(frozen=True)
 class Problem:
-    """Disjoint parts; *val* chooses, *test* is looked at once, after training."""
+    """Disjoint parts; *val* chooses, *test* is evaluated once, after training."""
 
     train: IndexedDataset
     val: IndexedDataset
@@ -92,7 +106,14 @@ def _emoji() -> tuple[Tensor, Tensor]:
     return x.view(*data.pictures.shape[:2], *x.shape[1:]), classes
 
 
-def problem(data: str, per_class: int, seed: int) -> Problem:
+def problem(
+    data: str,
+    per_class: int,
+    seed: int,
+    *,
+    held_out: tuple[int, int] | None = None,
+    reserved: int = RESERVED,
+) -> Problem:
     """Draw the parts.
 
     Validation and test parts of a seed are the same for every ``per_class``, and the smaller
@@ -104,6 +125,9 @@ def problem(data: str, per_class: int, seed: int) -> Problem:
             ``cifar10`` and ``cifar100``, whose archives you put into the data cache.
         per_class: Training pictures of each class.
         seed: Seed of the draw.
+        held_out: Pictures of the validation and the test part; those of `HELD_OUT` by default.
+        reserved: Pictures of each class that are left for training, of data without an official
+            test set.
 
     Raises:
         ValueError: If the data are unknown or too few.
@@ -114,14 +138,14 @@ def problem(data: str, per_class: int, seed: int) -> Problem:
     if data == "emoji":
         return _emoji_problem(per_class, seed, g)
     x, y, official = _pictures(data)
-    num_val, num_test = HELD_OUT[data]
+    num_val, num_test = HELD_OUT[data] if held_out is None else held_out
     order = torch.randperm(official, generator=g)
     if official < len(x):
         test = official + torch.randperm(len(x) - official, generator=g)[:num_test]
         val, rest = order[:num_val], order[num_val:]
     else:
         val, test, rest = torch.split(order, [num_val, num_test, len(order) - num_val - num_test])
-        test, rest = _reserve(test, rest, y, RESERVED[data])
+        test, rest = _reserve(test, rest, y, reserved)
     num_classes = int(y.max()) + 1
     train = rest[_first_of_each(y[rest], per_class, num_classes)]
     largest = LARGEST.get(data, 255)
@@ -159,18 +183,27 @@ def _reserve(test: Tensor, rest: Tensor, y: Tensor, count: int) -> tuple[Tensor,
 
 
 def _first_of_each(y: Tensor, count: int, num_classes: int) -> Tensor:
-    """Places of the first ``count`` examples of each class, in their order."""
+    """Rows of the first ``count`` examples of each class, in their order."""
     kept = torch.zeros(len(y), dtype=torch.bool)
     for c in range(num_classes):
-        places = (y == c).nonzero().squeeze(1)[:count]
-        if len(places) < count:
-            raise ValueError(f"class {c} has {len(places)} pictures, {count} are asked for")
-        kept[places] = True
+        rows = (y == c).nonzero().squeeze(1)[:count]
+        if len(rows) < count:
+            raise ValueError(f"class {c} has {len(rows)} pictures, {count} are asked for")
+        kept[rows] = True
     return kept.nonzero().squeeze(1)
 
 
-def make_model(name: str, data: Problem, seed: int) -> nn.Module:
-    """Build ``conv`` (three strided convolutions), ``resnet8`` or ``wrn28_10`` from a seed.
+def make_model(
+    name: str, data: Problem, seed: int, *, depth: int = 28, width: int = 10
+) -> nn.Module:
+    """Build a network with the initial weights of a seed.
+
+    Args:
+        name: ``conv`` (three strided convolutions), ``resnet8`` or ``wrn28_10``.
+        data: Gives the shapes.
+        seed: Seed of the weights.
+        depth: Of the wide residual network.
+        width: Of the wide residual network.
 
     Raises:
         ValueError: If the name is unknown.
@@ -182,5 +215,5 @@ def make_model(name: str, data: Problem, seed: int) -> nn.Module:
     if name == "resnet8":
         return ResNet8(data.num_classes, g, in_channels=channels)
     if name == "wrn28_10":
-        return WideResNet(28, 10, data.num_classes, g, in_channels=channels)
+        return WideResNet(depth, width, data.num_classes, g, in_channels=channels)
     raise ValueError(f"model must be conv, resnet8 or wrn28_10, got {name!r}")

@@ -20,10 +20,10 @@ def _compute(run: Any, execute: Any) -> dict[str, str]:
     """Return the hashes of one tiny run."""
     from companion.evidence.store import canonical_json
     from companion.lab.canary.recorder import Trace, recording
-    from companion.lab.canary.sizes import patched
+    from companion.lab.canary.sizes import tiny_data
 
     trace = Trace()
-    with patched(run), recording(trace):
+    with tiny_data(run), recording(trace):
         result = execute(run)
     trace.add("result", {name: value for name, value in result.items() if name != "curves"})
     record = canonical_json(result)
@@ -36,10 +36,10 @@ def _compute(run: Any, execute: Any) -> dict[str, str]:
 def _details(run: Any, execute: Any) -> dict[str, list[str]]:
     """Return the operations that a tiny run calls and the functions that it enters."""
     from companion.lab.canary.recorder import Operations, entered_functions
-    from companion.lab.canary.sizes import patched
+    from companion.lab.canary.sizes import tiny_data
 
     operations = Operations()
-    with patched(run), entered_functions() as functions, operations:
+    with tiny_data(run), entered_functions() as functions, operations:
         execute(run)
     return {"operations": sorted(operations.names), "functions": sorted(functions)}
 
@@ -50,10 +50,10 @@ def _coverage(run: Any, execute: Any, seconds: float) -> dict[str, Any]:
     A run that takes more than so many core-seconds is broken off.
     """
     from companion.lab.canary.recorder import entered_functions
-    from companion.lab.canary.sizes import patched, tiny_config
+    from companion.lab.canary.sizes import tiny_config, tiny_data
 
     tiny = replace(run, config=tiny_config(run))
-    with patched(tiny), entered_functions() as in_canary:
+    with tiny_data(tiny), entered_functions() as in_canary:
         execute(tiny)
     with entered_functions(seconds) as in_evidence:
         execute(run)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from companion.evidence.canonical import fingerprint
 from companion.evidence.store import Run, write_atomic
-from companion.lab.canary.sizes import full_size_constants
+from companion.lab.canary.sizes import default_settings
 from companion.lab.chapters import chapter_numbers, load_chapter
 from companion.lab.sweep import child_environment
 from companion.paths import RESULTS
@@ -269,24 +269,26 @@ def _read_constants(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_constants(number: str, folder: Path = CANARIES) -> None:
-    """Write the full-size values of what the canaries of a chapter replace."""
-    chapters = _read_constants(folder) | {number: full_size_constants(number)}
+    """Write the defaults of a chapter's settings."""
+    chapters = _read_constants(folder) | {number: default_settings(number)}
     text = json.dumps(chapters, indent=1, sort_keys=True) + "\n"
     write_atomic(folder / "constants.json", text)
 
 
 def moved_constants(number: str, folder: Path = CANARIES) -> list[str]:
-    """Constants of a chapter that canaries replace and that are not as committed.
+    """Defaults of a chapter's settings that are not as committed, as ``Class.setting``.
+
+    A setting that is new is none of them: its default is what was done before it was there.
 
     Raises:
         ValueError: If the file is not what `write_constants` writes.
     """
-    today, committed = full_size_constants(number), _read_constants(folder).get(number, {})
-    names = sorted(today.keys() | committed.keys())
+    today, committed = default_settings(number), _read_constants(folder).get(number, {})
     return [
-        name
-        for name in names
-        if name not in today or name not in committed or today[name] != committed[name]
+        f"{kind}.{name}"
+        for kind, defaults in sorted(committed.items())
+        for name, value in sorted(defaults.items())
+        if name not in today.get(kind, {}) or today[kind][name] != value
     ]
 
 

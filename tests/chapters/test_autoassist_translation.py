@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
 
-from companion.chapters.autoassist import corpora, stations, translation
+from companion.chapters.autoassist import corpora, translation
 from companion.chapters.autoassist.corpora import (
     Corpus,
     Pairs,
@@ -19,9 +20,12 @@ from companion.chapters.autoassist.corpora import (
     sample_translations,
     unpack_text,
 )
+from companion.chapters.autoassist.stations import TokenBatches, Translation, cut_by_length
 from companion.chapters.autoassist.translation import (
-    TRANSLATION,
+    Curves,
+    Metrics,
     fit_translation,
+    run_translation_with_control,
     train_translation,
 )
 from trainaug.data import subwords
@@ -29,12 +33,23 @@ from trainaug.data.arrays import DataUnavailableError
 from trainaug.data.parallel_text import ParallelText, libreoffice_help
 from trainaug.methods.autoassist import AssistedSampler
 from trainaug.training.randomness import RandomBatchSampler, stream
-from trainaug.training.translation import END, PAD, START, translation_losses
+from trainaug.training.translation import END, PAD, START, TranslationModel, translation_losses
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
 
 WORDS = {"red": "rot", "blue": "blau", "tree": "Baum", "house": "Haus", "and": "und", "big": "groß"}
-SMALL = TRANSLATION | {"tokens": 3000, "batch_tokens": 100, "pool": 24, "warm_up": 5, "lr": 3e-3}
+SMALL = Translation(
+    data="libreoffice",  # in name only: a toy corpus is given
+    assistant_lr=0.5,
+    assistant_decay=0.1,
+    tokens=3000,
+    batch_tokens=100,
+    pool=24,
+    warm_up=5,
+    lr=3e-3,
+)
+ASSISTED = replace(SMALL, sampler="assist")
+Trained = tuple[Metrics, Curves]
 
 
 def toy_text(count: int, seed: int) -> ParallelText:
@@ -55,17 +70,13 @@ def corpus() -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def uniform(corpus) -> dict[str, Any]:
+def uniform(corpus) -> Trained:
     return train_translation(SMALL, 5, corpus=corpus)
 
 
 @pytest.fixture(scope="module")
-def assisted(corpus) -> dict[str, Any]:
-    return train_translation(SMALL | {"sampler": "assist"}, 5, corpus=corpus)
-
-
-def leaves(found: dict[str, Any]) -> list[Any]:
-    return [*found["metrics"].values(), *(v for c in found["curves"].values() for v in c)]
+def assisted(corpus) -> Trained:
+    return train_translation(ASSISTED, 5, corpus=corpus)
 
 
 def test_data_and_model_agree_on_the_special_tokens():
@@ -85,9 +96,7 @@ def test_pairs_are_shifted_and_cut_to_the_longest(corpus):
 
 def test_batches_hold_their_pool_once_and_no_more_than_allowed(corpus):
     lengths = corpus.pairs["train"].lengths
-    batches = stations.TokenBatches(None, lengths, 100, 1, stream(0, "batches")).cut(
-        list(range(100))
-    )
+    batches = cut_by_length(range(100), lengths, 100)
     assert sorted(row for batch in batches for row in batch) == list(range(100))
     assert all(len(batch) * int(lengths[batch].max()) <= 100 for batch in batches)
     for shorter, longer in pairwise(batches):  # as full as they can be
@@ -95,38 +104,38 @@ def test_batches_hold_their_pool_once_and_no_more_than_allowed(corpus):
 
 
 def test_a_sentence_longer_than_allowed_is_a_batch(corpus):
-    lengths = corpus.pairs["train"].lengths
-    batches = stations.TokenBatches(None, lengths, 1, 1, stream(0, "batches")).cut([5, 2])
-    assert sorted(batches) == [[2], [5]]
+    assert sorted(cut_by_length([5, 2], corpus.pairs["train"].lengths, 1)) == [[2], [5]]
 
 
 @pytest.mark.parametrize("budget", [1, 700, 3000])
 def test_the_budget_is_kept_within_one_batch(corpus, budget):
     lengths = corpus.pairs["train"].lengths
     sampler = RandomBatchSampler(len(lengths), 24, stream(0, "order"))
-    batches = stations.TokenBatches(sampler, lengths, 100, budget, stream(0, "batches"))
+    batches = TokenBatches(sampler, lengths, 100, budget, stream(0, "batches"))
     spent = [int(lengths[batch].sum()) for batch in batches]
     assert sum(spent[:-1]) < budget <= sum(spent) == batches.tokens
 
 
-def test_results_are_numbers_at_equally_spaced_looks(uniform):
-    assert all(type(v) is float and math.isfinite(v) for v in leaves(uniform))
-    curves = uniform["curves"]
-    assert len(curves["tokens"]) == len(curves["val_loss"]) == len(curves["work"]) == 20
-    for look, tokens in enumerate(curves["tokens"], start=1):
-        assert 0 <= tokens - look * 3000 / 20 < 100  # within one batch
+@pytest.mark.parametrize("evaluations", [1, 7])
+def test_evaluations_are_equally_many_tokens_apart(corpus, evaluations):
+    settings = replace(SMALL, tokens=600, evaluations=evaluations)
+    for sampler in ("uniform", "assist"):
+        curves = fit_translation(replace(settings, sampler=sampler), 1, corpus=corpus).curves
+        assert len(curves["tokens"]) == len(curves["val_loss"]) == evaluations
+        for number, tokens in enumerate(curves["tokens"], 1):
+            assert 0 <= tokens - number * 600 / evaluations < 100  # within one batch
+
+
+def test_plain_training_learns_and_costs_three_passes(uniform):
+    metrics, curves = uniform
+    assert curves["val_loss"][-1] < curves["val_loss"][0] - 0.5
+    assert metrics["val/perplexity"] == pytest.approx(math.exp(curves["val_loss"][-1]))
     assert curves["work"] == [3 * tokens for tokens in curves["tokens"]]
-    assert uniform["metrics"]["scanned"] == uniform["metrics"]["sentences"]
-
-
-def test_uniform_learns(uniform):
-    losses = uniform["curves"]["val_loss"]
-    assert losses[-1] < losses[0] - 0.5
-    assert uniform["metrics"]["val/perplexity"] == pytest.approx(math.exp(losses[-1]))
+    assert metrics["scanned"] == metrics["sentences"]
 
 
 def test_validation_loss_is_the_mean_over_tokens(corpus):
-    fitted = fit_translation(SMALL | {"tokens": 200}, 5, corpus=corpus)
+    fitted = fit_translation(replace(SMALL, tokens=200, evaluations=1), 5, corpus=corpus)
     pairs, total = corpus.pairs["val"], 0.0
     for row in range(len(pairs)):
         x, y, _ = pairs[[row]]
@@ -136,26 +145,25 @@ def test_validation_loss_is_the_mean_over_tokens(corpus):
     assert fitted.metrics["val/loss"] == pytest.approx(expected, rel=1e-5)  # float32 sums
 
 
-@pytest.mark.parametrize("sampler", ["uniform", "assist"])
-def test_equal_seeds_give_equal_results(corpus, uniform, assisted, sampler):
-    first = {"uniform": uniform, "assist": assisted}[sampler]
-    assert train_translation(SMALL | {"sampler": sampler}, 5, corpus=corpus) == first
-    other = train_translation(SMALL | {"sampler": sampler}, 6, corpus=corpus)
-    assert other["curves"]["val_loss"] != first["curves"]["val_loss"]
+def test_equal_seeds_give_equal_results(corpus, uniform, assisted):
+    for settings, first in ((SMALL, uniform), (ASSISTED, assisted)):
+        assert train_translation(settings, 5, corpus=corpus) == first
+    other = fit_translation(SMALL, 6, corpus=corpus)
+    assert other.curves["val_loss"] != uniform[1]["val_loss"]
 
 
 def test_an_assistant_that_lets_all_through_changes_nothing(corpus, uniform):
-    found = train_translation(SMALL | {"sampler": "assist", "base": 1.0}, 5, corpus=corpus)
+    metrics, curves = train_translation(replace(ASSISTED, base=1.0), 5, corpus=corpus)
     for name in ("tokens", "val_loss"):
-        assert found["curves"][name] == uniform["curves"][name]
+        assert curves[name] == uniform[1][name]
     for name in ("test/bleu", "test/chrf", "val/loss", "sentences", "steps"):
-        assert found["metrics"][name] == uniform["metrics"][name]
-    assert found["metrics"]["kept"] == 1.0
-    assert set(found["curves"]["keep_rates"]) == {1.0}
+        assert metrics[name] == uniform[0][name]
+    assert metrics["kept"] == 1.0
+    assert set(curves["keep_rates"]) == {1.0}
 
 
 def test_the_assistant_skips_and_costs_little(assisted):
-    metrics, curves = assisted["metrics"], assisted["curves"]
+    metrics, curves = assisted
     assert 0.3 < metrics["kept"] < 1
     assert metrics["scanned"] > metrics["sentences"]
     assert 0 < metrics["assistant_share"] < 0.1
@@ -164,26 +172,38 @@ def test_the_assistant_skips_and_costs_little(assisted):
     assert all(0 <= auc <= 1 for auc in curves["auc"])
 
 
-def test_of_epoch_means_the_first_pass_is_whole(corpus):
-    found = fit_translation(SMALL | {"sampler": "assist", "mean": "epoch"}, 5, corpus=corpus)
-    rates = found.curves["keep_rates"]
+def test_with_epoch_means_the_first_pass_is_whole(corpus):
+    fitted = fit_translation(replace(ASSISTED, mean="epoch"), 5, corpus=corpus)
+    rates = fitted.curves["keep_rates"]
     assert rates[0] == 1.0
     assert min(rates) < 1.0
 
 
 def test_random_skips_at_the_rates_of_the_assistant(corpus, assisted):
-    rates = assisted["curves"]["keep_rates"]
-    found = fit_translation(SMALL | {"sampler": "random"}, 5, corpus=corpus, keep_rates=rates)
-    kept = found.metrics["kept"]
-    n = found.metrics["scanned"]
-    assert abs(kept - assisted["metrics"]["kept"]) < 4 * math.sqrt(0.25 / n) + 0.05  # passes end
-    assert found.metrics["work"] == 3 * found.metrics["tokens"]
+    rates = assisted[1]["keep_rates"]
+    random = replace(SMALL, sampler="random")
+    metrics = fit_translation(random, 5, corpus=corpus, keep_rates=rates).metrics
+    slack = 4 * math.sqrt(0.25 / metrics["scanned"]) + 0.05  # passes end
+    assert abs(metrics["kept"] - assisted[0]["kept"]) < slack
+    assert metrics["work"] == 3 * metrics["tokens"]
+
+
+def test_a_control_has_the_rates_of_its_assistant_and_its_own_learning_rate(monkeypatch):
+    def train(
+        settings: Translation, seed: int, *, keep_rates: list[float] | None = None
+    ) -> Trained:
+        return {"lr": settings.lr}, {"keep_rates": keep_rates or [settings.lr, 0.5]}
+
+    monkeypatch.setattr(translation, "train_translation", train)
+    record = run_translation_with_control(replace(ASSISTED, control_lr=0.25), 5)
+    assert record.metrics == {"lr": 0.003, "random/lr": 0.25}
+    assert record.curves["random/keep_rates"] == record.curves["keep_rates"] == [0.003, 0.5]
 
 
 def test_self_paced_scans_as_uniform_and_weighs(corpus, uniform):
-    found = train_translation(SMALL | {"sampler": "selfpaced"}, 5, corpus=corpus)
-    assert found["metrics"]["sentences"] == uniform["metrics"]["sentences"]
-    assert found["curves"]["val_loss"] != uniform["curves"]["val_loss"]
+    fitted = fit_translation(replace(SMALL, sampler="selfpaced"), 5, corpus=corpus)
+    assert fitted.metrics["sentences"] == uniform[0]["sentences"]
+    assert fitted.curves["val_loss"] != uniform[1]["val_loss"]
 
 
 def test_keep_rates_include_the_unfinished_pass():
@@ -204,15 +224,15 @@ def test_keep_rates_include_the_unfinished_pass():
 
 
 def test_samples_are_of_the_test_part(corpus):
-    fitted = fit_translation(SMALL, 5, corpus=corpus)
-    found = sample_translations(fitted.model, corpus, 4)
-    assert [source for source, _, _ in found] == list(corpus.texts["test"].source[::5])
-    assert [target for _, target, _ in found] == list(corpus.texts["test"].target[::5])
-    with pytest.raises(ValueError, match="count"):
+    fitted = fit_translation(replace(SMALL, tokens=100, evaluations=1), 5, corpus=corpus)
+    samples = sample_translations(fitted.model, corpus, 4)
+    assert [source for source, _, _ in samples] == list(corpus.texts["test"].source[::5])
+    assert [target for _, target, _ in samples] == list(corpus.texts["test"].target[::5])
+    with pytest.raises(ValueError, match="21"):
         sample_translations(fitted.model, corpus, 21)
 
 
-def write_folder(folder: Any, data: str) -> dict[str, ParallelText]:
+def write_folder(folder: Path, data: str) -> dict[str, ParallelText]:
     """Write toy sentences in the official layouts; the target is German in WMT14."""
     folder = folder / data
     folder.mkdir()
@@ -237,22 +257,21 @@ def test_folders_of_the_cache_are_read_in_their_official_layouts(tmp_path, monke
     monkeypatch.setattr(corpora, "DATA_CACHE", tmp_path)
     expected = write_folder(tmp_path, data)
     try:
-        found = load_corpus(data, 3, 60)  # the most words are those of LibreOffice's help
+        corpus = load_corpus(data, 3, 60)  # the most words are those of LibreOffice's help
     finally:
         load_corpus.cache_clear()
-    assert dict(found.texts) == expected
-    assert len(found.subwords) <= 60
-    assert [len(pairs) for pairs in found.pairs.values()] == [40, 9, 8]
-    with pytest.raises(ValueError, match="must be libreoffice, iwslt14 or wmt14, got 'wmt15'"):
+    assert dict(corpus.texts) == expected
+    assert len(corpus.subwords) <= 60
+    assert [len(pairs) for pairs in corpus.pairs.values()] == [40, 9, 8]
+    with pytest.raises(ValueError, match="'wmt15'"):
         load_corpus("wmt15", 12, 60)
 
 
 def test_only_training_sentences_are_kept_beyond_the_first():
-    assert corpora.HELD_OUT == 500
-    text = toy_text(510, 0)
-    found = make_corpus({"train": text, "val": text, "test": text}, 60)
-    assert [len(found.pairs[part]) for part in ("train", "val", "test")] == [510, 500, 500]
-    assert found.texts["val"].source == text.source[:500]
+    text = toy_text(51, 0)
+    corpus = make_corpus({"train": text, "val": text, "test": text}, 60, held_out=50)
+    assert [len(corpus.pairs[part]) for part in ("train", "val", "test")] == [51, 50, 50]
+    assert corpus.texts["val"].source == text.source[:50]
 
 
 @pytest.mark.parametrize("text", ["", "a", "ab", "Größe ändern", "ß", "€ und ü", "日本"])
@@ -272,25 +291,22 @@ def test_long_texts_are_cut_at_a_whole_character(text):
 
 
 def test_work_of_a_target_token_counts_every_matrix_once(corpus):
-    model = fit_translation(SMALL | {"tokens": 1}, 5, corpus=corpus).model
+    model = TranslationModel(len(corpus.subwords), stream(5, "init"))
     pairs = corpus.pairs["train"]
     even = Pairs(pairs.source, pairs.source)  # as many source as target tokens
     matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1)
-    assert translation._target_token_work(model, even) == matrices
+    assert translation.target_token_work(model, even) == matrices
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"sampler": "clever"}, "clever"),
-        ({"sampler": "random"}, "keep rates"),
-        ({"tokens": 0}, "'tokens': 0"),
-        ({"warm_up": 0}, "'warm_up': 0"),
-    ],
-)
-def test_wrong_settings_raise(corpus, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        fit_translation(SMALL | wrong, 5, corpus=corpus)
+def test_wrong_settings_are_refused(corpus):
+    for name in ("tokens", "batch_tokens", "warm_up"):
+        with pytest.raises(ValueError, match=f"{name} .* 0"):
+            replace(SMALL, **{name: 0})
+    with pytest.raises(ValueError, match="keep rates"):
+        fit_translation(replace(SMALL, sampler="random"), 5, corpus=corpus)
+    unknown = Translation.from_config({**vars(SMALL), "sampler": "clever"})
+    with pytest.raises(ValueError, match="'clever'"):
+        fit_translation(unknown, 5, corpus=corpus)
 
 
 def test_a_little_of_the_real_sentences():
@@ -298,7 +314,9 @@ def test_a_little_of_the_real_sentences():
         libreoffice_help(12)
     except DataUnavailableError as error:
         pytest.skip(f"no LibreOffice help in the cache: {error}")
-    found = train_translation(TRANSLATION | {"sampler": "assist", "tokens": 600}, 5)
-    assert 600 <= found["metrics"]["tokens"] < 1400
-    assert found["metrics"]["val/loss"] < 1.3 * math.log(2000)  # of 2000 sub-words
-    assert all(type(v) is float and math.isfinite(v) for v in leaves(found))
+    real = Translation(
+        data="libreoffice", sampler="assist", tokens=600, assistant_lr=0.5, assistant_decay=0.1
+    )
+    metrics, _ = train_translation(real, 5)
+    assert 600 <= metrics["tokens"] < 1400
+    assert metrics["val/loss"] < 1.3 * math.log(2000)  # of 2000 sub-words

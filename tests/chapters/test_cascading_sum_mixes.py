@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from companion.chapters.cascading_sum import arms, problems, training
+from companion.chapters.cascading_sum import arms, problems
+from companion.chapters.cascading_sum.train import Mixer, Training, released_weights
 from trainaug.methods.cascading_sum import CascadeSchedule
 from trainaug.training.randomness import stream
 
@@ -22,15 +24,17 @@ def data() -> problems.Problem:
     return problems.problem("digits", 10, 0)
 
 
-def settings_for(arm: str = "erm", **changes: Any) -> dict[str, Any]:
-    settings = arms.settings_of(f"digits_10_{arm}")[0]
-    if settings["alpha"] == "best":
-        settings["alpha"] = 0.4
-    return settings | {"lr": 0.05, "steps": 24} | changes
+ROWS = {row.name: row for row in arms.trained_arms(arms.Profile())}
 
 
-def mixer_of(data: problems.Problem, settings: dict[str, Any], seed: int = 0) -> training._Mixer:
-    return training._Mixer(settings, data.train.x, 10, seed)
+def settings_for(arm: str, **changes: Any) -> Training:
+    settings = ROWS[f"digits_10_{arm}"].settings
+    assert isinstance(settings, Training)
+    return replace(settings, **{"steps": 24} | changes)
+
+
+def mixer_of(data: problems.Problem, settings: Training, seed: int = 0) -> Mixer:
+    return Mixer(settings, data.train.x, 10, seed)
 
 
 # --- single mixes ---------------------------------------------------------------------------------
@@ -41,7 +45,8 @@ def mixer_of(data: problems.Problem, settings: dict[str, Any], seed: int = 0) ->
 )
 def test_the_first_mix_by_hand(data, arm):
     x, y, index = data.train[list(range(100 if arm == "growing4" else 50))]
-    found_x, found_y, found_index = mixer_of(data, settings_for(arm))((x, y, index))
+    changes = {"alpha": 0.4} if arm == "mixup" else {}
+    mixed_x, mixed_y, mixed_index = mixer_of(data, settings_for(arm, **changes))((x, y, index))
     k, g = {"mixup": 2, "pixel2": 2, "constant8": 8}.get(arm, 4), stream(0, "mix")
     if arm == "growing4":
         groups = torch.randperm(100, generator=g).view(4, 25)
@@ -62,14 +67,14 @@ def test_the_first_mix_by_hand(data, arm):
         mixed = mean + 2 * (mixed - mean)
     if arm == "pixel2":  # a weight for each pixel, Beta(0.4, 0.4)
         a, b = x[groups]
-        share = ((found_x - b) / (a - b))[(a - b).abs() > 0.2]
+        share = ((mixed_x - b) / (a - b))[(a - b).abs() > 0.2]
         assert -1e-5 < float(share.min()) < float(share.max()) < 1 + 1e-5
         assert float(share.mean()) == pytest.approx(0.5, abs=0.05)
         assert float(share.std()) == pytest.approx(math.sqrt(0.25 / 1.8), abs=0.05)
     else:
-        torch.testing.assert_close(found_x, mixed, rtol=1e-5, atol=1e-6)  # order of sums
-    torch.testing.assert_close(found_y, labels, rtol=1e-5, atol=1e-6)
-    assert torch.equal(found_index, index[groups[0]])
+        torch.testing.assert_close(mixed_x, mixed, rtol=1e-5, atol=1e-6)  # order of sums
+    torch.testing.assert_close(mixed_y, labels, rtol=1e-5, atol=1e-6)
+    assert torch.equal(mixed_index, index[groups[0]])
 
 
 def test_cutmix_pastes_a_box_of_the_neighbour_and_draws_from_its_seed_alone(data):
@@ -137,4 +142,4 @@ def test_released_weights_by_hand(step):
         2: [(1 + u) / 2, (1 - u) / 2],
         3: [1.0],
     }[step // 150]
-    assert training.released_weights(schedule, step).tolist() == pytest.approx(expected, abs=1e-6)
+    assert released_weights(schedule, step).tolist() == pytest.approx(expected, abs=1e-6)

@@ -19,6 +19,7 @@ from companion.chapters.autoassist.problems import (
     svm_optimum,
     svm_problem,
 )
+from trainaug.data.indexed import IndexedDataset
 from trainaug.methods.autoassist import pegasos, svm_objective
 from trainaug.training.convnet import StridedConvNet
 from trainaug.training.randomness import stream
@@ -28,24 +29,26 @@ pytestmark = pytest.mark.usefixtures("untouched_randomness")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small() -> Any:
-    """Small held-out parts; scikit-learn is imported before the random states are watched."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(problems.HELD_OUT, "fashion", (200, 300))
-        pictures("fashion", 0, 10)
-        svm_problem("breast_cancer", 0)
-        yield
+def _loaded() -> None:
+    """Data are loaded and scikit-learn is imported before the random states are watched."""
+    small("fashion", 0, 10)
+    svm_problem("breast_cancer", 0)
 
 
-def parts(data: Pictures) -> list[Any]:
+def small(
+    data: str, seed: int, num_train: int, *, noise: float = 0.0, rotated: bool = False
+) -> Pictures:
+    """Draw parts of which the held-out ones are small."""
+    return pictures(data, seed, num_train, num_val=200, num_test=300, noise=noise, rotated=rotated)
+
+
+def parts(data: Pictures) -> list[IndexedDataset]:
     return [data.train, data.val, data.test]
 
 
 def test_sizes_shapes_and_official_test_set():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(problems.HELD_OUT, "fashion", (2000, 4000))
-        data = pictures("fashion", 3, 500)
-    assert [len(part) for part in parts(data)] == [500, 2000, 4000]
+    data = small("fashion", 3, 500)
+    assert [len(part) for part in parts(data)] == [500, 200, 300]
     for part in parts(data):
         assert part.x.shape == (len(part), 1, 28, 28)
         assert part.x.dtype == torch.float32
@@ -59,23 +62,23 @@ def test_parts_are_disjoint_rows_of_the_data(monkeypatch):
     n, official = 900, 600
     x = torch.arange(n).view(n, 1, 1, 1).expand(n, 1, 2, 2)  # a picture is its row's number
     monkeypatch.setattr(problems, "_arrays", lambda data: (x, torch.arange(n) % 10, official))
-    data = pictures("fashion", 1, 400)
+    data = small("fashion", 1, 400)
     rows = [(part.x[:, 0, 0, 0] * 255).round().long() for part in parts(data)]
-    assert [len(set(of.tolist())) for of in rows] == [400, 200, 300]
+    assert [len(set(numbers.tolist())) for numbers in rows] == [400, 200, 300]
     for one, other in combinations(rows, 2):
         assert not set(one.tolist()) & set(other.tolist())
     assert max(rows[0].max(), rows[1].max()) < official <= rows[2].min()
-    for of, part in zip(rows, parts(data), strict=True):
-        assert torch.equal(part.y, of % 10)
-    more = pictures("fashion", 1, 100)  # fewer: a part of them
+    for numbers, part in zip(rows, parts(data), strict=True):
+        assert torch.equal(part.y, numbers % 10)
+    more = small("fashion", 1, 100)  # fewer: a part of them
     assert torch.equal(more.train.x, data.train.x[:100])
     assert torch.equal(more.test.x, data.test.x)
-    other = pictures("fashion", 2, 400)
+    other = small("fashion", 2, 400)
     assert not torch.equal(other.train.x, data.train.x)
 
 
 def test_wrong_labels_are_never_the_true_ones_and_of_training_alone():
-    clean, noisy = pictures("fashion", 4, 5000), pictures("fashion", 4, 5000, noise=0.2)
+    clean, noisy = small("fashion", 4, 5000), small("fashion", 4, 5000, noise=0.2)
     for one, other in zip(parts(clean), parts(noisy), strict=True):
         assert torch.equal(one.x, other.x)
     assert torch.equal(noisy.val.y, clean.val.y)
@@ -91,15 +94,15 @@ def test_wrong_labels_are_never_the_true_ones_and_of_training_alone():
 
 
 def test_rotation_is_fixed_by_the_seed_and_keeps_the_range():
-    plain = pictures("fashion", 4, 300)
-    one, again = (pictures("fashion", 4, 300, rotated=True) for _ in range(2))
+    plain = small("fashion", 4, 300)
+    one, again = (small("fashion", 4, 300, rotated=True) for _ in range(2))
     for a, b, c in zip(parts(one), parts(again), parts(plain), strict=True):
         assert torch.equal(a.x, b.x)
         assert torch.equal(a.y, c.y)
         assert float(a.x.min()) >= 0
         assert float(a.x.max()) <= 1 + 1e-6  # weights of a bilinear mean in float32
         assert not torch.equal(a.x, c.x)
-    other = pictures("fashion", 5, 300, rotated=True)
+    other = small("fashion", 5, 300, rotated=True)
     assert not torch.equal(other.train.x, one.train.x)
 
 
@@ -123,10 +126,9 @@ def test_cifar_comes_from_the_cache(monkeypatch):
     arrays |= {"train_y": np.arange(40) % 10, "test_y": np.arange(30) % 10}
     asked: list[Any] = []
     monkeypatch.setattr(problems, "load_cifar", lambda *given: asked.append(given) or arrays)
-    monkeypatch.setitem(problems.HELD_OUT, "cifar10", (10, 20))
     problems._arrays.cache_clear()
     try:
-        data = pictures("cifar10", 0, 30)
+        data = pictures("cifar10", 0, 30, num_val=10, num_test=20)
     finally:
         problems._arrays.cache_clear()
     assert asked == [(problems.DATA_CACHE / problems.CIFAR, 10)]
@@ -146,7 +148,7 @@ def test_cifar_comes_from_the_cache(monkeypatch):
 )
 def test_wrong_problems_are_named(given, more, message):
     with pytest.raises(ValueError, match=message):
-        pictures(*given, **more)
+        small(*given, **more)
 
 
 def test_networks():
@@ -208,7 +210,7 @@ def test_optimum_is_below_a_long_run_and_meets_the_dual():
         edge = (margins - 1).abs() <= 1e-5
         a[edge] = 0.0
         rest = best.w * lam * len(X) - a @ signed
-        found = torch.linalg.lstsq(signed[edge].T, rest[:, None], driver="gelsd").solution
-        a[edge] = found[:, 0].clamp(0, 1)
+        on_edge = torch.linalg.lstsq(signed[edge].T, rest[:, None], driver="gelsd").solution
+        a[edge] = on_edge[:, 0].clamp(0, 1)
         lower = a.mean() - lam / 2 * (a @ signed / (lam * len(X))).square().sum()
         assert -1e-9 < best.value - float(lower) < 1e-4

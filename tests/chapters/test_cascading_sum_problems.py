@@ -117,9 +117,11 @@ def test_all_drawings_of_a_family_are_in_one_part(seed):
     families, categories = family_classes()
     drawn = problem("emoji", 100, seed)
     rows = rows_of("emoji", drawn)
-    found = {name: set(families[[row // 4 for row in rows[name]]].tolist()) for name in PARTS}
+    drawn_families = {
+        name: set(families[[row // 4 for row in rows[name]]].tolist()) for name in PARTS
+    }
     for one, other in itertools.combinations(PARTS, 2):
-        assert not found[one] & found[other]
+        assert not drawn_families[one] & drawn_families[other]
     for name in ("val", "test"):  # a concept's four drawings stay together
         assert sorted(rows[name]) == [
             4 * c + v for c in sorted({r // 4 for r in rows[name]}) for v in range(4)
@@ -184,14 +186,12 @@ def test_every_seed_of_evidence_has_enough_pictures():
 
 
 @pytest.mark.usefixtures("numbered")
-def test_the_test_part_gives_up_only_what_a_class_lacks(monkeypatch):
+def test_the_test_part_gives_up_only_what_a_class_lacks():
     moved = 0
     for seed in range(1000, 1006):
         drawn, y = problem("digits", 100, seed), problems._pictures("digits")[1]
         rows = rows_of("digits", drawn)
-        with monkeypatch.context() as patch:
-            patch.setattr(problems, "RESERVED", {"digits": 0})
-            whole = rows_of("digits", problem("digits", 50, seed))
+        whole = rows_of("digits", problem("digits", 50, seed, reserved=0))
         half = rows_of("digits", problem("digits", 50, seed))
         assert half == rows | {"train": whole["train"]}  # smaller parts do not need them
         given = set(whole["test"]) - set(rows["test"])

