@@ -127,7 +127,7 @@ def test_the_digest_sees_more_than_the_chapter(tmp_path):
     files = {
         "companion/chapters/cascading_sum/arms.py": "x = 1\n",
         "companion/chapters/cascading_sum/tuned.toml": "a = 1\n",
-        "companion/lab/versions.yaml": "{}\n",
+        "companion/lab/chapters.py": "v = 1\n",
         "companion/lab/sweep.py": "y = 1\n",
         "companion/lab/worker.py": "w = 1\n",
         "companion/evidence/store.py": "DIGITS = 12\n",

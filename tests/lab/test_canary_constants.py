@@ -1,4 +1,4 @@
-"""Full-size values of what canaries make tiny: no canary sees them, so these are committed."""
+"""Defaults of settings: no record and no canary sees one that moves, so they are committed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from companion.lab.canary import check, moved_constants, write_constants
 from companion.lab.canary.check import CANARIES, CanaryResult, check_canaries
-from companion.lab.canary.sizes import full_size_constants
+from companion.lab.canary.sizes import default_settings
 from companion.lab.chapters import chapter_numbers
 
 
@@ -33,20 +33,33 @@ def edit(folder: Path, kind: str, **values: Any) -> None:
     path.write_text(json.dumps(stored), encoding="utf-8")
 
 
-def test_another_default_is_named_by_its_kind_of_settings(tmp_path):
+def test_another_default_is_named(tmp_path):
     write_constants("04", tmp_path)
     assert moved_constants("04", tmp_path) == []
     edit(tmp_path, "Training", target_accuracy=0.8)
     edit(tmp_path, "Selection", snapshots=[0, 4, 16, 64, 255])
-    edit(tmp_path, "Later", lr=0.1)  # a kind that there is not
-    assert moved_constants("04", tmp_path) == ["Later", "Selection", "Training"]
+    edit(tmp_path, "Earlier", lr=0.1)  # a kind that is no more
+    assert moved_constants("04", tmp_path) == [
+        "Earlier.lr",
+        "Selection.snapshots",
+        "Training.target_accuracy",
+    ]
+
+
+def test_a_setting_that_is_new_has_not_moved_and_one_that_is_gone_has(tmp_path):
+    write_constants("04", tmp_path)
+    path = tmp_path / "constants.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored["04"]["Timing"] = {"earlier": stored["04"]["Timing"].pop("lr")}
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    assert moved_constants("04", tmp_path) == ["Timing.earlier"]
 
 
 def test_writing_one_chapter_leaves_the_others(tmp_path):
     write_constants("06", tmp_path)
     write_constants("04", tmp_path)
     stored = json.loads((tmp_path / "constants.json").read_text(encoding="utf-8"))
-    assert stored == {number: full_size_constants(number) for number in ("04", "06")}
+    assert stored == {number: default_settings(number) for number in ("04", "06")}
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"04": 1}'])
@@ -74,5 +87,5 @@ def test_check_names_what_moved_beside_the_canaries(monkeypatch, tmp_path):
     monkeypatch.setattr(check, "_state", lambda canary, committed: "equal")
     assert check_canaries(["04"], ["digits_random"], folder=tmp_path) == [
         CanaryResult("04", "digits_random", "equal"),
-        CanaryResult("04", "Training", "moved constant"),
+        CanaryResult("04", "Training.target_accuracy", "moved constant"),
     ]
