@@ -10,6 +10,7 @@ import pytest
 from companion.evidence.canonical import fingerprint
 from companion.evidence.digest import behaviour_digest
 from companion.evidence.store import read_reference
+from companion.lab.chapters import package_of
 from companion.pages import canaries as module
 from companion.pages.canaries import check, committed_canaries, outdated, verify_sample
 
@@ -72,7 +73,7 @@ def test_a_bumped_version_asks_for_another_recording(results, tmp_path, monkeypa
 
 
 def test_changed_skips_the_recorded_code_and_all_does_not(results, tmp_path):
-    commit(results, code=behaviour_digest("05"), one=1)
+    commit(results, code=behaviour_digest(package_of("05")), one=1)
     recorder = Recorder(one="equal")
     check(["05"], changed=True, compare=recorder, passed=tmp_path / "passed.json")
     assert recorder.asked == []
@@ -85,7 +86,7 @@ def test_code_that_has_passed_here_is_skipped_until_it_changes(tmp_path, monkeyp
     for _ in range(2):
         check(["05"], changed=True, compare=recorder, passed=passed)
     assert recorder.asked == ["05"]
-    monkeypatch.setattr(module, "behaviour_digest", lambda number: "other")
+    monkeypatch.setattr(module, "behaviour_digest", lambda package: "other")
     check(["05"], changed=True, compare=recorder, passed=passed)
     assert recorder.asked == ["05", "05"]
 
@@ -116,17 +117,17 @@ def test_a_damaged_memory_is_forgotten_and_damaged_canaries_are_named(results, t
             committed_canaries("05")
 
 
-def test_unbuilt_chapters_have_no_canaries(tmp_path):
-    recorder = Recorder(one="moved trace")
-    assert check(["07"], compare=recorder, passed=tmp_path / "passed.json") == []
+def test_a_chapter_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown chapter '07'"):
+        check(["07"], compare=Recorder(one="equal"), passed=tmp_path / "passed.json")
 
 
 def test_the_digest_sees_more_than_the_chapter(tmp_path):
     root = tmp_path
     files = {
-        "companion/chapters/cascading_sum/runs.py": "x = 1\n",
-        "companion/chapters/cascading_sum/tuned.yaml": "a: 1\n",
-        "companion/lab/versions.yaml": "{}\n",
+        "companion/chapters/cascading_sum/arms.py": "x = 1\n",
+        "companion/chapters/cascading_sum/tuned.toml": "a = 1\n",
+        "companion/lab/chapters.py": "v = 1\n",
         "companion/lab/sweep.py": "y = 1\n",
         "companion/lab/worker.py": "w = 1\n",
         "companion/evidence/store.py": "DIGITS = 12\n",
@@ -138,7 +139,7 @@ def test_the_digest_sees_more_than_the_chapter(tmp_path):
 
     def digest():
         module.behaviour_digest.__globals__["code_digest"].cache_clear()
-        return behaviour_digest("05", root)
+        return behaviour_digest("companion.chapters.cascading_sum", root)
 
     first = digest()
     for name, text in files.items():
@@ -189,5 +190,5 @@ def test_evidence_that_bytes_say_nothing_about_is_not_sampled(monkeypatch):
     monkeypatch.setattr(module, "read_reference", lambda profile, number: early)
     answers(monkeypatch, early)
     said: list[str] = []
-    assert verify_sample(4, 90.0, ["05", "07"], said.append).checked == []
-    assert all("no canonical evidence" in line for line in said)
+    assert verify_sample(4, 90.0, ["05"], said.append).checked == []
+    assert said == ["chapter 05: no canonical evidence"]

@@ -6,18 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from companion.__main__ import app
-from companion.chapters.autoassist import tuning as tuning_03
-from companion.chapters.cascading_sum import tuning as tuning_05
-from companion.chapters.gradient_clustering import tuning as tuning_02
-from companion.chapters.hard_negatives import tuning as tuning_01
-from companion.chapters.linear_robustness import tuning
-from companion.chapters.ordering import tuning as tuning_04
-from companion.lab.chapters import TITLES
+from companion.lab import chapters as lab_chapters
+from companion.lab import tune as lab_tune
+from companion.lab.chapters import chapter_numbers, load_chapter
 from companion.paths import ROOT
 
 CLAIMS = {f"lin.{k}" for k in range(1, 9)} | {f"vse.{k}" for k in range(1, 10)}
@@ -104,7 +101,7 @@ def test_moved_canaries_end_in_code_one(monkeypatch):
     assert moved.exit_code == 1
     assert "chapter 05, one" in moved.output
     assert CliRunner().invoke(app, ["canaries", "--changed"]).exit_code == 0
-    assert asked == [(["05"], False), (tuple(TITLES), True)]
+    assert asked == [(["05"], False), (chapter_numbers(), True)]
 
 
 @pytest.mark.parametrize(
@@ -114,8 +111,8 @@ def test_moved_canaries_end_in_code_one(monkeypatch):
         (("reproduce", "6", "-p", "step=3"), "unknown parameter 'step'"),
         (("reproduce", "6", "-p", "seeds"), "expected NAME=VALUE"),
         (("reproduce", "42"), "unknown chapter '42'"),
-        (("reproduce", "7"), "chapter 07 is not built yet"),
-        (("publish", "7"), "not built"),
+        (("reproduce", "7"), "unknown chapter '7'"),
+        (("publish", "7"), "unknown chapter '7'"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_code_two(arguments, text):
@@ -125,33 +122,28 @@ def test_bad_input_ends_in_one_line_and_code_two(arguments, text):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_tune_calls_the_chapters_that_have_something_to_tune(monkeypatch):
+def test_tune_runs_the_searches_of_a_chapter_and_writes_beside_its_arms(monkeypatch):
     calls = []
 
-    def tune(workers, say):
-        calls.append(workers)
+    def tune(number, searches, path, *, workers, say, choice):
+        calls.append((number, searches, path, choice))
+        assert workers >= 1
         say("trials 1/1")
 
-    chapters = (
-        tuning,
-        tuning_01,
-        tuning_02,
-        tuning_03,
-        tuning_04,
-        tuning_05,
-    )  # the real ones take minutes and write files
-    for chapter in chapters:
-        monkeypatch.setattr(chapter, "tune", tune)
-    done = CliRunner().invoke(app, ["tune", "7", "6"])
+    monkeypatch.setattr(lab_tune, "tune", tune)  # the real one takes minutes and writes files
+    done = CliRunner().invoke(app, ["tune", "4"])
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines() == ["chapter 07: nothing to tune", "trials 1/1"]
-    assert len(calls) == 1
-    assert calls[0] >= 1
-    # all chapters by default
-    lines = CliRunner().invoke(app, ["tune"]).output.splitlines()
-    assert len(lines) == len(TITLES)
-    assert [x for x in lines if not x.endswith("nothing to tune")] == ["trials 1/1"] * len(chapters)
-    assert len(calls) == len(chapters) + 1
+    assert done.output.splitlines() == ["trials 1/1"]
+    chapter = load_chapter("04")
+    assert calls == [("04", chapter.searches, chapter.tuned_path, chapter.choice)]
+    assert chapter.tuned_path.is_file()
+
+
+def test_tune_says_so_where_there_is_nothing_to_tune(monkeypatch):
+    chapter = replace(load_chapter("04"), searches=())
+    monkeypatch.setattr(lab_chapters, "load_chapter", lambda number: chapter)
+    done = CliRunner().invoke(app, ["tune", "4"])
+    assert (done.exit_code, done.output) == (0, "chapter 04: nothing to tune\n")
 
 
 def test_tune_refuses_an_unknown_chapter():

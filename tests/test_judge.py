@@ -12,7 +12,7 @@ import pytest
 from companion.evidence import store
 from companion.evidence.claims import verdicts_json
 from companion.evidence.store import read_reference, reference_folder, write_record_set
-from companion.lab.chapters import TITLES, load_chapter, notebook_path
+from companion.lab.chapters import chapter_numbers, notebook_path
 from companion.pages import judge as module
 from companion.pages import verdicts
 from companion.pages.judge import (
@@ -26,7 +26,7 @@ from companion.pages.judge import (
 from companion.pages.verdicts import committed_judgements, criteria, read_verdicts, verdicts_path
 from companion.paths import RESULTS
 
-BUILT = [number for number in TITLES if load_chapter(number)]
+CHAPTERS = chapter_numbers()
 
 
 @pytest.fixture
@@ -45,17 +45,17 @@ def copied(tmp_path, monkeypatch):
     return root
 
 
-@pytest.mark.parametrize("number", BUILT)
+@pytest.mark.parametrize("number", CHAPTERS)
 def test_committed_verdicts_are_what_the_judge_says(number):
     assert not outdated_verdicts([number]), ADVICE
 
 
-@pytest.mark.parametrize("number", ["00", *BUILT, "08"])
+@pytest.mark.parametrize("number", ["00", *CHAPTERS, "08"])
 def test_committed_notebooks_show_the_committed_verdicts(number):
     assert not notebook_faults(number), ADVICE
 
 
-@pytest.mark.parametrize("number", BUILT)
+@pytest.mark.parametrize("number", CHAPTERS)
 def test_verdicts_are_read_as_they_were_written(number):
     text = verdicts_path(number).read_text(encoding="utf-8")
     assert verdicts_json(read_verdicts(number)) == text
@@ -85,13 +85,13 @@ def test_a_damaged_verdict_file_is_named_with_the_command(copied):
 
 
 def test_a_word_comes_from_full_where_full_has_its_arms_and_else_from_standard():
-    judged = [each for number in BUILT for each in evidence_judgements(number)]
+    judged = [each for number in CHAPTERS for each in evidence_judgements(number)]
     answered = [each for each in judged if each.has_values]
     assert {each.records for each in answered} <= {"full", "standard"}
     for each in answered:
         full = read_reference(
             "full",
-            each.id and next(n for n in BUILT if any(j.id == each.id for j in read_verdicts(n))),
+            each.id and next(n for n in CHAPTERS if any(j.id == each.id for j in read_verdicts(n))),
         )
         assert each.early == (each.records == "full" and not full.record_set.canonical)
         assert not each.standard_word or each.early
@@ -188,9 +188,9 @@ def test_render_executes_only_the_notebooks_that_show_something_else(copied, mon
     monkeypatch.setattr(module, "execute_notebook", lambda path: executed.append(path.name[:2]))
     monkeypatch.setattr(module, "write_key_figure", lambda number: None)
     monkeypatch.setattr(module, "notebook_faults", lambda n: ["csa.1"] if n == "05" else [])
-    judge(BUILT)
+    judge(CHAPTERS)
     assert executed == []
-    judge(BUILT, render=True)
+    judge(CHAPTERS, render=True)
     assert executed == ["05"]
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -280,23 +281,25 @@ def test_a_slower_machine_or_mode_is_not_refused(copied, tmp_path):
     assert read_reference("standard", NUMBER).record_set.canonical
 
 
-def test_an_unbuilt_chapter_is_refused():
-    with pytest.raises(PublishRefusedError, match="07"):
-        publish("07", check=all_equal)
-
-
 def test_published_lines_are_the_bytes_of_the_results(copied):
     path = reference_folder("standard", NUMBER) / "records.jsonl"
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     assert all(canonical_json(json.loads(line)) == line for line in lines)
 
 
-def test_a_tuned_value_on_the_edge_is_named(tmp_path):
-    path = tmp_path / "tuned.yaml"
-    assert tuned_edges(path) == []
-    inside, edge = "{value: 0.1, grid: [0.01, 0.1, 1.0]}", "{value: 1.0, grid: [0.01, 0.1, 1.0]}"
-    path.write_text(f"sgd: {{lr: {inside}}}\nadam: {{lr: {edge}}}\n", encoding="utf-8")
-    assert tuned_edges(path) == ["adam.lr = 1.0"]
+@pytest.mark.parametrize(
+    ("value", "edges"),
+    [(0.35, []), (0.015, ["digits_random.lr = 0.015"]), (8.0, ["digits_random.lr = 8.0"])],
+)
+def test_a_tuned_value_on_the_edge_of_what_was_tried_is_named(monkeypatch, value, edges):
+    chapter = load_chapter("04")
+    monkeypatch.setitem(chapter.chosen, "digits_random", {"lr": value})
+    assert tuned_edges("04") == edges
+
+
+def test_where_nothing_was_tuned_there_is_no_edge(monkeypatch):
+    monkeypatch.setattr(module, "load_chapter", lambda number: SimpleNamespace(chosen={}))
+    assert tuned_edges("04") == []
 
 
 def test_slowdown_is_the_ratio_of_what_common_runs_took_and_at_least_one():

@@ -12,7 +12,7 @@ from companion.evidence.canonical import fingerprint
 from companion.evidence.store import Store, read_reference
 from companion.lab.chapters import load_chapter
 from companion.lab.conditions import conditions_of
-from companion.pages import reproduce as module
+from companion.pages import runner as module
 from companion.pages.runner import notebook_parameters, reproduce
 from trainaug.data.arrays import DataUnavailableError
 
@@ -148,7 +148,7 @@ def test_unknown_names_stop_before_anything_starts(tmp_path, monkeypatch):
         (("standard", ["06"], {"step": 3}), "'step'"),
         (("standard", ["06"], {"evidence": "reference"}), "'evidence'"),
         (("fast", ["06"], {}), "'fast'"),
-        (("standard", ["07"], {}), "07 is not built"),
+        (("standard", ["07"], {}), "'07'"),
         (("standard", ["06"], {"seeds": "many"}), "many"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -16,9 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
-import joblib
-import torch
-
 from companion.evidence.store import reference_folder, write_atomic
 from companion.lab.arms import S, Tuned
 from companion.paths import RUNS
@@ -127,6 +124,8 @@ def tune(
 def _trials(
     searches: Sequence[Search[S]], kept: Path, workers: int, say: Callable[[str], None]
 ) -> list[Trial]:
+    import joblib  # not at the top: every command imports this module, and few tune
+
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []
     known: dict[str, list[Trial]] = {}
     for line in lines:
@@ -151,6 +150,8 @@ def _trials(
 
 
 def _try(search: Search[S], value: float, seed: int) -> list[Trial]:
+    import torch
+
     torch.set_num_threads(1)
     now = getattr(search.settings, search.setting)
     given = (value,) * len(now) if isinstance(now, tuple) else value

@@ -64,6 +64,7 @@ __all__ = [
     "NoReferenceError",
     "collect_records",
     "describe_evidence",
+    "show_figure",
     "start",
 ]
 

@@ -125,6 +125,8 @@ def reproduce(
     parameters = dict(parameters or {})
     built = {number: load_chapter(number) for number in chapter_numbers()}
     book = sorted(path.name[:2] for path in NOTEBOOKS.glob("*.ipynb"))
+    if unknown := sorted(set(chapters or ()) - set(book)):
+        raise ValueError(f"unknown chapters {unknown}, expected some of {', '.join(book)}")
     numbers = [number for number in book if not chapters or number in chapters]
     _check_parameters(numbers, parameters)
     plans = {n: c.plan(profile, _knobs(n, parameters)) for n in numbers if (c := built.get(n))}

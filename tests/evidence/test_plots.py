@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb, to_rgba
 from PIL import Image
 
 from companion.evidence import plots
-from companion.pages.context import png_bytes
+from companion.pages.pictures import png_bytes
 
 OKABE_ITO = {
     "#000000",
@@ -30,7 +30,7 @@ OKABE_ITO = {
 CURVES = np.array([[1.0, 4.0, 2.0], [3.0, 0.0, 2.5], [2.0, 8.0, 1.0], [9.0, 9.0, 9.0]])
 DRAW = """
 from companion.evidence import plots
-from companion.pages.context import png_bytes
+from companion.pages.pictures import png_bytes
 plots.set_style()
 drawn, axes = plots.figure(2)
 plots.band(axes[0], [1, 2, 3], [[1, 4, 2], [3, 0, 2]], label="a $x$", colour=plots.PALETTE[0])

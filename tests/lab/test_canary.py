@@ -17,15 +17,14 @@ from companion.lab.canary import (
     check_canaries,
     compute_canaries,
     read_canaries,
+    write_constants,
 )
-from companion.lab.canary import sizes as sizes_module
 from companion.lab.canary.recorder import Operations, Trace, entered_functions
-from companion.lab.canary.sizes import patched, tiny_config
-from companion.lab.chapters import TITLES
-from companion.lab.defaults import arm_version
+from companion.lab.canary.sizes import tiny_config
+from companion.lab.chapters import arm_version, chapter_numbers
 from companion.paths import ROOT
 
-BUILT = [number for number in TITLES if canary_runs(number)]
+CHAPTERS = chapter_numbers()
 CHEAP = ("06", "gaussian_gradient")
 
 
@@ -50,12 +49,24 @@ def test_a_trace_tells_values_apart(one, other):
     assert hashes[0] == hashes[2] != hashes[1]
 
 
+def test_numbers_that_are_rounded_count_in_any_order_and_whole_ones_not_at_all():
+    def noted(*numbers: float) -> str:
+        trace = Trace()
+        for number in numbers:
+            trace.note(number)
+        return trace.hexdigest()
+
+    assert noted(0.5, 0.25, 3.0) == noted(0.25, 0.5) == noted(0.5, 0.25, 0.5)
+    assert noted(0.5, 0.25) != noted(0.5, 0.25 + 1e-16)
+    assert noted(0.5) != noted()
+
+
 def test_a_trace_refuses_what_it_cannot_read():
     with pytest.raises(TypeError, match="object"):
         Trace().add("value", object())
 
 
-@pytest.mark.parametrize("number", BUILT)
+@pytest.mark.parametrize("number", CHAPTERS)
 def test_every_arm_has_a_committed_canary_of_its_version(number):
     committed = read_canaries(number).rows
     assert committed.keys() == canary_runs(number).keys()
@@ -71,7 +82,7 @@ def test_canaries_were_recorded_with_the_locked_libraries():
     )
     if any(lock.get(name) not in (None, version(name)) for name in LIBRARIES):
         pytest.skip("other library versions than the lock's are installed here")
-    made_under = {read_canaries(number).fingerprint for number in BUILT}
+    made_under = {read_canaries(number).fingerprint for number in CHAPTERS}
     assert made_under == {fingerprint(canonical=True)}
 
 
@@ -87,8 +98,7 @@ def test_a_moved_canary_is_named(tmp_path):
     rows["arms"][arm]["trace"] = "0" * 16
     rows["arms"]["an_arm_of_old"] = rows["arms"][arm]
     (tmp_path / f"{number}.json").write_text(json.dumps(rows), encoding="utf-8")
-    constants = CANARIES / "constants.json"
-    (tmp_path / "constants.json").write_bytes(constants.read_bytes())
+    write_constants(number, tmp_path)
     results = check_canaries([number], [arm, "an_arm_of_old"], folder=tmp_path)
     assert {(r.arm, r.state) for r in results} == {
         (arm, "moved trace"),
@@ -103,15 +113,7 @@ def test_a_damaged_file_of_canaries_is_refused_by_name(text, tmp_path):
         read_canaries("04", tmp_path)
 
 
-def test_a_patched_constant_that_is_gone_is_an_error(monkeypatch):
-    run = canary_runs("04")["digits_random"]
-    gone = {"ch04.runs.NO_SUCH_CONSTANT": 1}
-    monkeypatch.setitem(sizes_module._PATCHES, "04", lambda: gone)
-    with pytest.raises(LookupError, match="NO_SUCH_CONSTANT"), patched(run):
-        pass
-
-
-@pytest.mark.parametrize("number", BUILT)
+@pytest.mark.parametrize("number", CHAPTERS)
 def test_a_tiny_run_changes_sizes_and_no_choice(number):
     for arm, run in canary_runs(number).items():
         tiny = tiny_config(run)
@@ -132,7 +134,7 @@ def test_operations_are_named_with_their_type():
 def test_functions_that_are_entered_are_named_and_time_ends():
     with entered_functions() as entered:
         arm_version("04", "digits_random")
-    assert "companion.lab.defaults:arm_version" in entered
+    assert "companion.lab.chapters:arm_version" in entered
     with entered_functions(0.05) as entered:
         while True:
             arm_version("04", "digits_random")
@@ -148,5 +150,5 @@ def test_canaries_enter_what_their_evidence_enters():
         for arm, row in arms.items()
         if row["missing"]
     }
-    assert chapters.keys() == set(BUILT)
+    assert chapters.keys() == set(CHAPTERS)
     assert missing == {}

@@ -246,29 +246,42 @@ def test_another_canonical_variable_takes_nothing_from_the_cache(store, marks, m
     assert w.missing_runs(runs, store, CODE) == [runs[1], runs[0]]
 
 
+@pytest.fixture
+def abacus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let there be one CUDA device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "abacus")
+
+
+@pytest.mark.usefixtures("abacus")
 def test_another_device_takes_nothing_from_the_cache(store, marks, monkeypatch):
     runs = make_runs(marks, 2)
-    w.run_sweep(runs, TOY, store, CODE)
-    monkeypatch.setenv("TRAINAUG_DEVICE", "abacus")
+    for run in runs:
+        write(store, run)
+    assert w.missing_runs(runs, store, CODE) == []
+    monkeypatch.setenv("DEVICE", "cuda")
     assert len(w.missing_runs(runs, store, CODE)) == 2
-    w.run_sweep(runs, TOY, store, CODE)
-    assert computed(marks) == [0, 0, 1, 1]
+    write(store, runs[0])
     provenance = store.provenance(runs[0], conditions_of(runs[0], CODE))
-    assert provenance["device"] == "abacus"
+    assert provenance["device"] == "cuda: abacus"
     assert provenance["canonical"] is False
-    monkeypatch.delenv("TRAINAUG_DEVICE")
+    monkeypatch.delenv("DEVICE")
     assert w.missing_runs(runs, store, CODE) == []
 
 
-def test_arms_of_a_gpu_go_there_only_where_there_is_one(monkeypatch):
-    wide = Run("05", "paper", {"model": "wrn28_10"}, 1000, "d", 1.0)
-    assert conditions_of(wide, CODE).device == ("cuda" if torch.cuda.is_available() else "cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert conditions_of(wide, CODE).device == "cuda"
+def test_a_run_goes_where_its_arm_says_unless_the_environment_does(abacus, monkeypatch):
+    wide = Run("05", "paper", {"device": "auto"}, 1000, "d", 1.0)
+    small = Run("05", "arm", {}, 1000, "d", 1.0)
+    assert conditions_of(wide, CODE).device == "cuda: abacus"
     assert conditions_of(wide, CODE).is_canonical is False
-    small = Run("05", "arm", {"model": "conv"}, 1000, "d", 1.0)
     assert conditions_of(small, CODE).device == "cpu"
     assert conditions_of(small, CODE).is_canonical is True
+    monkeypatch.setenv("DEVICE", "cpu")
+    assert conditions_of(wide, CODE).device == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("DEVICE", "cuda")
+    with pytest.raises(RuntimeError, match="no 'cuda' device here"):
+        conditions_of(small, CODE)
 
 
 # --- failures -------------------------------------------------------------------------------------

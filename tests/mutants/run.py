@@ -5,8 +5,8 @@ A mutant is a patch in this folder with a header of comment lines:
 ``# kind:``
     What is changed, see `KINDS`.
 ``# expect:``
-    Who names it: ``arm 05/digits_10_reversed4`` (its canary moves), ``constant 02/speed.EVERY``
-    (canaries replace it; its value is not the committed one), ``claim csa.4`` (it reads *criterion
+    Who names it: ``arm 05/digits_10_reversed4`` (its canary moves), ``constant 04/Training.lr``
+    (a setting's default, which is not the committed one), ``claim csa.4`` (it reads *criterion
     changed*, or its entry in ``results/verdicts`` is another one), ``data digits`` (its content
     hash is another one), or ``unchanged because ...`` (a change of the text alone: the canaries of
     `WITNESSES`, an arm of every chapter, are equal). One mutant may say ``escapes claim gc.13
@@ -221,7 +221,7 @@ class Checks:
         return found
 
     def constants(self, names: Iterable[str]) -> dict[str, str]:
-        """Whether each ``chapter/module.NAME`` has the committed value."""
+        """Whether each ``chapter/Class.setting`` has the committed value."""
         found = {}
         for name in names:
             number, constant = name.split("/")

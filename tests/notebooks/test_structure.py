@@ -12,12 +12,12 @@ import nbformat
 import pytest
 from PIL import Image
 
-from companion.lab.chapters import TITLES, load_chapter, notebook_path
+from companion.lab.chapters import chapter_numbers, load_chapter, notebook_path
 from companion.paths import NOTEBOOKS, ROOT
 from companion.pages.runner import notebook_parameters
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
-BUILT = [number for number in TITLES if load_chapter(number)]
+CHAPTERS = chapter_numbers()
 TIMED = "nbval-ignore-output"
 OVERVIEWS = ("00", "08")  # they fold the rule of each claim below its line, in HTML
 HEADINGS = (
@@ -39,7 +39,7 @@ def test_the_book_is_there() -> None:
     names = [path.name for path in PATHS]
     assert names[0] == "00_start_here.ipynb"
     assert names[-1] == "08_scoreboard.ipynb"
-    assert {name[:2] for name in names} == {"00", "08", *BUILT}
+    assert {name[:2] for name in names} == {"00", "08", *CHAPTERS}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -80,7 +80,7 @@ def test_imports_stand_first(path: Path) -> None:
     settings = 0 if path.name[:2] in OVERVIEWS else 1  # chapters have a cell of parameters before
     assert importing == [settings], "the settings cell imports, no other does"
     first = code[settings].source.splitlines()[0]
-    assert re.match(r"from companion\.pages\.notebook import ", first), "NumPy and torch come later"
+    assert re.match(r"from companion(\.pages\.context)? import ", first), "NumPy and torch come later"
     assert not [c for c in code if re.search(r"^\s*[!%]", c.source, re.M)]
     for cell in code:
         for node in ast.walk(ast.parse(cell.source)):
@@ -88,7 +88,7 @@ def test_imports_stand_first(path: Path) -> None:
                 assert node.end_lineno - node.lineno < 25
 
 
-@pytest.mark.parametrize("number", BUILT)
+@pytest.mark.parametrize("number", CHAPTERS)
 def test_the_parameters_cell_is_plain(number: str) -> None:
     path = notebook_path(number)
     first = cells(path, "code")[0]
@@ -106,15 +106,15 @@ def test_the_parameters_cell_is_plain(number: str) -> None:
     assert parameters["evidence"] == "reference"
 
 
-@pytest.mark.parametrize("number", BUILT)
-def test_knobs_are_the_defaults_of_the_configuration(number: str) -> None:
+@pytest.mark.parametrize("number", CHAPTERS)
+def test_knobs_as_they_stand_are_those_of_the_standard_profile(number: str) -> None:
     parameters = notebook_parameters(notebook_path(number))
-    fields = load_chapter(number).config_class.model_fields
-    knobs = set(parameters) - {"profile", "evidence"}
-    assert {name: parameters[name] for name in knobs} == {n: fields[n].default for n in knobs}
+    knobs = {name: parameters[name] for name in set(parameters) - {"profile", "evidence"}}
+    chapter = load_chapter(number)
+    assert chapter.plan("standard", knobs) == chapter.plan("standard")
 
 
-@pytest.mark.parametrize("number", BUILT)
+@pytest.mark.parametrize("number", CHAPTERS)
 def test_a_chapter_has_its_headings_and_figures(number: str) -> None:
     path = notebook_path(number)
     text = markdown(path)
@@ -134,7 +134,7 @@ def test_a_chapter_has_its_headings_and_figures(number: str) -> None:
     assert len(live) >= 4
 
 
-@pytest.mark.parametrize("number", BUILT)
+@pytest.mark.parametrize("number", CHAPTERS)
 def test_references_are_in_the_bibliography(number: str) -> None:
     keys = set(re.findall(r"@\w+\{(\w+),", (ROOT / "references.bib").read_text(encoding="utf-8")))
     cited = set(re.findall(r"\[((?:\w+\d{4}\w+(?:; )?)+)\]", markdown(notebook_path(number))))
@@ -150,7 +150,7 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("number", BUILT)
+@pytest.mark.parametrize("number", CHAPTERS)
 def test_markdown_holds_no_measured_number(number: str) -> None:
     # a decimal with three or more places, or a percentage, is a measurement: a cell must print it
     text = re.sub(r"\$[^$]*\$|`[^`]*`", "", markdown(notebook_path(number)))

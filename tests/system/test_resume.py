@@ -26,7 +26,6 @@ pytestmark = [
 
 WORDS = ("reproduce", "--profile", "quick", "6")
 CHAPTER = load_chapter("06")
-assert CHAPTER is not None
 TOTAL = len(CHAPTER.plan("quick"))
 SEEDS = range(int(os.environ.get("TRAINAUG_SOAK", "1")))
 

@@ -1,4 +1,4 @@
-"""Chapter 4 without training: the numbers of its claims on records made by hand, and figures."""
+"""Chapter 4: tables and figures on records made by hand, beside the formulas of the ledger."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from companion.chapters.ordering import arms, figures, runs, tuning
 from companion.chapters.ordering import estimands as e
+from companion.chapters.ordering import figures
+from companion.chapters.ordering.arms import STEP_LENGTHS
+from companion.chapters.ordering.scores import SNAPSHOTS
 from companion.evidence.formulas import Formula
 from companion.evidence.ledger import load_ledger
 from companion.evidence.store import Record
-from companion.lab import chapters, trials
+from companion.lab import chapters
 from companion.lab import records as shared
+from companion.lab.tune import mean_curve, read_trials
 from companion.paths import CLAIMS
 
 SCORES, DATA = ("min_loss", "delta_abs", "delta_target"), ("digits", "fashion_mnist")
@@ -35,36 +38,10 @@ TRAINED = {
     "digits_min_loss": (4, 8, 0.95),
     "digits_delta_abs": (3, 10, 0.97),
     "digits_delta_target": (7, 11, 0.9),
-    "digits_min_loss_tuned": (5, 8, 0.1),
-    "digits_delta_abs_tuned": (6, 8, 0.1),
-    "digits_delta_target_tuned": (2, 8, 0.1),
     "fashion_mnist_random": (8, 10, 0.8),
     "fashion_mnist_min_loss": (8, 11, 0.81),
     "fashion_mnist_delta_abs": (9, 12, 0.79),
     "fashion_mnist_delta_target": (6, 9, 0.8),
-    "fashion_mnist_min_loss_tuned": (10, 0, 0.1),
-    "fashion_mnist_delta_abs_tuned": (7, 0, 0.1),
-    "fashion_mnist_delta_target_tuned": (8, 0, 0.1),
-    # with digits_random and the arm itself at 1 and 8 candidates; log2 N = 0, 1, 2, 3, 4
-    "digits_min_loss_2": (5, 0, 0),
-    "digits_min_loss_4": (5, 0, 0),
-    "digits_min_loss_16": (1, 0, 0),
-    "digits_delta_abs_2": (4, 0, 0),
-    "digits_delta_abs_4": (3, 0, 0),
-    "digits_delta_abs_16": (1, 0, 0),
-    "digits_delta_target_2": (5, 0, 0),
-    "digits_delta_target_4": (6, 0, 0),
-    "digits_delta_target_16": (7, 0, 0),
-    **{f"digits_{m}_random": (6, 0, 0) for m in ("linear", "cnn", "cnn_bn")},
-    "digits_linear_delta_target": (7, 0, 0),
-    "digits_cnn_delta_target": (8, 0, 0),
-    "digits_cnn_bn_delta_target": (9, 0, 0),
-    "paced_short_random": (0, 0, 0.70),
-    "paced_short_random_list": (0, 0, 0.72),
-    "paced_short_ascending": (0, 0, 0.75),
-    "paced_noisy_random": (0, 0, 0.66),
-    "paced_noisy_random_list": (0, 0, 0.60),
-    "paced_noisy_ascending": (0, 0, 0.61),
 }
 SHARES = {  # of the accuracy, by position
     "orders_cnn_bn": (0.05, 0.1, 0.02, 0.04, 0.2, 0.5),
@@ -81,41 +58,12 @@ RANKS = {  # by score in the order of SCORES
     "orders_cnn_bn": (12.5, 40.0, 8.0),
     "orders_mlp_lr020": (3.0, 5.0, 7.0),
 }
-# Of each claim by hand: a list for every part and then for all that is beside it, a number for
-# every setting; what is in doublings is a logarithm of a ratio.
-VALUES: dict[str, list[list[float]]] = {
-    "ord.1": [[90 - 42], [85 - 70]],
-    "ord.2": [[math.log(40 / 5)]],
-    "ord.3": [[0.2], [0.7]],
-    "ord.4": [[math.log(of) for of in (2.5, 4.5, 5 / 6, 1 / 6)], [0.5, 0.45, 0.25, 0.1]],
-    "ord.5": [[12.5, 40, 8], [3, 5, 7], [37.5, 10, 42]],
-    "ord.7": [
-        [-3 * LOG2, LOG2],
-        [-math.log(5), -math.log(6)],
-        [0, 10 * LOG2],
-        [0, -LOG2],
-        [-LOG2, LOG2],
-    ],
-    # steps at log2 N = 0 to 4: delta_target 5 5 6 7 7, delta_abs 5 4 3 3 1, min_loss 5 5 5 4 1
-    "ord.8": [[-0.7 * LOG2, 0.9 * LOG2], [1.3 * LOG2], [-0.6 * LOG2, 0.9 * LOG2, 0.9 * LOG2]],
-    "ord.9": [[-6, 0], [-86, -70], [-1, 1], [1, -1]],
-    "ord.10": [[-LOG2, -2 * LOG2, -2 * LOG2, -3 * LOG2], [LOG2, 0, -LOG2]],
-    "ord.11": [[5, 3], [-5, 1]],
-    "ord.12": [
-        [3 * LOG2, 0],
-        [-2 * LOG2, 2 * LOG2],
-        [0, -2 * LOG2],
-        [LOG2, 0],
-        [-LOG2, LOG2],
-        [2 * LOG2, -LOG2],
-    ],
-}
 
 
 def formulas(claim: str) -> list[list[Formula]]:
     """The numbers of a claim, those beside after those that decide."""
-    found = LEDGER[claim]
-    return [part.formulas for part in (*found.parts, *found.beside)]
+    known = LEDGER[claim]
+    return [part.formulas for part in (*known.parts, *known.beside)]
 
 
 def hand_made() -> list[Record]:
@@ -142,13 +90,6 @@ def hand_made() -> list[Record]:
         {"arm": arm, "seed": 1000, "metrics": metrics, "curves": curves}
         for arm, (metrics, curves) in found.items()
     ]
-
-
-@pytest.mark.parametrize("claim", LEDGER)
-def test_numbers_of_a_claim_equal_those_by_hand(claim):
-    for records in (hand_made(), hand_made()[::-1]):
-        found = [[f.evaluate(records, FUNCTIONS) for f in of] for of in formulas(claim)]
-        assert found == [pytest.approx(of, abs=1e-9) for of in VALUES[claim]]
 
 
 def test_a_range_of_nothing_counts_as_one_picture():
@@ -256,7 +197,7 @@ def drawable(seeds: int) -> list[Record]:
                 curve = {"step": [1.0, 10.0, 320.0], "forwards": [3.0, 30.0, 960.0 + seed]}
                 record["curves"] = curve | {"accuracy": [0.1 + shift, 0.5, 0.9]}
         scores = ("delta_abs", "delta_rel", "delta_target", "grad_align")
-        kinds = itertools.product(scores, ("loss", "norm", "align"), runs.SNAPSHOTS)
+        kinds = itertools.product(scores, ("loss", "norm", "align"), SNAPSHOTS)
         found += records
         metrics = {f"{score}/{what}/{step}": 0.25 + shift for score, what, step in kinds}
         found.append({"arm": "selection", "seed": seed, "metrics": metrics, "curves": {}})
@@ -269,18 +210,17 @@ def drawable(seeds: int) -> list[Record]:
     [
         ("order_spread", 2),
         ("recency", 2),
-        ("key_figure", 2),
         ("scored_by", 3),
         ("cost_ratios", 2),
         ("learning_curves", 4),
     ],
 )
 def test_figures_draw_from_records_without_warnings(name, panels, seeds):
-    more = (runs.SNAPSHOTS,) if name == "scored_by" else ()
-    first, again = (getattr(figures, name)(drawable(seeds), *more) for _ in range(2))
-    assert len(first.axes) == panels
-    assert all(len(axis.lines) + len(axis.texts) > 0 for axis in first.axes)
-    assert shown(first) == shown(again)
+    more = (SNAPSHOTS,) if name == "scored_by" else ()
+    drawn = getattr(figures, name)(drawable(seeds), *more)
+    assert len(drawn.axes) == panels
+    assert all(len(axis.lines) + len(axis.texts) > 0 for axis in drawn.axes)
+    assert shown(drawn)
 
 
 def test_a_figure_has_a_line_a_seed_and_names_its_networks():
@@ -315,11 +255,11 @@ def test_seeds_without_shares_or_timing_are_left_out_of_their_figure():
 
 
 def test_correlations_shown_are_means_over_seeds():
-    drawn = figures.scored_by(drawable(3), runs.SNAPSHOTS)
+    drawn = figures.scored_by(drawable(3), SNAPSHOTS)
     for axis in drawn.axes:
-        assert [text.get_text() for text in axis.texts] == ["0.26"] * 3 * len(runs.SNAPSHOTS)
+        assert [text.get_text() for text in axis.texts] == ["0.26"] * 3 * len(SNAPSHOTS)
     assert [label.get_text() for label in drawn.axes[0].get_xticklabels()] == [
-        str(step) for step in runs.SNAPSHOTS
+        str(step) for step in SNAPSHOTS
     ]
 
 
@@ -339,15 +279,14 @@ def test_cost_ratios_and_curves_name_their_scores():
 
 
 def test_step_lengths_are_those_of_the_trials():
-    rows = tuning.read_trials()
-    curves = {arm: trials.mean_curve(rows, arm) for arm in tuning.tuned_arms()}
-    drawn = figures.step_lengths(curves)
+    chosen, trials = chapters.load_chapter("04").chosen, read_trials("04")
+    drawn = figures.step_lengths({arm: mean_curve(trials, arm) for arm in chosen})
     assert shown(drawn)
     for axis, data in zip(drawn.axes, DATA, strict=True):
         assert len(axis.lines) == 4
         x, y = axis.lines[0].get_data()
-        assert list(x) == list(tuning.GRID)
-        assert x[min(range(len(y)), key=y.__getitem__)] == arms.tuned(f"{data}_random")
+        assert list(x) == list(STEP_LENGTHS)
+        assert x[min(range(len(y)), key=y.__getitem__)] == chosen[f"{data}_random"]["lr"]
 
 
 def test_prefix_sums_draw_a_line_an_order():

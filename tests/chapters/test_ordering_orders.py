@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from companion.chapters.ordering import orders, problems
+from companion.chapters.ordering.orders import Orders
 from companion.evidence.store import canonical_json
+from companion.lab.results import Result
 from trainaug.methods.ordering import train_in_order
 from trainaug.methods.ordering.scores import Score
 from trainaug.training.models import evaluate
@@ -52,16 +54,15 @@ def replays(monkeypatch) -> list[Call]:
     return calls
 
 
-def study(model: str = "mlp", lr: float = 0.1, momentum: float = 0.9, epochs: int = 1) -> Any:
-    settings = {"model": model, "lr": lr, "momentum": momentum, "epochs": epochs}
-    return orders.run_orders(settings, 4)
+def study(model: str = "mlp", lr: float = 0.1, momentum: float = 0.9, epochs: int = 1) -> Result:
+    return orders.run_orders(Orders(model=model, lr=lr, momentum=momentum, epochs=epochs), 4)
 
 
 @pytest.mark.parametrize(("model", "momentum"), [("mlp", 0.9), ("mlp", 0.0), ("cnn_bn", 0.9)])
 def test_orders_end_where_training_in_order_ends(replays, model, momentum):
     found = study(model, momentum=momentum)
     ((*_, listed, values),) = replays
-    assert found["counters"] == {"orders": 720}
+    assert found.counters == {"orders": 720}
     data = problems.pair_problem(4)
     index = torch.randperm(48, generator=stream(4, "order")).split(8)
     for place in (0, 131, 719):
@@ -82,7 +83,7 @@ def test_orders_end_where_training_in_order_ends(replays, model, momentum):
 def test_metrics_of_the_first_epoch_follow_from_all_orders(replays):
     found = study()
     ((*_, batches, listed, values),) = replays
-    metrics, v = found["metrics"], values.double().numpy()
+    metrics, v = found.metrics, values.double().numpy()
     for place, name in enumerate(orders.MEASURES):
         for what in ("min", "mean", "max"):
             assert metrics[f"{name}/{what}"] == pytest.approx(getattr(v[:, place], what)())
@@ -100,7 +101,7 @@ def test_metrics_of_the_first_epoch_follow_from_all_orders(replays):
         assert metrics[f"last/{b}/accuracy"] == pytest.approx(ends.mean())
     # chosen on one half, reported on the other
     assert metrics["best_on_val/test_accuracy"] == pytest.approx(v[v[:, 1].argmax(), 3])
-    curves = found["curves"]
+    curves = found.curves
     ordered = sorted(v[:, 1])
     assert "persistence" not in curves
     assert "repeat" not in metrics
@@ -149,30 +150,30 @@ def test_ranks_are_those_of_the_greedy_order_by_hand(replays):
                 before = sum(c < column[place] for c in column)
                 beside = sum(c == column[place] for c in column)
                 rank = 100 * float(before + beside / 2) / 720
-                assert found["metrics"][f"rank/{name}/{what}{ending}"] == pytest.approx(rank)
-    ranks = {k: r for k, r in found["metrics"].items() if k.startswith("rank/")}
+                assert found.metrics[f"rank/{name}/{what}{ending}"] == pytest.approx(rank)
+    ranks = {k: r for k, r in found.metrics.items() if k.startswith("rank/")}
     assert len(ranks) == len(SCORES) * 4
     assert all(0 <= rank <= 100 for rank in ranks.values())
 
 
-@pytest.mark.parametrize("epochs", [2, 3])
-def test_later_epochs_start_where_chosen_orders_ended(replays, epochs):
+def test_later_epochs_start_where_chosen_orders_ended(replays):
+    epochs = 3
     found = study(epochs=epochs)
     first, again, *later = replays
-    assert len(later) == (epochs - 1) * orders.STATES
-    data, curves = problems.pair_problem(4), found["curves"]
+    assert len(later) == (epochs - 1) * Orders().states
+    data, curves = problems.pair_problem(4), found.curves
     generator = stream(4, "order")
     batches = []
     for _ in range(epochs):
         index = torch.randperm(48, generator=generator).split(8)
         batches.append([(data.train.x[i], data.train.y[i]) for i in index])
-    calls: list[list[Call]] = [[first], later[:4], later[4:]][:epochs]
+    calls: list[list[Call]] = [[first], later[:4], later[4:]]
     for own, epoch in zip(batches, calls, strict=True):
         assert all(
             torch.equal(a, x) for c in epoch for (a, _), (x, _) in zip(c[2], own, strict=True)
         )
     assert torch.equal(again[2][0][0], batches[0][0][0])
-    assert same_weights(again[0], later[orders.STATES // 2][0])
+    assert same_weights(again[0], later[Orders().states // 2][0])
 
     def trained(path: list[list[int]]) -> tuple[nn.Module, torch.optim.SGD]:
         model = problems.make_model("mlp", data, 4)
@@ -203,11 +204,11 @@ def test_later_epochs_start_where_chosen_orders_ended(replays, epochs):
         spans = [float(values[:, 1].max() - values[:, 1].min()) for *_, values in epoch]
         assert curves["range"][place] == pytest.approx(sum(spans) / len(spans), rel=1e-5)
     same = torch.stack([first[4][:, 0], again[4][:, 0]])
-    assert found["metrics"]["repeat"] == pytest.approx(float(torch.corrcoef(same)[0, 1]), abs=1e-6)
+    assert found.metrics["repeat"] == pytest.approx(float(torch.corrcoef(same)[0, 1]), abs=1e-6)
 
 
 def test_where_all_orders_end_alike_there_are_no_shares():
     found = study(lr=0.0)
-    assert not [name for name in found["metrics"] if name.startswith("share/")]
-    assert {found["metrics"][f"rank/{score}/loss"] for score in SCORES} == {50.0}
-    canonical_json(found)  # no NaN
+    assert not [name for name in found.metrics if name.startswith("share/")]
+    assert {found.metrics[f"rank/{score}/loss"] for score in SCORES} == {50.0}
+    canonical_json(found.as_record())  # no NaN
