@@ -94,7 +94,8 @@ def _gradient_norms(model: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _rank_correlation(a: Tensor, b: Tensor) -> float:
-    ranks = torch.stack([a, b]).argsort(1).argsort(1).double()
+    # a few numbers: on the CPU they have float64 wherever the run is
+    ranks = torch.stack([a, b]).cpu().argsort(1).argsort(1).double()
     return float(torch.corrcoef(ranks)[0, 1])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from companion.chapters.ordering.problems import (
     source_sgd,
 )
 from companion.lab.arms import Settings
+from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
 from trainaug.data.indexed import IndexedDataset
 from trainaug.data.registry import content_hash
@@ -75,6 +76,8 @@ class Training(Settings):
         curve_points: Points that a record keeps of each curve.
     """
 
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps")
+
     data: str = "digits"
     model: str = "mlp"
     order: Order = "random"
@@ -120,11 +123,11 @@ class Training(Settings):
         )
 
     def problem(self, seed: int) -> Problem:
-        """Draw its data."""
+        """Draw its data, on the device of the run."""
         sizes = Sizes(
             self.num_train, self.num_target, self.num_val, self.num_test, self.num_teacher
         )
-        return problem(self.data, seed, noise=self.noise, sizes=sizes)
+        return problem(self.data, seed, noise=self.noise, sizes=sizes).to(run_device())
 
     def build(self, data: Problem, seed: int) -> tuple[nn.Module, Optimizer]:
         """Return its model with the initial weights of a seed, and its optimiser."""
