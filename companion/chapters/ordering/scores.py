@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self, get_args
+from typing import ClassVar, Self, get_args
 
 import torch
 from torch import Tensor
@@ -107,6 +107,8 @@ class Timing(Settings):
         data: ``digits`` or ``fashion_mnist``.
         lr: Step length.
     """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     data: str = "digits"
     lr: float = 0.35

@@ -23,7 +23,7 @@ from companion.chapters.ordering.problems import (
     source_sgd,
 )
 from companion.lab.arms import Settings
-from companion.lab.device import run_device
+from companion.lab.device import run_device, wait_for
 from companion.lab.results import Result, make_result
 from trainaug.data.indexed import IndexedDataset
 from trainaug.data.registry import content_hash
@@ -206,6 +206,7 @@ def train_arm(
         steps: Stop after so many steps and measure nothing, for timing.
         early: Stop when the target accuracy is reached.
     """
+    device = run_device()
     data = settings.problem(seed)
     if settings.order == "random_more":  # a control: trained on what the others only look at
         x = torch.cat([data.train.x, data.target.x])
@@ -230,6 +231,7 @@ def train_arm(
         share = torch.bincount(data.train.y[index], minlength=10) / len(index)
         trained.entropy.append(float(torch.special.entr(share).sum()))
 
+    wait_for(device)
     start = time.perf_counter()
     with suppress(_ReachedError):
         train(
@@ -245,6 +247,7 @@ def train_arm(
             evaluate=measure if steps is None else None,
             evaluate_every=1 if steps is None else None,
         )
+    wait_for(device)
     trained.seconds = time.perf_counter() - start
     return trained
 
