@@ -25,7 +25,7 @@ from companion.evidence.digest import code_digest
 from companion.evidence.formulas import Function
 from companion.evidence.store import Record, Run
 from companion.lab.about import About
-from companion.lab.arms import Arm, Profile, plan
+from companion.lab.arms import Arm, Profile, Settings, plan
 from companion.lab.tune import Stage, Trial, choose
 from companion.paths import CHAPTERS, NOTEBOOKS, PROFILES
 
@@ -40,6 +40,7 @@ __all__ = [
     "chapter_number",
     "chapter_numbers",
     "chapter_of_arm",
+    "check_device",
     "execute",
     "functions_of",
     "load_chapter",
@@ -132,24 +133,32 @@ class Chapter:
             NoSuchArmError: If no row has the run's arm.
         """
         arm = self.arm(run.arm)
-        _refuse_device(arm)
         settings = type(arm.settings).from_config(run.config)
+        check_device(run.arm, settings)
         return arm.run(settings, run.seed).as_record()
 
 
-def _refuse_device(arm: Arm) -> None:
-    """Refuse a device on which an arm's code does not put its tensors.
+def check_device(name: str, settings: Settings) -> None:
+    """Refuse a device on which the code of an arm does not put its tensors.
+
+    Args:
+        name: The arm.
+        settings: Its settings.
 
     Raises:
-        ValueError: If ``DEVICE`` is another one than the arm's.
+        ValueError: If the device of the run is none of theirs, or ``DEVICE`` is no device.
+        RuntimeError: If the device is absent here.
     """
-    from companion.lab.device import run_device
+    from companion.lab.device import asked_device, run_device
 
-    kind = run_device(str(getattr(arm.settings, "device", "cpu"))).type
-    if kind not in arm.settings.devices:
-        raise ValueError(
-            f"{arm.name} runs on {' and '.join(arm.settings.devices)}, not on {kind}: unset DEVICE"
-        )
+    preferred = str(getattr(settings, "device", "cpu"))
+    asked = asked_device(preferred)
+    known = " and ".join(settings.devices)
+    if asked not in ("auto", *settings.devices) and asked in ("cuda", "mps"):
+        raise ValueError(f"{name} runs on {known}, not on {asked}: unset DEVICE")
+    kind = run_device(preferred).type
+    if kind not in settings.devices:
+        raise ValueError(f"{name} runs on {known}, not on {kind}: unset DEVICE")
 
 
 @cache

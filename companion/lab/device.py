@@ -8,7 +8,7 @@ import torch
 
 from trainaug.training.devices import pick_device
 
-__all__ = ["asked_device", "device_name", "run_device"]
+__all__ = ["asked_device", "device_name", "run_device", "wait_for"]
 
 
 def asked_device(preferred: str = "cpu") -> str:
@@ -27,6 +27,14 @@ def run_device(preferred: str = "cpu") -> torch.device:
         RuntimeError: If the device is absent here.
     """
     return pick_device(asked_device(preferred))
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given, so that a clock reads the end of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def device_name(device: torch.device) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from companion.evidence.store import Record, Run, Store, read_reference
 from companion.lab.arms import Settings, defaults_of
-from companion.lab.chapters import EXECUTE, Chapter, chapter_of_arm
+from companion.lab.chapters import EXECUTE, Chapter, chapter_of_arm, check_device
 from companion.lab.conditions import conditions_of
 from companion.lab.sweep import run_sweep
 
@@ -121,7 +121,9 @@ def run_arm(
 
     Raises:
         LookupError: If there is no such arm.
-        ValueError: If a setting is unknown, a value is none for it, or ``seeds`` is below 1.
+        ValueError: If a setting is unknown, a value is none for it, ``seeds`` is below 1, or the
+            arm does not run on the device that ``DEVICE`` asks for.
+        RuntimeError: If that device is absent here.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
@@ -137,6 +139,7 @@ def _runs(chapter: Chapter, name: str, changes: Mapping[str, object], seeds: int
     arm = chapter.arm(name)
     complete = arm.complete(chapter.chosen)
     settings = replace(complete, **parse_changes(complete, changes))
+    check_device(name, settings)
     return [
         Run(
             chapter.number,

@@ -12,6 +12,7 @@ from torch import Tensor
 from companion.paths import DATA_CACHE
 from trainaug.data.parallel_text import ParallelText, iwslt_pairs, libreoffice_help, plain_pairs
 from trainaug.data.subwords import Subwords, train_subwords
+from trainaug.training.devices import device_of
 from trainaug.training.translation import PAD, START, TranslationModel, greedy_decode
 
 __all__ = [
@@ -129,7 +130,8 @@ def sample_translations(
     if not 1 <= count <= len(pairs):
         raise ValueError(f"count must be in 1 .. {len(pairs)}, got {count}")
     rows = [i * len(pairs) // count for i in range(count)]
-    translated = corpus.subwords.decode(greedy_decode(model, pairs.source[rows]))
+    source = pairs.source[rows].to(device_of(model))
+    translated = corpus.subwords.decode(greedy_decode(model, source).cpu())
     return [(text.source[i], text.target[i], t) for i, t in zip(rows, translated, strict=True)]
 
 

@@ -27,6 +27,7 @@ from companion.chapters.autoassist.problems import (
     pictures,
 )
 from companion.lab.arms import Settings
+from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
 from trainaug.data.registry import content_hash
 from trainaug.methods.autoassist import (
@@ -103,6 +104,8 @@ class Training(Settings):
         curve_points: Points that a record keeps of each curve.
     """
 
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
     data: str  # no default: records have always stated it
     model: str = "cnn"
     num_train: int = 10_000
@@ -164,8 +167,8 @@ class Training(Settings):
         return replace(self, sampler="random", lr=self.control_lr)
 
     def draw(self, seed: int) -> Pictures:
-        """Draw the parts of its data."""
-        return pictures(
+        """Draw the parts of its data, on the device of the run."""
+        drawn = pictures(
             self.data,
             seed,
             self.num_train,
@@ -174,6 +177,7 @@ class Training(Settings):
             noise=self.noise,
             rotated=self.rotated,
         )
+        return drawn.to(run_device())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,11 +250,17 @@ def assisted(
     """Build the Assistant on normalised pixels and labels, and the sampler that asks it."""
     flat = data.train.x.flatten(1)
     seen = (flat - flat.mean()) / flat.std()  # raw pixels, normalised as one
-    assistant = ImageAssistant(flat.shape[1], 10, stream(seed, "assistant"))
+    device = seen.device
+    assistant = ImageAssistant(flat.shape[1], 10, stream(seed, "assistant")).to(device)
     labels = data.train.y
+
+    def features_of(index: Tensor) -> tuple[Tensor, Tensor]:
+        rows = index.to(device)  # the trainer asks with numbers on the CPU
+        return seen.index_select(0, rows), labels.index_select(0, rows)
+
     trainer = AssistantTrainer(
         assistant,
-        lambda index: (seen.index_select(0, index), labels.index_select(0, index)),
+        features_of,
         lr=settings.assistant_lr,
         weight_decay=settings.assistant_decay,
     )
@@ -334,6 +344,7 @@ def _screener_station(
     settings: Training, data: Pictures, model: nn.Module, seed: int, plain: RandomBatchSampler
 ) -> _Station:
     net = TwoConvNet(1, stream(seed, "screener"), in_channels=data.train.x.shape[1])
+    net = net.to(data.train.x.device)
     share = count_macs(net, data.train.x) / count_macs(model, data.train.x)
     optimizer = Adam(net.parameters(), settings.screener_lr, fused=True)
     weighing = ScreenerWeights(net, lambda index: data.train.x[index], optimizer)

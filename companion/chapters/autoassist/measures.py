@@ -58,6 +58,7 @@ def judge_guesses(r: Tensor, before: Tensor, losses: Tensor, y: Tensor) -> dict[
     Returns:
         By name in `GUESSERS`; a half each where nothing is to be told apart.
     """
+    r, before, losses, y = (values.cpu() for values in (r, before, losses, y))  # for NumPy
     hard = (losses > losses.mean()).numpy()
     if hard.all() or not hard.any():
         return dict.fromkeys(GUESSERS, 0.5)
@@ -82,8 +83,8 @@ def measure_end(
         FloatingPointError: If a number is not finite.
     """
     logits, y = predict(model, data.test)
-    confidence, guess = logits.softmax(1).max(1)
-    hits = (guess == y).double()
+    confidence, guess = (values.cpu() for values in logits.softmax(1).max(1))
+    hits = (guess == y.cpu()).double()
     number = (confidence * bins).long().clamp(0, bins - 1)  # of NaN, too: they raise below
     zeros = torch.zeros(bins, dtype=torch.float64)
     gaps = zeros.index_add(0, number, confidence.double() - hits)

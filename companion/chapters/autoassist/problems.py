@@ -51,6 +51,14 @@ class Pictures:
     test: IndexedDataset
     wrong: Tensor
 
+    def to(self, device: torch.device) -> Pictures:
+        """Return the same parts on a device; ``wrong``, which is only counted, stays."""
+        train, val, test = (
+            IndexedDataset(part.x.to(device), part.y.to(device))
+            for part in (self.train, self.val, self.test)
+        )
+        return Pictures(train, val, test, self.wrong)
+
 
 @lru_cache(maxsize=2)
 def _arrays(data: str) -> tuple[Tensor, Tensor, int]:
@@ -127,14 +135,17 @@ def _turned(x: Tensor, generator: torch.Generator) -> Tensor:
 def make_model(name: str, data: Pictures, seed: int) -> nn.Module:
     """Build ``cnn`` (three convolutions with strides) or ``resnet8``, from a seed.
 
+    The weights are drawn on the CPU and moved to the device of the data.
+
     Raises:
         ValueError: If the name is unknown.
     """
     g, shape = stream(seed, "init"), data.train.x.shape[1:]
+    device = data.train.x.device
     if name == "cnn":
-        return StridedConvNet(10, g, in_channels=shape[0], image_size=shape[1])
+        return StridedConvNet(10, g, in_channels=shape[0], image_size=shape[1]).to(device)
     if name == "resnet8":
-        return ResNet8(10, g, in_channels=shape[0])
+        return ResNet8(10, g, in_channels=shape[0]).to(device)
     raise ValueError(f"model must be cnn or resnet8, got {name!r}")
 
 

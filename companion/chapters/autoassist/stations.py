@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from companion.chapters.autoassist.corpora import FOLDERS, Corpus, load_corpus
 from companion.lab.arms import Settings
+from companion.lab.device import run_device
 from trainaug.data.registry import content_hash
 from trainaug.data.subwords import document_counts, tfidf_bags
 from trainaug.methods.autoassist import (
@@ -59,6 +60,8 @@ class Translation(Settings):
         eval_batch: Sentences of a batch that is only evaluated.
         samples: Translations that a record keeps.
     """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     data: str  # no default, like the Assistant's two: records have always stated them
     sampler: Literal["uniform", "assist", "random", "selfpaced"] = "uniform"
@@ -229,12 +232,13 @@ def make_station(
 
 def _assisted_station(settings: Translation, corpus: Corpus, seed: int) -> Station:
     pairs, size = corpus.pairs["train"], len(corpus.subwords)
+    device = run_device()
     bags = [
-        part
+        part.to(device)
         for side in (pairs.source, pairs.target)
         for part in tfidf_bags(side, size, document_counts(side, size))
     ]  # units and weights of the source, of the target
-    assistant = TextAssistant(size, size, stream(seed, "assistant"))
+    assistant = TextAssistant(size, size, stream(seed, "assistant")).to(device)
     trainer = AssistantTrainer(
         assistant,
         lambda index: tuple(part[index] for part in bags),

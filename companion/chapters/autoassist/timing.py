@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ class Timing(Training):
         lag: Batches before the last at which it ends: the worker's events come with a batch, so
             late.
     """
+
+    # the Assistant's process shares tensors of the CPU with the Boss's
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     rounds: int = 4
     round_steps: int = 20

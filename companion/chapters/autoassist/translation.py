@@ -29,8 +29,10 @@ from companion.chapters.autoassist.stations import (
     Translation,
     make_station,
 )
+from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
 from trainaug.methods.autoassist import AssistedSampler
+from trainaug.training.devices import device_of, to_device
 from trainaug.training.loop import train
 from trainaug.training.models import undisturbed
 from trainaug.training.randomness import stream
@@ -114,7 +116,7 @@ class _Notes:
         if trainer is not None and len(curves["tokens"]) % self.settings.probe_every == 0:
             now = self._losses(model, self.pairs, self.probe)
             lengths = self.pairs.lengths[self.probe].float()
-            guess = trainer.predict(self.probe)
+            guess = trainer.predict(self.probe).cpu()
             self.guesses.append({"": guess, "_loss": now, "_length": lengths})
 
     def finish(self, num_steps: int) -> None:
@@ -146,15 +148,19 @@ class _Notes:
             metrics |= {"guess/mean": float(last.mean()), "guess/sd": float(last.std())}
 
     def _losses(self, model: nn.Module, pairs: Pairs, rows: Tensor | None = None) -> Tensor:
-        """Losses of a token of sentences, ``(N,)``, in eval mode; the model is undisturbed."""
+        """Losses of a token of sentences, ``(N,)``, in eval mode; the model is undisturbed.
+
+        Sentences and losses are on the CPU.
+        """
+        device = device_of(model)
         rows = torch.arange(len(pairs), device="cpu") if rows is None else rows
         losses = torch.empty(len(rows), device="cpu")
         by_length = pairs.lengths[rows].argsort(stable=True)
         with undisturbed(model), torch.no_grad():
             model.eval()
             for part in torch.split(by_length, self.settings.eval_batch):
-                x, y, _ = pairs[rows[part].tolist()]
-                losses[part] = translation_losses(model(x), y)
+                x, y, _ = to_device(pairs[rows[part].tolist()], device)
+                losses[part] = translation_losses(model(x), y).cpu()
         return losses
 
 
@@ -180,7 +186,7 @@ def fit_translation(
     """
     corpus = settings.corpus() if corpus is None else corpus
     pairs, budget = corpus.pairs["train"], settings.tokens
-    model = TranslationModel(len(corpus.subwords), stream(seed, "init"))
+    model = TranslationModel(len(corpus.subwords), stream(seed, "init")).to(run_device())
     station = make_station(settings, corpus, seed, keep_rates)
     batches = TokenBatches(
         station.sampler, pairs.lengths, settings.batch_tokens, budget, stream(seed, "batches")
@@ -237,7 +243,8 @@ def train_translation(
     """
     fitted = fit_translation(settings, seed, keep_rates=keep_rates, corpus=corpus)
     text, pairs = fitted.corpus.texts["test"], fitted.corpus.pairs["test"]
-    translated = fitted.corpus.subwords.decode(greedy_decode(fitted.model, pairs.source))
+    source = pairs.source.to(device_of(fitted.model))
+    translated = fitted.corpus.subwords.decode(greedy_decode(fitted.model, source).cpu())
     references = [list(text.target)]
     scores = {
         "test/bleu": float(sacrebleu.corpus_bleu(translated, references).score),

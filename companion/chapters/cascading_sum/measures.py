@@ -45,7 +45,8 @@ def calibration_error(logits: Tensor, y: Tensor, bins: int = 15) -> float:
         y: Classes, shape ``(N,)``.
         bins: Number of bins of equal width; a bin counts with its share of the examples.
     """
-    confidence, guess = logits.softmax(1).max(1)
+    y = y.cpu()
+    confidence, guess = (values.cpu() for values in logits.softmax(1).max(1))
     gap = (guess == y).double() - confidence.double()
     number = (confidence * bins).ceil().long().clamp(1, bins) - 1
     sums = torch.zeros(bins, dtype=torch.float64).index_add(0, number, gap)

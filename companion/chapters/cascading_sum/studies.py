@@ -24,9 +24,9 @@ from companion.chapters.cascading_sum.train import (
     train_classifier,
 )
 from companion.evidence.store import rounded
+from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
 from trainaug.methods.cascading_sum import SumMix, gradient_lipschitz, hessian_top_eigenvalue
-from trainaug.training.devices import pick_device
 from trainaug.training.randomness import stream
 
 __all__ = [
@@ -54,7 +54,7 @@ def train_arm(
         seed: Draws the parts, the initial weights, the order and the mixes.
         curve: Whether the validation accuracy is noted before the end.
     """
-    device = pick_device(settings.device)
+    device = run_device(settings.device)
     data = settings.problem(seed).to(device)
     model = settings.build(data, seed).to(device)
     parts = model, data.train, data.val, settings, data.num_classes, seed
@@ -187,7 +187,8 @@ def _objectives(settings: Objective, data: Problem, seed: int) -> dict[str, tupl
 
 def run_objective(settings: Objective, seed: int) -> Result:
     """Curvature of the objectives with K samples in a mix, at the same weights of a cascade."""
-    data = settings.problem(seed)
+    device = run_device(settings.device)
+    data = settings.problem(seed).to(device)
     objectives = _objectives(settings, data, seed)
     curves: dict[str, list[float]] = {}
 
@@ -198,7 +199,7 @@ def run_objective(settings: Objective, seed: int) -> Result:
             for key, value in _landscape(model, mixed, labels, settings, seed).items():
                 curves.setdefault(f"{key}/{name}", []).append(value)
 
-    model = settings.build(data, seed)
+    model = settings.build(data, seed).to(device)
     parts = model, data.train, data.val, settings, data.num_classes, seed
     train_classifier(*parts, curve=False, observers=[observe])
     metrics = {

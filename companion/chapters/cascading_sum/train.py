@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +112,8 @@ class Training(Settings):
         lipschitz_radius: Radius of the estimate of the gradient's Lipschitz constant.
         lipschitz_draws: Its random directions.
     """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     data: str = "fashion"
     per_class: int = 100

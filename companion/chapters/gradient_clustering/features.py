@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from companion.chapters.gradient_clustering.problems import losses_of
 from companion.lab.arms import Settings
+from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
 from trainaug.methods.gradient_clustering import GradientClustering, total_distortion
 from trainaug.training.randomness import initialise, stream
@@ -71,6 +72,8 @@ class Features(Settings):
         draws: Batches in each of the two sets of the authors' statistic.
         snapshots: Points of the curves, dense at the start.
     """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     taus: tuple[float, ...] = (0.5, 2.0, 10.0)
     lrs: tuple[float, ...] = (0.1, 0.03, 0.01, 0.003, 0.001)
@@ -138,7 +141,11 @@ def _hidden(inputs: int, width: int, generator: torch.Generator) -> nn.Linear:
 
 @torch.no_grad()
 def draw_features(settings: Features, cell: Cell, seed: int) -> tuple[Tensor, Tensor]:
-    """Features ``(N, width)`` and the teacher's classes; PyTorch's initial weights throughout."""
+    """Features ``(N, width)`` and the teacher's classes; PyTorch's initial weights throughout.
+
+    All is drawn on the CPU, and then moved to the device of the run and computed there.
+    """
+    device = run_device()
     n, points, teacher = (
         max(settings.classes, round(settings.width / cell.tau)),
         settings.points,
@@ -146,12 +153,13 @@ def draw_features(settings: Features, cell: Cell, seed: int) -> tuple[Tensor, Te
     )
     x = torch.randn(n + points, settings.inputs, generator=stream(seed, "inputs"))
     distinct = n - round(cell.copies * n)
-    x = x[torch.cat([points + torch.arange(distinct), torch.arange(n - distinct) % points])]
-    hidden = _hidden(settings.inputs, teacher, stream(seed, f"teacher/{teacher}"))
+    rows = torch.cat([points + torch.arange(distinct), torch.arange(n - distinct) % points])
+    x = x[rows].to(device)
+    hidden = _hidden(settings.inputs, teacher, stream(seed, f"teacher/{teacher}")).to(device)
     g = stream(seed, f"teacher/{teacher}/top")
-    top = torch.randn(teacher, settings.classes, generator=g)
+    top = torch.randn(teacher, settings.classes, generator=g).to(device)
     y = (F.relu(hidden(x)) @ top).argmax(1)
-    features = _hidden(settings.inputs, settings.width, stream(seed, "features"))
+    features = _hidden(settings.inputs, settings.width, stream(seed, "features")).to(device)
     return F.relu(features(x)), y
 
 
@@ -169,7 +177,7 @@ def train_cell(
         ``half`` (steps until the loss has halved, at most all); curves of loss and variance.
     """
     phi, y = draw_features(settings, cell, seed)
-    w = torch.zeros(settings.classes, settings.width)
+    w = torch.zeros(settings.classes, settings.width, device=phi.device)
     g = stream(seed, "order")
     watch = _Watch(settings, phi, y, seed)
     order: list[Tensor] = []
@@ -197,7 +205,7 @@ class _Watch:
         half = self.refresh // 2
         self.middles = {self.refresh * k + half for k in range(settings.refreshes)}
         self.assign = torch.zeros(len(phi), dtype=torch.int64)
-        self.old = torch.zeros(len(phi), settings.classes)
+        self.old = torch.zeros(len(phi), settings.classes, device=phi.device)
         self.curve: dict[str, list[float]] = {"loss": [], "sg": [], "step": []}
         names = ("sg", "gc", "svrg", "norm", "norm_plugin")
         self.parts: dict[str, list[float]] = {name: [] for name in names}
@@ -246,7 +254,7 @@ class _Watch:
     def _cluster(self, w: Tensor) -> Tensor:
         settings, phi = self.settings, self.phi
         model = nn.Linear(settings.width, settings.classes, bias=False, device="meta")
-        model.to_empty(device="cpu")
+        model.to_empty(device=phi.device)
         with torch.no_grad():
             model.weight.copy_(w)
         rows = torch.split(torch.arange(len(phi)), settings.batch)
@@ -262,7 +270,7 @@ class _Watch:
 def closed_form_errors(phi: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """Gradients ``(N, C)`` of the losses with respect to the logits."""
     errors = torch.softmax(phi @ w.T, 1)
-    errors[torch.arange(len(y)), y] -= 1.0
+    errors[torch.arange(len(y), device=y.device), y] -= 1.0
     return errors
 
 

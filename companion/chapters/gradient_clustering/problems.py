@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -147,6 +148,8 @@ class PictureSettings(Settings):
         hidden: Hidden units of the MLP.
     """
 
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")  # inner products are sums in float64
+
     data: str = "digits"
     num_train: int = 1000
     copies: float = 0.0
@@ -176,16 +179,19 @@ class PictureSettings(Settings):
 def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.Module:
     """Build ``mlp`` (one hidden layer), ``cnn`` (two convolutions) or ``resnet8``, from a seed.
 
+    The weights are drawn on the CPU and moved to the device of the data.
+
     Raises:
         ValueError: If the name is unknown.
     """
     g, shape = stream(seed, "init"), data.train.x.shape[1:]
+    device = data.train.x.device
     if name == "mlp":
-        return MLP(shape.numel(), hidden, 10, g)
+        return MLP(shape.numel(), hidden, 10, g).to(device)
     if name == "cnn":
-        return TwoConvNet(10, g, in_channels=shape[0])
+        return TwoConvNet(10, g, in_channels=shape[0]).to(device)
     if name == "resnet8":
-        return plain_resnet8(g, in_channels=shape[0])
+        return plain_resnet8(g, in_channels=shape[0]).to(device)
     raise ValueError(f"model must be mlp, cnn or resnet8, got {name!r}")
 
 

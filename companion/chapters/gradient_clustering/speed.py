@@ -18,6 +18,7 @@ from companion.chapters.gradient_clustering.problems import (
     losses_of,
     make_model,
 )
+from companion.lab.device import run_device, wait_for
 from companion.lab.results import Result, make_result
 from trainaug.methods.gradient_clustering import (
     GradientClustering,
@@ -224,7 +225,8 @@ def train_sampler(
         counts: Active examples of each epoch, of the control.
         measured: Whether the validation part is looked at; off in timings.
     """
-    data = settings.problem(seed)
+    device = run_device()
+    data = settings.problem(seed).to(device)
     model = make_model("mlp", data, seed, hidden=settings.hidden)
     optimizer = SGD(
         model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.decay
@@ -246,6 +248,7 @@ def train_sampler(
         if isinstance(sampler, SnoozeSampler):
             sampler.update(index, losses)
 
+    wait_for(device)
     started = time.perf_counter()
     train(
         model,
@@ -259,6 +262,7 @@ def train_sampler(
         evaluate=measure,
         evaluate_every=settings.evaluate_every if measured else settings.steps,
     )
+    wait_for(device)
     trained.seconds = time.perf_counter() - started
     trained.test = evaluate(model, data.test, "test")["test/accuracy"] if measured else 0.0
     trained.active_counts = list(getattr(sampler, "active_counts", []))

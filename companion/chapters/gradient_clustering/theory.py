@@ -19,6 +19,7 @@ from companion.chapters.gradient_clustering.problems import (
     make_model,
 )
 from companion.chapters.gradient_clustering.trajectory import stratified, variances
+from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
 from trainaug.methods.gradient_clustering import (
     Factors,
@@ -93,10 +94,11 @@ def run_enumeration(settings: Enumeration, seed: int) -> Result:
     Errors are shares of the mean's length and of the variance.
     """
     few, strata = settings.few, settings.strata
-    data = settings.problem(seed)
+    data = settings.problem(seed).to(run_device())
     model = make_model("mlp", data, seed, hidden=settings.hidden).double()
     x, y = data.train.x[:few].double(), data.train.y[:few]
-    gradients = per_example_gradients(model, losses_of, x, y)
+    # the partitions of so few gradients are enumerated on the CPU
+    gradients = per_example_gradients(model, losses_of, x, y).cpu()
     errors, exact = _compare_all(gradients, strata)
     best, _ = best_partition(gradients, strata)
     least = min(exact.values())
@@ -193,7 +195,7 @@ class Departures(PictureSettings):
 
 def run_departures(settings: Departures, seed: int) -> Result:
     """Variance over that of uniform draws, with a departure of the authors' code and without."""
-    data = settings.problem(seed)
+    data = settings.problem(seed).to(run_device())
     return make_result(_rounding(settings, data, seed) | _dropout(settings, data, seed))
 
 
@@ -241,8 +243,8 @@ def _rounding(settings: Departures, data: Problem, seed: int) -> dict[str, float
 def _dropout(settings: Departures, data: Problem, seed: int) -> dict[str, float]:
     """Clusters of the network in eval mode and of its own masks, with dropout and without."""
     x, y, batch, views = data.train.x, data.train.y, settings.batch, settings.views
-    noisy = _with_dropout(settings, x[0].numel(), seed)
-    with torch.random.fork_rng([]):
+    noisy = _with_dropout(settings, x[0].numel(), seed).to(x.device)
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout has no generator of its own
         _fit(settings, data, noisy, seed)
         masked = _clusters(settings, data, noisy.train(), seed)

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from companion.chapters.gradient_clustering.problems import losses_of, plain_resnet8
 from companion.chapters.gradient_clustering.speed import Sampler, Sampling, train_sampler
 from companion.lab.arms import Settings
+from companion.lab.device import run_device, wait_for
 from companion.lab.results import Result, make_result
 from trainaug.methods.gradient_clustering import GradientCenters, layer_factors
 from trainaug.training.randomness import initialise, stream
@@ -71,6 +72,8 @@ class Timing(Settings):
         repeats: Measurements of each, of which the median counts.
     """
 
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
     model: str = "mlp"
     batch: int = 128
     counts: tuple[int, ...] = (32, 128)
@@ -91,11 +94,13 @@ class ResNetTiming(Timing):
 
 def run_timing(settings: Timing, seed: int) -> Result:
     """Seconds of forward and backward, of assigning, and of assigning and collecting, in turn."""
+    device = run_device()
     torch.zeros(7 << 20)  # once freed, blocks of such a size are used again, as in training
     batch = settings.batch
-    model, g = make_network(settings.model, seed), stream(seed, "batch")
-    x, y = torch.rand(batch, 1, 28, 28, generator=g), torch.randint(10, (batch,), generator=g)
-    half = torch.arange(batch) % 2
+    model, g = make_network(settings.model, seed).to(device), stream(seed, "batch")
+    x = torch.rand(batch, 1, 28, 28, generator=g).to(device)
+    y = torch.randint(10, (batch,), generator=g).to(device)
+    half = torch.arange(batch, device=device) % 2
 
     def plain() -> None:
         model.zero_grad()
@@ -115,7 +120,7 @@ def run_timing(settings: Timing, seed: int) -> Result:
             centers.add(factors, centers.sq_distances(factors).argmin(1), half)
 
         tasks |= {f"assign/{count}": assign, f"pass/{count}": both}
-    return make_result(interleaved(tasks, settings.repeats, seed))
+    return make_result(interleaved(tasks, settings.repeats, seed, device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,16 +152,22 @@ def run_sampler_timing(settings: SamplerTiming, seed: int) -> Result:
 
 
 def interleaved(
-    tasks: Mapping[str, Callable[[], None]], repeats: int, seed: int
+    tasks: Mapping[str, Callable[[], None]],
+    repeats: int,
+    seed: int,
+    device: torch.device | None = None,
 ) -> dict[str, float]:
-    """Median seconds of each task; the order turns round with the seed."""
+    """Median seconds of each task on a device, the CPU by default; the order turns with the seed."""
+    device = torch.device("cpu") if device is None else device
     names = list(tasks) if seed % 2 else list(tasks)[::-1]
     for name in names:  # warm up
         tasks[name]()
     taken: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(repeats):
         for name in names:
+            wait_for(device)
             start = time.perf_counter()
             tasks[name]()
+            wait_for(device)
             taken[name].append(time.perf_counter() - start)
     return {f"seconds/{name}": statistics.median(values) for name, values in taken.items()}

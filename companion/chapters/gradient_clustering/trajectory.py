@@ -18,6 +18,7 @@ from companion.chapters.gradient_clustering.problems import (
     losses_of,
     make_model,
 )
+from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
 from trainaug.methods.gradient_clustering import (
     Clustering,
@@ -28,7 +29,6 @@ from trainaug.methods.gradient_clustering import (
 )
 from trainaug.methods.gradient_clustering.centers import CenterKind
 from trainaug.methods.gradient_clustering.clustering import Rule
-from trainaug.training.devices import pick_device
 from trainaug.training.loop import Batch, train
 from trainaug.training.models import evaluate
 from trainaug.training.randomness import RandomBatchSampler, stream
@@ -145,7 +145,7 @@ def stratified(gram: Tensor, assign: Tensor, batch: int) -> float:
 
     From $N^2\mathbb V=\sum_kN_kS_k$, $S_k=\sum_{a_i=k}G_{ii}-\frac1{N_k}\sum_{a_i=a_j=k}G_{ij}$.
     """
-    labels, numbers = torch.unique(assign, return_inverse=True)
+    labels, numbers = torch.unique(assign.to(gram.device), return_inverse=True)
     sizes = torch.bincount(numbers).double()
     member = torch.nn.functional.one_hot(numbers, len(labels)).double()  # (N, M)
     inside = ((gram @ member) * member).sum(0)  # (M,)
@@ -163,7 +163,8 @@ def shifted(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
     height, width = x.shape[2:]
     rows = most + moves[:, :1] + torch.arange(height)  # (B, H)
     columns = most + moves[:, 1:] + torch.arange(width)
-    each = torch.arange(len(x))[:, None, None]
+    each = torch.arange(len(x))[:, None, None].to(x.device)
+    rows, columns = rows.to(x.device), columns.to(x.device)
     return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
@@ -195,9 +196,8 @@ def run_trajectory(settings: Trajectory, seed: int) -> Result:
     augmentation the clusters come from one view of each picture and the variance is that of
     others.
     """
-    device = pick_device(settings.device)
-    data = settings.problem(seed).to(device)
-    model = make_model(settings.model, data, seed, hidden=settings.hidden).to(device)
+    data = settings.problem(seed).to(run_device(settings.device))
+    model = make_model(settings.model, data, seed, hidden=settings.hidden)
     optimizer = SGD(
         model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.decay
     )

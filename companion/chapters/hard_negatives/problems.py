@@ -103,6 +103,15 @@ class Pairs:
     test: tuple[Gallery, ...]
     tested: Tensor
 
+    def to(self, device: torch.device) -> Pairs:
+        """Return the same split with pictures and tokens on a device; numbers of rows stay."""
+        return replace(
+            self,
+            pictures=self.pictures.to(device),
+            tokens=self.tokens.to(device),
+            in_name=self.in_name.to(device),
+        )
+
 
 def captions(data: EmojiCaptions) -> list[str]:
     """Name and keywords of each concept as one text."""
@@ -219,6 +228,7 @@ class PairsDataset:
     ) -> tuple[tuple[Tensor, tuple[Tensor, Tensor]], Tensor, Tensor]:
         """Return a batch."""
         pairs, g = self.pairs, self.generator
+        device = pairs.pictures.device  # everything is drawn on the CPU
         index = torch.tensor(list(indices))
         concept, vendor = pairs.train[index].unbind(1)
         size, count = len(index), pairs.tokens.shape[1]
@@ -228,9 +238,9 @@ class PairsDataset:
         picture = pairs.pictures[concept, vendor, view]
         if picture.ndim == 2:
             kept = torch.rand(picture.shape, generator=g) >= self.feature_drop
-            picture = picture * kept / (1 - self.feature_drop)
+            picture = picture * kept.to(device) / (1 - self.feature_drop)
         share = torch.rand(size, 1, generator=g)
-        kept = (torch.rand(size, count, generator=g) < share) | pairs.in_name[concept]
-        kept &= torch.rand(size, count, generator=g) >= self.word_drop
+        kept = (torch.rand(size, count, generator=g) < share).to(device) | pairs.in_name[concept]
+        kept &= (torch.rand(size, count, generator=g) >= self.word_drop).to(device)
         tokens = pairs.tokens[concept]
         return (picture, (tokens, (kept & (tokens > 0)).float())), concept, index

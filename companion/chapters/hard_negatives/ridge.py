@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from companion.chapters.hard_negatives.measures import measure_test, score_galleries
 from companion.chapters.hard_negatives.problems import Gallery, Pairs, Retrieval, load_pairs
+from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
 from trainaug.data.bag_of_words import tf_idf
 from trainaug.methods.hard_negatives import rsum
@@ -25,6 +27,8 @@ class Ridge(Retrieval):
     Attributes:
         strengths: Penalties on the squared weights that are tried, with and without crops.
     """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")  # in float64
 
     strengths: tuple[float, ...] = (1e1, 1e2, 1e3, 1e4, 1e5)
 
@@ -50,17 +54,18 @@ class FittedRidge:
     crops: bool
 
     def gallery_scores(self, gallery: Gallery) -> Tensor:
-        """Cosines of predicted and true tf-idf, rows pictures."""
+        """Cosines of predicted and true tf-idf, rows pictures, on the CPU."""
         x = self.pairs.pictures[gallery.concepts, gallery.vendor, 0].double()
         predicted = F.normalize(x @ self.weight + self.mean, dim=1)  # (N, W)
-        return predicted @ self.words[gallery.concepts].T
+        return (predicted @ self.words[gallery.concepts].T).cpu()
 
 
 def fit_ridge(pairs: Pairs, strengths: Sequence[float]) -> tuple[FittedRidge, float]:
     """Fit every strength, with and without crops; return the best and its validation rsum."""
     concept, vendor = pairs.train.unbind(1)
     trained = torch.unique(concept)
-    words = tf_idf(pairs.tokens, trained, pairs.vocabulary).double()  # (N, W)
+    device = pairs.pictures.device
+    words = tf_idf(pairs.tokens.cpu(), trained, pairs.vocabulary).double().to(device)  # (N, W)
     best: tuple[FittedRidge, float] | None = None
     for crops in (False, True):
         views = pairs.pictures[concept, vendor].double()  # (M, 1 + K, F)
@@ -72,7 +77,7 @@ def fit_ridge(pairs: Pairs, strengths: Sequence[float]) -> tuple[FittedRidge, fl
         gram = views.flatten(0, 1).T @ views.flatten(0, 1) - count * torch.outer(centre, centre)
         cross = (views - centre).sum(1).T @ target  # (F, W)
         for strength in strengths:
-            penalty = strength * views.shape[1] * torch.eye(len(gram), dtype=gram.dtype)
+            penalty = strength * views.shape[1] * torch.eye(len(gram)).to(gram)
             weight = torch.linalg.solve(gram + penalty, cross)
             ridge = FittedRidge(pairs, words, weight, mean - centre @ weight, strength, crops)
             validation = rsum(*score_galleries(pairs.val, ridge.gallery_scores))
@@ -85,7 +90,7 @@ def fit_ridge(pairs: Pairs, strengths: Sequence[float]) -> tuple[FittedRidge, fl
 
 def run_ridge(settings: Ridge, seed: int) -> Result:
     """Fit the ridge and score its test part."""
-    pairs = load_pairs(settings, seed)
+    pairs = load_pairs(settings, seed).to(run_device())
     ridge, validation = fit_ridge(pairs, settings.strengths)
     metrics, notes = measure_test(pairs, ridge.gallery_scores, settings.synonyms)
     metrics |= {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from companion.chapters.hard_negatives.problems import load_pairs
 from companion.chapters.hard_negatives.train import Training, build_model
 from companion.lab.arms import Settings
+from companion.lab.device import run_device, wait_for
 from companion.lab.results import Result, make_result
 from trainaug.data.registry import content_hash
 from trainaug.methods.hard_negatives import (
@@ -36,6 +38,8 @@ class Timing(Settings):
         batch_size: Pairs in the batch of a training step.
     """
 
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps")
+
     shapes: tuple[tuple[int, int], ...] = ((128, 1024), (1024, 1024))
     repeats: tuple[int, ...] = (40, 4)
     warm_up: int = 2
@@ -52,7 +56,7 @@ def run_timing(settings: Timing, seed: int) -> Result:
     generator = stream(seed, "timing")
     losses = {"sum": SumOfHinges(), "max": MaxOfHinges()}
     for (size, dim), repeats in zip(settings.shapes, settings.repeats, strict=True):
-        images, texts = torch.randn(2, size, dim, generator=generator)
+        images, texts = torch.randn(2, size, dim, generator=generator).to(run_device())
         scores = cosine_scores(images, texts)
         for name, seconds in _interleaved(losses, scores, repeats, settings.warm_up).items():
             metrics[f"{name}/B={size}/d={dim}"] = seconds
@@ -67,8 +71,10 @@ def _interleaved(
     for number in range(repeats + warm_up):
         for name in _turn(list(losses), number):
             leaf = scores.detach().clone().requires_grad_(True)
+            wait_for(leaf.device)
             start = time.perf_counter()
             losses[name](leaf).backward()
+            wait_for(leaf.device)
             if number >= warm_up:
                 spent[name].append(time.perf_counter() - start)
     return {name: _median(seconds) for name, seconds in spent.items()}
@@ -77,7 +83,8 @@ def _interleaved(
 def time_steps(settings: Timing, seed: int) -> dict[str, float]:
     """Median seconds of a whole training step with each loss, on new concepts."""
     training = Training(batch_size=settings.batch_size)
-    pairs = load_pairs(training, seed)
+    device = run_device()
+    pairs = load_pairs(training, seed).to(device)
     dataset = training.dataset(pairs, seed)
     order = stream(seed, "order")
     batches = DistinctGroupBatchSampler(pairs.train[:, 0], training.batch_size, order)
@@ -85,7 +92,7 @@ def time_steps(settings: Timing, seed: int) -> dict[str, float]:
         "sum": SumOfHinges(training.margin, "mean"),
         "max": MaxOfHinges(training.margin, "mean"),
     }
-    models = {name: build_model(training, pairs, seed) for name in losses}
+    models = {name: build_model(training, pairs, seed).to(device) for name in losses}
     optimizers = {
         name: torch.optim.Adam(model.parameters(), lr=training.lr, fused=True)
         for name, model in models.items()
@@ -94,10 +101,12 @@ def time_steps(settings: Timing, seed: int) -> dict[str, float]:
     for number, indices in enumerate(batches):
         for name in _turn(list(losses), number):
             model, optimizer = models[name], optimizers[name]
+            wait_for(device)
             start = time.perf_counter()
             x, _, _ = dataset[indices]
             losses[name](model(x)).backward()
             optimizer.step()
+            wait_for(device)
             spent[name].append(time.perf_counter() - start)
             optimizer.zero_grad()
     return {f"step/{name}": _median(seconds[settings.warm_up :]) for name, seconds in spent.items()}

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from companion.chapters.hard_negatives.problems import (
     check_choice,
     load_pairs,
 )
+from companion.lab.device import run_device
 from companion.lab.results import Result, evenly, make_result
 from trainaug.methods.hard_negatives import (
     DistinctGroupBatchSampler,
@@ -99,6 +100,8 @@ class Training(Retrieval):
         feature_drop: Share of the features that are left out of a training picture.
         curve_points: Points that a record keeps of each curve.
     """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps")
 
     captions: Captions = "bag"
     score: Score = "cosine"
@@ -263,7 +266,9 @@ def train_pairs(settings: Training, pairs: Pairs, seed: int) -> Trained:
     Validation is after every epoch; ``patience`` evaluations in a row that are not ``plateau``
     points above an earlier one end the run.
     """
-    model = build_model(settings, pairs, seed)
+    device = run_device()
+    pairs = pairs.to(device)
+    model = build_model(settings, pairs, seed).to(device)
     dataset = settings.dataset(pairs, seed)
     sampler = _sampler(settings, pairs, seed)
     loss = _loss(settings, len(sampler))
@@ -322,14 +327,14 @@ def validate(model: DualEncoder, pairs: Pairs) -> BothDirections:
 
 @torch.no_grad()
 def gallery_scores(model: DualEncoder, pairs: Pairs, gallery: Gallery) -> Tensor:
-    """Scores of a gallery's drawings (rows) and captions, in eval mode."""
+    """Scores of a gallery's drawings (rows) and captions, in eval mode, on the CPU."""
     training = model.training
     model.eval()
     tokens = pairs.tokens[gallery.concepts]
     captions = model.embed_captions((tokens, (tokens > 0).float()))
     images = model.embed_pictures(pairs.pictures[gallery.concepts, gallery.vendor, 0])
     model.train(training)
-    return model.score(images, captions)
+    return model.score(images, captions).cpu()
 
 
 @torch.no_grad()
@@ -344,7 +349,7 @@ def _mean_norm(model: DualEncoder, pairs: Pairs) -> float:
 
 def run_training(settings: Training, seed: int) -> Result:
     """Train an arm and score its test part."""
-    pairs = load_pairs(settings, seed)
+    pairs = load_pairs(settings, seed).to(run_device())
     trained = train_pairs(settings, pairs, seed)
     score = partial(gallery_scores, trained.model, pairs)
     metrics, notes = measure_test(pairs, score, settings.synonyms)

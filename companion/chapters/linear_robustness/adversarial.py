@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from companion.chapters.linear_robustness.problems import Stepped, load_problems, log_spaced
+from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
 from trainaug.methods.linear_robustness import (
     adversarial_paths,
@@ -44,9 +45,11 @@ def run_adversarial(settings: Adversarial, seed: int) -> Result:
     metrics: dict[str, float] = {}
     curves: dict[str, list[float]] = {"step": [float(step) for step in moments]}
     problems = load_problems(settings, seed)
-    fractions = torch.tensor(settings.fractions, dtype=torch.float64)
+    device = run_device()
+    fractions = torch.tensor(settings.fractions, dtype=torch.float64, device=device)
     for name, X, y, _, _ in problems:
-        eps = max_margin(X, y, "linf").eps_star * fractions  # (E,)
+        eps = max_margin(X, y, "linf").eps_star * fractions  # (E,), solved on the CPU
+        X, y = X.to(device), y.to(device)
         paths = adversarial_paths(
             signed_rows(X, y), "linf", eps, lr=settings.lr, record_at=moments
         )  # (K, E, D)
@@ -63,10 +66,11 @@ def score_adversarial(settings: Adversarial, seed: int) -> Mapping[str, float]:
 
     It is relative to the length of the weights: the quantity whose maximum training approaches.
     """
-    fractions = torch.tensor(settings.fractions, dtype=torch.float64)
+    device = run_device()
+    fractions = torch.tensor(settings.fractions, dtype=torch.float64, device=device)
     scores: dict[str, float] = {}
     for name, X, y, _, _ in load_problems(settings, seed):
-        Z = signed_rows(X, y)
+        Z = signed_rows(X, y).to(device)
         eps = max_margin(X, y, "linf").eps_star * fractions  # (1,)
         w = adversarial_paths(Z, "linf", eps, lr=settings.lr, record_at=[settings.steps])[0]
         worst = ((w @ Z.T).amin(-1) - eps * norm(w, "l1")) / norm(w, "l2")  # (1,)

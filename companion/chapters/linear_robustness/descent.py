@@ -10,7 +10,7 @@ from typing import Self
 
 from companion.chapters.linear_robustness.problems import (
     Stepped,
-    load_problems,
+    load_on_device,
     log_spaced,
     stacked,
 )
@@ -115,7 +115,7 @@ class ConstantSignDescent(SignDescent):
 
 def run_descent(settings: Descent, seed: int) -> Result:
     """Train on all problems; the radius on the way, and the bound that the gradients certify."""
-    problems = load_problems(settings, seed)
+    problems = load_on_device(settings, seed)
     Z, mask = stacked(problems)
     recorded = sorted({*log_spaced(settings.steps, settings.curve_points), *settings.noted})
     path = steepest_descent_paths(

@@ -11,7 +11,7 @@ from torch import Tensor
 from companion.chapters.linear_robustness.problems import (
     Problem,
     Stepped,
-    load_problems,
+    load_on_device,
     log_spaced,
     stacked,
 )
@@ -103,7 +103,7 @@ def _dense_path(
 
 def run_convolutional(settings: Convolutional, seed: int) -> Result:
     """Train convolutional networks of all depths side by side."""
-    problems = load_problems(settings, seed)
+    problems = load_on_device(settings, seed)
     moments = log_spaced(settings.steps, settings.curve_points)
     path = _convolutional_path(settings, seed, *stacked(problems), moments)
     return _describe(problems, settings, path, settings.depths)
@@ -111,7 +111,7 @@ def run_convolutional(settings: Convolutional, seed: int) -> Result:
 
 def run_dense(settings: Dense, seed: int) -> Result:
     """Train fully connected networks of depth two."""
-    problems = load_problems(settings, seed)
+    problems = load_on_device(settings, seed)
     moments = log_spaced(settings.steps, settings.curve_points)
     path = _dense_path(settings, seed, *stacked(problems), moments)
     return _describe(problems, settings, path, (2,))
@@ -160,14 +160,14 @@ def _last_network(
 def network_margins(path: NetworkPath, Z: Tensor, mask: Tensor, depths: Sequence[int]) -> Tensor:
     r"""Smallest margin over $(\sum_l\|w_l\|^2)^{L/2}$, which training raises; ``(K, P, M)``."""
     scores = (path.beta @ Z.mT).masked_fill(~mask.unsqueeze(1), torch.inf)  # (K, P, M, N)
-    powers = torch.tensor(depths, dtype=Z.dtype) / 2
+    powers = torch.tensor(depths, dtype=Z.dtype, device=Z.device) / 2
     margins: Tensor = scores.amin(-1) / path.cost**powers
     return margins
 
 
 def score_convolutional(settings: Convolutional, seed: int) -> Mapping[str, float]:
     """Score networks of one depth by the margin that their own training raises, by problem."""
-    problems = load_problems(settings, seed)
+    problems = load_on_device(settings, seed)
     Z, mask = stacked(problems)
     path = _convolutional_path(settings, seed, Z, mask, [settings.steps])
     margins = network_margins(path, Z, mask, settings.depths)[-1, :, 0]  # (P,)
@@ -176,7 +176,7 @@ def score_convolutional(settings: Convolutional, seed: int) -> Mapping[str, floa
 
 def score_dense(settings: Dense, seed: int) -> Mapping[str, float]:
     """The same for a fully connected network."""
-    problems = load_problems(settings, seed)
+    problems = load_on_device(settings, seed)
     Z, mask = stacked(problems)
     path = _dense_path(settings, seed, Z, mask, [settings.steps])
     return _by_problem(settings, problems, network_margins(path, Z, mask, (2,))[-1, :, 0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from companion.chapters.linear_robustness.problems import Stepped, load_problems, stacked
+from companion.chapters.linear_robustness.problems import Stepped, load_on_device, stacked
 from companion.lab.results import Result, make_result
 from trainaug.methods.linear_robustness import (
     FourierNorm,
@@ -36,7 +36,7 @@ class Regularised(Stepped):
 
 def run_regularised(settings: Regularised, seed: int) -> Result:
     """Solve the paths of all problems, which have equally many rows."""
-    problems = load_problems(settings, seed)
+    problems = load_on_device(settings, seed)
     Z, _ = stacked(problems)
     norms: tuple[Norm, ...] = ("l1", "l2", "linf", FourierNorm("l1", settings.shape))
     metrics: dict[str, float] = {}

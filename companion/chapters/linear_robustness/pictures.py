@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from companion.lab.arms import Settings
+from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
 from trainaug.data.fashion_mnist import fashion_mnist_tensors
 from trainaug.data.indexed import IndexedDataset
 from trainaug.data.registry import content_hash
 from trainaug.methods.attacks import AttackNorm, equal_bands, pgd
+from trainaug.training.devices import to_device
 from trainaug.training.loop import train
 from trainaug.training.models import MLP, SmallCNN, evaluate, predict
 from trainaug.training.randomness import RandomBatchSampler, stream
@@ -59,6 +61,8 @@ class PictureAttack(Settings):
         linf_eps: Radii of the attacks on pixels.
         l2_eps: Radius of the attack whose energy is measured.
     """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     data: str
     model: Model
@@ -117,12 +121,14 @@ def train_classifier(
     init = stream(seed, "init")
     pixels = SHAPE[0] * SHAPE[1]
     net = SmallCNN(10, init) if model == "cnn" else MLP(pixels, hidden, 10, init)
+    device = run_device()
+    net = net.to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, fused=True)
     steps = epochs * -(-examples // batch)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / steps)
     train(
         net,
-        IndexedDataset(x, y),
+        IndexedDataset(x.to(device), y.to(device)),
         RandomBatchSampler(examples, batch, stream(seed, "order")),
         lambda logits, y: F.cross_entropy(logits, y, reduction="none"),
         optimizer,
@@ -184,9 +190,9 @@ def run_pictures(settings: PictureAttack, seed: int) -> Result:
     net = _trained(settings, seed)
     pictures = fashion_mnist_tensors("test")
     chosen = torch.randperm(len(pictures), generator=stream(seed, "measure"))
-    x, y, _ = pictures[chosen[: settings.images].tolist()]
+    x, y, _ = to_device(pictures[chosen[: settings.images].tolist()], run_device())
     attacked = _Attacked(settings, net, x, y, seed)
-    bands = equal_bands(SHAPE, settings.bands)
+    bands = [band.to(x.device) for band in equal_bands(SHAPE, settings.bands)]
     metrics = {"clean": attacked.accuracy(x)}
     for eps in settings.eps:
         at = f"fourier_linf/{eps:g}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from companion.lab.arms import Settings
+from companion.lab.device import run_device
 from trainaug.data.binary import binary_problem
 from trainaug.data.gaussian import gaussian_problem
 from trainaug.data.registry import content_hash
@@ -23,6 +24,7 @@ __all__ = [
     "ProblemSettings",
     "Stepped",
     "attacks_on",
+    "load_on_device",
     "load_problems",
     "log_spaced",
     "shape_of",
@@ -84,6 +86,8 @@ class Stepped(ProblemSettings):
         steps: Updates of every model.
     """
 
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")  # in float64
+
     steps: int
 
     def shortened(self, share: float) -> Self:
@@ -101,6 +105,11 @@ class Problem(NamedTuple):
     y: Tensor
     X_test: Tensor
     y_test: Tensor
+
+    def to(self, device: torch.device) -> Problem:
+        """Return the same problem on a device."""
+        parts = (self.X, self.y, self.X_test, self.y_test)
+        return Problem(self.name, *(part.to(device) for part in parts))
 
 
 def load_problems(settings: ProblemSettings, seed: int) -> list[Problem]:
@@ -125,6 +134,12 @@ def load_problems(settings: ProblemSettings, seed: int) -> list[Problem]:
     return problems
 
 
+def load_on_device(settings: ProblemSettings, seed: int) -> list[Problem]:
+    """Draw the problems of a run, and put them on its device."""
+    device = run_device()
+    return [problem.to(device) for problem in load_problems(settings, seed)]
+
+
 def shape_of(data: str, features: int = 100) -> tuple[int, ...]:
     """Shape of an example of a data set; Gaussian ones have so many features."""
     return (features,) if data == "gaussian" else SHAPES[data]
@@ -145,9 +160,9 @@ def attacks_on(data: str, features: int = 100) -> tuple[Norm, ...]:
 def stacked(problems: Sequence[Problem]) -> tuple[Tensor, Tensor]:
     """Signed rows of all problems, padded to ``(P, N, D)``, and the mask of real rows."""
     rows = [signed_rows(problem.X, problem.y) for problem in problems]
-    lengths = torch.tensor([len(Z) for Z in rows])
+    lengths = torch.tensor([len(Z) for Z in rows], device=rows[0].device)
     Z = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (P, N, D)
-    return Z, torch.arange(Z.shape[1]) < lengths.unsqueeze(1)
+    return Z, torch.arange(Z.shape[1], device=Z.device) < lengths.unsqueeze(1)
 
 
 def log_spaced(steps: int, points: int) -> list[int]:

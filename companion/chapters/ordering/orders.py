@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self, get_args
+from typing import ClassVar, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from companion.chapters.ordering.problems import (
     source_sgd,
 )
 from companion.lab.arms import Settings
+from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
 from trainaug.data.registry import content_hash
 from trainaug.methods.ordering import (
@@ -54,6 +55,8 @@ class Orders(Settings):
         states: Start states of an epoch, from the best to the worst end of the one before.
         quantiles: Points that a record keeps of the sorted accuracies.
     """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps")
 
     model: str = "mlp"
     lr: float = 0.35
@@ -93,7 +96,7 @@ def _evaluator(data: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
 
 def run_orders(settings: Orders, seed: int) -> Result:
     """Replay all orders of each epoch, from the second epoch on from several states."""
-    data = pair_problem(seed)
+    data = pair_problem(seed).to(run_device())
     evaluate, held_out = _evaluator(data)
     generator = stream(seed, "order")
     model = make_model(settings.model, data, seed)
@@ -106,7 +109,8 @@ def run_orders(settings: Orders, seed: int) -> Result:
         batches = [(data.train.x[i], data.train.y[i]) for i in indices]
 
         def replay(state: State, batches: Batches = batches) -> tuple[Tensor, Tensor]:
-            return exhaustive_orders(*state, losses_of, batches, evaluate, held_out)
+            orders, measures = exhaustive_orders(*state, losses_of, batches, evaluate, held_out)
+            return orders, measures.cpu()
 
         orders, first = replay(states[0])
         values = torch.stack([first, *(replay(state)[1] for state in states[1:])])  # (S, K, E)
@@ -162,7 +166,8 @@ def _first_epoch(
     for name, column in zip(MEASURES, values.unbind(1), strict=True):
         for what, number in (("min", column.min()), ("mean", column.mean()), ("max", column.max())):
             found[f"{name}/{what}"] = float(number)
-    balance = torch.stack([y.float().mean() for _, y in batches])  # (M,) share of the second class
+    # (M,) share of the second class
+    balance = torch.stack([y.float().mean() for _, y in batches]).cpu()
     mixed = torch.rand(orders.shape, generator=stream(seed, "control")).argsort(1)
     last = orders[:, -1]
     for name, column in (("accuracy", values[:, 1]), ("loss", values[:, 0])):

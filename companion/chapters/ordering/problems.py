@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -81,6 +81,21 @@ class Problem:
     num_classes: int
     teacher: IndexedDataset | None = None
 
+    def to(self, device: torch.device) -> Problem:
+        """Return the same parts on a device; the rows, which nothing computes with, stay."""
+
+        def moved(part: IndexedDataset) -> IndexedDataset:
+            return IndexedDataset(part.x.to(device), part.y.to(device))
+
+        return replace(
+            self,
+            train=moved(self.train),
+            target=moved(self.target),
+            val=moved(self.val),
+            test=moved(self.test),
+            teacher=None if self.teacher is None else moved(self.teacher),
+        )
+
 
 @lru_cache(maxsize=2)
 def _arrays(data: str) -> tuple[Tensor, Tensor, int, float]:
@@ -149,12 +164,14 @@ def pair_problem(seed: int, classes: tuple[int, int] = (3, 8), *, sizes: Sizes =
 
 
 def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.Module:
-    """Build a classifier with the initial weights of a seed.
+    """Build a classifier with the initial weights of a seed, on the device of the data.
+
+    The weights are drawn on the CPU, so that they are the same on every device.
 
     Args:
         name: ``linear``, ``mlp`` (one hidden layer), ``cnn`` (two convolutions) or ``cnn_bn`` (the
             same with BatchNorm).
-        data: Gives the shapes.
+        data: Gives the shapes and the device.
         seed: Seed of the weights.
         hidden: Units of the hidden layer.
 
@@ -162,16 +179,17 @@ def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.M
         ValueError: If the name is unknown.
     """
     generator, pixels = stream(seed, "init"), data.train.x[0].numel()
+    device = data.train.x.device
     if name == "linear":
         with torch.device("meta"):
             model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, data.num_classes))
         initialise(model, generator)
-        return model
+        return model.to(device)
     if name == "mlp":
-        return MLP(pixels, hidden, data.num_classes, generator)
+        return MLP(pixels, hidden, data.num_classes, generator).to(device)
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
-    return TwoConvNet(data.num_classes, generator, batch_norm=name == "cnn_bn")
+    return TwoConvNet(data.num_classes, generator, batch_norm=name == "cnn_bn").to(device)
 
 
 def source_sgd(

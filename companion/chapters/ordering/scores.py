@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self, get_args
+from typing import ClassVar, Self, get_args
 
 import torch
 from torch import Tensor
@@ -94,7 +94,8 @@ def _gradient_norms(model: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _rank_correlation(a: Tensor, b: Tensor) -> float:
-    ranks = torch.stack([a, b]).argsort(1).argsort(1).double()
+    # a few numbers: on the CPU they have float64 wherever the run is
+    ranks = torch.stack([a, b]).cpu().argsort(1).argsort(1).double()
     return float(torch.corrcoef(ranks)[0, 1])
 
 
@@ -106,6 +107,8 @@ class Timing(Settings):
         data: ``digits`` or ``fashion_mnist``.
         lr: Step length.
     """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     data: str = "digits"
     lr: float = 0.35

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from companion.chapters.ordering.problems import (
     source_sgd,
 )
 from companion.lab.arms import Settings
+from companion.lab.device import run_device, wait_for
 from companion.lab.results import Result, make_result
 from trainaug.data.indexed import IndexedDataset
 from trainaug.data.registry import content_hash
@@ -75,6 +76,8 @@ class Training(Settings):
         curve_points: Points that a record keeps of each curve.
     """
 
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps")
+
     data: str = "digits"
     model: str = "mlp"
     order: Order = "random"
@@ -120,11 +123,11 @@ class Training(Settings):
         )
 
     def problem(self, seed: int) -> Problem:
-        """Draw its data."""
+        """Draw its data, on the device of the run."""
         sizes = Sizes(
             self.num_train, self.num_target, self.num_val, self.num_test, self.num_teacher
         )
-        return problem(self.data, seed, noise=self.noise, sizes=sizes)
+        return problem(self.data, seed, noise=self.noise, sizes=sizes).to(run_device())
 
     def build(self, data: Problem, seed: int) -> tuple[nn.Module, Optimizer]:
         """Return its model with the initial weights of a seed, and its optimiser."""
@@ -203,6 +206,7 @@ def train_arm(
         steps: Stop after so many steps and measure nothing, for timing.
         early: Stop when the target accuracy is reached.
     """
+    device = run_device()
     data = settings.problem(seed)
     if settings.order == "random_more":  # a control: trained on what the others only look at
         x = torch.cat([data.train.x, data.target.x])
@@ -227,6 +231,7 @@ def train_arm(
         share = torch.bincount(data.train.y[index], minlength=10) / len(index)
         trained.entropy.append(float(torch.special.entr(share).sum()))
 
+    wait_for(device)
     start = time.perf_counter()
     with suppress(_ReachedError):
         train(
@@ -242,6 +247,7 @@ def train_arm(
             evaluate=measure if steps is None else None,
             evaluate_every=1 if steps is None else None,
         )
+    wait_for(device)
     trained.seconds = time.perf_counter() - start
     return trained
 
