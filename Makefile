@@ -22,7 +22,7 @@ export PYTHONHASHSEED := 0
 # every machine. The command of the book sets them itself, `make bench` goes without them.
 CANONICAL = eval "$$($(BIN)/python -m companion.evidence.canonical)"
 
-.PHONY: help setup data reproduce test lint unit portability versions stacks quick validate canaries canaries-changed mutants verify judge judge-render lab site bench bench-check soak publish run claims clean
+.PHONY: help setup data reproduce test lint unit portability versions stacks quick validate canaries canaries-changed mutants verify judge judge-render lab site bench bench-check soak publish run claims pose clean
 
 help:  ## explain each target in a line
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -49,8 +49,8 @@ reproduce: data  ## recompute the chapters and compare with the evidence (PROFIL
 	@$(if $(filter full paper,$(PROFILE))$(TUNE),$(BIN)/python -m trainaug.data fetch libreoffice_help)
 	@$(BIN)/python -m companion $(if $(TUNE),tune,reproduce --profile $(PROFILE)) $(CHAPTERS)
 
-run: setup  ## one arm with settings changed, beside the evidence (ARM=, P="margin=0.3", SEEDS=, DEVICE=)
-	@$(BIN)/python -m companion run $(ARM) $(addprefix -p ,$(P)) $(addprefix --seeds ,$(SEEDS))
+run: setup  ## one arm with settings changed, beside the evidence (ARM=, P="margin=0.3", SEEDS=, ONLY=, DEVICE=)
+	@$(BIN)/python -m companion run $(ARM) $(addprefix -p ,$(P)) $(addprefix --seeds ,$(SEEDS)) $(addprefix --only ,$(ONLY))
 
 claims: setup  ## every claim with its committed verdict
 	@$(BIN)/python -m companion claims
@@ -100,6 +100,9 @@ mutants: data  ## small changes of the code, each named by a canary or a claim, 
 
 verify: setup  ## recompute a sample of the standard evidence and compare bytes (CHAPTERS=)
 	@$(BIN)/python -m companion verify --sample 6 --seconds 90 $(CHAPTERS)
+
+pose: setup  ## accept a committed ledger for records that exist (CHAPTERS=)
+	@$(BIN)/python -m companion pose $(CHAPTERS)
 
 judge: setup  ## apply the ledgers to the committed records: verdicts and README (CHAPTERS=)
 	@$(BIN)/python -m companion judge $(CHAPTERS)

@@ -49,15 +49,20 @@ def reproduce(
     raise typer.Exit(run(profile, _numbers(chapters), parameters))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command()
 def run(
-    context: typer.Context,
     arm: Annotated[str, typer.Argument(help="Such as digits_random; see the chapter's arms.py.")],
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="SETTING=VALUE of the arm.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many, from 1000 on.")] = 3,
+    only: Annotated[str, typer.Option(help="Metrics whose names hold this.")] = "",
 ) -> None:
-    """Run an arm with settings changed (-p SETTING=VALUE, --seeds N), beside the evidence."""
+    """Run one arm with settings changed, and show its numbers beside the evidence."""
     from companion.lab.run import main as run_main
 
-    raise typer.Exit(run_main([arm, *context.args]))
+    given = [word for entry in parameter or [] for word in ("-p", entry)]
+    raise typer.Exit(run_main([arm, *given, "--seeds", str(seeds), "--only", only]))
 
 
 @app.command()

@@ -24,7 +24,7 @@ from companion.lab.chapters import EXECUTE, Chapter, chapter_of_arm, check_devic
 from companion.lab.conditions import conditions_of
 from companion.lab.sweep import run_sweep
 
-__all__ = ["Beside", "beside_evidence", "main", "parse_changes", "run_arm"]
+__all__ = ["Beside", "beside_evidence", "evidence_of", "main", "parse_changes", "run_arm"]
 
 FIRST_SEED = 1000
 MOST_SHOWN = 40
@@ -160,20 +160,36 @@ def _progress(done: int, total: int, seconds: float) -> None:
     print(f"\rruns {done}/{total}, {seconds:.0f} core-seconds left ", end="", file=sys.stderr)
 
 
-def beside_evidence(records: Sequence[Record]) -> list[Beside]:
-    """Compare own records of one arm with those of the evidence, *full* before *standard*."""
-    first = records[0]
-    known: dict[int, Record] = {}
-    for profile in ("full", "standard"):
-        reference = read_reference(profile, first["chapter"])
+def evidence_of(record: Record) -> tuple[str, dict[int, Record]]:
+    """The committed records with which a record can be compared: of its arm, version and data.
+
+    Returns:
+        Where they stand, *standard* before *full*, and the records by seed; nothing if no set
+        holds any of that version.
+    """
+    for profile in ("standard", "full"):
+        reference = read_reference(profile, record["chapter"])
         known = {
-            record["seed"]: record
-            for record in (reference.records if reference else [])
-            if record["arm"] == first["arm"]
+            each["seed"]: each
+            for each in (reference.records if reference else [])
+            if all(each[name] == record[name] for name in ("arm", "version", "data"))
         }
         if known:
-            break
-    return [_compared(metric, records, known) for metric in first["metrics"]]
+            return f"results/{profile}/{record['chapter']}", known
+    return "", {}
+
+
+def beside_evidence(
+    records: Sequence[Record], known: Mapping[int, Record] | None = None
+) -> list[Beside]:
+    """Compare own records of one arm with those of the evidence, metric by metric.
+
+    Args:
+        records: Of one arm, one a seed.
+        known: The evidence by seed; `evidence_of` the first record by default.
+    """
+    evidence = evidence_of(records[0])[1] if known is None else known
+    return [_compared(metric, records, evidence) for metric in records[0]["metrics"]]
 
 
 def _compared(metric: str, records: Sequence[Record], known: Mapping[int, Record]) -> Beside:
@@ -234,15 +250,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, LookupError, RuntimeError) as error:
         print(f"companion: {error}", file=sys.stderr)
         return 2
-    rows = [row for row in beside_evidence(records) if options.only in row.metric]
-    changed = (
-        ", ".join(f"{name} = {value}" for name, value in changes.items()) or "as in the evidence"
-    )
-    print(f"{options.arm}, {changed}, seeds {FIRST_SEED} to {FIRST_SEED + len(records) - 1}")
+    source, known = evidence_of(records[0])
+    rows = [row for row in beside_evidence(records, known) if options.only in row.metric]
+    rows.sort(key=lambda row: row.metric.count("/"))  # totals before their parts
+    seeds = f"seeds {FIRST_SEED} to {FIRST_SEED + len(records) - 1}"
+    print(f"{options.arm}, {_changed(options.arm, changes)}, {seeds}")
+    print(f"evidence: {source or 'none of this version of the arm'}")
     print(_table(rows[:MOST_SHOWN]))
     if len(rows) > MOST_SHOWN:
         print(f"and {len(rows) - MOST_SHOWN} more metrics; `--only TEXT` chooses")
     return 0
+
+
+def _changed(name: str, changes: Mapping[str, str]) -> str:
+    """Say in words what was changed, and from what."""
+    if not changes:
+        return "settings of the evidence"
+    chapter = chapter_of_arm(name)
+    usual = chapter.arm(name).complete(chapter.chosen)
+    return ", ".join(
+        f"{setting} = {value} instead of {getattr(usual, setting)}"
+        for setting, value in changes.items()
+    )
 
 
 def _pair(entry: str) -> tuple[str, str]:

@@ -83,6 +83,10 @@ def evidence_judgements(number: str) -> list[Judgement]:
     return [_judge_on_evidence(claim, chapter, known, arms) for claim in ledger]
 
 
+#: Why a claim that was added to records without saying so has no word.
+NEW_RULE = f"its rule is newer than its records: say `posed: {AFTER}` and pose it, or publish"
+
+
 def _judge_on_evidence(
     claim: Claim, chapter: Chapter, references: dict[str, Reference], arms: set[str]
 ) -> Judgement:
@@ -106,6 +110,8 @@ def _judge_on_evidence(
     about = references[source].record_set
     found = replace(found, records=source, early=not about.canonical)
     [found] = mark_changed_criteria([found], about.criteria)
+    if found.has_values and claim.id not in about.criteria and claim.posed != AFTER:
+        found = replace(found, word="open", addition="", reason=NEW_RULE)
     if found.early and found.has_values and "standard" in references and source != "standard":
         other = judged("standard", all_there_are=True)
         if other.has_values and references["standard"].record_set.canonical:
