@@ -44,6 +44,7 @@ from companion.lab.chapters import (
     load_chapter,
 )
 from companion.lab.conditions import conditions_of
+from companion.lab.device import device_name, run_device
 from companion.lab.records import Estimand
 from companion.lab.run import run_arm
 from companion.lab.sweep import run_sweep, worker_count
@@ -344,7 +345,8 @@ def start(
         The context.
 
     Raises:
-        ValueError: If a setting is unknown.
+        ValueError: If a setting is unknown, or ``DEVICE`` is no device.
+        RuntimeError: If the device that ``DEVICE`` asks for is absent here.
         NoReferenceError: If *reference* is asked and there is none for these settings.
     """
     check_checkout()
@@ -371,7 +373,7 @@ def start(
         {"setting": "evidence", "value": f"{evidence}: {source}"},
         {"setting": "runs", "value": str(len(plan))},
         {"setting": "seeds", "value": _span([run.seed for run in plan])},
-        {"setting": "device", "value": "cpu, one thread a process"},
+        {"setting": "device", "value": _device()},
         {"setting": "versions", "value": ", ".join(f"{k} {known[k]}" for k in _SHOWN_VERSIONS)},
     ]
     print(text_table(rows, ["setting", "value"]))
@@ -383,6 +385,12 @@ def _say_if_not_canonical() -> None:
     """Say it once a kernel, on standard error, which is no output that anything compares."""
     if NOT_CANONICAL:
         print(NOT_CANONICAL, file=sys.stderr)
+
+
+def _device() -> str:
+    """Where runs are computed: what ``DEVICE`` says."""
+    device = run_device()
+    return "cpu, one thread a process" if device.type == "cpu" else device_name(device)
 
 
 def _span(seeds: Sequence[int]) -> str:

@@ -157,7 +157,7 @@ def interleaved(
     seed: int,
     device: torch.device | None = None,
 ) -> dict[str, float]:
-    """Median seconds of each task on a device, the CPU by default; the order turns with the seed."""
+    """Median seconds of each task, on the CPU by default; the order turns round with the seed."""
     device = torch.device("cpu") if device is None else device
     names = list(tasks) if seed % 2 else list(tasks)[::-1]
     for name in names:  # warm up
