@@ -54,7 +54,8 @@ def compute(name: str, kind: str) -> dict[str, int]:
 def test_a_run_mixes_no_devices(name):
     work = compute(name, "cuda")
     assert work["there"] > 0
-    assert work["here"] <= 1  # near-synonyms of captions are counted on the CPU
+    # near-synonyms of captions are counted, and exact margins proved, on the CPU
+    assert work["here"] <= work["there"] / 4
 
 
 @pytest.mark.parametrize("name", MPS)
