@@ -217,9 +217,11 @@ def _type_of(value: Any) -> type:
     return torch.nn.Parameter if _is_there(value) else type(value)
 
 
-def _applied(module: torch.nn.Module, fn: Callable[[Tensor], Tensor]) -> torch.nn.Module:
+def _applied(
+    module: torch.nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
+) -> torch.nn.Module:
     """`nn.Module._apply`, which makes new parameters where a tensor's class changes."""
-    for child in module.children():
+    for child in module.children() if recurse else ():
         _applied(child, fn)
     for name, parameter in list(module._parameters.items()):
         if parameter is not None:
@@ -229,6 +231,21 @@ def _applied(module: torch.nn.Module, fn: Callable[[Tensor], Tensor]) -> torch.n
         if buffer is not None:
             module._buffers[name] = fn(buffer)
     return module
+
+
+def _nothing(*_: Any) -> None:
+    """Stands for what a real GPU does."""
+
+
+def _random_state(*_: Any) -> Tensor:
+    return torch.get_rng_state()
+
+
+_real_fork = torch.random.fork_rng
+
+
+def _fork(*_: Any, **__: Any) -> Any:
+    return _real_fork([])
 
 
 @contextmanager
@@ -241,20 +258,19 @@ def pretended(kind: str = "cuda") -> Iterator[Mapping[str, int]]:
     """
     _work.update(there=0, here=0)
     device = torch.device(kind, 0)
-    fork = torch.random.fork_rng
     with (
         mock.patch.object(_There, "kind", kind),
-        mock.patch("companion.lab.device.pick_device", lambda *_, **__: device),
-        mock.patch.object(torch.random, "fork_rng", lambda *_, **__: fork([])),
-        mock.patch.object(torch.cuda, "synchronize", lambda *_: None),
-        mock.patch.object(torch.cuda, "get_rng_state", lambda *_: torch.get_rng_state()),
-        mock.patch.object(torch.mps, "synchronize", lambda: None),
+        mock.patch("companion.lab.device.pick_device", return_value=device),
+        mock.patch.object(torch.random, "fork_rng", _fork),
+        mock.patch.object(torch.cuda, "synchronize", _nothing),
+        mock.patch.object(torch.cuda, "get_rng_state", _random_state),
+        mock.patch.object(torch.mps, "synchronize", _nothing),
         mock.patch.object(torch, "vmap", _staying(torch.vmap)),
         mock.patch.object(torch.func, "grad", _staying(torch.func.grad)),
         mock.patch.object(torch.func, "jvp", _jvp_staying),
         mock.patch.object(estimators, "vmap", _staying(torch.func.vmap)),
         # CuDNN's own layout of weights, and the class that factors ask of a weight
-        mock.patch.object(torch.nn.RNNBase, "flatten_parameters", lambda self: None),
+        mock.patch.object(torch.nn.RNNBase, "flatten_parameters", _nothing),
         mock.patch.object(factors, "type", _type_of, create=True),
         mock.patch.object(
             torch.nn.Module, "_apply", lambda self, fn, recurse=True: _applied(self, fn)

@@ -177,7 +177,10 @@ class _Units:
     def __init__(self, data: Problem, batch: int, dim: int, balanced: bool, seed: int) -> None:
         g = stream(seed, "order")
         self.batches = torch.split(torch.randperm(len(data.train), generator=g), batch)
-        self.grab = GraBSampler(len(self.batches), dim, generator=g) if balanced else None
+        self.grab = None
+        if balanced:
+            device = data.train.x.device
+            self.grab = GraBSampler(len(self.batches), dim, generator=g, device=device)
         self.generator = g
         self.now = 0
 
