@@ -127,6 +127,7 @@ bench-check: setup  ## compare the stored benchmark figures with their targets
 
 soak: setup  ## the kill-and-resume test, many times over; 20 000 batches of asynchronous AutoAssist
 	@TRAINAUG_SOAK=20 $(BIN)/python -m pytest -q -m system tests/system/test_resume.py
+	@TRAINAUG_SOAK=1 $(BIN)/python -m pytest -q tests/chapters/test_on_a_device.py
 	@$(BIN)/python benchmarks/soak_autoassist.py --batches 20000
 
 publish: setup  ## promote finished runs to evidence (PROFILE=, CHAPTERS=, ARMS=)
