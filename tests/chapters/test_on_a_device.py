@@ -21,8 +21,8 @@ CUDA = (
     "digits_convolutional", "fashion_cnn",
 )  # fmt: skip
 MORE = (
-    "vendor_negatives_2_sum", "family_ridge", "features_copies", "speed_90_reweighted", "departures",
-    "images_0_screener", "translation_assist70", "digits_cnn_bn_min_loss", "units_grab",
+    "vendor_negatives_2_sum", "family_ridge", "features_copies", "speed_90_reweighted",
+    "departures", "images_0_screener", "translation_assist70", "digits_cnn_bn_min_loss", "units_grab",
     "paced_short_ascending", "selection", "digits_10_csa4_restart", "digits_10_source4",
     "digits_10_radii", "digits_10_objective", "gaussian_regularised", "gaussian_dense",
     "gaussian_adversarial",
