@@ -246,29 +246,40 @@ def test_another_canonical_variable_takes_nothing_from_the_cache(store, marks, m
     assert w.missing_runs(runs, store, CODE) == [runs[1], runs[0]]
 
 
-def test_another_device_takes_nothing_from_the_cache(store, marks, monkeypatch):
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretend that there is a GPU, as far as the conditions of a run ask for it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "ABACUS 9")
+
+
+def test_another_device_takes_nothing_from_the_cache(store, marks, monkeypatch, gpu):
     runs = make_runs(marks, 2)
     w.run_sweep(runs, TOY, store, CODE)
-    monkeypatch.setenv("TRAINAUG_DEVICE", "abacus")
+    monkeypatch.setenv("DEVICE", "cuda")
     assert len(w.missing_runs(runs, store, CODE)) == 2
-    w.run_sweep(runs, TOY, store, CODE)
-    assert computed(marks) == [0, 0, 1, 1]
-    provenance = store.provenance(runs[0], conditions_of(runs[0], CODE))
-    assert provenance["device"] == "abacus"
-    assert provenance["canonical"] is False
-    monkeypatch.delenv("TRAINAUG_DEVICE")
+    conditions = conditions_of(runs[0], CODE)
+    store.write(runs[0], conditions, {"metrics": {}}, {})
+    assert w.missing_runs(runs, store, CODE) == runs[1:]
+    provenance = store.provenance(runs[0], conditions)
+    assert (provenance["device"], provenance["canonical"]) == ("cuda: ABACUS 9", False)
+    monkeypatch.delenv("DEVICE")
     assert w.missing_runs(runs, store, CODE) == []
+    assert store.provenance(runs[0], conditions_of(runs[0], CODE))["device"] == "cpu"
 
 
-def test_arms_of_a_gpu_go_there_only_where_there_is_one(monkeypatch):
-    wide = Run("05", "paper", {"model": "wrn28_10"}, 1000, "d", 1.0)
-    assert conditions_of(wide, CODE).device == ("cuda" if torch.cuda.is_available() else "cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert conditions_of(wide, CODE).device == "cuda"
+def test_arms_of_a_gpu_go_there_only_where_there_is_one(monkeypatch, gpu):
+    monkeypatch.delenv("DEVICE", raising=False)
+    wide = Run("05", "paper", {"device": "auto"}, 1000, "d", 1.0)
+    small = Run("05", "arm", {}, 1000, "d", 1.0)
+    assert conditions_of(wide, CODE).device == "cuda: ABACUS 9"
     assert conditions_of(wide, CODE).is_canonical is False
-    small = Run("05", "arm", {"model": "conv"}, 1000, "d", 1.0)
     assert conditions_of(small, CODE).device == "cpu"
     assert conditions_of(small, CODE).is_canonical is True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert conditions_of(wide, CODE).device == "cpu"
+    assert conditions_of(wide, CODE).is_canonical is True
 
 
 # --- failures -------------------------------------------------------------------------------------
