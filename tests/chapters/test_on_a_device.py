@@ -22,10 +22,10 @@ CUDA = (
 )  # fmt: skip
 MORE = (
     "vendor_negatives_2_sum", "family_ridge", "features_copies", "speed_90_reweighted",
-    "departures", "images_0_screener", "translation_assist70", "digits_cnn_bn_min_loss", "units_grab",
-    "paced_short_ascending", "selection", "digits_10_csa4_restart", "digits_10_source4",
-    "digits_10_radii", "digits_10_objective", "gaussian_regularised", "gaussian_dense",
-    "gaussian_adversarial",
+    "departures", "images_0_screener", "translation_assist70", "digits_cnn_bn_min_loss",
+    "units_grab", "paced_short_ascending", "selection", "digits_10_csa4_restart",
+    "digits_10_source4", "digits_10_radii", "digits_10_objective", "gaussian_regularised",
+    "gaussian_dense", "gaussian_adversarial",
 )  # fmt: skip
 if os.environ.get("TRAINAUG_SOAK"):
     CUDA += MORE
