@@ -247,7 +247,6 @@ def test_another_canonical_variable_takes_nothing_from_the_cache(store, marks, m
 
 
 @pytest.fixture
-<<<<<<< HEAD
 def abacus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let there be one CUDA device."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -266,30 +265,11 @@ def test_another_device_takes_nothing_from_the_cache(store, marks, monkeypatch):
     provenance = store.provenance(runs[0], conditions_of(runs[0], CODE))
     assert provenance["device"] == "cuda: abacus"
     assert provenance["canonical"] is False
-=======
-def gpu(monkeypatch):
-    """Pretend that there is a GPU, as far as the conditions of a run ask for it."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "ABACUS 9")
-
-
-def test_another_device_takes_nothing_from_the_cache(store, marks, monkeypatch, gpu):
-    runs = make_runs(marks, 2)
-    w.run_sweep(runs, TOY, store, CODE)
-    monkeypatch.setenv("DEVICE", "cuda")
-    assert len(w.missing_runs(runs, store, CODE)) == 2
-    conditions = conditions_of(runs[0], CODE)
-    store.write(runs[0], conditions, {"metrics": {}}, {})
-    assert w.missing_runs(runs, store, CODE) == runs[1:]
-    provenance = store.provenance(runs[0], conditions)
-    assert (provenance["device"], provenance["canonical"]) == ("cuda: ABACUS 9", False)
->>>>>>> h-gpu
     monkeypatch.delenv("DEVICE")
     assert w.missing_runs(runs, store, CODE) == []
     assert store.provenance(runs[0], conditions_of(runs[0], CODE))["device"] == "cpu"
 
 
-<<<<<<< HEAD
 def test_a_run_goes_where_its_arm_says_unless_the_environment_does(abacus, monkeypatch):
     wide = Run("05", "paper", {"device": "auto"}, 1000, "d", 1.0)
     small = Run("05", "arm", {}, 1000, "d", 1.0)
@@ -303,20 +283,6 @@ def test_a_run_goes_where_its_arm_says_unless_the_environment_does(abacus, monke
     monkeypatch.setenv("DEVICE", "cuda")
     with pytest.raises(RuntimeError, match="no 'cuda' device here"):
         conditions_of(small, CODE)
-=======
-def test_arms_of_a_gpu_go_there_only_where_there_is_one(monkeypatch, gpu):
-    monkeypatch.delenv("DEVICE", raising=False)
-    wide = Run("05", "paper", {"device": "auto"}, 1000, "d", 1.0)
-    small = Run("05", "arm", {}, 1000, "d", 1.0)
-    assert conditions_of(wide, CODE).device == "cuda: ABACUS 9"
-    assert conditions_of(wide, CODE).is_canonical is False
-    assert conditions_of(small, CODE).device == "cpu"
-    assert conditions_of(small, CODE).is_canonical is True
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert conditions_of(wide, CODE).device == "cpu"
-    assert conditions_of(wide, CODE).is_canonical is True
->>>>>>> h-gpu
 
 
 # --- failures -------------------------------------------------------------------------------------
