@@ -167,9 +167,14 @@ def test_a_rule_that_is_new_to_its_records_must_say_so(own_ledger):
     path.write_text(text.replace("posed: after the data", "posed: before the data"), "utf-8")
     commit()
     assert pose("05") == []  # when a rule was posed is no part of it
+    stamped("05", "full", {})
     stamped("05", "standard", {})
     with pytest.raises(ValueError, match="say `posed: after the data`"):
         pose("05")
+    # and it has no word until it says so
+    judged = [each for each in evidence_judgements("05") if each.has_values]
+    assert judged
+    assert {(each.word, each.reason) for each in judged} == {("open", module.NEW_RULE)}
 
 
 def test_a_notebook_that_shows_another_word_is_named(tmp_path, monkeypatch):
