@@ -98,8 +98,8 @@ def step_against_plain(
             spent += boss.run(batches, steps)
 
         next(iter(batches))  # the start of the worker
-        found = _paired(assisted, lambda: boss.run(plain, steps), pairs)
-        return found | {
+        ratio = _paired(assisted, lambda: boss.run(plain, steps), pairs)
+        return ratio | {
             "waiting_share": batches.waited_seconds / spent,
             "scans": batches.scanned / batches.kept,
             "dropped_feedback": batches.dropped_feedback,

@@ -40,9 +40,9 @@ def against_mixup(shape: Shape, pairs: int = 400) -> dict[str, Any]:
     """Time mixes of two against torchvision's ``MixUp``; also with weights of its distribution."""
     x, y = _batch(shape)
     equal, drawn, theirs = _mix(2), _mix(2, alpha=1.0), MixUp(alpha=1.0, num_classes=CLASSES)
-    found = _paired(lambda: equal(x, y), lambda: theirs(x, y), pairs)
+    ratio = _paired(lambda: equal(x, y), lambda: theirs(x, y), pairs)
     also = _paired(lambda: drawn(x, y), lambda: theirs(x, y), pairs)
-    return found | {"ratio_with_drawn_weights": also["ratio"]}
+    return ratio | {"ratio_with_drawn_weights": also["ratio"]}
 
 
 def eight_against_two(shape: Shape, pairs: int = 400) -> dict[str, Any]:

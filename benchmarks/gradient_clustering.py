@@ -49,7 +49,7 @@ def assignment(name: str, pairs: int = 20) -> dict[str, Any]:
     centers = GradientCenters(CLUSTERS)
     factors = layer_factors(model, losses_of, x, y)
     centers.append(factors)
-    found = _paired(
+    ratio = _paired(
         lambda: centers.sq_distances(
             layer_factors(model, losses_of, x, y, verify=False)  # as but the first batch of a pass
         ).argmin(1),
@@ -57,7 +57,7 @@ def assignment(name: str, pairs: int = 20) -> dict[str, Any]:
         pairs,
     )
     sizes = {layer: f.sizes[1:] for layer, f in factors.items()}
-    return found | {"routes": {k: choose_route(BATCH, CLUSTERS, *v) for k, v in sizes.items()}}
+    return ratio | {"routes": {k: choose_route(BATCH, CLUSTERS, *v) for k, v in sizes.items()}}
 
 
 def full_pass(name: str, batches: int = 6, pairs: int = 5) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def memory() -> dict[str, Any]:
     centers.append(factors)
     centers.add(factors, torch.arange(BATCH) % CLUSTERS, torch.zeros(BATCH, dtype=torch.int64))
     kept = sum(f.x.numel() + f.z_grad.numel() for f in factors.values())
-    for of in (centers.centers, centers._sums):
-        kept += sum(values.numel() for parts in of.values() for values in parts)
+    for tensors in (centers.centers, centers._sums):
+        kept += sum(values.numel() for parts in tensors.values() for values in parts)
     kept += BATCH * CLUSTERS * 2 * len(factors)  # float64
     made = BATCH * sum(p.numel() for p in model.parameters())
     return {"ratio": made / kept, "numbers_kept": kept, "numbers_materialised": made}

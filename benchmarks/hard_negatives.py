@@ -72,11 +72,11 @@ def max_against_library(size: int) -> dict[str, Any]:
     ours = MaxOfHinges()
 
     def library() -> Tensor:
-        found = []
+        losses = []
         for queries, gallery in ((images, captions), (captions, images)):
             triplets = miner(queries, labels, gallery, labels.clone())
-            found.append(theirs(queries, labels, triplets, gallery, labels.clone()))
-        return found[0] + found[1]
+            losses.append(theirs(queries, labels, triplets, gallery, labels.clone()))
+        return losses[0] + losses[1]
 
     def mine() -> Tensor:
         return ours(cosine_scores(images, captions))
@@ -120,9 +120,9 @@ def _peak_kibibytes() -> int:
     status = Path("/proc/self/status")
     if not status.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))
-    assert found is not None
-    return int(found[1])
+    match = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))
+    assert match is not None
+    return int(match[1])
 
 
 if __name__ == "__main__":

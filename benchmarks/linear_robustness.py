@@ -148,14 +148,14 @@ def half_spectrum(data: str) -> dict[str, Any]:
 def enclosure_seconds() -> dict[str, Any]:
     """Time the machine-checked enclosure of one Fashion-MNIST pair, n = 100, for every attack."""
     X, y = map(torch.from_numpy, binary_problem("fashion_mnist", (1, 9), n=100, seed=0)[:2])
-    found: dict[str, Any] = {}
+    seconds: dict[str, Any] = {}
     with _one_thread():
         for attack in (*NORMS, FourierNorm("linf", (28, 28)), FourierNorm("l1", (28, 28))):
             best = max_margin(X, y, attack)
             start = time.perf_counter()
             proved = enclosure(X, y, attack, best.w, best.lam)
-            found[str(attack)] = {"seconds": time.perf_counter() - start, "width": proved.width}
-    return {"attacks": found, "seconds": max(row["seconds"] for row in found.values())}
+            seconds[str(attack)] = {"seconds": time.perf_counter() - start, "width": proved.width}
+    return {"attacks": seconds, "seconds": max(row["seconds"] for row in seconds.values())}
 
 
 _IMPORT = """

@@ -72,10 +72,10 @@ def slowest_batch(examples: int = EXAMPLES) -> dict[str, Any]:
         ``milliseconds`` a batch of the slowest sampler, and those of all.
     """
     torch.set_num_threads(1)
-    found = {}
+    slowest = {}
     for name, make in MAKE.items():
         sampler = make(examples)
         started = time.perf_counter()
         batches = sum(1 for _ in range(2) for _ in sampler)
-        found[name] = 1e3 * (time.perf_counter() - started) / batches
-    return {"milliseconds": max(found.values()), "samplers": found}
+        slowest[name] = 1e3 * (time.perf_counter() - started) / batches
+    return {"milliseconds": max(slowest.values()), "samplers": slowest}

@@ -108,7 +108,7 @@ def soak(num_batches: int = 20_000, seconds: float | None = None) -> dict[str, A
         growth = boss.memory_info().rss - at_first[boss.pid]
         more_files = boss.num_fds() - (files or 0)
         assert batches.steps == num_batches
-        found = {
+        counts = {
             "batches": batches.steps,
             "seconds": time.perf_counter() - start,
             "restarts": batches.attempt,
@@ -122,16 +122,16 @@ def soak(num_batches: int = 20_000, seconds: float | None = None) -> dict[str, A
             "open_files": more_files,
         }
     places = ("assistant_steps", "dropped_feedback", "waiting_feedback")
-    lost = num_batches - sum(found[place] for place in places)
-    assert 0 <= lost <= 1, found  # the one that the killed worker was about to tell of
-    found["shared_files"] = _shared_files() - shared
+    lost = num_batches - sum(counts[stage] for stage in places)
+    assert 0 <= lost <= 1, counts  # the one that the killed worker was about to tell of
+    counts["shared_files"] = _shared_files() - shared
     assert set(multiprocessing.active_children()) == children, "a worker is left"
-    assert max(growth, *worker_growth) < GROWTH, found
-    assert more_files <= 0, found
-    assert found["shared_files"] <= 0, found
+    assert max(growth, *worker_growth) < GROWTH, counts
+    assert more_files <= 0, counts
+    assert counts["shared_files"] <= 0, counts
     bias = assistant.class_bias.detach()
     assert bool((bias[0] > bias[1:]).all()), f"class 0 is the hard one: {bias}"
-    return found
+    return counts
 
 
 def _check_batch(inputs: Tensor, targets: Tensor, index: Tensor, x: Tensor, y: Tensor) -> None:

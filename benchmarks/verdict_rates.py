@@ -52,9 +52,9 @@ def words(values: NDArray[np.float64], worth: float) -> NDArray[np.str_]:
     return words_of(mean, sd, values.shape[1], worth)
 
 
-def shares(found: NDArray[np.str_]) -> list[float]:
+def shares(given: NDArray[np.str_]) -> list[float]:
     """Percent of each word."""
-    return [100 * float((found == word).mean()) for word in WORDS]
+    return [100 * float((given == word).mean()) for word in WORDS]
 
 
 def rates(law: Law, draws: int) -> list[dict[str, str]]:
@@ -64,15 +64,15 @@ def rates(law: Law, draws: int) -> list[dict[str, str]]:
         row = {"truth": name}
         for n in SEEDS:
             rng = np.random.default_rng([n, int(10 * truth)])
-            found = words(law(rng, (draws, n)) + truth, 1.0)
-            row[f"n = {n}"] = "/".join(f"{share:.0f}" for share in shares(found))
+            given = words(law(rng, (draws, n)) + truth, 1.0)
+            row[f"n = {n}"] = "/".join(f"{share:.0f}" for share in shares(given))
         rows.append(row)
     return rows
 
 
 def regions(values: NDArray[np.float64], worth: float) -> tuple[NDArray[np.float64], ...]:
     """Ends of the region that the word of each sample, with its addition, stands for."""
-    found = words(values, worth)
+    given = words(values, worth)
     n, mean, sd = values.shape[1], values.mean(axis=1), values.std(axis=1, ddof=1)
     half = stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n)
     small, large = mean + half < worth, mean - half >= worth
@@ -83,8 +83,8 @@ def regions(values: NDArray[np.float64], worth: float) -> tuple[NDArray[np.float
     high["opposite"] = np.where(mirror_large, -worth, 0.0)
     lows, highs = np.full(len(values), -np.inf), np.full(len(values), np.inf)
     for word in WORDS:
-        lows = np.where(found == word, low.get(word, -np.inf), lows)
-        highs = np.where(found == word, high.get(word, np.inf), highs)
+        lows = np.where(given == word, low.get(word, -np.inf), lows)
+        highs = np.where(given == word, high.get(word, np.inf), highs)
     return lows, highs
 
 
@@ -125,8 +125,8 @@ def a_against_a(draws: int) -> list[dict[str, str]]:
         differences = values[order[:, :half]] - values[order[:, half : 2 * half]]
         differences = differences[differences.std(axis=1) > 0]
         row = {"baseline": f"{number} {arm}", "pairs": str(half), "worth": text}
-        found = shares(words(differences, worth.value))
-        rows.append(row | {w: f"{share:.1f}" for w, share in zip(WORDS, found, strict=True)})
+        given = shares(words(differences, worth.value))
+        rows.append(row | {w: f"{share:.1f}" for w, share in zip(WORDS, given, strict=True)})
     return rows
 
 

@@ -306,7 +306,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
     def _forget(self) -> None:
         """Keep the batches that a state may still need."""
         while len(self._given) > _REMEMBERED and all(
-            self._is_handed_out(self._given[place][0]) for place in (0, _REMEMBERED)
+            self._is_handed_out(self._given[position][0]) for position in (0, _REMEMBERED)
         ):
             self._given.popleft()
 

@@ -42,8 +42,8 @@ def finite(name: str, values: Tensor) -> None:
         if values.ndim > 1
         else int((~good).nonzero()[0])
     )
-    found = values.detach()[bad]
-    shown = float(found[~found.isfinite()].flatten()[0]) if found.ndim else float(found)
+    wrong = values.detach()[bad]
+    shown = float(wrong[~wrong.isfinite()].flatten()[0]) if wrong.ndim else float(wrong)
     raise ValueError(f"{name} must be finite, row {bad} holds {shown}")
 
 
@@ -83,10 +83,10 @@ def sign_labels(y: Tensor) -> Tensor:
     labels = y if y.is_floating_point() else y.long()
     good = (labels == 1) | (labels == -1)
     if not bool(good.all()):
-        found = sorted(set(labels[~good].flatten()[:1000].tolist()))[:5]
+        wrong = sorted(set(labels[~good].flatten()[:1000].tolist()))[:5]
         advice = "; unsigned bytes cannot hold -1: convert with .long() first"
         raise ValueError(
-            f"labels must be -1 or +1, got {found}{advice if y.dtype == torch.uint8 else ''}"
+            f"labels must be -1 or +1, got {wrong}{advice if y.dtype == torch.uint8 else ''}"
         )
     return labels
 
@@ -142,11 +142,11 @@ def indices(index: Tensor, count: int) -> Tensor:
         raise TypeError(f"indices must be a tensor (B,), as torch.tensor gives it, got {kind}")
     if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
         raise ValueError(f"index must be of integers with shape (B,), got {index}")
-    found = index.detach().cpu().long()
-    wrong = found[(found < 0) | (found >= count)][:5].tolist()
+    integers = index.detach().cpu().long()
+    wrong = integers[(integers < 0) | (integers >= count)][:5].tolist()
     if wrong:
         raise ValueError(f"index must be from 0 to {count - 1}, got {wrong}")
-    return found
+    return integers
 
 
 def widened(values: Tensor) -> Tensor:

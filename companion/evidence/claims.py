@@ -404,10 +404,10 @@ _Judged = tuple[Ruling, tuple[Effect, ...], tuple[Pooled, ...]]
 
 
 def _judge_parts(claim: Claim, source: _Records) -> _Judged:
-    found = [_judge_part(part, source, Level()) for part in claim.parts]
-    effects = tuple(effect for _, each, _ in found for effect in each)
-    pooled = tuple(each for _, _, several in found for each in several)
-    words = [ruling for ruling, _, _ in found]
+    judged = [_judge_part(part, source, Level()) for part in claim.parts]
+    effects = tuple(effect for _, each, _ in judged for effect in each)
+    pooled = tuple(each for _, _, several in judged for each in several)
+    words = [ruling for ruling, _, _ in judged]
     if len(words) == 1:
         return words[0], effects, pooled
     level = Level().among(len(words))
@@ -419,11 +419,11 @@ def _judge_parts(claim: Claim, source: _Records) -> _Judged:
 
 
 def _judge_part(part: Part, source: _Records, level: Level) -> _Judged:
-    found = list(_rulings(part, source, level))
-    rulings = [ruling for *_, ruling in found]
+    judged = list(_rulings(part, source, level))
+    rulings = [ruling for *_, ruling in judged]
     effects = tuple(
         _effect(part, setting, formula, ruling, values, source)
-        for setting, formula, values, ruling in found
+        for setting, formula, values, ruling in judged
     )
     together = None
     if rulings and part.kind not in ("truth", "exact"):
@@ -489,7 +489,7 @@ def _effect(
     effect = Effect(
         part=part.name,
         name=setting.name,
-        formula=formula.text + (f" of {formula.of}" if formula.of else ""),
+        formula=formula.text + (f" of {formula.metric}" if formula.metric else ""),
         kind=str(part.kind),
         worth=amount.value if amount is not None else None,
         unit=part.shown_unit,

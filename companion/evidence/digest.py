@@ -66,19 +66,19 @@ def imported_modules(entry: str, root: Path = ROOT) -> dict[str, Path]:
     """
     if _file(entry, root) is None:
         raise ModuleNotFoundError(f"no module {entry} below {root}")
-    found: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     waiting = [entry]
     while waiting:
         module = waiting.pop()
         path = _file(module, root)
-        if module in found or path is None or not _COUNTED.match(module):
+        if module in modules or path is None or not _COUNTED.match(module):
             continue
-        found[module] = path
+        modules[module] = path
         tree = ast.parse(path.read_bytes())
         waiting.extend(_imports(tree, module, is_package=path.name == "__init__.py"))
         parent = module.rpartition(".")[0]
         waiting.append(parent)
-    return dict(sorted(found.items()))
+    return dict(sorted(modules.items()))
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
@@ -122,8 +122,8 @@ def behaviour_digest(package: str, root: Path = ROOT) -> str:
     Returns:
         Hexadecimal sha256.
     """
-    own = code_digest(f"{package}.arms", root)
-    digest = hashlib.sha256(own.encode())
+    code = code_digest(f"{package}.arms", root)
+    digest = hashlib.sha256(code.encode())
     for pattern in _SHARED:
         for path in sorted(root.glob(pattern)):
             source = ast.unparse(_without_docstrings(ast.parse(path.read_bytes())))

@@ -65,7 +65,7 @@ class Formula:
 
     Args:
         text: Arithmetic on arms.
-        of: Metric that an arm's bare name stands for; may be empty if none stands alone.
+        metric: Metric that an arm's bare name stands for; may be empty if none stands alone.
 
     Raises:
         ValueError: If the text is anything but arithmetic on arms.
@@ -76,8 +76,9 @@ class Formula:
         1.0
     """
 
-    def __init__(self, text: str, of: str = "") -> None:
-        self.text, self.of = " ".join(text.split()), of
+    def __init__(self, text: str, metric: str = "") -> None:
+        self.text = " ".join(text.split())
+        self.metric = metric
         try:
             self._tree = ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
@@ -85,7 +86,7 @@ class Formula:
         self._check(self._tree)
 
     def __repr__(self) -> str:
-        return f"Formula({self.text!r}, {self.of!r})"
+        return f"Formula({self.text!r}, {self.metric!r})"
 
     @cached_property
     def arms(self) -> list[str]:
@@ -133,15 +134,15 @@ class Formula:
             KeyError: If an arm is absent.
             ValueError: If an arm has two records.
         """
-        if not self.of or self.functions or self._reads_more_than_a_metric:
+        if not self.metric or self.functions or self._reads_more_than_a_metric:
             return None
-        found = []
+        rows = []
         for record in records:
             if record["arm"] in self.arms:
-                if (values := items(record, self.of)) is None:
+                if (values := items(record, self.metric)) is None:
                     return None
-                found.append({"arm": record["arm"], "metrics": {self.of: values}})
-        return np.asarray(self._value(found, {}), np.float64)
+                rows.append({"arm": record["arm"], "metrics": {self.metric: values}})
+        return np.asarray(self._value(rows, {}), np.float64)
 
     @cached_property
     def _reads_more_than_a_metric(self) -> bool:
@@ -168,7 +169,7 @@ class Formula:
                 case ast.Constant(number):
                     return number
                 case ast.Name(arm):
-                    return record_of(arm)["metrics"][self.of]
+                    return record_of(arm)["metrics"][self.metric]
                 case ast.Subscript(ast.Name(arm), ast.Constant(str() as name)):
                     return record_of(arm)["metrics"][name]
                 case ast.Subscript(
@@ -198,7 +199,7 @@ class Formula:
         """Refuse everything that `evaluate` does not know."""
         match node:
             case ast.Constant(int() | float()) | ast.Name():
-                if isinstance(node, ast.Name) and not self.of:
+                if isinstance(node, ast.Name) and not self.metric:
                     raise ValueError(
                         f"{node.id!r} in {self.text!r} stands alone, but `of` is empty"
                     )
@@ -268,13 +269,13 @@ def _code_and_names(value: Any) -> tuple[str, frozenset[str]]:
     return ast.unparse(tree), frozenset(n.id for n in ast.walk(tree) if isinstance(n, ast.Name))
 
 
-def _sources(value: Any, found: dict[str, str]) -> dict[str, str]:
+def _sources(value: Any, sources: dict[str, str]) -> dict[str, str]:
     """Collect code and constants by name, transitively."""
     # without the packages, so that moving a file changes no rule
     name = f"{value.__module__.rpartition('.')[2]}.{value.__qualname__}"
-    if name in found:
-        return found
-    found[name], used = _code_and_names(value)
+    if name in sources:
+        return sources
+    sources[name], used = _code_and_names(value)
     scope = vars(inspect.getmodule(value))
     for each in sorted(used & scope.keys() - vars(builtins).keys()):
         other = scope[each]
@@ -282,9 +283,9 @@ def _sources(value: Any, found: dict[str, str]) -> dict[str, str]:
         if isinstance(other, types.FunctionType | type) and module.startswith(
             ("companion.", "trainaug.")
         ):
-            _sources(other, found)
+            _sources(other, sources)
         elif not isinstance(other, types.ModuleType | types.FunctionType | type):
             if " at 0x" in (shown := repr(other)):
                 raise ValueError(f"{name} reads {each}, whose value has no stable text: {shown}")
-            found[f"{name}: {each}"] = shown
-    return found
+            sources[f"{name}: {each}"] = shown
+    return sources

@@ -71,10 +71,10 @@ class Worth:
         Raises:
             ValueError: If it is neither, or not positive.
         """
-        found = _AMOUNT.fullmatch(text.strip())
-        if found is None:
+        match = _AMOUNT.fullmatch(text.strip())
+        if match is None:
             raise ValueError(f"write '1.0 points', '20 percent' or 'factor 2', got {text!r}")
-        factor, amount, unit = found.groups()
+        factor, amount, unit = match.groups()
         if factor is not None:
             value, unit = math.log(float(factor)) if float(factor) > 0 else 0.0, "factor"
         elif unit == "percent":

@@ -235,20 +235,20 @@ def rule_values(
             reason=reason or f"{n} of at least {least} values",
         )
     counted = fifths(values) if kind == "timing" and n >= least else list(values)
-    found = _ruled(counted, worth, kind, level, least=MIN_SEEDS)
-    found = replace(found, n=n)
+    ruling = _ruled(counted, worth, kind, level, least=MIN_SEEDS)
+    ruling = replace(ruling, n=n)
     if reason or n < least:
         return replace(
-            found, word="open", addition="", reason=reason or f"{n} of at least {least} values"
+            ruling, word="open", addition="", reason=reason or f"{n} of at least {least} values"
         )
-    region = _regions(kind, found, worth)
+    region = _regions(kind, ruling, worth)
     for leave in range(len(counted)):
         rest = counted[:leave] + counted[leave + 1 :]
         other = _ruled(rest, worth, kind, level, least=MIN_SEEDS)
         if _are_disjoint(region, _regions(kind, other, worth)):
             said = f"without value {leave + 1} of {len(counted)} the word is “{other.words}”"
-            return replace(found, word="open", addition="", reason=said)
-    return found
+            return replace(ruling, word="open", addition="", reason=said)
+    return ruling
 
 
 def _ruled(values: list[float], worth: float, kind: Kind, level: Level, *, least: int) -> Ruling:
@@ -292,12 +292,12 @@ def rule_truth(values: Sequence[float], chance: float = 0.5, *, reason: str = ""
         return low, high
 
     sign, size = interval(0.99), interval(0.95)
-    found = Ruling("open", n=n, mean=true / n, sign=sign, size=size, reason=reason)
+    ruling = Ruling("open", n=n, mean=true / n, sign=sign, size=size, reason=reason)
     if reason or n < MIN_SEEDS:
-        return replace(found, reason=reason or f"{n} of at least {MIN_SEEDS} values")
+        return replace(ruling, reason=reason or f"{n} of at least {MIN_SEEDS} values")
     if sign[0] > chance:
-        return replace(found, word="holds")
-    return replace(found, word="opposite") if sign[1] < chance else found
+        return replace(ruling, word="holds")
+    return replace(ruling, word="opposite") if sign[1] < chance else ruling
 
 
 def rule_exact(
@@ -314,17 +314,17 @@ def rule_exact(
     """
     if not values:
         return Ruling("open", reason=reason or "no case")
-    found = Ruling(
+    ruling = Ruling(
         "open", n=len(values), mean=math.fsum(values) / len(values), size=(min(values), max(values))
     )
     if any(abs(v) > tolerance for v in (certified or values)):
         worst = max((certified or values), key=abs)
-        return replace(found, word="opposite", reason=f"{worst:.6g} exceeds {tolerance:g}")
+        return replace(ruling, word="opposite", reason=f"{worst:.6g} exceeds {tolerance:g}")
     beyond = [v for v in values if not abs(v) <= tolerance]
     if beyond:
         said = f"{beyond[0]:.6g} exceeds {tolerance:g}, not certified"
-        return replace(found, reason=reason or said)
-    return replace(found, word="open" if reason else "holds", reason=reason)
+        return replace(ruling, reason=reason or said)
+    return replace(ruling, word="open" if reason else "holds", reason=reason)
 
 
 # --- several settings, several parts --------------------------------------------------------------
@@ -397,8 +397,8 @@ def combine_and(words: Sequence[Ruling], corrected: Sequence[Ruling]) -> Ruling:
     if all(each.word == "holds" for each in words):
         return Ruling("holds", _shared_addition(words))
     for word in _STRENGTH:
-        if found := [each for each in corrected if each.word == word]:
-            return Ruling(word, _shared_addition(found))
+        if refuting := [each for each in corrected if each.word == word]:
+            return Ruling(word, _shared_addition(refuting))
     if any(each.word == "mixed" for each in words):
         return Ruling("mixed")
     return Ruling("open", reason=_open_parts(words))
@@ -406,8 +406,8 @@ def combine_and(words: Sequence[Ruling], corrected: Sequence[Ruling]) -> Ruling:
 
 def combine_or(words: Sequence[Ruling], corrected: Sequence[Ruling]) -> Ruling:
     """Judge a claim that says one thing or another; arguments as in `combine_and`."""
-    if found := [each for each in corrected if each.word == "holds"]:
-        return Ruling("holds", _shared_addition(found))
+    if holding := [each for each in corrected if each.word == "holds"]:
+        return Ruling("holds", _shared_addition(holding))
     refuting = {each.word for each in words}
     if refuting <= set(_STRENGTH):
         return Ruling(refuting.pop() if len(refuting) == 1 else "no gain", _shared_addition(words))

@@ -470,8 +470,8 @@ class Reference:
         The version is the one that the set was published with, not the arm's present one.
         """
         head = run.head | {"version": self.record_set.version(run.arm)}
-        place = self._places.get(record_identity(head))
-        return None if place is None else (self.records[place], self.provenance[place])
+        row = self._places.get(record_identity(head))
+        return None if row is None else (self.records[row], self.provenance[row])
 
 
 def reference_folder(profile: str, chapter: str, root: Path = RESULTS) -> Path:

@@ -165,10 +165,10 @@ def check_device(name: str, settings: Settings) -> None:
 def _packages() -> dict[str, ModuleType]:
     """The folders of the chapters, by number."""
     parent = import_module(_PACKAGE)
-    found = [
+    packages = [
         import_module(f"{_PACKAGE}.{each.name}") for each in pkgutil.iter_modules(parent.__path__)
     ]
-    return {m.ABOUT.number: m for m in sorted(found, key=lambda module: module.ABOUT.number)}
+    return {m.ABOUT.number: m for m in sorted(packages, key=lambda module: module.ABOUT.number)}
 
 
 def chapter_numbers() -> tuple[str, ...]:

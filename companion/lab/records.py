@@ -29,19 +29,19 @@ def metric(arm: str, name: str, scale: float = 1.0) -> Estimand:
 
 def by_seed(records: Sequence[Record], *arms: str) -> list[list[Record]]:
     """Return the records of each seed that ran all the arms, seeds in order."""
-    found: dict[int, list[Record]] = {}
+    groups: dict[int, list[Record]] = {}
     for record in records:
-        found.setdefault(record["seed"], []).append(record)
-    return [seed for _, seed in sorted(found.items()) if set(arms) <= {r["arm"] for r in seed}]
+        groups.setdefault(record["seed"], []).append(record)
+    return [seed for _, seed in sorted(groups.items()) if set(arms) <= {r["arm"] for r in seed}]
 
 
 def values_of(records: Sequence[Record], estimand: Estimand) -> list[float]:
     """Return an estimand's value for each seed that has the records, seeds in order."""
-    found = []
+    values = []
     for seed in by_seed(records):
         with suppress(KeyError):
-            found.append(estimand(seed))
-    return found
+            values.append(estimand(seed))
+    return values
 
 
 def curves_of(records: Sequence[Record], arm: str, name: str) -> np.ndarray:

@@ -206,11 +206,11 @@ def _answers(
             worker, answer = _next(heard, list(busy))
             if worker not in busy:
                 continue
-            place = busy.pop(worker)
+            number = busy.pop(worker)
             if answer is None:
                 ending = worker.how_it_ended()
                 worker.kill()
-                if place is None:
+                if number is None:
                     raise RuntimeError(f"a process for runs could not start: {ending}")
                 if waiting:
                     hire()
@@ -220,8 +220,8 @@ def _answers(
                 worker.ask(request)
             else:
                 worker.dismiss()
-            if place is not None:
-                yield place, answer
+            if number is not None:
+                yield number, answer
     finally:
         for worker in busy:
             worker.kill()
@@ -277,13 +277,13 @@ def run_sweep(
     if progress is not None:
         progress(done, len(runs), left)
     for is_canonical, count, places in _kinds(missing):
-        batch = [missing[place] for place in places]
+        batch = [missing[number] for number in places]
         requests = [
             Request(runs_module, run, conditions_of(run, code_digest), store) for run in batch
         ]
         with closing(_answers(requests, count, is_canonical=is_canonical)) as answers:
-            for place, answer in answers:
-                run = batch[place]
+            for number, answer in answers:
+                run = batch[number]
                 if answer.interrupted:
                     raise KeyboardInterrupt
                 if answer.ended:  # it could not note that itself any more
@@ -318,7 +318,7 @@ def recompute(runs: Sequence[tuple[str, Run]], workers: int | None = None) -> It
     records: dict[int, Record] = {}
     given = 0
     for is_canonical, count, places in _kinds([run for _, run in runs]):
-        batch = [runs[place] for place in places]
+        batch = [runs[position] for position in places]
         # no digest: what is computed anew is looked up nowhere
         requests = [
             Request(module, run, conditions_of(run, ""), store=None) for module, run in batch

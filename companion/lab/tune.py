@@ -81,16 +81,16 @@ def mean_curve(trials: Sequence[Trial], arm: str = "") -> dict[float, float]:
     for trial in trials:
         if arm in ("", trial.arm):
             scores.setdefault(trial.value, []).append(trial.score)
-    return {value: math.fsum(of) / len(of) for value, of in sorted(scores.items())}
+    return {value: math.fsum(values) / len(values) for value, values in sorted(scores.items())}
 
 
 def choose(trials: Sequence[Trial], curve_of: Curve = mean_curve) -> dict[str, dict[str, float]]:
     """Take the best value of every arm's curve: by arm, by setting."""
     chosen: dict[str, dict[str, float]] = {}
     for arm in dict.fromkeys(trial.arm for trial in trials):
-        own = [trial for trial in trials if trial.arm == arm]
-        curve = curve_of(own)
-        chosen[arm] = {own[0].setting: max(curve, key=lambda value: curve[value])}
+        trials_of_arm = [trial for trial in trials if trial.arm == arm]
+        curve = curve_of(trials_of_arm)
+        chosen[arm] = {trials_of_arm[0].setting: max(curve, key=lambda value: curve[value])}
     return chosen
 
 
@@ -139,9 +139,9 @@ def _trials(
     answers = parallel(joblib.delayed(_try)(*tasks[number]) for number in missing)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with kept.open("a", encoding="utf-8") as file:
-        for done, (number, found) in enumerate(zip(missing, answers, strict=True), 1):
-            known[names[number]] = found
-            row = {"task": names[number], "trials": [vars(trial) for trial in found]}
+        for done, (number, trials) in enumerate(zip(missing, answers, strict=True), 1):
+            known[names[number]] = trials
+            row = {"task": names[number], "trials": [vars(trial) for trial in trials]}
             file.write(json.dumps(row) + "\n")
             file.flush()
             if done % 20 == 0 or done == len(missing):

@@ -82,12 +82,12 @@ def load_abstracts(path: Path = ABSTRACTS) -> list[Abstract]:
     Raises:
         ValueError: If an entry has an unknown field, or a sentence neither a claim nor a remark.
     """
-    found = []
+    abstracts = []
     for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         _refuse_unknown(name, entry, {"page", "sentences"})
         sentences = tuple(_sentence(name, each) for each in entry["sentences"])
-        found.append(Abstract(name, entry["page"], sentences))
-    return found
+        abstracts.append(Abstract(name, entry["page"], sentences))
+    return abstracts
 
 
 def _sentence(name: str, entry: Mapping[str, Any]) -> Sentence:

@@ -123,13 +123,13 @@ def check(
     known = _read_passed(passed)
     faults = []
     for number in numbers:
-        own = fingerprint(canonical=True)
-        if committed_canaries(number).get("fingerprint", own) != own:
+        machine = fingerprint(canonical=True)
+        if committed_canaries(number).get("fingerprint", machine) != machine:
             say(f"chapter {number}: canaries of other library versions, nothing to compare with")
             continue
         older = outdated(number)
         code = behaviour_digest(package_of(number))
-        digest = f"{code}-{own}"
+        digest = f"{code}-{machine}"
         is_known = committed_canaries(number)["code"] == code or known.get(number) == digest
         if changed and is_known and not older:
             say(f"chapter {number}: canaries skipped, the code has passed before")
@@ -208,13 +208,13 @@ def _sample(
     chapter: Chapter, reference: Reference, count: int, seconds: float
 ) -> list[tuple[Run, Record]]:
     """Choose records by a hash of all of them: other records, another choice."""
-    own = fingerprint(canonical=True)
+    machine = fingerprint(canonical=True)
     salt = hashlib.sha256("".join(row["checksum"] for row in reference.provenance).encode())
     candidates = []
     for run in chapter.plan("standard"):
         pair = reference.find(run) if run.deterministic else None
         # of another fingerprint, or of an older version, other bytes say nothing
-        if pair and pair[1]["fingerprint"] == own and pair[0]["version"] == run.version:
+        if pair and pair[1]["fingerprint"] == machine and pair[0]["version"] == run.version:
             rank = hashlib.sha256(f"{salt.hexdigest()}{run.key}".encode()).hexdigest()
             candidates.append((rank, run, pair[0]))
     chosen: list[tuple[Run, Record]] = []

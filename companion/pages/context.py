@@ -95,8 +95,8 @@ def collect_records(
     if evidence == "recompute":
         store = Store(profile)
         digest = chapter.code_digest
-        found = [store.read(run, conditions_of(run, digest)) for run in plan]
-        records = [record for record in found if record is not None]
+        stored = [store.read(run, conditions_of(run, digest)) for run in plan]
+        records = [record for record in stored if record is not None]
         if len(records) < len(plan):
             raise NoReferenceError(
                 f"chapter {chapter.number}: {len(plan) - len(records)} of {len(plan)} runs of "
@@ -240,15 +240,15 @@ class Context(Proofs):
         by_seed: dict[int, list[Record]] = {}
         for record in self.records:
             by_seed.setdefault(record["seed"], []).append(record)
-        found, absent = [], KeyError("no records")
+        values, absent = [], KeyError("no records")
         for seed in sorted(by_seed):
             try:
-                found.append(estimand(by_seed[seed]))
+                values.append(estimand(by_seed[seed]))
             except KeyError as error:
                 absent = error
-        if not found:
+        if not values:
             raise absent
-        return found
+        return values
 
     def table(
         self,
@@ -351,16 +351,16 @@ def start(
     """
     check_checkout()
     number = chapter_number(chapter)
-    found = load_chapter(number)
+    loaded = load_chapter(number)
     _say_if_not_canonical()
     torch.set_num_threads(1)
     # torch's own forward-mode derivative loads scripted functions, and warns of them.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-    context = Context(found, profile, evidence, dict(knobs or {}))
-    plan = found.plan(profile, knobs)
+    context = Context(loaded, profile, evidence, dict(knobs or {}))
+    plan = loaded.plan(profile, knobs)
     seconds = sum(run.predicted_seconds for run in plan)
     if evidence == "reference":
-        collect_records(found, profile, evidence, knobs)
+        collect_records(loaded, profile, evidence, knobs)
         reference = read_reference(profile, number)
         source = describe_evidence(profile, number, reference) if reference else ""
     elif evidence == "recompute":

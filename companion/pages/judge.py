@@ -99,30 +99,31 @@ def _judge_on_evidence(
             all_there_are=all_there_are,
         )
 
-    found, source = None, ""
+    judgement, source = None, ""
     for profile in references:
         candidate = judged(profile)
-        if found is None or candidate.has_values:
-            found, source = candidate, profile
-        if found.has_values:
+        if judgement is None or candidate.has_values:
+            judgement, source = candidate, profile
+        if judgement.has_values:
             break
-    assert found is not None
+    assert judgement is not None
     about = references[source].record_set
-    found = replace(found, records=source, early=not about.canonical)
-    [found] = mark_changed_criteria([found], about.criteria)
-    if found.has_values and claim.id not in about.criteria and claim.posed != AFTER:
-        found = replace(found, word="open", addition="", reason=NEW_RULE)
-    if found.early and found.has_values and "standard" in references and source != "standard":
+    judgement = replace(judgement, records=source, early=not about.canonical)
+    [judgement] = mark_changed_criteria([judgement], about.criteria)
+    if judgement.has_values and claim.id not in about.criteria and claim.posed != AFTER:
+        judgement = replace(judgement, word="open", addition="", reason=NEW_RULE)
+    also_standard = "standard" in references and source != "standard"
+    if also_standard and judgement.early and judgement.has_values:
         other = judged("standard", all_there_are=True)
         if other.has_values and references["standard"].record_set.canonical:
             seeds = min(effect.n for effect in other.effects)
-            found = replace(
-                found,
+            judgement = replace(
+                judgement,
                 standard_word=other.word,
                 standard_seeds=seeds,
                 standard_settings=len(other.effects),
             )
-    return found
+    return judgement
 
 
 def verdicts_text(number: str) -> str:

@@ -61,15 +61,15 @@ FARTHEST = 4.0  # smallest effects; what lies beyond is drawn at the edge
 def by_chapter(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
     """Divide judgements by the chapters whose claims they are."""
     prefixes = {about(number).prefix: number for number in chapter_numbers()}
-    found: dict[str, list[Judgement]] = {number: [] for number in chapter_numbers()}
+    chapters: dict[str, list[Judgement]] = {number: [] for number in chapter_numbers()}
     for each in judgements:
-        found[prefixes[each.id.partition(".")[0]]].append(each)
-    return {number: claims for number, claims in found.items() if claims}
+        chapters[prefixes[each.id.partition(".")[0]]].append(each)
+    return {number: claims for number, claims in chapters.items() if claims}
 
 
 def groups(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
     """Divide claims into those of the authors, questions of ours, and controls."""
-    found: dict[str, list[Judgement]] = {
+    groups_of_claims: dict[str, list[Judgement]] = {
         "What the authors say": [],
         "Out of scope here": [],
         "Our questions": [],
@@ -77,12 +77,13 @@ def groups(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
     }
     for each in judgements:
         if each.control:
-            found["Controls"].append(each)
+            groups_of_claims["Controls"].append(each)
         elif each.origin == "ours":
-            found["Our questions"].append(each)
+            groups_of_claims["Our questions"].append(each)
         else:
-            found["What the authors say" if each.counts else "Out of scope here"].append(each)
-    return {name: claims for name, claims in found.items() if claims}
+            name = "What the authors say" if each.counts else "Out of scope here"
+            groups_of_claims[name].append(each)
+    return {name: claims for name, claims in groups_of_claims.items() if claims}
 
 
 def counted_words(judgements: Sequence[Judgement]) -> str:
@@ -107,11 +108,11 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
     shown_methods = methods()
     for row, method in enumerate(shown_methods):
         claims = [c for group in groups(divided.get(method.number, [])).values() for c in group]
-        for place, each in enumerate(claims):
+        for column, each in enumerate(claims):
             colour, marker, filled = LOOK[each.word]
             size = 9 if each.counts else 5
             dots.plot(
-                place,
+                column,
                 row,
                 marker,
                 color=colour,
@@ -155,8 +156,8 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
 def _draw_effect(axis: Axes, row: float, judgement: Judgement) -> None:
     """Draw the settings of a claim in units of its smallest effect, beside each other."""
     shown = [effect for effect in judgement.effects if effect.worth and effect.size]
-    for place, effect in enumerate(shown):
-        _draw_interval(axis, row + 0.5 * (place - (len(shown) - 1) / 2) / len(shown), effect)
+    for number, effect in enumerate(shown):
+        _draw_interval(axis, row + 0.5 * (number - (len(shown) - 1) / 2) / len(shown), effect)
 
 
 def _draw_interval(axis: Axes, y: float, effect: Effect) -> None:

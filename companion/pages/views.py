@@ -151,12 +151,12 @@ def _times_block() -> str:
     chapters = [load_chapter(number) for number in chapter_numbers()]
     plans = [run.predicted_seconds for chapter in chapters for run in chapter.plan("standard")]
     path = RESULTS / "bench" / "fresh_clone.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
-    measured = {row["name"]: f"{row['step']} {row['measured']}" for row in found["rows"]}
+    times = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
+    measured = {row["name"]: f"{row['step']} {row['measured']}" for row in times["rows"]}
     if "reproduce" not in measured:
         measured["reproduce"] = f"`make reproduce` {sum(plans) / 120:.0f} min by its plan"
     said = ", ".join(text for text in measured.values())
-    return f"On {found.get('machine', 'two cores')}: {said}."
+    return f"On {times.get('machine', 'two cores')}: {said}."
 
 
 def render_readme(text: str) -> str:
@@ -167,9 +167,9 @@ def render_readme(text: str) -> str:
     """
     blocks = {"verdicts": _verdicts_block, "times": _times_block}
 
-    def fill(found: re.Match[str]) -> str:
-        if found[2] not in blocks:
-            raise ValueError(f"unknown block {found[2]!r}, expected one of {', '.join(blocks)}")
-        return f"{found[1]}{blocks[found[2]]()}\n{found[3]}"
+    def fill(match: re.Match[str]) -> str:
+        if match[2] not in blocks:
+            raise ValueError(f"unknown block {match[2]!r}, expected one of {', '.join(blocks)}")
+        return f"{match[1]}{blocks[match[2]]()}\n{match[3]}"
 
     return _BLOCK.sub(fill, text)

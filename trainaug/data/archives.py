@@ -130,23 +130,23 @@ class _Forward:
         self.header = self._next(size)
         return self.header
 
-    def seek(self, place: int) -> None:
+    def seek(self, position: int) -> None:
         """Go forward; `tarfile` asks for it where contents are passed over."""
-        if place < self._place:
+        if position < self._place:
             raise tarfile.ReadError("a header leads backwards")
-        while self._place < place:
-            if not self._next(min(_BLOCK, place - self._place)):
+        while self._place < position:
+            if not self._next(min(_BLOCK, position - self._place)):
                 raise tarfile.ReadError("unexpected end of data")
 
     def take(self, size: int) -> bytes:
         """Read contents; memory grows with what is there, not with what is claimed."""
-        found = bytearray()
-        while len(found) < size:
-            block = self._next(min(_BLOCK, size - len(found)))
+        data = bytearray()
+        while len(data) < size:
+            block = self._next(min(_BLOCK, size - len(data)))
             if not block:
                 raise tarfile.ReadError("unexpected end of data")
-            found += block
-        return bytes(found)
+            data += block
+        return bytes(data)
 
     def skip(self) -> None:
         """Read all that is left."""

@@ -126,7 +126,7 @@ def _read_npz(stream: BinaryIO) -> Arrays:
         raise zipfile.BadZipFile(f"it unpacks to {size} bytes")
     stream.seek(0)
     with np.load(stream, allow_pickle=False) as arrays:
-        found = {name: arrays[name] for name in arrays.files}
-    if not all(isinstance(array, np.ndarray) for array in found.values()):
+        contents = {name: arrays[name] for name in arrays.files}
+    if not all(isinstance(array, np.ndarray) for array in contents.values()):
         raise zipfile.BadZipFile("it holds other files than arrays")
-    return found
+    return contents

@@ -47,8 +47,8 @@ def build_vocabulary(texts: Iterable[str]) -> dict[str, int]:
     Returns:
         Number of each word, ``1 .. V``.
     """
-    found = {word for text in texts for word in split_words(text)}
-    return {word: number for number, word in enumerate(sorted(found), start=1)}
+    words = {word for text in texts for word in split_words(text)}
+    return {word: number for number, word in enumerate(sorted(words), start=1)}
 
 
 def token_matrix(texts: Sequence[str], vocabulary: Mapping[str, int]) -> Tensor:

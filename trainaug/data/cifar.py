@@ -136,9 +136,9 @@ def _decode(
     for labels, values in zip(records.T, layout.labels, strict=False):
         wrong = np.flatnonzero(labels >= values)
         if len(wrong):
-            place, limit = wrong[0], values - 1
+            row, limit = wrong[0], values - 1
             raise CorruptDataError(
-                f"{what}: label {labels[place]} of picture {place}, expected 0 to {limit}"
+                f"{what}: label {labels[row]} of picture {row}, expected 0 to {limit}"
             )
     pixels = np.ascontiguousarray(records[:, head:]).reshape(count, 3, 32, 32)
     return pixels, records[:, head - 1].copy()

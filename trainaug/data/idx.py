@@ -83,14 +83,14 @@ class _Unpacked:
     def take(self, count: int) -> bytes:
         """Unpack so many bytes; fewer are left only at the end of a whole stream."""
         try:
-            found = self._stream.decompress(self._rest, count)
+            data = self._stream.decompress(self._rest, count)
         except zlib.error as error:
             known = what_it_is(self._rest)
             reason = f"it is {known}" if known and not known.startswith("gzip") else error
             raise CorruptDataError(f"{self._what}: not a gzip stream: {reason}") from error
         self._rest = self._stream.unconsumed_tail
-        if len(found) < count and (not self._stream.eof or self._stream.unused_data):
+        if len(data) < count and (not self._stream.eof or self._stream.unused_data):
             raise CorruptDataError(
                 f"{self._what}: gzip stream is truncated or followed by other bytes"
             )
-        return found
+        return data

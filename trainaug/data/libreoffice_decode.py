@@ -54,16 +54,16 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
     names: list[str] = []
     for page in shared:
         english, german = (_paragraphs(files, f"{code}/{page}.html") for code in ("en", "de"))
-        found = [
+        segments = [
             pair
             for key, text in english.items()
             if key in german
             for pair in sentence_pairs(text, german[key])
         ]
-        if found:
-            owners += [len(names)] * len(found)
+        if segments:
+            owners += [len(names)] * len(segments)
             names.append(page)
-            pairs += found
+            pairs += segments
     if not pairs:
         raise CorruptDataError("no sentence pair in pages of both languages")
     return {

@@ -98,10 +98,10 @@ def libreoffice_help(max_words: int | None = None) -> dict[str, ParallelText]:
     data = registry.load("libreoffice_help")
     part_of = [_page_part(name) for name in texts_of(data, "page")]
     pairs = zip(texts_of(data, "source"), texts_of(data, "target"), strict=True)
-    found: dict[str, dict[tuple[str, str], None]] = {part: {} for part in PARTS}
+    sentences: dict[str, dict[tuple[str, str], None]] = {part: {} for part in PARTS}
     for page, pair in zip(data["pages"].tolist(), pairs, strict=True):
-        found[part_of[page]][pair] = None
-    known = {_levelled(source) for source, _ in found["train"]}
+        sentences[part_of[page]][pair] = None
+    known = {_levelled(source) for source, _ in sentences["train"]}
     return {
         part: _parallel(
             (source, target)
@@ -109,7 +109,7 @@ def libreoffice_help(max_words: int | None = None) -> dict[str, ParallelText]:
             if (part == "train" or _levelled(source) not in known)
             and (max_words is None or max(len(s.split()) for s in (source, target)) <= max_words)
         )
-        for part, members in found.items()
+        for part, members in sentences.items()
     }
 
 

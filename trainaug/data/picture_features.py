@@ -57,11 +57,11 @@ def picture_features(pictures: Tensor) -> Tensor:
         for side in pictures.shape[2:]
     )
     cell = rows.unsqueeze(1) * CELLS + columns  # (H, W)
-    place = (sector * CELLS**2 + cell).long()  # (B, H, W)
+    bin_index = (sector * CELLS**2 + cell).long()  # (B, H, W)
     energy = torch.zeros(
         len(pictures), ORIENTATIONS * CELLS**2, dtype=pictures.dtype, device=pictures.device
     )
-    energy.scatter_add_(1, place.flatten(1), (right.square() + down.square()).flatten(1))
+    energy.scatter_add_(1, bin_index.flatten(1), (right.square() + down.square()).flatten(1))
     cells = sqrt(energy)  # (B, 512)
     cells = cells / cells.norm(dim=1, keepdim=True).clamp_min(1e-6)
     level = (pictures * LEVELS).floor().clamp(0, LEVELS - 1)  # (B, 3, H, W)

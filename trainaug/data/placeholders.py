@@ -98,9 +98,9 @@ def _is_json(data: bytes) -> bool:
     first = data.lstrip(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0]
     for text in (first, *([data] if len(data) <= SHORT else [])):
         try:
-            found = json.loads(text)
+            value = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict) or (isinstance(found, list) and "{" in str(found)[:2]):
+        if isinstance(value, dict) or (isinstance(value, list) and "{" in str(value)[:2]):
             return True
     return False

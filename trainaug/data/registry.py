@@ -301,10 +301,10 @@ def _read(entry: DataSet) -> Arrays:
 
 
 def _check(entry: DataSet, arrays: Arrays) -> Arrays:
-    found = hash_arrays(arrays)
-    if found != entry.content_sha256:
+    digest = hash_arrays(arrays)
+    if digest != entry.content_sha256:
         raise CorruptDataError(
-            f"{entry.name}: content hash {found}, expected {entry.content_sha256}"
+            f"{entry.name}: content hash {digest}, expected {entry.content_sha256}"
         )
     for array in arrays.values():
         array.setflags(write=False)  # load() hands the same arrays to every caller

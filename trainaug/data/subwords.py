@@ -147,9 +147,9 @@ def train_subwords(texts: Iterable[str], size: int) -> Subwords:
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    found = tokenizer.get_vocab_size()
-    if found > size:
-        raise ValueError(f"size must be at least {found}, the texts' characters, got {size}")
+    needed = tokenizer.get_vocab_size()
+    if needed > size:
+        raise ValueError(f"size must be at least {needed}, the texts' characters, got {size}")
     return Subwords(tokenizer.to_str())
 
 

@@ -41,17 +41,17 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
         CorruptDataError: If a picture or text is not readable, or there is none.
     """
     stamps = {name.removeprefix("stamps/"): data for name, data in files.items()}
-    found = {
+    pictures = {
         name[:-4]: name  # the PNG after the SVG, so that it stays
         for ending in (".svg", ".png")
         for name in stamps
         if name.endswith(ending) and not name.startswith(LEFT_OUT)
     }
-    keys = sorted(key for key in found if f"{key}.txt" in stamps)
+    keys = sorted(key for key in pictures if f"{key}.txt" in stamps)
     if not keys:
         raise CorruptDataError("no picture with a text beside it")
     return {
-        "pictures": np.stack([read_picture(stamps[found[key]], found[key]) for key in keys]),
+        "pictures": np.stack([read_picture(stamps[pictures[key]], pictures[key]) for key in keys]),
         "captions": np.array([_caption(stamps[f"{key}.txt"], f"{key}.txt") for key in keys]),
         "categories": np.array([key.partition("/")[0] for key in keys]),
         "keys": np.array(keys),

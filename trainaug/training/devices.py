@@ -98,12 +98,14 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
         return x
     from torch.distributed.nn.functional import all_gather
 
-    own = torch.tensor([x.shape[0], x.numel()], device=x.device)
-    sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, own)
-    found = torch.stack(sizes).tolist()
-    if any(size != found[0] for size in found):
-        raise ValueError(f"ranks must bring equally many rows, got [rows, numbers] {found}")
+    own_size = torch.tensor([x.shape[0], x.numel()], device=x.device)
+    sizes = [torch.empty_like(own_size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, own_size)
+    gathered_sizes = torch.stack(sizes).tolist()
+    if any(size != gathered_sizes[0] for size in gathered_sizes):
+        raise ValueError(
+            f"ranks must bring equally many rows, got [rows, numbers] {gathered_sizes}"
+        )
     with warnings.catch_warnings():  # torch 2.14 points to a private module in place of this one
         warnings.filterwarnings("ignore", "torch.distributed.nn", FutureWarning)
         return torch.cat(all_gather(x))  # type: ignore[no-untyped-call]

@@ -59,9 +59,9 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
         TypeError: If another kind of layer owns parameters, or buffers without memory.
     """
     for module in model.modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        on_meta = any(t.is_meta for t in own)
-        owner = on_meta or any(isinstance(t, nn.Parameter) for t in own)
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        on_meta = any(t.is_meta for t in tensors)
+        owner = on_meta or any(isinstance(t, nn.Parameter) for t in tensors)
         if owner and not isinstance(module, _UNIFORM + _NORMAL + _CONSTANT):
             raise TypeError(f"cannot initialise a {type(module).__name__}: draw it yourself")
         if on_meta:

@@ -199,7 +199,7 @@ def greedy_decode(
     if int(lengths.min()) == 0:
         raise ValueError(f"sentence {int(lengths.argmin())} has no token")
     limits = torch.clamp((most * lengths + 5).long(), max=len(model.positions))
-    found = source.new_zeros(len(source), int(limits.max()))
+    translations = source.new_zeros(len(source), int(limits.max()))
     with undisturbed(model), torch.no_grad():
         model.eval()
         for rows in torch.split(lengths.argsort(stable=True), batch_size):
@@ -213,16 +213,16 @@ def greedy_decode(
                 logits[:, [PAD, START]] = -torch.inf
                 after = logits.argmax(1)
                 going = (after != END) & (limits[rows] > step)
-                found[rows[going], step] = after[going]
+                translations[rows[going], step] = after[going]
                 rows, part, memory = rows[going], part[going], memory[going]
                 tokens = torch.cat([tokens, after[:, None]], 1)[going]
                 if len(rows) == 0:
                     break
-    return found
+    return translations
 
 
 def _waves(longest: int, dim: int, device: torch.device) -> Tensor:
     """Sines and cosines of falling frequency, ``(longest, dim)``."""
-    place = torch.arange(longest, dtype=torch.float64, device=device)[:, None]
+    position = torch.arange(longest, dtype=torch.float64, device=device)[:, None]
     rate = 10000 ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
-    return torch.cat([(place * rate).sin(), (place * rate).cos()], 1).float()
+    return torch.cat([(position * rate).sin(), (position * rate).cos()], 1).float()

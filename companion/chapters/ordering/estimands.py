@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 
-def share(arm: str, place: str, what: str = "accuracy") -> Estimand:
+def share(arm: str, position: str, what: str = "accuracy") -> Estimand:
     """Make the estimand: share of variance over orders, of a position or a control."""
-    return metric(arm, f"share/{what}/{place}")
+    return metric(arm, f"share/{what}/{position}")
 
 
 def ranked(arm: str, score: str, what: str = "loss") -> Estimand:
@@ -48,8 +48,8 @@ def seconds_ratio(data: str, order: str) -> Estimand:
     """Make the estimand: log ratio of seconds to the target, timed in turn."""
 
     def estimand(records: Sequence[Record]) -> float:
-        found = find(records, f"timing_{data}")["metrics"]
-        return math.log(found[f"seconds/{order}"] / found["seconds/random"])
+        metrics = find(records, f"timing_{data}")["metrics"]
+        return math.log(metrics[f"seconds/{order}"] / metrics["seconds/random"])
 
     return estimand
 
@@ -78,4 +78,7 @@ def gain_by_balance(records: Sequence[Record], arm: str) -> dict[float, tuple[fl
             if name.startswith("last/") and name.endswith("/balance"):
                 gain = metrics[name.replace("balance", "accuracy")] - metrics["val_accuracy/mean"]
                 gains[metrics[name]].append(gain)
-    return {share: (math.fsum(of) / len(of), len(of)) for share, of in sorted(gains.items())}
+    return {
+        share: (math.fsum(values) / len(values), len(values))
+        for share, values in sorted(gains.items())
+    }

@@ -65,11 +65,11 @@ def recency(records: Sequence[Record]) -> Figure:
     """Share of variance by position with its control, and accuracy by the last batch's labels."""
     drawn, axes = figure(2, height=3.4)
     for number, (arm, label) in enumerate(NETS.items()):
-        for place in range(1, POSITIONS + 1):
+        for position in range(1, POSITIONS + 1):
             # a seed whose orders all end alike has no shares
-            values = values_of(records, share(arm, str(place)))
-            x = place + 0.16 * (number - 1.5)
-            name = label if place == 1 else None
+            values = values_of(records, share(arm, str(position)))
+            x = position + 0.16 * (number - 1.5)
+            name = label if position == 1 else None
             spread(axes[0], x, values, colour=PALETTE[number], label=name, points=False)
     control = values_of(records, share("orders_cnn_bn", "permuted"))
     axes[0].axhline(float(np.mean(control)), color="k", ls=":", label="positions permuted")
@@ -83,10 +83,10 @@ def recency(records: Sequence[Record]) -> Figure:
     for number, arm in enumerate(("orders_cnn_bn", "orders_mlp_lr020")):
         points = []
         for seed in by_seed(records, arm):
-            found = find(seed, arm)["metrics"]
-            mean = found["val_accuracy/mean"]
+            metrics = find(seed, arm)["metrics"]
+            mean = metrics["val_accuracy/mean"]
             points += [
-                (found[f"last/{b}/balance"], found[f"last/{b}/accuracy"] - mean)
+                (metrics[f"last/{b}/balance"], metrics[f"last/{b}/accuracy"] - mean)
                 for b in range(POSITIONS)
             ]
         x, y = np.array(points).T
@@ -134,9 +134,9 @@ def cost_ratios(records: Sequence[Record]) -> Figure:
                 cost_ratio(arm, base, "forwards"),
                 seconds_ratio(data, score),
             ]
-            for place, estimand in enumerate(estimands):
-                label = score if place == 0 else None
-                x = place + 0.2 * (number - 1)
+            for column, estimand in enumerate(estimands):
+                label = score if column == 0 else None
+                x = column + 0.2 * (number - 1)
                 logs = values_of(records, estimand)
                 _ratio(axis, x, logs, colour=COLOURS[score], label=label)
         axis.axhline(1, color="k", lw=1)

@@ -85,11 +85,11 @@ def _evaluator(data: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     half, y = len(data.val), torch.cat([data.val.y, data.test.y])
 
     def evaluate(logits: Tensor) -> Tensor:
-        found = []
+        measures = []
         for part in (slice(None, half), slice(half, None)):
             hits = logits[part].argmax(1) == y[part]
-            found += [F.cross_entropy(logits[part], y[part]), 100 * hits.float().mean()]
-        return torch.stack(found)
+            measures += [F.cross_entropy(logits[part], y[part]), 100 * hits.float().mean()]
+        return torch.stack(measures)
 
     return evaluate, torch.cat([data.val.x, data.test.x])
 
@@ -116,12 +116,12 @@ def run_orders(settings: Orders, seed: int) -> Result:
         values = torch.stack([first, *(replay(state)[1] for state in states[1:])])  # (S, K, E)
         accuracy, loss = values[..., 1], values[..., 0]  # (S, K)
         curves["range"].append(float((accuracy.amax(1) - accuracy.amin(1)).mean()))
-        for name, of in (
+        for name, reduce in (
             ("best", accuracy.amax),
             ("mean", accuracy.mean),
             ("worst", accuracy.amin),
         ):
-            curves[name].append(float(of(1).mean()))
+            curves[name].append(float(reduce(1).mean()))
         if epoch == 1:
             metrics |= _first_epoch(data, seed, settings, batches, orders, first)
             ordered = accuracy[0].sort().values
@@ -134,7 +134,7 @@ def run_orders(settings: Orders, seed: int) -> Result:
             ranked = loss.flatten().argsort(stable=True)
             chosen = ranked[torch.linspace(0, len(ranked) - 1, settings.states).long()].tolist()
             started = loss.flatten()[chosen]
-            ends = [divmod(place, len(orders)) for place in chosen]
+            ends = [divmod(position, len(orders)) for position in chosen]
             states = [_trained(states[s], settings, batches, orders[o].tolist()) for s, o in ends]
             if epoch == 1:  # the same batches once more: do the same orders win again?
                 again = replay(states[settings.states // 2])[1]
@@ -162,35 +162,35 @@ def _first_epoch(
     values: Tensor,
 ) -> dict[str, float]:
     """Spread, shares of variance by position, their controls, and ranks of greedy orders."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, column in zip(MEASURES, values.unbind(1), strict=True):
         for what, number in (("min", column.min()), ("mean", column.mean()), ("max", column.max())):
-            found[f"{name}/{what}"] = float(number)
+            metrics[f"{name}/{what}"] = float(number)
     # (M,) share of the second class
     balance = torch.stack([y.float().mean() for _, y in batches]).cpu()
     mixed = torch.rand(orders.shape, generator=stream(seed, "control")).argsort(1)
     last = orders[:, -1]
     for name, column in (("accuracy", values[:, 1]), ("loss", values[:, 0])):
-        for place, share in enumerate(position_shares(orders, column).tolist(), 1):
-            found[f"share/{name}/{place}"] = share
+        for position, share in enumerate(position_shares(orders, column).tolist(), 1):
+            metrics[f"share/{name}/{position}"] = share
         control = position_shares(orders.gather(1, mixed), column)
-        found[f"share/{name}/permuted"] = float(control.mean())
+        metrics[f"share/{name}/permuted"] = float(control.mean())
         by_balance = position_shares(balance[last].unsqueeze(1), column)
-        found[f"share/{name}/last_balance"] = float(by_balance)
+        metrics[f"share/{name}/last_balance"] = float(by_balance)
     for batch, share in enumerate(balance.tolist()):
-        found[f"last/{batch}/balance"] = share
-        found[f"last/{batch}/accuracy"] = float(values[last == batch, 1].mean())
+        metrics[f"last/{batch}/balance"] = share
+        metrics[f"last/{batch}/accuracy"] = float(values[last == batch, 1].mean())
     best = int(values[:, 1].argmax())
-    found["best_on_val/test_accuracy"] = float(values[best, 3])
+    metrics["best_on_val/test_accuracy"] = float(values[best, 3])
     for score in get_args(Score):
         taken = torch.tensor(_greedy(score, data, seed, settings, batches))
         for ending, order in (("", taken), ("/reversed", taken.flip(0))):
-            place = int((orders == order).all(1).nonzero())
+            row = int((orders == order).all(1).nonzero())
             for name, column in (("loss", values[:, 0]), ("accuracy", -values[:, 1])):
-                better, equal = column < column[place], column == column[place]
+                better, equal = column < column[row], column == column[row]
                 rank = 100 * float((better + equal / 2).float().mean())
-                found[f"rank/{score}/{name}{ending}"] = rank
-    return found
+                metrics[f"rank/{score}/{name}{ending}"] = rank
+    return metrics
 
 
 def _greedy(

@@ -189,8 +189,8 @@ def _replace(stack: ExitStack, original: Any, replacement: Any) -> int:
 def recording(trace: Trace) -> Iterator[None]:
     """Trace what the chapters' modules, which must be imported already, compute meanwhile."""
     with ExitStack() as stack:
-        for place in TRACED:
-            module, name = place.split(":")
+        for target in TRACED:
+            module, name = target.split(":")
             function = getattr(sys.modules[module], name, None) if module in sys.modules else None
             if function is not None:
                 _replace(stack, function, _traced(function, name, trace))

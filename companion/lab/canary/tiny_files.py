@@ -49,8 +49,8 @@ def sentence_pairs(count: int, first: int = 0) -> ParallelText:
     """Make sentences of three to nine words and their word-by-word translations."""
     sides: tuple[list[str], list[str]] = ([], [])
     for number in range(first, first + count):
-        words = [WORDS[(number * 7 + place * place * (number % 5 + 1)) % len(WORDS)]
-                 for place in range(3 + number % 7)]  # fmt: skip
+        words = [WORDS[(number * 7 + position * position * (number % 5 + 1)) % len(WORDS)]
+                 for position in range(3 + number % 7)]  # fmt: skip
         for side, texts in enumerate(sides):
             texts.append(" ".join(word[side] for word in words))
     return ParallelText(tuple(sides[0]), tuple(sides[1]))

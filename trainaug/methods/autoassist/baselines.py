@@ -385,12 +385,12 @@ def _store(table: Tensor, index: Tensor, losses: Tensor) -> None:
     check_losses(index, losses)
     where = example_numbers(index, len(table))
     if len(torch.unique(where)) < len(where):
-        last = {example: place for place, example in enumerate(where.tolist())}
+        last = {example: last_row for last_row, example in enumerate(where.tolist())}
         places = torch.tensor(list(last.values()), device="cpu")
         where, losses = where[places], losses[places]
     table[where] = losses
 
 
-def _check_length(found: Tensor, own: Tensor) -> None:
-    if found.shape != own.shape:
-        raise ValueError(f"the state is of {len(found)} examples, need {len(own)}")
+def _check_length(given: Tensor, expected: Tensor) -> None:
+    if given.shape != expected.shape:
+        raise ValueError(f"the state is of {len(given)} examples, need {len(expected)}")

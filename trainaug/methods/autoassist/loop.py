@@ -85,9 +85,9 @@ class Maker:
         counters: StateDict,
     ) -> None:
         self.sampler, self.trainer = build(*args, attempt=attempt)
-        found = self.sampler.num_examples, self.sampler.batch_size
-        if found != sizes:
-            raise ValueError(f"num_examples and batch_size of the sampler are {found}, not {sizes}")
+        built = self.sampler.num_examples, self.sampler.batch_size
+        if built != sizes:
+            raise ValueError(f"num_examples and batch_size of the sampler are {built}, not {sizes}")
         if self.sampler.num_replicas > 1 and self.trainer is not None:
             raise ValueError(
                 "a worker cannot ask the Assistants of other ranks, so their batches would not be "

@@ -207,15 +207,15 @@ class AssistedSampler(EpochBatchSampler):
 
     def _of_all_ranks(self, r: Tensor, base: float) -> tuple[Tensor, float]:
         """Means over the ranks, the same on all, of what each has learnt from its own losses."""
-        found = None if self.num_replicas == 1 else from_all_ranks((r, base), self.num_replicas)
-        if found is None:
+        gathered = None if self.num_replicas == 1 else from_all_ranks((r, base), self.num_replicas)
+        if gathered is None:
             return r, base
-        mean = torch.stack([r.double() for r, _ in found]).mean(0)
-        return mean.to(r.dtype), sum(base for _, base in found) / self.num_replicas
+        mean = torch.stack([r.double() for r, _ in gathered]).mean(0)
+        return mean.to(r.dtype), sum(base for _, base in gathered) / self.num_replicas
 
     def _position(self) -> Any:
-        place = {"place": self._place, "kept_before": self._kept_before}
-        return place | {"held": list(self._held)}
+        state = {"place": self._place, "kept_before": self._kept_before}
+        return state | {"held": list(self._held)}
 
     def _return_to(self, position: Any) -> None:
         self._place, self._kept_before = position["place"], position["kept_before"]

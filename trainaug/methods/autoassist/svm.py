@@ -367,8 +367,8 @@ def importance_pegasos(
             many = min(refresh, num_steps - k + 1)
             draws = torch.multinomial(q, many, replacement=True, generator=generator).tolist()
             p = q[draws].tolist()
-        place = (k - 1) % refresh
-        i, weight, step = draws[place], 1 / (n * p[place]), 1 / (lam * (k + step_offset))
+        position = (k - 1) % refresh
+        i, weight, step = draws[position], 1 / (n * p[position]), 1 / (lam * (k + step_offset))
         margin = labels[i] * torch.dot(w, rows[i]).item()
         products += refresh > 1  # the exact scoring has it already
         w.mul_(1 - step * lam)

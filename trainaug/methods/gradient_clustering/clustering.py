@@ -168,11 +168,11 @@ class GradientClustering:
             self._begin(batches)
         distortions = []
         for _ in range(num_iterations):
-            found = self._pass(batches, learn=True)
-            distortions.append(found.distortions[0])
+            clustering = self._pass(batches, learn=True)
+            distortions.append(clustering.distortions[0])
         if self.rule == "exact":
-            found = self._polish(batches, found)
-        return Clustering(found.assign, found.sizes, tuple(distortions))
+            clustering = self._polish(batches, clustering)
+        return Clustering(clustering.assign, clustering.sizes, tuple(distortions))
 
     def assign(self, batches: Batches) -> Clustering:
         """Assign every example to the centres as they are: the refresh of the on-line mode.
@@ -280,25 +280,25 @@ class GradientClustering:
         _check_finite(distances.isfinite().all(1), index, overflow)
         return distances
 
-    def _polish(self, batches: Batches, found: Clustering) -> Clustering:
-        if len(found.assign) > LARGEST_GRAM:
+    def _polish(self, batches: Batches, clustering: Clustering) -> Clustering:
+        if len(clustering.assign) > LARGEST_GRAM:
             raise ValueError(
-                f"rule='exact' takes {LARGEST_GRAM} examples at most, got {len(found.assign)}"
+                f"rule='exact' takes {LARGEST_GRAM} examples at most, got {len(clustering.assign)}"
             )
         parts = [_parts(batch) for batch in batches]
         kept = [(index, self._factors(x, y, index)) for x, y, index in parts]
-        n = len(found.assign)
+        n = len(clustering.assign)
         gram = torch.zeros(n, n, dtype=torch.float64, device="cpu")
         for rows, first in kept:
             for columns, second in kept:
                 gram[rows[:, None], columns] = gram_matrix(first, second).cpu()
-        assign = exact_moves(gram, found.assign, self.num_clusters)
+        assign = exact_moves(gram, clustering.assign, self.num_clusters)
         for index, factors in kept:
             chosen = assign[index].to(next(iter(factors.values())).x.device)
             self.centers.add(factors, chosen, torch.zeros_like(assign[index]))
         sizes = self.centers.update()
         self._sizes = sizes.double()
-        return Clustering(assign, sizes, found.distortions)
+        return Clustering(assign, sizes, clustering.distortions)
 
     # --- on-line ----------------------------------------------------------------------------------
 
@@ -391,10 +391,10 @@ def _parts(batch: Any) -> tuple[Any, Any, Tensor]:
         raise TypeError(f"a batch must be (x, y, index), got {kind or type(batch).__name__}")
     x, y, index = batch
     given = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
-    found = indices(given, LARGEST_INDEX)
-    if num_rows(x) != len(found) or len(found) == 0:
+    checked = indices(given, LARGEST_INDEX)
+    if num_rows(x) != len(checked) or len(checked) == 0:
         raise ValueError(f"a batch needs as many indices as inputs, got {index} for {num_rows(x)}")
-    return x, y, found
+    return x, y, checked
 
 
 def _are_equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:

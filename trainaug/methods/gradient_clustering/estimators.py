@@ -160,8 +160,8 @@ def _by_vmap(
         return _check_losses(model_losses(model, criterion, x_row, y_row, at), 1)[0]
 
     where = (None, *[0] * len(tensors))
-    found = vmap(grad(loss), where, chunk_size=chunk_size)(at, *tensors)
-    return torch.cat([found[name].flatten(1) for name in at], 1)  # (B, d)
+    gradients = vmap(grad(loss), where, chunk_size=chunk_size)(at, *tensors)
+    return torch.cat([gradients[name].flatten(1) for name in at], 1)  # (B, d)
 
 
 def _one_by_one(model: nn.Module, criterion: Criterion, x: Any, y: Any) -> Tensor:

@@ -174,7 +174,7 @@ def _correlate(layer: nn.Conv2d, x: Tensor, grads: Tensor) -> Tensor:
     """Weight gradients ``(B, O, I)`` of every example: one convolution with a group for each."""
     x, padding = _padded(layer, x)
     (b, channels, height, width), o = x.shape, grads.shape[1]
-    found: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+    gradient: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
         x.reshape(1, b * channels, height, width),
         (b * o, channels, *layer.kernel_size),
         grads.reshape(1, b * o, *grads.shape[2:]),
@@ -183,7 +183,7 @@ def _correlate(layer: nn.Conv2d, x: Tensor, grads: Tensor) -> Tensor:
         layer.dilation,
         groups=b,
     )
-    return found.reshape(b, o, -1)
+    return gradient.reshape(b, o, -1)
 
 
 def _window_sums(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -325,7 +325,7 @@ class LayerFactors:
         edges = [self._seen[name][2] for name in self.layers]
         with full_precision(losses.device):
             grads = torch.autograd.grad(losses.sum(), edges, allow_unused=True, retain_graph=verify)
-        found = {}
+        factors = {}
         for (name, module), grad in zip(self.layers.items(), grads, strict=True):
             x, version, _ = self._seen[name]
             if grad is None:
@@ -336,27 +336,27 @@ class LayerFactors:
                 raise ValueError(f"layer {name!r} saw {len(x)} rows for {len(losses)} losses")
             bias = self.bias and module.bias is not None and bool(module.bias.requires_grad)
             convolution = module if isinstance(module, nn.Conv2d) else None
-            found[name] = Factors(widened(x), widened(grad), bias, convolution)
+            factors[name] = Factors(widened(x), widened(grad), bias, convolution)
         if verify:
-            self._verify(losses, found, edges)
-        return found
+            self._verify(losses, factors, edges)
+        return factors
 
-    def _verify(self, losses: Tensor, found: Mapping[str, Factors], edges: list[Any]) -> None:
+    def _verify(self, losses: Tensor, factors: Mapping[str, Factors], edges: list[Any]) -> None:
         """Compare with autograd for losses with weights, powers of two: scaling is exact."""
         steps = torch.arange(len(losses), device=losses.device, dtype=torch.float32) * GOLDEN
         weights = 2 ** (4 * (steps % 1)).floor()  # (B,) 1, 2, 4 or 8
         layers = self.layers.values()
         weight_of = [module.weight for module in layers]
-        bias_of = [m.bias for m, f in zip(layers, found.values(), strict=True) if f.bias]
+        bias_of = [m.bias for m, f in zip(layers, factors.values(), strict=True) if f.bias]
         with full_precision(losses.device):
             loss = (widened(losses) * weights).sum()
             again = torch.autograd.grad(loss, [*edges, *weight_of, *bias_of], allow_unused=True)
         biases = iter(again[2 * len(edges) :])
-        for number, (name, own) in enumerate(found.items()):
+        for number, (name, factor) in enumerate(factors.items()):
             weighted, weight = again[number], again[len(edges) + number]
-            bias = next(biases) if own.bias else None
-            _check_rows(name, own, weighted, weights)
-            _check_sums(name, self._seen[name][0], own, weighted, (weight, bias))
+            bias = next(biases) if factor.bias else None
+            _check_rows(name, factor, weighted, weights)
+            _check_sums(name, self._seen[name][0], factor, weighted, (weight, bias))
 
 
 def _check_rows(name: str, layer: Factors, weighted: Tensor, weights: Tensor) -> None:
@@ -436,8 +436,8 @@ def _why_unsupported(name: str, modules: Mapping[str, nn.Module]) -> str | None:
     base = next((kind for kind in SUPPORTED if isinstance(module, kind)), None)
     parameters = dict(module.named_parameters(recurse=False))
     if base is None:
-        own = ", ".join(parameters)
-        return f"has no factors for {own or 'parameters'}, only Linear and Conv2d have"
+        names = ", ".join(parameters)
+        return f"has no factors for {names or 'parameters'}, only Linear and Conv2d have"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         return f"has groups={module.groups}, only 1 is supported"
     for method in SUPPORTED[base]:

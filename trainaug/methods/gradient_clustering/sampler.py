@@ -178,11 +178,11 @@ class StratifiedSampler(OrderedBatchSampler):
             visited = self._round[self._turn : self._turn + size - len(batch)]
             self._turn += len(visited)
             for cluster in visited:
-                place = self._next_of_queues[cluster]
-                if place == self._ends_of_queues[cluster]:
-                    place = self._refill(cluster)
-                self._next_of_queues[cluster] = place + 1
-                batch.append(self._queues[place])
+                position = self._next_of_queues[cluster]
+                if position == self._ends_of_queues[cluster]:
+                    position = self._refill(cluster)
+                self._next_of_queues[cluster] = position + 1
+                batch.append(self._queues[position])
         return batch
 
     def _pass_over(self) -> None:

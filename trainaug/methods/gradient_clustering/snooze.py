@@ -80,9 +80,13 @@ def snooze_threshold(alpha: Tensor, rule: Rule, tau: float) -> float:
     if rule == "median":
         return tau * float(a[len(a) // 2])
     if rule == "percentile":
-        place = tau / 100 * (len(a) - 1)  # by hand: torch.quantile takes 16 million numbers at most
-        low = a[[math.floor(place)]]
-        return float(low.lerp(a[[math.ceil(place)]], low.new_tensor([place - math.floor(place)])))
+        position = (
+            tau / 100 * (len(a) - 1)
+        )  # by hand: torch.quantile takes 16 million numbers at most
+        low = a[[math.floor(position)]]
+        return float(
+            low.lerp(a[[math.ceil(position)]], low.new_tensor([position - math.floor(position)]))
+        )
     if rule == "cumulative":
         sums = a.cumsum(0)
         return float(a[(sums - tau * sums[-1]).abs().argmin()])
@@ -131,14 +135,14 @@ class _SubsetSampler(OrderedBatchSampler):
         if not self._is_over():
             return len(self._ends)
         if self._length_ahead is None:
-            kept, epoch, place = self._own_state(), self.epoch, self._place
+            kept, epoch, position = self._own_state(), self.epoch, self._place
             self.epoch += 1
             try:
                 self._begin()
                 length = len(self._ends)
             finally:
                 self._load_own_state(kept)
-                self.epoch, self._place = epoch, place
+                self.epoch, self._place = epoch, position
             self._length_ahead = length
         return self._length_ahead
 
@@ -156,8 +160,8 @@ class _SubsetSampler(OrderedBatchSampler):
         return order, self._sizes_of(len(order))
 
     def _own_state(self) -> StateDict:
-        own = {name: _copied(getattr(self, name)) for name in self._kept}
-        return super()._own_state() | own
+        state = {name: _copied(getattr(self, name)) for name in self._kept}
+        return super()._own_state() | state
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
         super()._load_own_state(state)
@@ -331,8 +335,8 @@ class SnoozeSampler(_SubsetSampler):
         """Batch and rank of each place in the order of this epoch."""
         ends = torch.tensor([0, *self._ends], device="cpu")
         batch = torch.arange(len(self._ends), device="cpu").repeat_interleave(ends.diff())
-        place = torch.arange(len(batch), device="cpu")
-        return batch, (place - ends[batch]) % self.num_replicas
+        position = torch.arange(len(batch), device="cpu")
+        return batch, (position - ends[batch]) % self.num_replicas
 
     def _missing(self) -> Tensor:
         """Examples of other ranks without a loss, in batches where one of this rank's has one."""

@@ -154,8 +154,8 @@ def _state(gram: Tensor, assign: Tensor, num_clusters: int) -> tuple[Tensor, Ten
         raise ValueError(f"need {n} integer labels, got {assign.dtype} {tuple(assign.shape)}")
     assign = assign.long()  # bytes index as a mask
     if int(assign.min()) < 0 or int(assign.max()) >= num_clusters:
-        found = f"{int(assign.min())} to {int(assign.max())}"
-        raise ValueError(f"labels must be in [0, {num_clusters}), got {found}")
+        span = f"{int(assign.min())} to {int(assign.max())}"
+        raise ValueError(f"labels must be in [0, {num_clusters}), got {span}")
     sizes = torch.bincount(assign, minlength=num_clusters).double()
     squares = gram.new_zeros(num_clusters).index_add_(0, assign, gram.diagonal())
     products = gram.new_zeros(num_clusters, n).index_add_(0, assign, gram)
@@ -212,9 +212,10 @@ def exact_moves(
     norms = gram.diagonal()
     for _ in range(max_sweeps):
         terms = squares[:, None] + sizes[:, None] * norms  # (K, N)
-        own = (terms - 2 * products).gather(0, labels[None])  # (1, N)
+        to_own_center = (terms - 2 * products).gather(0, labels[None])  # (1, N)
         slack = SLACK * (terms + terms.gather(0, labels[None]))
-        gaining = (own - terms + 2 * products > slack).any(0).nonzero().squeeze(1).tolist()
+        gains = (to_own_center - terms + 2 * products > slack).any(0)
+        gaining = gains.nonzero().squeeze(1).tolist()
         moved = False
         for i in gaining:
             term = squares + sizes * norms[i]  # (K,)
@@ -257,22 +258,22 @@ def best_partition(grads: Tensor, num_clusters: int) -> tuple[Tensor, float]:
     if not distances.isfinite().all():
         raise FloatingPointError("gradients are not finite, or their squares overflow")
     pairs = distances.tolist()
-    best, found, labels = math.inf, [0] * n, [0] * n
+    best, best_labels, labels = math.inf, [0] * n, [0] * n
 
-    def place(i: int, used: int, cost: float) -> None:
-        nonlocal best, found
+    def assign_from(i: int, used: int, cost: float) -> None:
+        nonlocal best, best_labels
         if cost >= best or used + n - i < num_clusters:
             return
         if i == n:
-            best, found = cost, list(labels)
+            best, best_labels = cost, list(labels)
             return
         for k in range(min(used + 1, num_clusters)):
             labels[i] = k
             rise = sum(pairs[i][j] for j in range(i) if labels[j] == k)
-            place(i + 1, max(used, k + 1), cost + rise)
+            assign_from(i + 1, max(used, k + 1), cost + rise)
 
-    place(0, 0, 0.0)
-    return torch.tensor(found, device="cpu"), best
+    assign_from(0, 0, 0.0)
+    return torch.tensor(best_labels, device="cpu"), best
 
 
 def enumerate_estimates(grads: Tensor, assign: Tensor) -> Tensor:

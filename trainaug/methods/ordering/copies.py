@@ -111,9 +111,9 @@ class Copies:
         """Make the optimiser of the current stacked parameters, with the given state."""
         for name, p in self.model.named_parameters():
             self.parameters[name].requires_grad_(p.requires_grad)
-        of = {p: self.parameters[name] for name, p in self.model.named_parameters()}
+        stacked_of = {p: self.parameters[name] for name, p in self.model.named_parameters()}
         groups = [
-            {**group, "params": [of[p] for p in group["params"] if p in of]}
+            {**group, "params": [stacked_of[p] for p in group["params"] if p in stacked_of]}
             for group in self._original.param_groups
         ]
         make: Callable[[Any], Optimizer] = type(self._original)
@@ -248,12 +248,12 @@ def _check_stackable(named: Mapping[str, Tensor], optimizer: Optimizer) -> None:
     ]
     if hooked:
         raise TypeError(f"the parameter {hooked[0]} has gradient hooks: {advice}")
-    own = set(named.values())
+    named_tensors = set(named.values())
     others = [
         p
         for group in optimizer.param_groups
         for p in group["params"]
-        if p not in own and p.requires_grad
+        if p not in named_tensors and p.requires_grad
     ]
     if others:
         raise TypeError(

@@ -213,8 +213,8 @@ class PacedSampler(EpochBatchSampler):
     @property
     def ranked(self) -> list[int]:
         """All examples in the order in which they come into use."""
-        found: list[int] = self._ranked.tolist()
-        return found
+        ranked: list[int] = self._ranked.tolist()
+        return ranked
 
     def pool_size(self, step: int) -> int:
         """Return how many examples are in use at a step: $\\lceil p(t/T)\\,n\\rceil$.
@@ -263,16 +263,16 @@ class PacedSampler(EpochBatchSampler):
             while last < self.num_steps and self.pool_size(last) == size and 4 * used < size:
                 last, used = last + 1, used + together
             if 4 * used < size:
-                found: dict[int, None] = {}
-                while len(found) < used:
+                drawn: dict[int, None] = {}
+                while len(drawn) < used:
                     places = torch.randint(size, (2 * used,), generator=g, device=g.device)
-                    found |= dict.fromkeys(places.tolist())
-                return torch.tensor(list(found)[:used], dtype=torch.int64, device="cpu")
+                    drawn |= dict.fromkeys(places.tolist())
+                return torch.tensor(list(drawn)[:used], dtype=torch.int64, device="cpu")
         return torch.randperm(size, generator=g, device=g.device).cpu()
 
     def _position(self) -> Any:
-        place = {"step": self._step, "pool": self._pool, "number": self._number}
-        return place | {"places": self._places}  # never changed in place
+        state = {"step": self._step, "pool": self._pool, "number": self._number}
+        return state | {"places": self._places}  # never changed in place
 
     def _return_to(self, position: Any) -> None:
         self._go_to(**position)

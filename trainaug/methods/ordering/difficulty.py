@@ -73,11 +73,11 @@ def example_losses(
     model.eval()
     try:
         with torch.no_grad():
-            found = []
+            parts = []
             for start in range(0, count, batch_size):
                 losses = model_losses(model, criterion, part(x, start), part(y, start))
-                found.append(per_example(losses, min(batch_size, count - start)))
-            return torch.cat(found)
+                parts.append(per_example(losses, min(batch_size, count - start)))
+            return torch.cat(parts)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -256,15 +256,15 @@ def _visits(index: Tensor) -> list[Tensor]:
         return [torch.arange(len(index), device="cpu")]
     places: list[list[int]] = []
     times: dict[int, int] = {}
-    for place, example in enumerate(index.tolist()):
+    for row, example in enumerate(index.tolist()):
         before = times.get(example, 0)
         if before == len(places):
             places.append([])
-        places[before].append(place)
+        places[before].append(row)
         times[example] = before + 1
     return [torch.tensor(each, device="cpu") for each in places]
 
 
-def _check_length(found: Tensor, own: Tensor) -> None:
-    if found.shape != own.shape:
-        raise ValueError(f"the state is of {len(found)} examples, need {len(own)}")
+def _check_length(given: Tensor, expected: Tensor) -> None:
+    if given.shape != expected.shape:
+        raise ValueError(f"the state is of {len(given)} examples, need {len(expected)}")

@@ -122,16 +122,16 @@ def exhaustive_orders(
     if min(num_held_out, len(leaves(batches[0])[0])) == 0:
         raise ValueError("the batches and held_out must have examples")
     if not together:
-        found = []
+        measures = []
         for order in orders.tolist():
             with preserve_state(model, optimizer):
                 train_in_order(model, optimizer, criterion, batches, order)
                 with torch.no_grad():
-                    found.append(evaluate(logits_of(run_on(model.eval(), held_out))))
-        return orders, torch.stack(found)
+                    measures.append(evaluate(logits_of(run_on(model.eval(), held_out))))
+        return orders, torch.stack(measures)
     inputs, targets = (_stacked(parts) for parts in zip(*batches, strict=True))  # (M, B, ...)
 
-    def of(numbers: Any) -> Batch:
+    def batch_of(numbers: Any) -> Batch:
         return map_tensors(lambda t: t[numbers], inputs), map_tensors(lambda t: t[numbers], targets)
 
     modes = [(module, module.training) for module in model.modules()]
@@ -140,12 +140,12 @@ def exhaustive_orders(
         measures = []
         for first in range(len(batches)):  # one subtree at a time bounds the memory
             branch = root.select(torch.tensor([0], device="cpu"))
-            branch.step(*of([first]))
+            branch.step(*batch_of([first]))
             used = torch.tensor([[first]], device="cpu")
             while used.shape[1] < len(batches):
                 parent, used = _children(used, len(batches))
                 branch = branch.select(parent)
-                branch.step(*of(used[:, -1]))
+                branch.step(*batch_of(used[:, -1]))
             model.eval()
             with torch.no_grad():
                 chunk = max(1, ROWS // num_held_out)

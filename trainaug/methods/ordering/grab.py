@@ -144,11 +144,11 @@ class GraBSampler(Sampler[int]):
             self._record(unit, gradient)
 
     def _record(self, unit: int, gradient: Tensor) -> None:
-        place = self._recorded
-        if gradient.shape != self._sum.shape or self.order[place] != unit:
+        position = self._recorded
+        if gradient.shape != self._sum.shape or self.order[position] != unit:
             raise ValueError(
-                f"expected the gradient {tuple(self._sum.shape)} of unit {self.order[place]}, got "
-                f"{tuple(gradient.shape)} of unit {unit}"
+                f"expected the gradient {tuple(self._sum.shape)} of unit {self.order[position]}, "
+                f"got {tuple(gradient.shape)} of unit {unit}"
             )
         gradient = gradient.to(self._sum.device)
         dtype = torch.promote_types(self._sum.dtype, gradient.dtype)
@@ -168,7 +168,7 @@ class GraBSampler(Sampler[int]):
         else:
             self._signed -= centred
             self._back.append(unit)
-        if place + 1 == self.num_units:
+        if position + 1 == self.num_units:
             self.order = self._front + self._back[::-1]
             self._mean = self._sum / self.num_units
             self._front, self._back = [], []
@@ -179,8 +179,8 @@ class GraBSampler(Sampler[int]):
         """Return the order, the sums, and what the running epoch has recorded."""
         vectors = {"signed": self._signed, "sum": self._sum, "mean": self._mean}
         units = {"order": self.order, "front": self._front, "back": self._back}
-        own = {k: v.clone() for k, v in vectors.items()} | {k: list(v) for k, v in units.items()}
-        return own | {"epoch": self.epoch}
+        state = {k: v.clone() for k, v in vectors.items()} | {k: list(v) for k, v in units.items()}
+        return state | {"epoch": self.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``.

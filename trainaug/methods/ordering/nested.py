@@ -16,14 +16,14 @@ __all__ = ["eager", "leaves", "per_example"]
 
 def leaves(value: Any) -> list[Tensor]:
     """Return the tensors of a nested value, in order."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
 
     def note(t: Tensor) -> Tensor:
-        found.append(t)
+        tensors.append(t)
         return t
 
     map_tensors(note, value)
-    return found
+    return tensors
 
 
 def per_example(losses: Any, *shape: int) -> Tensor:

@@ -229,13 +229,13 @@ class PerfectOrderingSampler(_ModelSampler):
         return torch.randperm(count, generator=g, device=g.device)[:size].cpu()
 
     def _take_batch(self) -> list[int]:
-        place = 0
+        position = 0
         if not self._is_alone():
             places = self._drawn(len(self._left), self.num_candidates)
             offers = [self._batch(number) for number in self._left[places].tolist()]
-            place = int(places[self._best(offers)])
-        batch = self._batch(int(self._left[place]))
-        self._left = torch.cat([self._left[:place], self._left[place + 1 :]])
+            position = int(places[self._best(offers)])
+        batch = self._batch(int(self._left[position]))
+        self._left = torch.cat([self._left[:position], self._left[position + 1 :]])
         return batch
 
     def _batch(self, number: int) -> list[int]:
@@ -351,8 +351,8 @@ class SampleLossSampler(_ModelSampler):
         self._until_refresh -= 1
         self._number += 1
         self.emitted += 1
-        found: list[int] = batch.tolist()
-        return found
+        indices: list[int] = batch.tolist()
+        return indices
 
     def _sort(self) -> None:
         self._refuse_to_run_ahead()
@@ -379,8 +379,8 @@ class SampleLossSampler(_ModelSampler):
 
 def _of_rank_0(value: T, num_replicas: int) -> T:
     """What rank 0 chose, where the ranks can be asked: scores may differ in the last bit."""
-    found = None if num_replicas == 1 else from_all_ranks(value, num_replicas)
-    return value if found is None else found[0]
+    gathered = None if num_replicas == 1 else from_all_ranks(value, num_replicas)
+    return value if gathered is None else gathered[0]
 
 
 def _check_finite(values: Tensor, what: str, names: Sequence[object] | Tensor) -> None:

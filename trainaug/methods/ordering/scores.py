@@ -138,18 +138,18 @@ def _one_by_one(
     trained = [p for p in everything if p.requires_grad]
     if not trained:
         raise ValueError("the model has no parameter that requires gradients")
-    found = []
+    losses = []
     for batch in candidates:
         where = batch if target is None else target
         with preserve_state(model, optimizer), torch.enable_grad():
             optimizer.zero_grad()
-            own = _mean_loss(model, criterion, *batch)
-            own.backward(inputs=trained)  # type: ignore[no-untyped-call]
+            own_loss = _mean_loss(model, criterion, *batch)
+            own_loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
             with torch.no_grad():
-                before = own.detach() if held is None else held
+                before = own_loss.detach() if held is None else held
                 optimizer.step()
-                found.append(torch.stack([before, _mean_loss(model, criterion, *where)]))
-    before, after = torch.stack(found).unbind(1)
+                losses.append(torch.stack([before, _mean_loss(model, criterion, *where)]))
+    before, after = torch.stack(losses).unbind(1)
     return before, after
 
 
@@ -224,8 +224,8 @@ def _alignments(
             if not independent:
                 return torch.func.jvp(means, (named,), (direction,))[1], True
             flat = _flat(x), _flat(y)
-            found = torch.func.jvp(lambda p: losses_at(p, *flat), (named,), (direction,))
-            return masked_means(found[1].view(shape), mask), True
+            derivative = torch.func.jvp(lambda p: losses_at(p, *flat), (named,), (direction,))
+            return masked_means(derivative[1].view(shape), mask), True
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # not implemented; an error of the model's own comes again below
@@ -411,13 +411,13 @@ class BatchScorer:
             losses = batch_losses(*batches, independent=self.independent)
             return losses if self.score == "max_loss" else -losses
         if self.score == "grad_align":
-            found, self._forward_mode = _alignments(
+            alignments, self._forward_mode = _alignments(
                 *batches, target, self.independent, self._forward_mode
             )
             # forward mode takes the value and the derivative
             self.forward_rows += (2 * rows if self._forward_mode else rows) + held
             self.backward_rows += held if self._forward_mode else rows + held
-            return found
+            return alignments
         assert self.optimizer is not None
         self.forward_rows += rows + (rows if target is None else held * (shape[0] + 1))
         self.backward_rows += rows
@@ -469,12 +469,12 @@ def _differ(parameters: list[Tensor], kept: list[Tensor]) -> bool:
     """Whether a byte differs, with one question to each device."""
     if len(parameters) != len(kept):
         return True
-    found: dict[torch.device, list[Tensor]] = {}
+    by_device: dict[torch.device, list[Tensor]] = {}
     for p, q in zip(parameters, kept, strict=True):
         if p.dtype != q.dtype or p.device != q.device or p.shape != q.shape:
             return True
-        found.setdefault(p.device, []).append((_bits(p) != _bits(q)).any())
-    return any(bool(torch.stack(flags).any()) for flags in found.values())
+        by_device.setdefault(p.device, []).append((_bits(p) != _bits(q)).any())
+    return any(bool(torch.stack(flags).any()) for flags in by_device.values())
 
 
 def _bits(t: Tensor) -> Tensor:
@@ -485,5 +485,5 @@ def _bits(t: Tensor) -> Tensor:
 
 
 def _rows(target: Target) -> int:
-    found = leaves(target[0])
-    return len(found[0]) if found else 0
+    tensors = leaves(target[0])
+    return len(tensors[0]) if tensors else 0

@@ -138,8 +138,8 @@ class _OptimizerState:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.state = {
-            p: {name: (v, _copied(v)) for name, v in own.items()}
-            for p, own in optimizer.state.items()
+            p: {name: (v, _copied(v)) for name, v in entries.items()}
+            for p, entries in optimizer.state.items()
         }
         self.groups = [
             (group, list(group["params"]), {k: (v, _copied(v)) for k, v in _settings(group)})
@@ -154,8 +154,8 @@ class _OptimizerState:
     def restore(self) -> None:
         state = self.optimizer.state
         state.clear()
-        for p, own in self.state.items():
-            state[p] = {name: _returned(*pair) for name, pair in own.items()}
+        for p, entries in self.state.items():
+            state[p] = {name: _returned(*pair) for name, pair in entries.items()}
         for group, params, settings in self.groups:
             for name, _ in _settings(group):
                 if name not in settings:
@@ -163,23 +163,23 @@ class _OptimizerState:
             group["params"][:] = params
             group.update({name: _returned(*pair) for name, pair in settings.items()})
         self.optimizer.param_groups[:] = [group for group, _, _ in self.groups]
-        own = vars(self.optimizer)
-        for name in [name for name, v in own.items() if isinstance(v, _PLAIN | Tensor)]:
+        attributes = vars(self.optimizer)
+        for name in [name for name, v in attributes.items() if isinstance(v, _PLAIN | Tensor)]:
             if name not in self.attributes:
-                del own[name]
-        own.update({name: _returned(*pair) for name, pair in self.attributes.items()})
+                del attributes[name]
+        attributes.update({name: _returned(*pair) for name, pair in self.attributes.items()})
 
 
 def _with_wrapped(optimizer: Optimizer | None) -> list[Optimizer]:
     """The optimiser and those that it holds, as sharpness-aware ones and look-ahead do."""
-    found: list[Optimizer] = []
+    optimizers: list[Optimizer] = []
     waiting = [] if optimizer is None else [optimizer]
     while waiting:
         each = waiting.pop()
-        if not any(each is other for other in found):
-            found.append(each)
+        if not any(each is other for other in optimizers):
+            optimizers.append(each)
             waiting += [value for value in vars(each).values() if isinstance(value, Optimizer)]
-    return found
+    return optimizers
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
