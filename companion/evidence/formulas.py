@@ -261,12 +261,30 @@ def source_hash(function: Function) -> str:
 
 @cache
 def _code_and_names(value: Any) -> tuple[str, frozenset[str]]:
-    """Code of a function or class without docstrings, and the names in it."""
+    """Code without docstrings and names of locals, of a function or class, and the names in it."""
     tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(value)))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree), frozenset(n.id for n in ast.walk(tree) if isinstance(n, ast.Name))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    used = frozenset(node.id for node in names)
+    if inspect.isfunction(value):
+        _number_locals(tree, names)
+    return ast.unparse(tree), used
+
+
+def _number_locals(tree: ast.AST, names: Sequence[ast.Name]) -> None:
+    """Give the locals of a function numbers for names, in order, so that renaming changes no rule.
+
+    Parameters keep their names: a caller may give arguments by them, so swapping two is a change.
+    """
+    parameters = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    assigned = [node.id for node in names if isinstance(node.ctx, ast.Store)]
+    # no identifier contains a space: none can be mistaken for a number
+    numbers = {name: f"local {k}" for k, name in enumerate(dict.fromkeys(assigned))}
+    for node in names:
+        if node.id not in parameters:
+            node.id = numbers.get(node.id, node.id)
 
 
 def _sources(value: Any, sources: dict[str, str]) -> dict[str, str]:

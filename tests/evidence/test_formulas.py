@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -129,46 +130,58 @@ def test_swapping_the_operands_of_a_ratio_turns_its_sign(a, b):
 
 
 MODULE = """
+import importlib.util
+import itertools
 import math
 LIMIT = {limit}
 
 
-def helper(x):
-    return math.log(x) {sign} LIMIT
+def helper({parameters}):
+    {local} = math.log(x) {sign} LIMIT
+    return y * {local}
 
 
 def number(record):
     '''{doc}'''
     {comment}
-    return helper(record["metrics"]["loss"])
+    return helper(x=record["metrics"]["loss"], y=2)
 """
+AS_WRITTEN = {
+    "limit": "2",
+    "parameters": "x, y",
+    "local": "logarithm",
+    "sign": "+",
+    "doc": "Doc.",
+    "comment": "# said",
+}
 
 
-def hash_of(tmp_path, **changes):
-    """Hash of `number` in a module of the package, as a fresh process sees it."""
-    text = {"limit": "2", "sign": "+", "doc": "Doc.", "comment": "# said"} | changes
-    folder = tmp_path / "companion_toy"
-    folder.mkdir(exist_ok=True)
-    (folder / "toy.py").write_text(MODULE.format(**text))
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import importlib.util as u;"
-        "spec = u.spec_from_file_location('companion.toy', sys.argv[1] + '/toy.py');"
-        "m = u.module_from_spec(spec); sys.modules['companion.toy'] = m;"
-        "spec.loader.exec_module(m);"
-        "from companion.evidence.formulas import source_hash; print(source_hash(m.number))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+@pytest.fixture
+def hash_of(tmp_path, monkeypatch):
+    """Hash of `number` in a module of the package whose text has some parts changed."""
+    files = (tmp_path / f"toy_{number}.py" for number in itertools.count())
+
+    def hashed(**changes: str) -> str:
+        path = next(files)  # another file each time: the source is read through a cache
+        path.write_text(MODULE.format(**AS_WRITTEN | changes))
+        spec = importlib.util.spec_from_file_location("companion.toy", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "companion.toy", module)
+        spec.loader.exec_module(module)
+        return source_hash(module.number)
+
+    return hashed
 
 
-def test_the_hash_sees_code_helpers_and_constants_and_no_wording(tmp_path):
-    first = hash_of(tmp_path)
+def test_the_hash_sees_code_helpers_constants_and_parameters_and_no_wording(hash_of):
+    first = hash_of()
     assert len(first) == 64
-    assert hash_of(tmp_path, doc="Other words.", comment="# other") == first
-    assert hash_of(tmp_path, limit="3") != first
-    assert hash_of(tmp_path, sign="-") != first
+    assert hash_of(doc="Other words.", comment="# other") == first
+    assert hash_of(local="value") == first
+    assert hash_of(limit="3") != first
+    assert hash_of(sign="-") != first
+    assert hash_of(parameters="y, x") != first
+    assert hash_of(local="y") != first  # it would hide the parameter
 
 
 @pytest.mark.parametrize("number", ["01", "02", "03", "04", "05", "06"])

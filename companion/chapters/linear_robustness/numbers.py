@@ -151,11 +151,13 @@ def matrices(
     }
 
 
-def _decided(found: Mapping[str, Matrix], largest_n: float, smallest_n: float = 0) -> list[Matrix]:
+def _decided(
+    by_problem: Mapping[str, Matrix], largest_n: float, smallest_n: float = 0
+) -> list[Matrix]:
     """Matrices of all pairs, and of the Gaussian problems ``n=...`` of so many examples."""
     kept = [
         matrix
-        for name, matrix in found.items()
+        for name, matrix in by_problem.items()
         if not name.startswith("n=") or smallest_n <= int(name.removeprefix("n=")) <= largest_n
     ]
     if not kept:
