@@ -35,9 +35,9 @@ def saved_until_equal(method: Record, baseline: Record, spent: str) -> float:
 def _spent_until(arm: Record, spent: str, loss: float) -> float:
     """What was spent when the loss first was this low, linearly between two looks."""
     looks = list(zip(arm["curves"][spent], arm["curves"]["val_loss"], strict=True))
-    place = next(place for place, (_, found) in enumerate(looks) if found <= loss)
-    now, low = looks[place]
-    if place == 0:
+    number = next(number for number, (_, value) in enumerate(looks) if value <= loss)
+    now, low = looks[number]
+    if number == 0:
         return float(now)
-    before, high = looks[place - 1]
+    before, high = looks[number - 1]
     return float(before + (now - before) * (high - loss) / (high - low))

@@ -75,11 +75,11 @@ def second_quarter(arm: Record, curve: str) -> float:
 
 def rate_slope(rates: Record) -> float:
     """Slope of log variance on log learning rate at equal steps, mean over the numbers of data."""
-    found = rates["metrics"]
+    metrics = rates["metrics"]
     slopes = []
     for tau in SWEPT_TAUS:
         names = {lr: _cell(tau, lr, SWEPT_TEACHER) for lr in SWEPT_RATES}
-        slopes.append(_slope([(math.log(lr), found[f"{name}/sg"]) for lr, name in names.items()]))
+        slopes.append(_slope([(math.log(lr), metrics[f"{name}/sg"]) for lr, name in names.items()]))
     return _mean(slopes)
 
 
@@ -114,9 +114,9 @@ def _cell(tau: float, lr: float, teacher: int) -> str:
 
 
 def _values(grid: Record, name: str) -> dict[tuple[float, float, int], float]:
-    found = grid["metrics"]
+    metrics = grid["metrics"]
     cells = [(tau, lr, h) for tau in TAUS for lr in RATES for h in TEACHERS]
-    return {cell: float(found[f"{_cell(*cell)}/{name}"]) for cell in cells}
+    return {cell: float(metrics[f"{_cell(*cell)}/{name}"]) for cell in cells}
 
 
 def _over_sg(grid: Record, name: str) -> dict[tuple[float, float, int], float]:
@@ -163,8 +163,8 @@ def rank_correlation(grid: Record, name: str, lr: float | None = None) -> float:
         name: Which variance.
         lr: The learning rate of the cells that count, if not all.
     """
-    found = [_values(grid, of).items() for of in (name, "half")]
-    of_rate = [[v for (_, rate, _), v in cells if lr in (None, rate)] for cells in found]
+    cells_of = [_values(grid, what).items() for what in (name, "half")]
+    of_rate = [[v for (_, rate, _), v in cells if lr in (None, rate)] for cells in cells_of]
     one, other = map(_centred_ranks, of_rate)
     size = math.sqrt(sum(a * a for a in one) * sum(b * b for b in other))
     products = sum(a * b for a, b in zip(one, other, strict=True))

@@ -175,8 +175,8 @@ def smallest_diagonal(
     smallest_n: float = 0,
 ) -> float:
     """Smallest ratio of an optimiser under its own attack, over problems and optimisers."""
-    found = _decided(matrices(at, exact, coordinate, gradient, sign), largest_n, smallest_n)
-    return min(matrix[own] for matrix in found for own in OWN_ATTACKS.items())
+    decided = _decided(matrices(at, exact, coordinate, gradient, sign), largest_n, smallest_n)
+    return min(matrix[pair] for matrix in decided for pair in OWN_ATTACKS.items())
 
 
 def smallest_advantage(
@@ -189,8 +189,8 @@ def smallest_advantage(
     smallest_n: float = 0,
 ) -> float:
     """Smallest log-ratio of the predicted optimiser to the best other one, over problems."""
-    found = _decided(matrices(at, exact, coordinate, gradient, sign), largest_n, smallest_n)
-    return min(map(_advantage, found))
+    decided = _decided(matrices(at, exact, coordinate, gradient, sign), largest_n, smallest_n)
+    return min(map(_advantage, decided))
 
 
 def _advantage(matrix: Matrix) -> float:
@@ -198,10 +198,10 @@ def _advantage(matrix: Matrix) -> float:
     margins = []
     for name, attack in OWN_ATTACKS.items():
         best = max(matrix[other, attack] for other in OWN_ATTACKS if other != name)
-        own = matrix[name, attack]
-        if own <= 0:
+        predicted = matrix[name, attack]
+        if predicted <= 0:
             return -math.log(100.0)  # separates nothing: as bad as a hundredth of the radius
-        margins.append(math.log(own / max(best, 0.01 * own)))
+        margins.append(math.log(predicted / max(best, 0.01 * predicted)))
     return min(margins)
 
 
@@ -307,15 +307,15 @@ def network_mean(depth: int, *pairs: Record) -> float:
 
 def depth_advantage(depth: int, *pairs: Record) -> float:
     """Log-ratio of a depth to the best other one, Fourier-l-inf attack, mean over problems."""
-    found = []
+    advantages = []
     for exact, network in _in_pairs(pairs):
         for problem in _network_problems(network):
-            own, *others = (
+            chosen, *others = (
                 network_ratio(each, exact, network, problem, "fourier_linf")
                 for each in (depth, *(d for d in DEPTHS if d != depth))
             )
-            found.append(math.log(max(own, 0.01) / max(*others, 0.01)))
-    return _mean(found)
+            advantages.append(math.log(max(chosen, 0.01) / max(*others, 0.01)))
+    return _mean(advantages)
 
 
 # --- lin.7: adversarial training ------------------------------------------------------------------
