@@ -153,8 +153,8 @@ def test_the_digest_sees_more_than_the_chapter(tmp_path):
 def canonical_evidence(monkeypatch):
     """The standard evidence of chapter 5 as if it had been made here in canonical mode."""
     reference = read_reference("standard", "05")
-    own = fingerprint(canonical=True)
-    rows = [row | {"fingerprint": own} for row in reference.provenance]
+    machine = fingerprint(canonical=True)
+    rows = [row | {"fingerprint": machine} for row in reference.provenance]
     about = replace(reference.record_set, canonical=True, note="")
     fresh = replace(reference, provenance=rows, record_set=about)
     monkeypatch.setattr(module, "read_reference", lambda profile, number: fresh)

@@ -33,9 +33,9 @@ def test_values_that_are_not_finite_are_named(bad: float, shape: tuple[int, ...]
 
 @pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool])
 def test_class_labels_of_any_integer_type(dtype: torch.dtype) -> None:
-    found = class_labels(torch.tensor([1, 0, 1]).to(dtype), 2)
-    assert found.dtype == torch.int64
-    assert found.tolist() == [1, 0, 1]
+    actual = class_labels(torch.tensor([1, 0, 1]).to(dtype), 2)
+    assert actual.dtype == torch.int64
+    assert actual.tolist() == [1, 0, 1]
 
 
 def test_class_labels_that_are_none() -> None:
@@ -48,9 +48,9 @@ def test_class_labels_that_are_none() -> None:
 
 @pytest.mark.parametrize("dtype", [*INTEGERS[1:], torch.float16, torch.float32, torch.float64])
 def test_sign_labels_keep_their_values(dtype: torch.dtype) -> None:
-    found = sign_labels(torch.tensor([1, -1, 1]).to(dtype))
-    assert found.tolist() == [1, -1, 1]
-    assert found.dtype in (dtype, torch.int64)
+    actual = sign_labels(torch.tensor([1, -1, 1]).to(dtype))
+    assert actual.tolist() == [1, -1, 1]
+    assert actual.dtype in (dtype, torch.int64)
 
 
 def test_sign_labels_that_are_none() -> None:

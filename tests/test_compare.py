@@ -37,21 +37,21 @@ def effect(word, low, high, name="gain", kind="effect"):
 
 def test_equal_records_of_an_equal_fingerprint_are_counted():
     pairs = [pair(seed=1000), pair(seed=1001)]
-    found = compare_records("05", copy.deepcopy(pairs), pairs)
-    assert (found.compared, found.differing, found.failed) == (2, [], False)
+    actual = compare_records("05", copy.deepcopy(pairs), pairs)
+    assert (actual.compared, actual.differing, actual.failed) == (2, [], False)
 
 
 def test_a_last_digit_is_an_error_that_names_arm_and_seed():
-    found = compare_records("05", [pair(value=1.0 + 1e-12)], [pair()])
-    assert found.failed
-    assert found.differing == ["plain seed 1000"]
+    actual = compare_records("05", [pair(value=1.0 + 1e-12)], [pair()])
+    assert actual.failed
+    assert actual.differing == ["plain seed 1000"]
 
 
 @pytest.mark.parametrize("fingerprints", [("aa", "bb"), ("aa-native", "aa-native")])
 def test_bytes_count_only_where_equal_fingerprints_promise_them(fingerprints):
     ours, theirs = fingerprints
-    found = compare_records("05", [pair(value=2.0, fingerprint=ours)], [pair(fingerprint=theirs)])
-    assert (found.compared, found.elsewhere, found.failed) == (0, 1, False)
+    actual = compare_records("05", [pair(value=2.0, fingerprint=ours)], [pair(fingerprint=theirs)])
+    assert (actual.compared, actual.elsewhere, actual.failed) == (0, 1, False)
 
 
 def test_seconds_are_not_compared():
@@ -60,15 +60,15 @@ def test_seconds_are_not_compared():
 
 
 def test_evidence_from_before_canonical_mode_is_not_compared():
-    found = compare_records("05", [pair(value=2.0)], [pair()], early_arms=["plain"])
-    assert (found.early, found.compared, found.failed) == (1, 0, False)
+    actual = compare_records("05", [pair(value=2.0)], [pair()], early_arms=["plain"])
+    assert (actual.early, actual.compared, actual.failed) == (1, 0, False)
 
 
 def test_another_setting_or_version_is_not_in_the_evidence():
     newer, row = pair()
     newer["version"] = 2
-    found = compare_records("05", [pair(lr=0.1), (newer, row)], [pair()])
-    assert (found.absent, found.failed) == (2, False)
+    actual = compare_records("05", [pair(lr=0.1), (newer, row)], [pair()])
+    assert (actual.absent, actual.failed) == (2, False)
 
 
 def compared(ours, theirs):
@@ -107,8 +107,8 @@ def test_an_exact_claim_that_turns_is_an_error_whatever_its_extremes():
 
 def test_a_turned_timing_is_neither_an_error_nor_counted():
     ours = judgement(effect("opposite", 1.0, 2.0, kind="timing"))
-    found = compared(ours, judgement(effect("holds", -2.0, -1.0, kind="timing")))
-    assert (found.claims, found.moved, found.failed) == (0, [], False)
+    actual = compared(ours, judgement(effect("holds", -2.0, -1.0, kind="timing")))
+    assert (actual.claims, actual.moved, actual.failed) == (0, [], False)
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ def test_an_effect_is_found_by_claim_and_setting(reference):
 
 def test_own_runs_are_shown_beside_the_verdicts_without_a_word(reference, capsys):
     capsys.readouterr()
-    own = replace(reference, evidence="recompute")
-    own.verdicts()
+    own_runs = replace(reference, evidence="recompute")
+    own_runs.verdicts()
     shown = capsys.readouterr().out
     assert "Your own runs, profile standard:" in shown
     assert "HOLDS" not in shown.split("Your own runs")[1]

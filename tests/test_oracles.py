@@ -10,9 +10,9 @@ from companion.paths import ROOT
 def test_every_oracle_has_a_test() -> None:
     page = (ROOT / "docs" / "oracles.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))
-    found: set[str] = set()
+    actual: set[str] = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
         if path.name != "test_oracles.py":
-            found |= set(re.findall(r"mark\.oracle\(\s*\"([^\"]+)\"", path.read_text("utf-8")))
-    assert found <= listed, f"unknown ids {sorted(found - listed)}"
-    assert found >= listed, f"without a test: {sorted(listed - found)}"
+            actual |= set(re.findall(r"mark\.oracle\(\s*\"([^\"]+)\"", path.read_text("utf-8")))
+    assert actual <= listed, f"unknown ids {sorted(actual - listed)}"
+    assert actual >= listed, f"without a test: {sorted(listed - actual)}"

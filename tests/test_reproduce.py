@@ -23,8 +23,8 @@ NUMBER = "05"
 def reference():
     """The standard evidence of a chapter as if it had been made here in canonical mode."""
     committed = read_reference("standard", NUMBER)
-    own = fingerprint(canonical=True)
-    rows = [row | {"fingerprint": own} for row in committed.provenance]
+    machine = fingerprint(canonical=True)
+    rows = [row | {"fingerprint": machine} for row in committed.provenance]
     about = replace(committed.record_set, canonical=True, note="", waiting=[])
     return replace(committed, provenance=rows, record_set=about)
 

@@ -92,14 +92,14 @@ def test_gradients_of_first_and_second_order_are_right(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_at_the_edge_are_those_of_torch(name: str, dtype: torch.dtype) -> None:
     ours, torchs, _ = functions(name)
-    found = []
+    actual = []
     for function in (ours, torchs):
         x = torch.tensor([0.0, 1.0, float("inf")], dtype=dtype, requires_grad=True)
         function(x).backward(torch.ones(3, dtype=dtype))
-        found.append(x.grad)
-    torch.testing.assert_close(found[0], found[1], equal_nan=True)
-    assert found[0] is not None
-    assert found[0][0] == float("inf")
+        actual.append(x.grad)
+    torch.testing.assert_close(actual[0], actual[1], equal_nan=True)
+    assert actual[0] is not None
+    assert actual[0][0] == float("inf")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -81,9 +81,9 @@ class Page:
 
     def evaluate(self, script: str) -> Any:
         """Value of a JavaScript expression in the page."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        actual = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in actual, actual["exceptionDetails"]
+        return actual["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
         """Save what the window shows as PNG."""

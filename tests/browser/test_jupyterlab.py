@@ -61,10 +61,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values), encoding="utf-8")
-    own = {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
+    settings = {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
     for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
-        own[f"JUPYTER_{name}"] = str(folder / name.lower())
-    own["JUPYTERLAB_WORKSPACES_DIR"] = str(folder / "workspaces")
+        settings[f"JUPYTER_{name}"] = str(folder / name.lower())
+    settings["JUPYTERLAB_WORKSPACES_DIR"] = str(folder / "workspaces")
     port = free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += [
@@ -74,7 +74,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     command += [f"--ServerApp.root_dir={folder / 'book'}", "--IdentityProvider.token="]
     with (folder / "log.txt").open("w") as log:
-        server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
+        server = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)
         url = f"http://127.0.0.1:{port}"
         try:
             wait_for("JupyterLab", lambda: answers(f"{url}/api"), START_SECONDS)
@@ -112,15 +112,15 @@ def test_every_committed_figure_is_shown(path: Path, lab: str, page: Page) -> No
     in_text = sum(c.source.count("](../results/figures/") for c in cells)
 
     def pictures() -> list[dict[str, object]]:
-        found: list[dict[str, object]] = json.loads(page.evaluate(PICTURES))
-        return found
+        actual: list[dict[str, object]] = json.loads(page.evaluate(PICTURES))
+        return actual
 
     def complete() -> bool:
         drawn = page.evaluate('document.querySelectorAll(".jp-Notebook .jp-Cell").length')
         if drawn < len(cells):
             return False
-        found = pictures()
-        return len(found) >= len(figures) + in_text and all(one["loaded"] for one in found)
+        actual = pictures()
+        return len(actual) >= len(figures) + in_text and all(one["loaded"] for one in actual)
 
     page.open(f"{lab}/doc/tree/notebooks/{path.name}?reset")
     wait_for(f"the figures of {path.name}", complete, START_SECONDS)

@@ -239,10 +239,10 @@ def test_figures_show_the_numbers_of_the_records():
     assert left == [pytest.approx([4.4 - less, 3 - less]) for *_, less in TRANSLATED]
     assert right == [pytest.approx([-less, -less]) for less in (0.2, 0.1, 0.0)]
     assert list(axes["translation_curves"][0].lines[3].get_xdata()) == [0.7, 1.4]
-    means = [[float(of.lines[0].get_xdata()[0]) for of in axis.containers]
+    means = [[float(part.lines[0].get_xdata()[0]) for part in axis.containers]
              for axis in axes["savings"]]  # fmt: skip
     ratios = {"assist": [up / 2 for up in UPS], "random": [up * up for up in UPS]}
-    method, control = (float(np.mean(np.log(ratios[of]))) for of in ("assist", "random"))
+    method, control = (float(np.mean(np.log(ratios[part]))) for part in ("assist", "random"))
     wanted = [method, control, *[method] * 4, *[method, control] * 4]
     assert means == [pytest.approx(wanted)] * 2
     bars = [bar.get_height() for bar in axes["timeline"][2].patches]

@@ -52,21 +52,21 @@ MIXING |= {"erm": (0.9, 0.85, 0.25, 0.3, 0.2)}
 
 def hand_made(seed: int = 1000, shift: float = 0.0) -> list[Record]:
     """All records of one seed that formulas and figures read; ``shift`` sets seeds apart."""
-    found: list[Record] = []
-    for place, of_place in ACCURACY.items():
+    actual: list[Record] = []
+    for condition, of_place in ACCURACY.items():
         for arm, percent in of_place.items():
             metrics = {"test/accuracy": percent / 100, "val/accuracy": 0.123}
             metrics |= dict.fromkeys(NAMES, 0.321)
             for column, which in enumerate(("csa4", "erm")):
-                if arm == which and place in MEASURED:
-                    values = [pair[column] for pair in MEASURED[place]]
+                if arm == which and condition in MEASURED:
+                    values = [pair[column] for pair in MEASURED[condition]]
                     metrics |= dict(zip(NAMES, values, strict=True))
             if arm == "csa4":
                 metrics["test/accuracy"] += shift
             curves = {"step": [30.0, 600.0], "accuracy": [0.1 + shift, percent / 100]}
-            found.append({"arm": f"{place}_{arm}", "metrics": metrics, "curves": curves})
+            actual.append({"arm": f"{condition}_{arm}", "metrics": metrics, "curves": curves})
     kinds = ("clean/bare", "clean/mixed", "pgd/bare", "pgd/unaware", "pgd/adaptive")
-    for place in e.CONDITIONS:
+    for condition in e.CONDITIONS:
         metrics = {}
         for model, values in MIXING.items():
             metrics |= {f"{model}/{kind}": v for kind, v in zip(kinds, values, strict=True)}
@@ -74,12 +74,12 @@ def hand_made(seed: int = 1000, shift: float = 0.0) -> list[Record]:
         for model in MODELS:
             falling = {"fgsm": [0.9, 0.4 + shift], "pgd": [0.9, 0.2 + shift]}
             curves |= {f"{model}/{k}": v for k, v in ({"eps": [0.0, 0.1]} | falling).items()}
-        found.append({"arm": f"{place}_radii", "metrics": metrics, "curves": curves})
+        actual.append({"arm": f"{condition}_radii", "metrics": metrics, "curves": curves})
         names = ["k1", *(f"k{k}{end}" for k in (2, 4, 8) for end in ("", "_rescaled"))]
         curves = {f"curvature/{n}": [-3.0 - shift, 2.0, 1.0] for n in names}
         curves |= {f"lipschitz/{n}": [1.0, value, 1.0] for n, value in EARLY.items()}
-        found.append({"arm": f"{place}_objective", "metrics": dict(SLOPES), "curves": curves})
-    return [record | {"seed": seed} for record in found]
+        actual.append({"arm": f"{condition}_objective", "metrics": dict(SLOPES), "curves": curves})
+    return [record | {"seed": seed} for record in actual]
 
 
 LEDGER = load_ledger(CLAIMS / "05.yaml")

@@ -79,13 +79,13 @@ def naive_calibration_error(logits: Tensor, y: Tensor, bins: int) -> float:
 def test_attacks_weaken_with_their_radius_and_leave_the_network(data, fitted, attack):
     x, y = data.test.x[:IMAGES], data.test.y[:IMAGES]
     before = state_of(fitted)
-    found = [
+    actual = [
         measures.robust_accuracy(fitted, x, y, SETTINGS, SEED, attack=attack, eps=eps)
         for eps in (0.0, EPS / 2, EPS, EPS)
     ]
     assert unchanged(fitted, before)
-    assert found[0] == accuracy(fitted, x, y)
-    assert found[0] > found[1] > found[2] == found[3]
+    assert actual[0] == accuracy(fitted, x, y)
+    assert actual[0] > actual[1] > actual[2] == actual[3]
     model = copy.deepcopy(fitted).eval()
     if attack == "fgsm":
         attacked = fgsm(model, x, y, norm="linf", eps=EPS)
@@ -93,7 +93,7 @@ def test_attacks_weaken_with_their_radius_and_leave_the_network(data, fitted, at
         g = stream(SEED, "attack")
         options = {"norm": "linf", "steps": 20, "restarts": 2, "keep": "last"}
         attacked = pgd(model, x, y, eps=EPS, step_size=EPS / 4, generator=g, **options)
-    assert found[2] == accuracy(model, attacked, y)
+    assert actual[2] == accuracy(model, attacked, y)
 
 
 def test_pgd_is_no_weaker_than_fgsm(data, fitted):
@@ -167,11 +167,11 @@ def test_measurements_by_hand(data, fitted, measured):
         robust = measures.robust_accuracy(model, x, y, SETTINGS, SEED, attack=attack)
         assert measured[attack] == robust
     for kind in KINDS:
-        found = [
+        actual = [
             accuracy(model, corrupt(x, kind, s, generator=stream(SEED, f"{kind}/{s}")), y)
             for s in range(1, 6)
         ]
-        assert measured[f"corrupt/{kind}"] == pytest.approx(sum(found) / 5)
+        assert measured[f"corrupt/{kind}"] == pytest.approx(sum(actual) / 5)
     mean = sum(measured[f"corrupt/{kind}"] for kind in KINDS) / 3
     assert measured["corrupt/mean"] == pytest.approx(mean)
     options: dict[str, Any] = {"rho": 0.05, "generator": stream(SEED, "landscape")}
@@ -188,8 +188,8 @@ def test_landscape_is_that_of_the_training_part_and_the_rest_of_the_test_part(
 
     for part in ("train", "val", "test"):
         changed = replace(data, **{part: other(getattr(data, part))})
-        found = measures.measure_model(fitted, changed, SETTINGS, SEED)
-        differing = {name for name in measured if found[name] != measured[name]}
+        actual = measures.measure_model(fitted, changed, SETTINGS, SEED)
+        differing = {name for name in measured if actual[name] != measured[name]}
         if part == "test":
             assert differing.isdisjoint(LANDSCAPE)
             assert {"test/accuracy", "test/nll", "input_gradient"} <= differing
@@ -217,9 +217,9 @@ def test_test_time_mixing_by_hand(monkeypatch, data, fitted):
     monkeypatch.setattr(measures, "pgd", spy)
     before = state_of(fitted)
     few = replace(SETTINGS, images=40)
-    found = measures.measure_test_time_mixing(fitted, data, few, SEED, 16)
+    actual = measures.measure_test_time_mixing(fitted, data, few, SEED, 16)
     assert unchanged(fitted, before)
-    assert found == measures.measure_test_time_mixing(fitted, data, few, SEED, 16)
+    assert actual == measures.measure_test_time_mixing(fitted, data, few, SEED, 16)
     model, x, y = copy.deepcopy(fitted).eval(), data.test.x[:40], data.test.y[:40]
     attacked, judge = made[:2]
     assert len(attacked.partners) == len(judge.partners) == 16
@@ -235,7 +235,7 @@ def test_test_time_mixing_by_hand(monkeypatch, data, fitted):
             logits = sum(model((x + partner) / 2) for partner in judge.partners)
         return float((logits.argmax(1) == y).double().mean())
 
-    assert found == {
+    assert actual == {
         "clean/bare": accuracy(model, x, y),
         "clean/mixed": mixed(x),
         "pgd/bare": measures.robust_accuracy(fitted, x, y, SETTINGS, SEED, attack="pgd"),
@@ -252,11 +252,11 @@ def test_test_time_mixing_by_hand(monkeypatch, data, fitted):
 def test_calibration_error_equals_a_naive_loop(bins, scale):
     g = stream(0, f"{bins}/{scale}")
     logits, y = scale * torch.randn(300, 4, generator=g), torch.randint(4, (300,), generator=g)
-    found = measures.calibration_error(logits, y, bins)
-    assert found == pytest.approx(naive_calibration_error(logits, y, bins), abs=1e-6)
+    actual = measures.calibration_error(logits, y, bins)
+    assert actual == pytest.approx(naive_calibration_error(logits, y, bins), abs=1e-6)
     assert measures.calibration_error(logits, y) == measures.calibration_error(logits, y, 15)
     turned = torch.randperm(300, generator=g)
-    assert measures.calibration_error(logits[turned], y[turned], bins) == pytest.approx(found)
+    assert measures.calibration_error(logits[turned], y[turned], bins) == pytest.approx(actual)
 
 
 def test_calibration_error_in_closed_form():

@@ -80,22 +80,22 @@ def test_the_first_mix_by_hand(data, arm):
 def test_cutmix_pastes_a_box_of_the_neighbour_and_draws_from_its_seed_alone(data):
     settings = settings_for("cutmix")
     x, y = torch.arange(50 * 64.0).view(50, 1, 8, 8), torch.arange(50) % 10
-    batch, found = (x, y, torch.arange(50)), []
+    batch, actual = (x, y, torch.arange(50)), []
     for start, seed in ((1, 0), (2, 0), (3, 1)):
         with torch.random.fork_rng([]):
             torch.manual_seed(start)
             mixer, before = mixer_of(data, settings, seed), torch.get_rng_state()
-            found.append([mixer(batch) for _ in range(6)])
+            actual.append([mixer(batch) for _ in range(6)])
             assert torch.equal(torch.get_rng_state(), before)
-    for one, again in zip(*found[:2], strict=True):
+    for one, again in zip(*actual[:2], strict=True):
         assert all(map(torch.equal, one, again))
-    assert not all(torch.equal(a[0], b[0]) for a, b in zip(found[0], found[2], strict=True))
+    assert not all(torch.equal(a[0], b[0]) for a, b in zip(actual[0], actual[2], strict=True))
     shares = []
-    for mixed, labels, index in found[0]:
-        own = mixed == x
-        assert bool((own | (mixed == x.roll(1, 0))).all())
+    for mixed, labels, index in actual[0]:
+        kept = mixed == x
+        assert bool((kept | (mixed == x.roll(1, 0))).all())
         assert torch.equal(index, batch[2])
-        shares.append(float(own.float().mean()))
+        shares.append(float(kept.float().mean()))
         soft = shares[-1] * F.one_hot(y, 10) + (1 - shares[-1]) * F.one_hot(y.roll(1), 10)
         torch.testing.assert_close(labels, soft, rtol=0, atol=1e-6)
     assert len(set(shares)) > 3
@@ -112,19 +112,19 @@ def smooth_weights(t: float, n: int) -> list[float]:
 def test_smooth_weights_are_the_formula_and_jumping_ones_those_of_the_code(data):
     batch = data.train[list(range(10))]
     for arm in ("smooth", "jump"):
-        mixer, found = mixer_of(data, settings_for(arm, steps=240)), []
+        mixer, actual = mixer_of(data, settings_for(arm, steps=240)), []
         for _ in range(240):
             mixer(batch)
-            found.append(mixer.mix.weights)
-        assert all(float(w.sum()) == pytest.approx(1, abs=1e-6) for w in found)
+            actual.append(mixer.mix.weights)
+        assert all(float(w.sum()) == pytest.approx(1, abs=1e-6) for w in actual)
         for step in range(180):  # three stages, before the clean one
             k = 4 - step // 60
             u = step % 60 / 60
             t = (4 - k + u / (1 if arm == "smooth" else 9)) / 3
             expected = smooth_weights(t + 1e-12, 4)
-            assert found[step].tolist() == pytest.approx(expected, abs=1e-6), (arm, step)
-        assert all(w.tolist() == [1] for w in found[180:])
-        last, after = found[59].tolist(), found[60].tolist()
+            assert actual[step].tolist() == pytest.approx(expected, abs=1e-6), (arm, step)
+        assert all(w.tolist() == [1] for w in actual[180:])
+        last, after = actual[59].tolist(), actual[60].tolist()
         assert after == pytest.approx([1 / 3] * 3)
         if arm == "jump":  # the note: so just before its first jump
             assert last == pytest.approx([0.259, 0.259, 0.259, 0.222], abs=1e-3)

@@ -136,9 +136,9 @@ def test_all_drawings_of_a_family_are_in_one_part(seed):
 def test_a_part_holds_stored_pictures_with_their_classes(name):
     arrays = registry.load(problems.CONTENT[name])
     known = {
-        arrays[f"{of}_x"][row].astype("float64").tobytes(): int(arrays[f"{of}_y"][row])
-        for of in ("train", "test")
-        for row in range(len(arrays[f"{of}_y"]))
+        arrays[f"{split}_x"][row].astype("float64").tobytes(): int(arrays[f"{split}_y"][row])
+        for split in ("train", "test")
+        for row in range(len(arrays[f"{split}_y"]))
     }
     drawn = problem(name, 10, 3)
     for part in (drawn.train, drawn.val, drawn.test):

@@ -38,12 +38,12 @@ SMALL = Features(
 
 def explicit(phi: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """Gradients ``(N, d)`` of the loss of each example with respect to the weights."""
-    found = []
+    actual = []
     for row, label in zip(phi, y, strict=True):
         weight = w.clone().requires_grad_()
         loss = F.cross_entropy((row @ weight.T)[None], label[None])
-        found.append(torch.autograd.grad(loss, weight)[0].flatten())
-    return torch.stack(found)
+        actual.append(torch.autograd.grad(loss, weight)[0].flatten())
+    return torch.stack(actual)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -69,7 +69,7 @@ def test_closed_form_gradients_and_variance_equal_autograd(dtype):
 def test_the_plug_in_is_the_authors_of_two_sets_of_ten_batches():
     g = stream(1, "given")
     phi, y, w = torch.rand(15, 6, generator=g), torch.arange(15) % 10, torch.zeros(10, 6)
-    found = features.plugin_variance(SMALL, phi, features.closed_form_errors(phi, y, w), 4, 7)
+    actual = features.plugin_variance(SMALL, phi, features.closed_form_errors(phi, y, w), 4, 7)
     rows = torch.randint(15, (2, 10, 10), generator=stream(4, "measure/7"))
     gradients = explicit(phi, y, w)
     first, fresh = ([gradients[batch].mean(0) for batch in half] for half in rows)
@@ -77,7 +77,7 @@ def test_the_plug_in_is_the_authors_of_two_sets_of_ten_batches():
     for j in range(60):
         above = sum(float(estimate[j] - mean[j]) ** 2 for estimate in fresh)
         ratios.append(above / (sum(float(estimate[j]) ** 2 for estimate in fresh) + 1e-7))
-    assert found == pytest.approx(sum(ratios) / 60, rel=1e-4)
+    assert actual == pytest.approx(sum(ratios) / 60, rel=1e-4)
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_a_cell_equals_a_plain_loop_with_explicit_gradients(tau, lr, copies):
     # of a seed whose clusters do not hang on the rounding of equal distances to copies
     steps, seed, teacher = 50, 1, 20
     settings, cell = replace(SMALL, steps=steps), Cell(tau, lr, teacher, copies)
-    found, curve = train_cell(settings, cell, seed)
+    actual, curve = train_cell(settings, cell, seed)
     phi, y = features.draw_features(settings, cell, seed)
     n = len(phi)
     assert n == max(10, round(200 / tau))
@@ -168,31 +168,31 @@ def test_a_cell_equals_a_plain_loop_with_explicit_gradients(tau, lr, copies):
         expected["norm"].append(sg / (sg + float(now.mean(0).square().sum())))
     means = {name: sum(values) / 4 for name, values in expected.items()}
     for name in ("sg", "gc", "svrg"):
-        assert found[name] == pytest.approx(math.log(means[name]), abs=2e-3), name
-    assert found["norm"] == pytest.approx(means["norm"], rel=1e-3)
+        assert actual[name] == pytest.approx(math.log(means[name]), abs=2e-3), name
+    assert actual["norm"] == pytest.approx(means["norm"], rel=1e-3)
     plugins = [
         features.plugin_variance(
             SMALL, phi, features.closed_form_errors(phi, y, path[step]), seed, step
         )
         for step in (15, 25, 35, 45)
     ]
-    assert found["norm_plugin"] == pytest.approx(sum(plugins) / 4, rel=1e-3)
+    assert actual["norm_plugin"] == pytest.approx(sum(plugins) / 4, rel=1e-3)
     losses = [float(F.cross_entropy(phi @ path[int(step)].T, y)) for step in curve["step"]]
     assert curve["loss"] == pytest.approx(losses, rel=1e-4)
     places = [path[int(step)] for step in curve["step"]]
     sampled = [float(sampling_variance(explicit(phi, y, w), BATCH)) for w in places]
     assert curve["sg"] == pytest.approx(sampled, rel=1e-3)
-    assert found["loss"] == pytest.approx(losses[-1], rel=1e-4)
+    assert actual["loss"] == pytest.approx(losses[-1], rel=1e-4)
 
 
 @pytest.mark.parametrize(("lr", "reached"), [(0.3, True), (0.1, True), (1e-5, False)])
 def test_half_is_the_first_place_with_half_of_the_loss(lr, reached):
-    found, curve = train_cell(replace(SMALL, steps=100), Cell(2.0, lr, 20), 0)
+    actual, curve = train_cell(replace(SMALL, steps=100), Cell(2.0, lr, 20), 0)
     pairs = zip(curve["step"], curve["loss"], strict=True)
     places = [step for step, loss in pairs if loss <= math.log(10) / 2]
     assert curve["loss"][0] == pytest.approx(math.log(10), rel=1e-5)
     assert bool(places) == reached
-    assert found["half"] == (places[0] if reached else 100)
+    assert actual["half"] == (places[0] if reached else 100)
     # places are denser at the start, from the first to the last weights
     spaced = {round(math.expm1(math.log1p(100) * i / 39)) for i in range(40)}
     assert curve["step"] == sorted(spaced)
@@ -201,10 +201,10 @@ def test_half_is_the_first_place_with_half_of_the_loss(lr, reached):
 
 
 def test_the_smallest_number_of_data_is_ten():
-    found, curve = train_cell(
+    actual, curve = train_cell(
         replace(SMALL, steps=20), Cell(100.0, 0.1, 20), 0
     )  # a batch is all of them
-    assert found["gc"] == math.log(1e-30)  # ten strata of one
+    assert actual["gc"] == math.log(1e-30)  # ten strata of one
     assert curve["loss"][-1] < curve["loss"][0]
 
 
@@ -214,8 +214,8 @@ def test_draws_are_spread_over_the_strata_that_are_not_empty(monkeypatch):
         return SimpleNamespace(assign=torch.zeros(len(rows)).long())
 
     monkeypatch.setattr(GradientClustering, "fit", fit)
-    found, _ = train_cell(replace(SMALL, steps=20), Cell(4.0, 0.1, 20), 0)
-    assert found["gc"] == pytest.approx(found["sg"], abs=1e-4)  # one stratum, all draws from it
+    actual, _ = train_cell(replace(SMALL, steps=20), Cell(4.0, 0.1, 20), 0)
+    assert actual["gc"] == pytest.approx(actual["sg"], abs=1e-4)  # one stratum, all draws from it
 
 
 def test_cells_are_deterministic_and_differ_by_seed():

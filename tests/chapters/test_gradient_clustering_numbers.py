@@ -132,7 +132,9 @@ def test_rank_correlation_is_spearmans(monkeypatch):
         "same": (7, 7, 7, 7, 7, 7),
     }
     metrics = {
-        f"{t}/0.1/20/{name}": of[t - 1] for name, of in columns.items() for t in numbers.TAUS
+        f"{t}/0.1/20/{name}": column[t - 1]
+        for name, column in columns.items()
+        for t in numbers.TAUS
     }
     grid = {"arm": "features_grid", "metrics": metrics}
     assert numbers.rank_correlation(grid, "norm") == -1
@@ -148,15 +150,15 @@ def test_rank_correlation_of_a_rate_leaves_out_the_others(lr):
     cells = [(t, rate, h) for t in numbers.TAUS for rate in numbers.RATES for h in numbers.TEACHERS]
     columns = {name: generator.integers(0, 12, len(cells)) for name in ("norm", "half")}
     metrics = {
-        f"{cell_name(*cell)}/{name}": float(of[i])
-        for name, of in columns.items()
+        f"{cell_name(*cell)}/{name}": float(column[i])
+        for name, column in columns.items()
         for i, cell in enumerate(cells)
     }
-    own = [rate == lr for _, rate, _ in cells]
-    expected = spearmanr(columns["norm"][own], columns["half"][own]).statistic
-    found = numbers.rank_correlation({"arm": "features_grid", "metrics": metrics}, "norm", lr)
-    assert found == pytest.approx(expected, rel=1e-12)
-    assert found != pytest.approx(spearmanr(columns["norm"], columns["half"]).statistic)
+    of_rate = [rate == lr for _, rate, _ in cells]
+    expected = spearmanr(columns["norm"][of_rate], columns["half"][of_rate]).statistic
+    actual = numbers.rank_correlation({"arm": "features_grid", "metrics": metrics}, "norm", lr)
+    assert actual == pytest.approx(expected, rel=1e-12)
+    assert actual != pytest.approx(spearmanr(columns["norm"], columns["half"]).statistic)
 
 
 # --- tables ---------------------------------------------------------------------------------------

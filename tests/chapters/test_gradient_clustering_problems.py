@@ -114,9 +114,9 @@ def test_a_part_holds_stored_pictures_with_their_classes(name):
     arrays = registry.load(problems.CONTENT[name])
     drawn = problem(name, 2, 60)
     known = {
-        arrays[f"{of}_x"][row].astype("float64").tobytes(): int(arrays[f"{of}_y"][row])
-        for of in ("train", "test")
-        for row in range(len(arrays[f"{of}_y"]))
+        arrays[f"{split}_x"][row].astype("float64").tobytes(): int(arrays[f"{split}_y"][row])
+        for split in ("train", "test")
+        for row in range(len(arrays[f"{split}_y"]))
     }
     shape = arrays["train_x"].shape[1:]
     for part in (drawn.train, drawn.val, drawn.test):
@@ -131,8 +131,8 @@ def test_a_part_holds_stored_pictures_with_their_classes(name):
 def test_cifar_comes_from_the_reader_s_archive(monkeypatch):
     g = np.random.Generator(np.random.PCG64(0))
     arrays = {
-        f"{of}_{k}": g.integers(0, high, (n, *shape)).astype("uint8")
-        for of, n in (("train", 50), ("test", 20))
+        f"{split}_{k}": g.integers(0, high, (n, *shape)).astype("uint8")
+        for split, n in (("train", 50), ("test", 20))
         for k, high, shape in (("x", 256, (3, 32, 32)), ("y", 10, ()))
     }
     asked = []
@@ -168,9 +168,9 @@ def test_to_moves_the_parts_and_keeps_the_rest():
     drawn = problem("digits", 0, 20, copies=0.5)
     moved = drawn.to(torch.device("meta"))
     for name in PARTS:
-        part, of = getattr(moved, name), getattr(drawn, name)
+        part, split = getattr(moved, name), getattr(drawn, name)
         assert (part.x.device.type, part.y.device.type) == ("meta", "meta")
-        assert (part.x.shape, part.y.dtype) == (of.x.shape, of.y.dtype)
+        assert (part.x.shape, part.y.dtype) == (split.x.shape, split.y.dtype)
     same = drawn.to(torch.device("cpu"))
     for name in PARTS:
         assert torch.equal(getattr(same, name).x, getattr(drawn, name).x)

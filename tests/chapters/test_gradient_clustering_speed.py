@@ -94,54 +94,54 @@ def replay(
     data = settings.problem(seed)
     model = make_model("mlp", data, seed)
     optimizer = torch.optim.SGD(model.parameters(), settings.lr, momentum=0.9, weight_decay=1e-4)
-    found = SimpleNamespace(losses=[], accuracy=[], drawn=[])
+    actual = SimpleNamespace(losses=[], accuracy=[], drawn=[])
     for step, (rows, w) in enumerate(zip(batches, weights, strict=True), 1):
         losses = losses_of(model(data.train.x[rows]), data.train.y[rows])
         optimizer.zero_grad()
         (losses * torch.tensor(w or [1.0] * len(rows))).mean().backward()
         optimizer.step()
-        found.losses.append(losses.tolist())
+        actual.losses.append(losses.tolist())
         if step % 20 == 0 or step == len(batches):
-            found.accuracy.append(evaluate(model, data.val, "val")["val/accuracy"])
-            found.drawn.append(sum(map(len, batches[:step])))
-    found.test = evaluate(model, data.test, "test")["test/accuracy"]
-    return found
+            actual.accuracy.append(evaluate(model, data.val, "val")["val/accuracy"])
+            actual.drawn.append(sum(map(len, batches[:step])))
+    actual.test = evaluate(model, data.test, "test")["test/accuracy"]
+    return actual
 
 
-def check(found: Trained, expected: SimpleNamespace, losses: list[list[float]]) -> None:
+def check(actual: Trained, expected: SimpleNamespace, losses: list[list[float]]) -> None:
     for one, other in zip(losses, expected.losses, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
-    assert found.accuracy == pytest.approx(expected.accuracy, abs=0.01)
-    assert found.test == pytest.approx(expected.test, abs=0.01)
-    spent = [d + e for d, e in zip(expected.drawn, found.extra, strict=True)]
-    assert found.examples == spent  # the smaller last batches as they are
+    assert actual.accuracy == pytest.approx(expected.accuracy, abs=0.01)
+    assert actual.test == pytest.approx(expected.test, abs=0.01)
+    spent = [d + e for d, e in zip(expected.drawn, actual.extra, strict=True)]
+    assert actual.examples == spent  # the smaller last batches as they are
 
 
 @pytest.mark.parametrize("changes", [{}, {"copies": 0.5, "noise": 0.2}])
 def test_uniform_is_a_plain_loop(watched, changes):
     settings = replace(SMALL, **changes)
-    found = train_sampler(settings, 4)
+    actual = train_sampler(settings, 4)
     g, batches = stream(4, "order"), []
     while len(batches) < 90:
         batches += [rows.tolist() for rows in torch.randperm(105, generator=g).split(10)]
     assert watched.batches == batches[:90]
-    check(found, replay(settings, 4, watched.batches, [None] * 90), watched.losses)
-    assert len(found.accuracy) == 5  # at 20, 40, 60, 80 and the end
-    assert found.examples == [195, 385, 575, 765, 860]
-    assert found.extra == [0] * 5
-    assert found.active_counts == []
-    assert found.seconds > 0
+    check(actual, replay(settings, 4, watched.batches, [None] * 90), watched.losses)
+    assert len(actual.accuracy) == 5  # at 20, 40, 60, 80 and the end
+    assert actual.examples == [195, 385, 575, 765, 860]
+    assert actual.extra == [0] * 5
+    assert actual.active_counts == []
+    assert actual.seconds > 0
 
 
 @pytest.mark.parametrize("sampler", ["snooze", "reweighted"])
 @pytest.mark.parametrize(("rule", "tau"), [("mean", 0.5), ("median", 1.0)])
 def test_snoozing_learns_from_the_losses_of_training(watched, sampler, rule, tau):
     settings = replace(SMALL, sampler=sampler, rule=rule, tau=tau)
-    found = train_sampler(settings, 0)
+    actual = train_sampler(settings, 0)
     (made,) = watched.made
     assert (made.rule, made.tau, made.reweight) == (rule, tau, sampler == "reweighted")
     assert (made.kind, made.min_batches, made.warmup_epochs) == ("exponential", 1, 0)
-    check(found, replay(settings, 0, watched.batches, watched.weights), watched.losses)
+    check(actual, replay(settings, 0, watched.batches, watched.weights), watched.losses)
     last = {}
     for rows, losses in zip(watched.batches, watched.losses, strict=True):
         last |= dict(zip(rows, losses, strict=True))
@@ -153,16 +153,16 @@ def test_snoozing_learns_from_the_losses_of_training(watched, sampler, rule, tau
     batches = []
     while len(batches) < 90:
         for rows in alone:
-            place = len(batches)
-            if place == 90:
+            at_step = len(batches)
+            if at_step == 90:
                 break
             batches.append(rows)
-            alone.update(torch.tensor(rows), torch.tensor(watched.losses[place]))
+            alone.update(torch.tensor(rows), torch.tensor(watched.losses[at_step]))
     assert batches == watched.batches
-    assert found.active_counts == made.active_counts
-    assert len(set(found.active_counts)) > 3
-    assert max(found.active_counts[2:]) < 105
-    differs = {w for of in watched.weights for w in of} != {1.0}
+    assert actual.active_counts == made.active_counts
+    assert len(set(actual.active_counts)) > 3
+    assert max(actual.active_counts[2:]) < 105
+    differs = {w for weights in watched.weights for w in weights} != {1.0}
     assert differs == (sampler == "reweighted")
     assert watched.clustered[-1] == 0
 
@@ -178,10 +178,10 @@ def test_without_a_threshold_snoozing_is_uniform():
 def test_the_random_control_has_the_counts_it_is_given(watched):
     counts = [105, 105, 33, 8, 70]
     settings = replace(SMALL, sampler="random")
-    found = train_sampler(settings, 0, counts=counts)
-    assert found.active_counts[:5] == counts
-    assert set(found.active_counts[5:]) == {70}
-    check(found, replay(settings, 0, watched.batches, [None] * 90), watched.losses)
+    actual = train_sampler(settings, 0, counts=counts)
+    assert actual.active_counts[:5] == counts
+    assert set(actual.active_counts[5:]) == {70}
+    check(actual, replay(settings, 0, watched.batches, [None] * 90), watched.losses)
     for sizes, start in (([10, 10, 10, 3], 22), ([8], 26), ([10] * 7, 27)):
         drawn = watched.batches[start : start + len(sizes)]
         assert [len(rows) for rows in drawn] == sizes
@@ -194,16 +194,16 @@ def test_the_random_control_has_the_counts_it_is_given(watched):
 @pytest.mark.parametrize(("refresh", "iterations"), [(2, 3), (1, 1), (3, 4)])
 def test_stratified_counts_every_extra_pass(watched, refresh, iterations):
     settings = replace(SMALL, sampler="stratified", refresh=refresh, iterations=iterations)
-    found = train_sampler(settings, 2)
+    actual = train_sampler(settings, 2)
     epochs = [e for e in range(1, 9) if (e - 1) % refresh == 0]  # 11 updates each
-    assert [place for place, _ in watched.assigned] == [11 * e for e in epochs]
+    assert [at_step for at_step, _ in watched.assigned] == [11 * e for e in epochs]
     first, later = 105 * iterations + 8, 105  # the first takes its centres from eight examples
     expected = []
     for step in (20, 40, 60, 80, 90):
         begun = [e for e in epochs if 11 * e < step]
         expected.append(first + later * (len(begun) - 1) if begun else 0)
-    assert found.extra == expected
-    assert found.extra == [watched.clustered[step - 1] for step in (20, 40, 60, 80, 90)]
+    assert actual.extra == expected
+    assert actual.extra == [watched.clustered[step - 1] for step in (20, 40, 60, 80, 90)]
     for (start, assign), (end, _) in zip(
         watched.assigned, [*watched.assigned[1:], (90, None)], strict=True
     ):
@@ -214,15 +214,15 @@ def test_stratified_counts_every_extra_pass(watched, refresh, iterations):
             assert len(labels.unique()) == strata
     weights: list[Any] = []
     for step, rows in enumerate(watched.batches):
-        known = [assign for place, assign in watched.assigned if place <= step]
+        known = [assign for at_step, assign in watched.assigned if at_step <= step]
         if not known:
             weights.append(None)
             continue
         sizes = torch.bincount(known[-1])
         strata = int((sizes > 0).sum())
         weights.append([strata * int(sizes[known[-1][i]]) / 105 for i in rows])
-    check(found, replay(settings, 2, watched.batches, weights), watched.losses)
-    assert found.active_counts == []
+    check(actual, replay(settings, 2, watched.batches, weights), watched.losses)
+    assert actual.active_counts == []
 
 
 def test_clusters_are_those_of_the_present_weights(watched, monkeypatch):
@@ -252,14 +252,14 @@ def test_clusters_are_those_of_the_present_weights(watched, monkeypatch):
 
 
 def test_reached_averages_the_last_five_looks():
-    found = Trained(accuracy=[0.1, 0.9, 0.9, 0.2, 0.4, 0.6, 0.9, 0.9])
+    actual = Trained(accuracy=[0.1, 0.9, 0.9, 0.2, 0.4, 0.6, 0.9, 0.9])
     means = [0.5, 0.6, 0.6, 0.6]  # of the looks 4 to 7
-    assert [sum(found.accuracy[end - 4 : end + 1]) / 5 for end in range(4, 8)] == pytest.approx(
+    assert [sum(actual.accuracy[end - 4 : end + 1]) / 5 for end in range(4, 8)] == pytest.approx(
         means
     )
-    assert found.reached(0.49, 5) == 4
-    assert found.reached(0.55, 5) == 5
-    assert found.reached(0.61, 5) is None
+    assert actual.reached(0.49, 5) == 4
+    assert actual.reached(0.55, 5) == 5
+    assert actual.reached(0.61, 5) is None
     assert Trained(accuracy=[1.0] * 4).reached(0.1, 5) is None  # too few looks
     assert Trained(accuracy=[0.75] * 9).reached(0.75, 5) == 4
     assert Trained(accuracy=[0.0] * 5 + [1.0] * 3).reached(0.6, 5) == 7
@@ -271,10 +271,10 @@ def test_timed_runs_are_not_measured(monkeypatch, sampler):
     real = speed.evaluate
     monkeypatch.setattr(speed, "evaluate", lambda *given: looks.append(given) or real(*given))
     settings = replace(SMALL, sampler=sampler, steps=30)
-    found = train_sampler(settings, 0, measured=False)
+    actual = train_sampler(settings, 0, measured=False)
     assert looks == []
-    assert (found.accuracy, found.examples, found.test) == ([], [], 0.0)
-    assert found.seconds > 0
+    assert (actual.accuracy, actual.examples, actual.test) == ([], [], 0.0)
+    assert actual.seconds > 0
     measured = train_sampler(settings, 0)
     assert [len(measured.accuracy), len(looks)] == [2, 3]  # at 20 and 30; and the test part, once
     assert {len(part) for _, part, _ in looks[:2]} == {HELD_OUT["digits"][0]}

@@ -48,7 +48,7 @@ def naive_sweeps(
 ) -> list[list[int]]:
     means: list[list[float]] = [[] for _ in range(strata)]
     sizes = [labels.count(k) for k in range(strata)]
-    found = []
+    actual = []
 
     def update() -> None:
         for k in range(strata):
@@ -64,8 +64,8 @@ def naive_sweeps(
             labels.append(costs.index(min(costs)))
         sizes = [labels.count(k) for k in range(strata)]
         update()
-        found.append(labels)
-    return found
+        actual.append(labels)
+    return actual
 
 
 # --- published sweeps -----------------------------------------------------------------------------
@@ -86,9 +86,9 @@ def test_a_published_sweep_can_raise_the_variance():
 
 def test_published_sweeps_can_go_round_in_a_circle():
     points, start = line(0, 3, 5, 1), torch.tensor([0, 0, 0, 1])
-    found = [a.tolist() for a in theory.published_sweeps(points, start, 2, 4)]
+    actual = [a.tolist() for a in theory.published_sweeps(points, start, 2, 4)]
     there, back = [1, 0, 1, 1], [0, 0, 0, 1]
-    assert found == [there, back, there, back]
+    assert actual == [there, back, there, back]
     assert distortion(points.tolist(), back) == pytest.approx(38)
     assert distortion(points.tolist(), there) == pytest.approx(42)
 
@@ -98,27 +98,27 @@ def test_published_sweeps_equal_a_naive_loop(seed):
     g = stream(seed, "points")
     points = torch.randn(8, 3, generator=g, dtype=torch.float64)
     start = torch.cat([torch.arange(3), torch.randint(3, (5,), generator=g)])
-    found = theory.published_sweeps(points, start, 3, 6)
-    assert [a.tolist() for a in found] == naive_sweeps(points.tolist(), start.tolist(), 3, 6)
+    actual = theory.published_sweeps(points, start, 3, 6)
+    assert [a.tolist() for a in actual] == naive_sweeps(points.tolist(), start.tolist(), 3, 6)
 
 
 def test_a_stratum_without_examples_keeps_its_mean_and_counts_as_one():
     points, start = line(0, 0.2, 10, 10.2, 1), torch.tensor([0, 0, 1, 1, 2])
     points[4] = 0.1  # on the mean of the first
-    found = [a.tolist() for a in theory.published_sweeps(points, start, 3, 5)]
-    assert found == naive_sweeps(points.tolist(), start.tolist(), 3, 5)
-    assert any(len(set(labels)) < 3 for labels in found)
+    actual = [a.tolist() for a in theory.published_sweeps(points, start, 3, 5)]
+    assert actual == naive_sweeps(points.tolist(), start.tolist(), 3, 5)
+    assert any(len(set(labels)) < 3 for labels in actual)
 
 
 # --- enumeration ----------------------------------------------------------------------------------
 
 
 def test_all_partitions_are_enumerated():
-    found = [tuple(labels.tolist()) for labels in theory.partitions(7, 3)]
-    assert len(found) == len(set(found)) == 1806
+    actual = [tuple(labels.tolist()) for labels in theory.partitions(7, 3)]
+    assert len(actual) == len(set(actual)) == 1806
     groups = {
         frozenset(frozenset(i for i in range(7) if labels[i] == k) for k in range(3))
-        for labels in found
+        for labels in actual
     }
     assert len(groups) == 301  # Stirling's number of the second kind
     assert all(all(group) for group in groups)
@@ -126,27 +126,34 @@ def test_all_partitions_are_enumerated():
 
 @pytest.mark.parametrize("seed", [1000, 1003])
 def test_enumeration_equals_naive_loops(seed):
-    found = theory.run_enumeration(theory.Enumeration(num_train=50, few=5), seed).metrics
+    actual = theory.run_enumeration(theory.Enumeration(num_train=50, few=5), seed).metrics
     data = problem("digits", seed, 50)
     model = make_model("mlp", data, seed).double()
     points = per_example_gradients(
         model, losses_of, data.train.x[:5].double(), data.train.y[:5]
     ).tolist()
-    labels = [of for of in itertools.product(range(3), repeat=5) if len(set(of)) == 3]
-    costs = {of: distortion(points, list(of)) for of in labels}
+    labels = [
+        assignment
+        for assignment in itertools.product(range(3), repeat=5)
+        if len(set(assignment)) == 3
+    ]
+    costs = {assignment: distortion(points, list(assignment)) for assignment in labels}
     least = min(costs.values())
-    assert found["mean_error"] < 1e-12
-    assert found["variance_error"] < 1e-12
-    assert abs(found["optimum_error"]) < 1e-12
-    assert found["uniform_over_best"] == pytest.approx(distortion(points, [0] * 5) / 3 / least)
+    assert actual["mean_error"] < 1e-12
+    assert actual["variance_error"] < 1e-12
+    assert abs(actual["optimum_error"]) < 1e-12
+    assert actual["uniform_over_best"] == pytest.approx(distortion(points, [0] * 5) / 3 / least)
     g = stream(seed, "start")
     start = torch.cat([torch.arange(3), torch.randint(3, (2,), generator=g)])
     start = start[torch.randperm(5, generator=g)].tolist()
-    path = [distortion(points, of) for of in (start, *naive_sweeps(points, start, 3, 20))]
-    assert found["published_over_best"] == pytest.approx(path[-1] / least)
+    path = [
+        distortion(points, assignment)
+        for assignment in (start, *naive_sweeps(points, start, 3, 20))
+    ]
+    assert actual["published_over_best"] == pytest.approx(path[-1] / least)
     rises = sum(b > a * (1 + 1e-9) for a, b in itertools.pairwise(path))
-    assert found["published_rises"] == pytest.approx(rises / 20)
-    assert 1 - 1e-9 < found["moves_over_best"] <= path[0] / least * (1 + 1e-9)
+    assert actual["published_rises"] == pytest.approx(rises / 20)
+    assert 1 - 1e-9 < actual["moves_over_best"] <= path[0] / least * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("wrong", ["variance", "optimum", "mean"])
@@ -171,7 +178,7 @@ SMALL = theory.Departures(num_train=60, lr=0.1, batch=12, clusters=6, iterations
 
 
 def test_departures_at_the_start_equal_explicit_gradients():
-    found = theory.run_departures(SMALL, 3).metrics
+    actual = theory.run_departures(SMALL, 3).metrics
     names = {"dropout/eval", "dropout/train", "dropout/without"}
     data = problem("digits", 3, 60)
     x, y, model = data.train.x, data.train.y, make_model("mlp", data, 3)
@@ -183,19 +190,19 @@ def test_departures_at_the_start_equal_explicit_gradients():
     assign = clustering.fit(batches, 2).assign
     uniform = float(stratified_variance(gradients, torch.zeros(60).long())) / 12
     ratio = float(stratified_variance(gradients, assign)) * len(assign.unique()) / 12 / uniform
-    assert found["rounding/start/exact"] == pytest.approx(math.log(ratio), abs=1e-4)
-    assert found["rounding/start/exact_strata"] == len(assign.unique())
+    assert actual["rounding/start/exact"] == pytest.approx(math.log(ratio), abs=1e-4)
+    assert actual["rounding/start/exact_strata"] == len(assign.unique())
     # what depends on training and on masks
-    assert found["rounding/end/exact"] != found["rounding/start/exact"]
-    assert len({found[name] for name in names}) == 3
-    assert found == theory.run_departures(SMALL, 3).metrics
+    assert actual["rounding/end/exact"] != actual["rounding/start/exact"]
+    assert len({actual[name] for name in names}) == 3
+    assert actual == theory.run_departures(SMALL, 3).metrics
     other = theory.run_departures(SMALL, 4).metrics
-    assert all(other[name] != found[name] for name in names)
+    assert all(other[name] != actual[name] for name in names)
     # rounding to large multiples leaves ties, which the first stratum gets
     coarse = theory.run_departures(replace(SMALL, steps=1, quantum=1e9), 3).metrics
-    assert coarse["rounding/start/exact"] == found["rounding/start/exact"]
+    assert coarse["rounding/start/exact"] == actual["rounding/start/exact"]
     assert coarse["rounding/start/rounded_strata"] <= 2
-    assert coarse["rounding/start/rounded"] > found["rounding/start/exact"] + 0.1
+    assert coarse["rounding/start/rounded"] > actual["rounding/start/exact"] + 0.1
 
 
 def test_distances_are_rounded_to_multiples_of_a_quantum():
@@ -209,9 +216,9 @@ def test_distances_are_rounded_to_multiples_of_a_quantum():
     exact = theory.GradientCenters(2)
     for each in (centers, exact):
         each.append(first)
-    found, plain = centers.sq_distances(factors), exact.sq_distances(factors)
-    torch.testing.assert_close(found, torch.round(plain * 1e7) / 1e7, rtol=0, atol=1e-12)
-    assert len(found.unique()) < len(plain.unique())
+    actual, plain = centers.sq_distances(factors), exact.sq_distances(factors)
+    torch.testing.assert_close(actual, torch.round(plain * 1e7) / 1e7, rtol=0, atol=1e-12)
+    assert len(actual.unique()) < len(plain.unique())
 
 
 # --- timings --------------------------------------------------------------------------------------
@@ -238,9 +245,9 @@ def test_networks_that_are_timed():
     assert kinds == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
     x = torch.rand(3, 1, 28, 28, generator=stream(0, "x"))
     assert mlp(x).shape == (3, 10)
-    own = plain_resnet8(stream(0, "init"), in_channels=1)
+    ours = plain_resnet8(stream(0, "init"), in_channels=1)
     network = timing.make_network("resnet8", 0)
-    torch.testing.assert_close(network(x), own(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network(x), ours(x), rtol=1e-4, atol=1e-5)
     convolutions = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert all(w.is_contiguous() for w in convolutions)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
@@ -276,6 +283,6 @@ def test_interleaved_takes_the_median_after_warming_up(monkeypatch):
 
         return run
 
-    found = timing.interleaved({name: task(name) for name in lengths}, 3, 0)
-    assert found == {"seconds/a": 3.0, "seconds/b": 2.0}
+    actual = timing.interleaved({name: task(name) for name in lengths}, 3, 0)
+    assert actual == {"seconds/a": 3.0, "seconds/b": 2.0}
     assert called == ["b", "a"] * 4

@@ -120,16 +120,16 @@ def test_shifted_equals_a_loop_over_pixels(shape):
     kept, g = x.clone(), stream(7, "augment")
     flips = torch.rand(len(x), generator=g) < 0.5
     moves = torch.randint(-2, 3, (len(x), 2), generator=g)
-    found = shifted(x, stream(7, "augment"))
+    actual = shifted(x, stream(7, "augment"))
     expected = torch.zeros(shape)
     n, channels, height, width = shape
     for i, c, row, column in itertools.product(*map(range, (n, channels, height, width))):
         r, s = row + int(moves[i, 0]), column + int(moves[i, 1])
         if 0 <= r < height and 0 <= s < width:
             expected[i, c, row, column] = x[i, c, r, width - 1 - s if flips[i] else s]
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
     assert torch.equal(x, kept)
-    assert found.is_contiguous()
+    assert actual.is_contiguous()
     assert {*flips.tolist()} == {True, False}
     assert {*moves.flatten().tolist()} == {-2, -1, 0, 1, 2}
 
@@ -150,7 +150,7 @@ def test_shifted_equals_a_loop_over_pixels(shape):
 )
 def test_measuring_does_not_disturb_training(models, changes):
     settings = replace(SMALL, **changes)
-    found = run_trajectory(settings, 3)
+    actual = run_trajectory(settings, 3)
     path = plain_sgd(settings, 3)
     (model,) = models
     assert model.training
@@ -159,8 +159,8 @@ def test_measuring_does_not_disturb_training(models, changes):
         assert not torch.equal(p, dict(path[0].named_parameters())[name])
     data = settings.problem(3)
     expected = evaluate(path[-1], data.val, "val") | evaluate(path[-1], data.test, "test")
-    assert found.metrics == pytest.approx(expected, abs=2e-3)
-    assert found.counters == {"steps": settings.steps}
+    assert actual.metrics == pytest.approx(expected, abs=2e-3)
+    assert actual.counters == {"steps": settings.steps}
 
 
 def gradients_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def gradients_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize("changes", [{}, {"measured": 24, "augment": True}, {"copies": 0.6}])
 def test_curves_equal_the_variances_of_explicit_gradients(changes, batch):
     settings = replace(SMALL, batch=batch, **changes)
-    found = run_trajectory(settings, 1).curves
+    actual = run_trajectory(settings, 1).curves
     path, data = plain_sgd(settings, 1), settings.problem(1)
     limit = settings.measured or len(data.train)
     x, y = data.train.x[:limit], data.train.y[:limit]
@@ -180,7 +180,7 @@ def test_curves_equal_the_variances_of_explicit_gradients(changes, batch):
         g = stream(1, "views")
         views, many = torch.cat([shifted(x, g) for _ in range(4)]), y.repeat(4)
     refreshed, middle, last = [0, 5, 10], [2, 7, 12], [4, 9]  # of 13 steps
-    assert (found["refresh"], found["step"]) == (refreshed, middle)
+    assert (actual["refresh"], actual["step"]) == (refreshed, middle)
     number, strata = len(views) // len(x), []
     expected: dict[str, list[float]] = {}
 
@@ -210,13 +210,13 @@ def test_curves_equal_the_variances_of_explicit_gradients(changes, batch):
         with torch.no_grad():
             add("loss", losses_of(path[start + 2](data.train.x), data.train.y).mean())
     expected |= {"refresh": refreshed, "step": middle}
-    assert set(found) == set(expected)
+    assert set(actual) == set(expected)
     for name, values in expected.items():
         tolerance = 2e-3 if name.endswith("svrg") else 2e-4  # small differences of float32
-        assert found[name] == pytest.approx(values, rel=tolerance), name
-    assert sum(found["mid/gc"]) < sum(found["mid/sg"])
-    assert 0 < found["mid/svrg"][0] < found["old/svrg"][0]  # the snapshot ages
-    assert {len(found[name]) for name in found if name.startswith("old/")} == {2}
+        assert actual[name] == pytest.approx(values, rel=tolerance), name
+    assert sum(actual["mid/gc"]) < sum(actual["mid/sg"])
+    assert 0 < actual["mid/svrg"][0] < actual["old/svrg"][0]  # the snapshot ages
+    assert {len(actual[name]) for name in actual if name.startswith("old/")} == {2}
 
 
 @pytest.mark.parametrize(("steps", "refresh"), [(10, 5), (4, 4), (9, 3), (6, 2)])
@@ -268,18 +268,18 @@ def test_other_centres_and_rules_are_compared_on_the_same_gradients():
         "frozen": {"rule": "frozen"},
         "exact": {"rule": "exact"},
     }
-    for place, step in enumerate(curves["refresh"]):
+    for position, step in enumerate(curves["refresh"]):
         gradients = gradients_of(path[int(step)], x, y)
         gram = gradients @ gradients.T
         for name, kind in kinds.items():
             assign = trajectory.cluster(path[int(step)], x, y, settings, 2, **kind).assign
             expected = stratified(gram, assign, settings.batch)
-            assert curves[f"variant/{name}"][place] == pytest.approx(expected, rel=2e-4), name
+            assert curves[f"variant/{name}"][position] == pytest.approx(expected, rel=2e-4), name
             if name == "exact":  # no single move is left
                 assert torch.equal(exact_moves(gram, assign, 6), assign)
         order = torch.randperm(40, generator=stream(2, "random strata"))
         random = stratified(gram, (torch.arange(40) % 6)[order], settings.batch)
-        assert curves["variant/random"][place] == pytest.approx(random, rel=2e-4)
+        assert curves["variant/random"][position] == pytest.approx(random, rel=2e-4)
 
 
 def test_runs_are_deterministic_and_differ_by_seed():

@@ -75,15 +75,15 @@ def hand_made() -> list[Record]:
                 }
                 exact |= {f"{at}/error_at/{fraction}": 0.0 for fraction in SETTINGS.fractions}
         records.append({**head, "arm": arms.EXACT[data], "metrics": exact})
-        for optimiser, own in OWN.items():
+        for optimiser, alone in OWN.items():
             metrics = {}
             for problem in problems:
                 for attack, eps in EPS.items():
                     at = f"{problem}/{attack}/radius"
-                    last = 0.9 if attack == own else AWAY
+                    last = 0.9 if attack == alone else AWAY
                     metrics[f"{at}@{STEPS[data]}"] = last * eps
                     if STEPS[data] > EARLY:
-                        early = 0.8 if attack == own else AWAY
+                        early = 0.8 if attack == alone else AWAY
                         metrics[f"{at}@{EARLY}"] = early * eps
             curves = {"step": [10.0, float(STEPS[data])]}
             arm = arms.descent_arm(optimiser, data)

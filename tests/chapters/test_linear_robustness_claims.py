@@ -59,21 +59,21 @@ def hand_made() -> dict[str, Record]:
     """All records of one seed, by arm; coordinate descent's ablation comes first."""
     arm = "digits_coordinate_step050"
     ablation = {f"{p}/linf/radius@10000": 0.001 for p in PROBLEMS["digits"]}
-    found: dict[str, Record] = {arm: record(arm, ablation)}
+    actual: dict[str, Record] = {arm: record(arm, ablation)}
 
     def add(arm: str, metrics: dict, curves: dict | None = None) -> None:
-        found[arm] = record(arm, metrics, curves)
+        actual[arm] = record(arm, metrics, curves)
 
     for data, problems in PROBLEMS.items():
         exact = {f"{p}/{attack}/eps_star": eps for p in problems for attack, eps in EPS.items()}
         add(f"{data}_max_margin", exact)
-        for optimiser, own in OWN.items():
-            metrics = {f"{p}/{own}/radius@10000": 0.8 * EPS[own] for p in problems}
+        for optimiser, alone in OWN.items():
+            metrics = {f"{p}/{alone}/radius@10000": 0.8 * EPS[alone] for p in problems}
             for name, gap in (
                 (f"{data}_{optimiser}", lambda t: 100 / t),
                 (f"{data}_{optimiser}_constant", lambda t: 0.5 / log(t)),
             ):
-                curves = {"step": STEPS} | {f"{p}/lower": lower(own, gap) for p in problems}
+                curves = {"step": STEPS} | {f"{p}/lower": lower(alone, gap) for p in problems}
                 add(name, metrics, curves)
         paths = {}
         for p in problems[:1] if data == "gaussian" else problems:
@@ -96,7 +96,7 @@ def hand_made() -> dict[str, Record]:
     falling = {0.05: [0.6, 0.7, 0.8, 0.9], 0.1: [0.5, 0.6, 0.7, 0.8], 0.2: [0.1, 0.2, 0.3, 0.4]}
     add("fashion_cnn", picture_metrics((0.2, 0.6, 0.1, 0.1), falling))
     add("fashion_mlp", picture_metrics((0.4, 0.3, 0.2, 0.1), falling))
-    return found
+    return actual
 
 
 log = math.log

@@ -44,10 +44,10 @@ def compute(name: str, kind: str) -> dict[str, int]:
     with tiny:
         expected = arm.run(settings, 0)
         with pretended(kind) as work:
-            found = arm.run(settings, 0)
+            actual = arm.run(settings, 0)
     for metric, value in expected.metrics.items():
         # a GPU's roots are torch's, those of the CPU are NumPy's
-        assert found.metrics[metric] == pytest.approx(value, rel=1e-4, abs=1e-9), metric
+        assert actual.metrics[metric] == pytest.approx(value, rel=1e-4, abs=1e-9), metric
     return dict(work)
 
 

@@ -68,27 +68,27 @@ def formulas(claim: str) -> list[list[Formula]]:
 
 def hand_made() -> list[Record]:
     """All records of one seed that the numbers read."""
-    found: dict[str, tuple[dict[str, float], dict[str, list[float]]]] = {}
+    actual: dict[str, tuple[dict[str, float], dict[str, list[float]]]] = {}
     for arm, (steps, forwards, accuracy) in TRAINED.items():
         costs = {"steps_to_target": 2.0**steps, "forwards_to_target": 2.0**forwards}
-        found[arm] = costs | {"test/accuracy": accuracy, "val/accuracy": 0.5}, {}
+        actual[arm] = costs | {"test/accuracy": accuracy, "val/accuracy": 0.5}, {}
     for arm, shares in SHARES.items():
         metrics = {f"share/accuracy/{p}": share for p, share in enumerate(shares, 1)}
         metrics |= {f"share/loss/{p}": 0.01 * p for p in range(1, 7)}
         metrics |= {"val_accuracy/min": 42.0, "val_accuracy/max": 90.0}
         metrics |= {"test_accuracy/mean": 70.0, "best_on_val/test_accuracy": 85.0}
-        found[arm] = metrics, {}
+        actual[arm] = metrics, {}
     for arm, ranks in RANKS.items():
         for score, rank in zip(SCORES, ranks, strict=True):
-            found[arm][0].update({f"rank/{score}/loss": rank, f"rank/{score}/accuracy": 99.0})
+            actual[arm][0].update({f"rank/{score}/loss": rank, f"rank/{score}/accuracy": 99.0})
     curves = {"range": [40.0, 20.0, 5.0], "persistence": [0.4, 0.0]}
-    found["epochs_cnn_bn"] = {"repeat": 0.7}, curves
+    actual["epochs_cnn_bn"] = {"repeat": 0.7}, curves
     for data in DATA:
         seconds = {f"seconds/{score}": 0.25 * SECONDS[data][score] for score in SCORES}
-        found[f"timing_{data}"] = seconds | {"seconds/random": 0.25, "steps/random": 9.0}, {}
+        actual[f"timing_{data}"] = seconds | {"seconds/random": 0.25, "steps/random": 9.0}, {}
     return [
         {"arm": arm, "seed": 1000, "metrics": metrics, "curves": curves}
-        for arm, (metrics, curves) in found.items()
+        for arm, (metrics, curves) in actual.items()
     ]
 
 
@@ -138,9 +138,9 @@ def test_gain_by_balance_is_a_mean_over_batches_of_all_seeds():
         return {"arm": "orders_cnn_bn", "seed": number, "metrics": metrics}
 
     records = [seed(1, 70, (0.5, 80), (0.25, 60)), seed(2, 60, (0.5, 64), (0.5, 61))]
-    found = e.gain_by_balance(records, "orders_cnn_bn")
-    assert found == {0.25: (-10, 1), 0.5: (5, 3)}
-    assert list(found) == [0.25, 0.5]
+    actual = e.gain_by_balance(records, "orders_cnn_bn")
+    assert actual == {0.25: (-10, 1), 0.5: (5, 3)}
+    assert list(actual) == [0.25, 0.5]
 
 
 # --- claims ---------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def texts(axis: Any) -> list[str]:
 
 def drawable(seeds: int) -> list[Record]:
     """Hand-made records of several seeds with what the figures read besides."""
-    found: list[Record] = []
+    actual: list[Record] = []
     for seed in range(1000, 1000 + seeds):
         shift = 0.01 * (seed - 1000)
         records = hand_made()
@@ -198,10 +198,10 @@ def drawable(seeds: int) -> list[Record]:
                 record["curves"] = curve | {"accuracy": [0.1 + shift, 0.5, 0.9]}
         scores = ("delta_abs", "delta_rel", "delta_target", "grad_align")
         kinds = itertools.product(scores, ("loss", "norm", "align"), SNAPSHOTS)
-        found += records
+        actual += records
         metrics = {f"{score}/{what}/{step}": 0.25 + shift for score, what, step in kinds}
-        found.append({"arm": "selection", "seed": seed, "metrics": metrics, "curves": {}})
-    return found
+        actual.append({"arm": "selection", "seed": seed, "metrics": metrics, "curves": {}})
+    return actual
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

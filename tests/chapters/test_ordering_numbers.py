@@ -14,7 +14,7 @@ from companion.evidence.store import Record
 
 def orders(accuracy: tuple[float, float], shares: tuple[float, ...]) -> Record:
     """A record of all orders: least and largest accuracy, shares of variance by position."""
-    metrics = {f"share/accuracy/{place}": share for place, share in enumerate(shares, 1)}
+    metrics = {f"share/accuracy/{position}": share for position, share in enumerate(shares, 1)}
     low, high = accuracy
     return {"metrics": {"val_accuracy/min": low, "val_accuracy/max": high, **metrics}}
 

@@ -46,9 +46,9 @@ def replays(monkeypatch) -> list[Call]:
 
     def spy(model: nn.Module, optimizer: Any, losses: Any, batches: Any, *rest: Any) -> Any:
         state = copy.deepcopy((model, optimizer))
-        found = original(model, optimizer, losses, batches, *rest)
-        calls.append((*state, batches, *found))
-        return found
+        actual = original(model, optimizer, losses, batches, *rest)
+        calls.append((*state, batches, *actual))
+        return actual
 
     monkeypatch.setattr(orders, "exhaustive_orders", spy)
     return calls
@@ -60,33 +60,33 @@ def study(model: str = "mlp", lr: float = 0.1, momentum: float = 0.9, epochs: in
 
 @pytest.mark.parametrize(("model", "momentum"), [("mlp", 0.9), ("mlp", 0.0), ("cnn_bn", 0.9)])
 def test_orders_end_where_training_in_order_ends(replays, model, momentum):
-    found = study(model, momentum=momentum)
+    actual = study(model, momentum=momentum)
     ((*_, listed, values),) = replays
-    assert found.counters == {"orders": 720}
+    assert actual.counters == {"orders": 720}
     data = problems.pair_problem(4)
     index = torch.randperm(48, generator=stream(4, "order")).split(8)
-    for place in (0, 131, 719):
+    for position in (0, 131, 719):
         net = problems.make_model(model, data, 4)
         optimizer = problems.source_sgd(net, 0.1, momentum)
-        for number in listed[place].tolist():
+        for number in listed[position].tolist():
             batch = [(data.train.x[index[number]], data.train.y[index[number]])]
             train_in_order(net, optimizer, problems.losses_of, batch, [0])
         expected = []
         for part in (data.val, data.test):
             scores = evaluate(net, part, "")
             expected += [scores["/loss"], 100 * scores["/accuracy"]]
-        got = values[place].tolist()
+        got = values[position].tolist()
         assert got[::2] == pytest.approx(expected[::2], rel=1e-3)  # six steps in float32
         assert got[1::2] == pytest.approx(expected[1::2], abs=0.8)  # one picture
 
 
 def test_metrics_of_the_first_epoch_follow_from_all_orders(replays):
-    found = study()
+    actual = study()
     ((*_, batches, listed, values),) = replays
-    metrics, v = found.metrics, values.double().numpy()
-    for place, name in enumerate(orders.MEASURES):
+    metrics, v = actual.metrics, values.double().numpy()
+    for index, name in enumerate(orders.MEASURES):
         for what in ("min", "mean", "max"):
-            assert metrics[f"{name}/{what}"] == pytest.approx(getattr(v[:, place], what)())
+            assert metrics[f"{name}/{what}"] == pytest.approx(getattr(v[:, index], what)())
     for name, column in (("accuracy", v[:, 1]), ("loss", v[:, 0])):
         for position in range(6):
             groups = [column[listed[:, position].numpy() == b] for b in range(6)]
@@ -101,7 +101,7 @@ def test_metrics_of_the_first_epoch_follow_from_all_orders(replays):
         assert metrics[f"last/{b}/accuracy"] == pytest.approx(ends.mean())
     # chosen on one half, reported on the other
     assert metrics["best_on_val/test_accuracy"] == pytest.approx(v[v[:, 1].argmax(), 3])
-    curves = found.curves
+    curves = actual.curves
     ordered = sorted(v[:, 1])
     assert "persistence" not in curves
     assert "repeat" not in metrics
@@ -118,7 +118,7 @@ def test_metrics_of_the_first_epoch_follow_from_all_orders(replays):
 
 
 def test_ranks_are_those_of_the_greedy_order_by_hand(replays):
-    found = study()
+    actual = study()
     ((model, _, batches, listed, values),) = replays
     target = problems.pair_problem(4).target
 
@@ -145,32 +145,34 @@ def test_ranks_are_those_of_the_greedy_order_by_hand(replays):
             taken.append(max(left, key=lambda number: score(name, at, by, number)))
             train_in_order(at, by, problems.losses_of, batches, taken[-1:])
         for ending, order in (("", taken), ("/reversed", taken[::-1])):
-            place = listed.tolist().index(order)
+            position = listed.tolist().index(order)
             for what, column in (("loss", values[:, 0]), ("accuracy", -values[:, 1])):
-                before = sum(c < column[place] for c in column)
-                beside = sum(c == column[place] for c in column)
+                before = sum(c < column[position] for c in column)
+                beside = sum(c == column[position] for c in column)
                 rank = 100 * float(before + beside / 2) / 720
-                assert found.metrics[f"rank/{name}/{what}{ending}"] == pytest.approx(rank)
-    ranks = {k: r for k, r in found.metrics.items() if k.startswith("rank/")}
+                assert actual.metrics[f"rank/{name}/{what}{ending}"] == pytest.approx(rank)
+    ranks = {k: r for k, r in actual.metrics.items() if k.startswith("rank/")}
     assert len(ranks) == len(SCORES) * 4
     assert all(0 <= rank <= 100 for rank in ranks.values())
 
 
 def test_later_epochs_start_where_chosen_orders_ended(replays):
     epochs = 3
-    found = study(epochs=epochs)
+    actual = study(epochs=epochs)
     first, again, *later = replays
     assert len(later) == (epochs - 1) * Orders().states
-    data, curves = problems.pair_problem(4), found.curves
+    data, curves = problems.pair_problem(4), actual.curves
     generator = stream(4, "order")
     batches = []
     for _ in range(epochs):
         index = torch.randperm(48, generator=generator).split(8)
         batches.append([(data.train.x[i], data.train.y[i]) for i in index])
     calls: list[list[Call]] = [[first], later[:4], later[4:]]
-    for own, epoch in zip(batches, calls, strict=True):
+    for batches_of_epoch, epoch in zip(batches, calls, strict=True):
         assert all(
-            torch.equal(a, x) for c in epoch for (a, _), (x, _) in zip(c[2], own, strict=True)
+            torch.equal(a, x)
+            for c in epoch
+            for (a, _), (x, _) in zip(c[2], batches_of_epoch, strict=True)
         )
     assert torch.equal(again[2][0][0], batches[0][0][0])
     assert same_weights(again[0], later[Orders().states // 2][0])
@@ -200,15 +202,15 @@ def test_later_epochs_start_where_chosen_orders_ended(replays):
         pair = float(torch.corrcoef(torch.stack([started, after]))[0, 1])
         assert curves["persistence"][number] == pytest.approx(pair, abs=1e-5)
     assert len(curves["persistence"]) == epochs - 1
-    for place, epoch in enumerate(calls):
+    for position, epoch in enumerate(calls):
         spans = [float(values[:, 1].max() - values[:, 1].min()) for *_, values in epoch]
-        assert curves["range"][place] == pytest.approx(sum(spans) / len(spans), rel=1e-5)
+        assert curves["range"][position] == pytest.approx(sum(spans) / len(spans), rel=1e-5)
     same = torch.stack([first[4][:, 0], again[4][:, 0]])
-    assert found.metrics["repeat"] == pytest.approx(float(torch.corrcoef(same)[0, 1]), abs=1e-6)
+    assert actual.metrics["repeat"] == pytest.approx(float(torch.corrcoef(same)[0, 1]), abs=1e-6)
 
 
 def test_where_all_orders_end_alike_there_are_no_shares():
-    found = study(lr=0.0)
-    assert not [name for name in found.metrics if name.startswith("share/")]
-    assert {found.metrics[f"rank/{score}/loss"] for score in SCORES} == {50.0}
-    canonical_json(found.as_record())  # no NaN
+    actual = study(lr=0.0)
+    assert not [name for name in actual.metrics if name.startswith("share/")]
+    assert {actual.metrics[f"rank/{score}/loss"] for score in SCORES} == {50.0}
+    canonical_json(actual.as_record())  # no NaN

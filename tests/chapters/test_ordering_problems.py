@@ -65,12 +65,12 @@ def test_a_part_holds_the_pictures_and_classes_of_its_rows(name):
         assert held.x.shape[1:] == (1, *problems.SHAPES[name])
         assert held.x.dtype == torch.float32
         assert 0 == float(held.x.min()) < float(held.x.max()) == 1
-        for place in (0, 7, len(rows) - 1):
-            row, known = int(rows[place]), len(arrays["train_y"])
-            of, row = ("train", row) if row < known else ("test", row - known)
-            picture = torch.tensor(arrays[f"{of}_x"][row].astype(float) / largest)
-            torch.testing.assert_close(held.x[place].flatten(), picture.flatten().float())
-            assert held.y[place] == arrays[f"{of}_y"][row]
+        for position in (0, 7, len(rows) - 1):
+            row, known = int(rows[position]), len(arrays["train_y"])
+            split, row = ("train", row) if row < known else ("test", row - known)
+            picture = torch.tensor(arrays[f"{split}_x"][row].astype(float) / largest)
+            torch.testing.assert_close(held.x[position].flatten(), picture.flatten().float())
+            assert held.y[position] == arrays[f"{split}_y"][row]
     assert data.num_classes == len(data.train.y.unique()) == 10
 
 

@@ -99,7 +99,7 @@ def test_training_is_reproducible_bit_by_bit(settings):
 
 def test_random_is_plain_sgd_on_reshuffled_batches(watched):
     """A twin without samplers and loop; the step length falls to zero over the whole budget."""
-    found, seen = watched(settings_for(steps=40), steps=EPOCH + 3)
+    actual, seen = watched(settings_for(steps=40), steps=EPOCH + 3)
     data = problems.problem("digits", 0)
     model = problems.make_model("mlp", data, 0)
     optimizer = problems.source_sgd(model, 0.1)
@@ -112,7 +112,7 @@ def test_random_is_plain_sgd_on_reshuffled_batches(watched):
         optimizer.zero_grad()
         F.cross_entropy(model(data.train.x[batch]), data.train.y[batch]).backward()
         optimizer.step()
-    for a, b in zip(found.model.parameters(), model.parameters(), strict=True):
+    for a, b in zip(actual.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # order of sums
 
 
@@ -165,14 +165,14 @@ def test_scores_pick_what_they_say(watched):
 )
 @pytest.mark.parametrize("candidates", [2, 8])
 def test_forward_equivalents_are_those_of_the_cost_model(order, each, once, candidates):
-    found = training.train_arm(settings_for(order, candidates=candidates, steps=EPOCH + 2), 0)
+    actual = training.train_arm(settings_for(order, candidates=candidates, steps=EPOCH + 2), 0)
     spent, expected = 0, []
     for step in range(EPOCH + 2):
         left = EPOCH - step % EPOCH
         scored = min(candidates, left) if left > 1 else 0  # the last batch has no rival
         spent += 3 + each * scored + once * (scored > 0)
         expected.append(spent)
-    assert found.forwards == expected
+    assert actual.forwards == expected
 
 
 def test_steps_end_the_training_and_nothing_is_measured():
@@ -199,18 +199,18 @@ def test_early_ends_the_training_at_the_target():
 
 def test_the_target_is_reached_at_its_first_passing():
     data = problems.problem("digits", 0)
-    found = training.Trained(data, problems.make_model("linear", data, 0), [0.1, 0.9, 0.5, 0.95])
-    assert [found.reached(t) for t in (0.1, 0.5, 0.9, 0.91, 0.96)] == [1, 2, 2, 4, None]
+    actual = training.Trained(data, problems.make_model("linear", data, 0), [0.1, 0.9, 0.5, 0.95])
+    assert [actual.reached(t) for t in (0.1, 0.5, 0.9, 0.91, 0.96)] == [1, 2, 2, 4, None]
 
 
 @pytest.mark.parametrize("settings", [settings_for(steps=3), paced("random_list", steps=3)])
 def test_what_is_noted_is_the_entropy_of_labels_and_the_held_out_accuracy(watched, settings):
-    found, seen = watched(settings)
-    for entropy, batch in zip(found.entropy, seen, strict=True):
-        shares = [c / len(batch) for c in found.data.train.y[batch].bincount().tolist() if c]
+    actual, seen = watched(settings)
+    for entropy, batch in zip(actual.entropy, seen, strict=True):
+        shares = [c / len(batch) for c in actual.data.train.y[batch].bincount().tolist() if c]
         assert entropy == pytest.approx(-sum(p * math.log(p) for p in shares), rel=1e-5)
-    assert found.accuracy[-1] == evaluate(found.model, found.data.val, "val")["val/accuracy"]
-    assert found.train_loss == []
+    assert actual.accuracy[-1] == evaluate(actual.model, actual.data.val, "val")["val/accuracy"]
+    assert actual.train_loss == []
 
 
 @pytest.mark.parametrize("order", SCORES)
@@ -218,7 +218,9 @@ def test_scores_look_at_the_target_part_and_at_no_other(monkeypatch, order):
     def weights_with(**parts: Callable[[IndexedDataset], IndexedDataset]) -> nn.Module:
         def changed(*args: Any, **options: Any) -> problems.Problem:
             data = problems.problem(*args, **options)
-            return replace(data, **{part: of(getattr(data, part)) for part, of in parts.items()})
+            return replace(
+                data, **{part: change(getattr(data, part)) for part, change in parts.items()}
+            )
 
         with monkeypatch.context() as patch:
             patch.setattr(training, "problem", changed)
@@ -250,25 +252,25 @@ def test_the_scorer_is_given_the_target_part(monkeypatch):
 
 
 def test_the_control_trains_on_the_target_part_too(watched):
-    found, seen = watched(settings_for("random_more", steps=18))
+    actual, seen = watched(settings_for("random_more", steps=18))
     data = problems.problem("digits", 0)
     for k in ("x", "y"):
         both = torch.cat([getattr(data.train, k), getattr(data.target, k)])
-        assert torch.equal(getattr(found.data.train, k), both)
-        assert torch.equal(getattr(found.data.val, k), getattr(data.val, k))
+        assert torch.equal(getattr(actual.data.train, k), both)
+        assert torch.equal(getattr(actual.data.val, k), getattr(data.val, k))
     assert sorted(i for batch in seen for i in batch) == list(range(1024 + 128))
 
 
 @pytest.mark.parametrize("order", ["fixed", "grab"])
 def test_fixed_batches_come_once_an_epoch_in_a_new_order(watched, order):
-    found, seen = watched(settings_for(order, model="linear", steps=3 * EPOCH))
+    actual, seen = watched(settings_for(order, model="linear", steps=3 * EPOCH))
     first, second, third = in_epochs(seen)
     assert first == second == third
     assert sorted(i for batch in first for i in batch) == list(range(1024))
     assert len({tuple(map(tuple, seen[i : i + EPOCH])) for i in (0, 16, 32)}) == 3
-    assert len(found.train_loss) == 3 * EPOCH
-    now = evaluate(found.model, found.data.train, "train")["train/loss"]
-    assert found.train_loss[-1] == pytest.approx(now, rel=1e-6)
+    assert len(actual.train_loss) == 3 * EPOCH
+    now = evaluate(actual.model, actual.data.train, "train")["train/loss"]
+    assert actual.train_loss[-1] == pytest.approx(now, rel=1e-6)
 
 
 def test_grab_gets_the_gradient_of_each_batch_and_decides_the_next_epoch(watched, monkeypatch):
@@ -285,14 +287,14 @@ def test_grab_gets_the_gradient_of_each_batch_and_decides_the_next_epoch(watched
             samplers[1:] = [self.order]
 
     monkeypatch.setattr(training, "GraBSampler", Spy)
-    found, seen = watched(settings_for("grab", model="linear", steps=EPOCH))
+    actual, seen = watched(settings_for("grab", model="linear", steps=EPOCH))
     assert [unit for unit, _ in recorded] == samplers[0]
     _, longer = watched(settings_for("grab", model="linear", steps=2 * EPOCH))
     by_unit = dict(zip(samplers[0], seen, strict=True))
     assert [by_unit[unit] for unit, _ in recorded[2 * EPOCH :]] == longer[EPOCH:]
     # the first gradient, from the initial weights
-    model = problems.make_model("linear", found.data, 0)
-    x, y, _ = found.data.train[seen[0]]
+    model = problems.make_model("linear", actual.data, 0)
+    x, y, _ = actual.data.train[seen[0]]
     loss = F.cross_entropy(model(x), y)
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*model.parameters()])])
     torch.testing.assert_close(recorded[0][1], expected, rtol=1e-5, atol=1e-6)

@@ -191,8 +191,8 @@ def test_tarfile_agrees_on_a_plain_archive(tmp_path) -> None:
             info.size = len(name)
             tar.addfile(info, io.BytesIO(name.encode()[: len(name)]))
     stream.seek(0)
-    found = archives.Archive(stream, "x", 1 << 20)
-    got = {info.name: found.read(info) for info in found}
+    actual = archives.Archive(stream, "x", 1 << 20)
+    got = {info.name: actual.read(info) for info in actual}
     stream.seek(0)
     with tarfile.open(fileobj=stream) as tar:
         expected = {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]

@@ -74,20 +74,20 @@ def test_tokens_are_the_known_words_once_in_order_then_zeros():
 def test_weights_by_hand():
     # of three training texts "a" is in three, "b" in one, and "c" in none but the last text
     tokens = torch.tensor([[1, 2], [1, 0], [1, 0], [3, 0], [0, 0]])
-    found = tf_idf(tokens, torch.tensor([0, 1, 2]), 3)
-    assert found.dtype == torch.float32
+    actual = tf_idf(tokens, torch.tensor([0, 1, 2]), 3)
+    assert actual.dtype == torch.float32
     common, rare = 1.0, np.log(4 / 2) + 1
     length = np.hypot(common, rare)
     expected = [[common / length, rare / length, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]]
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_weights_are_those_of_scikit_learn():
     for train in ([0, 1, 3, 6], [1], list(range(len(TEXTS)))):
         expected = sklearn_weights(list(TEXTS), train)
-        found = own_weights(list(TEXTS), train)
-        assert found.shape == expected.shape
-        np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)  # float32
+        actual = own_weights(list(TEXTS), train)
+        assert actual.shape == expected.shape
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=1e-6)  # float32
 
 
 LETTERS = st.text(alphabet="abcdeABé1 _-", max_size=12)
@@ -100,9 +100,9 @@ def test_weights_of_any_texts_are_those_of_scikit_learn(texts, data):
     train = sorted(data.draw(rows))
     vocabulary = build_vocabulary(texts[i] for i in train)
     assume(vocabulary)  # scikit-learn refuses an empty one
-    expected, found = sklearn_weights(texts, train), own_weights(texts, train).numpy()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # float32
-    lengths = np.linalg.norm(found, axis=1)
+    expected, actual = sklearn_weights(texts, train), own_weights(texts, train).numpy()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)  # float32
+    lengths = np.linalg.norm(actual, axis=1)
     known = (token_matrix(texts, vocabulary) > 0).any(1).numpy()
     np.testing.assert_allclose(lengths, known, rtol=0, atol=1e-6)
 
@@ -111,9 +111,9 @@ def test_weights_of_the_emoji_are_those_of_scikit_learn():
     data = emoji_captions()
     texts = [" ".join([n, *k]) for n, k in zip(data.names, data.keywords, strict=True)]
     train = list(range(0, len(texts), 2))
-    expected, found = sklearn_weights(texts, train), own_weights(texts, train)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)  # float32
+    expected, actual = sklearn_weights(texts, train), own_weights(texts, train)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=1e-6)  # float32
 
 
 def test_no_text_gives_no_row_and_one_text_is_no_sequence() -> None:

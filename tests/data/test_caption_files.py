@@ -68,12 +68,12 @@ def write(tmp_path):
 
 
 def test_coco_captions_point_at_their_pictures(write) -> None:
-    found = coco_captions(write(COCO))
-    assert found.pictures == tuple(image["file_name"] for image in COCO["images"])
-    assert found.captions == ("A cat  on a sofa.", "Ein schöner Tisch", "a third", "a fourth")
-    assert found.image_ids.tolist() == [2, 0, 1, 2]
-    assert found.image_ids.dtype == np.int64
-    assert found.features is None
+    actual = coco_captions(write(COCO))
+    assert actual.pictures == tuple(image["file_name"] for image in COCO["images"])
+    assert actual.captions == ("A cat  on a sofa.", "Ein schöner Tisch", "a third", "a fourth")
+    assert actual.image_ids.tolist() == [2, 0, 1, 2]
+    assert actual.image_ids.dtype == np.int64
+    assert actual.features is None
 
 
 def without(content: dict[str, Any], part: str, row: int, key: str) -> dict[str, Any]:
@@ -126,11 +126,11 @@ def test_missing_file_raises(tmp_path) -> None:
 
 
 def test_karpathy_flickr_part(write) -> None:
-    found = karpathy_captions(write(FLICKR), "train")
-    assert found.pictures == ("1000092795.jpg", "1000268201.jpg")
-    assert found.captions == ("Two young guys.", "Two men .", "A child in a pink dress.")
-    assert found.image_ids.tolist() == [0, 0, 1]
-    assert found.image_ids.dtype == np.int64
+    actual = karpathy_captions(write(FLICKR), "train")
+    assert actual.pictures == ("1000092795.jpg", "1000268201.jpg")
+    assert actual.captions == ("Two young guys.", "Two men .", "A child in a pink dress.")
+    assert actual.image_ids.tolist() == [0, 0, 1]
+    assert actual.image_ids.dtype == np.int64
     assert karpathy_captions(write(FLICKR), "test").captions == ("Several men in hard hats.",)
 
 
@@ -206,9 +206,9 @@ WORDLESS = ["", "  ", "\n", "\u200b", "\xa0", "\ufeff", " .", "…"]
 @FORMATS
 @pytest.mark.parametrize("empty", WORDLESS)
 def test_caption_without_a_word_is_left_out(empty, make, load, write) -> None:
-    found = load(write(make(["a teal mug", empty], [empty, "two oars\ufeff", empty], ["😀"])))
-    assert found.captions == ("a teal mug", "two oars", "😀")
-    assert found.image_ids.tolist() == [0, 1, 2]
+    actual = load(write(make(["a teal mug", empty], [empty, "two oars\ufeff", empty], ["😀"])))
+    assert actual.captions == ("a teal mug", "two oars", "😀")
+    assert actual.image_ids.tolist() == [0, 1, 2]
 
 
 @FORMATS
@@ -252,15 +252,15 @@ def layout(folder: Path, rows: np.ndarray, lines: list[str], split: str = "dev")
 @pytest.mark.parametrize("repeats", [1, 5])
 def test_precomputed_rows_stand_for_pictures(repeats, dtype, tmp_path) -> None:
     rows = ROWS.astype(dtype)
-    found = precomputed_features(layout(tmp_path, rows.repeat(repeats, axis=0), LINES), "dev")
-    assert found.pictures is None
-    assert found.features is not None
-    np.testing.assert_array_equal(found.features, rows)
-    assert found.features.dtype == dtype
-    assert type(found.features) is np.ndarray  # in memory, not the file mapped
-    assert found.captions == tuple(LINES)
-    assert found.image_ids.tolist() == [0] * 5 + [1] * 5 + [2] * 5
-    assert found.image_ids.dtype == np.int64
+    actual = precomputed_features(layout(tmp_path, rows.repeat(repeats, axis=0), LINES), "dev")
+    assert actual.pictures is None
+    assert actual.features is not None
+    np.testing.assert_array_equal(actual.features, rows)
+    assert actual.features.dtype == dtype
+    assert type(actual.features) is np.ndarray  # in memory, not the file mapped
+    assert actual.captions == tuple(LINES)
+    assert actual.image_ids.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert actual.image_ids.dtype == np.int64
 
 
 @pytest.mark.parametrize("repeats", [1, 5])
@@ -273,9 +273,9 @@ def test_precomputed_lines_end_as_anywhere(tmp_path) -> None:
     folder = layout(tmp_path, ROWS[:1], [])
     text = "a\r\n é\u2028\re \n\nd\ne"  # a blank line counts, other separators do not
     (folder / "dev_caps.txt").write_bytes(text.encode())
-    found = precomputed_features(folder, "dev")
-    assert found.captions == ("a", "é\u2028\re", "d", "e")
-    assert found.image_ids.tolist() == [0] * 4
+    actual = precomputed_features(folder, "dev")
+    assert actual.captions == ("a", "é\u2028\re", "d", "e")
+    assert actual.image_ids.tolist() == [0] * 4
 
 
 def test_precomputed_unknown_split_names_the_known_ones(tmp_path) -> None:
@@ -331,13 +331,13 @@ def test_precomputed_empty_and_damaged_files_raise(tmp_path) -> None:
 @pytest.mark.parametrize("kind", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"])
 def test_precomputed_features_go_into_torch(kind, repeats, tmp_path) -> None:
     rows = np.asfortranarray(ROWS.repeat(repeats, axis=0).astype(kind))
-    found = precomputed_features(layout(tmp_path, rows, LINES), "dev").features
-    assert found is not None
-    assert found.dtype == (np.float64 if kind.endswith("8") else np.float32)
-    assert found.dtype.isnative
-    assert found.flags.c_contiguous
-    assert found.flags.writeable
-    assert torch.equal(torch.from_numpy(found).float(), torch.from_numpy(ROWS))
+    actual = precomputed_features(layout(tmp_path, rows, LINES), "dev").features
+    assert actual is not None
+    assert actual.dtype == (np.float64 if kind.endswith("8") else np.float32)
+    assert actual.dtype.isnative
+    assert actual.flags.c_contiguous
+    assert actual.flags.writeable
+    assert torch.equal(torch.from_numpy(actual).float(), torch.from_numpy(ROWS))
 
 
 @pytest.mark.parametrize("kind", ["i4", "u1", "?", "c8", "U5", "longdouble", "f4,f4"])
@@ -401,9 +401,9 @@ def test_precomputed_header_of_every_version_is_read(version, tmp_path) -> None:
 
 def test_precomputed_blank_lines_keep_their_place(tmp_path) -> None:
     lines = [*LINES[:4], " ", *LINES[5:9], "\u200b", *LINES[10:]]
-    found = precomputed_features(layout(tmp_path, ROWS, lines), "dev")
-    assert found.captions == (*LINES[:4], *LINES[5:9], *LINES[10:])
-    assert found.image_ids.tolist() == [0] * 4 + [1] * 4 + [2] * 5
+    actual = precomputed_features(layout(tmp_path, ROWS, lines), "dev")
+    assert actual.captions == (*LINES[:4], *LINES[5:9], *LINES[10:])
+    assert actual.image_ids.tolist() == [0] * 4 + [1] * 4 + [2] * 5
     lines[5:10] = [""] * 5
     with pytest.raises(ValueError, match=r"dev_caps\.txt: picture in row 1 has no caption"):
         precomputed_features(layout(tmp_path, ROWS, lines), "dev")
@@ -413,6 +413,6 @@ def test_precomputed_blank_lines_keep_their_place(tmp_path) -> None:
 
 def test_precomputed_folder_must_be_one(tmp_path) -> None:
     layout(tmp_path, ROWS, LINES)
-    for place in (tmp_path / "nowhere", tmp_path / "dev_ims.npy"):
-        with pytest.raises(ValueError, match=rf"{place.name}: is not a folder"):
-            precomputed_features(place, "dev")
+    for path in (tmp_path / "nowhere", tmp_path / "dev_ims.npy"):
+        with pytest.raises(ValueError, match=rf"{path.name}: is not a folder"):
+            precomputed_features(path, "dev")

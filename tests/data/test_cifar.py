@@ -68,12 +68,12 @@ def load(path: Path, classes: int) -> Arrays:
     return load_cifar(path, classes, complete=False)  # type: ignore[arg-type]
 
 
-def check(found: Arrays, held: Arrays) -> None:
-    assert set(found) == {"train_x", "train_y", "test_x", "test_y"}
+def check(actual: Arrays, held: Arrays) -> None:
+    assert set(actual) == {"train_x", "train_y", "test_x", "test_y"}
     for name, array in held.items():
-        assert found[name].dtype == np.uint8
-        assert found[name].flags.c_contiguous
-        np.testing.assert_array_equal(found[name], array)
+        assert actual[name].dtype == np.uint8
+        assert actual[name].flags.c_contiguous
+        np.testing.assert_array_equal(actual[name], array)
 
 
 # --- what is read
@@ -105,10 +105,10 @@ def test_official_number_of_pictures_is_demanded_unless_told(classes, tmp_path):
             stream.truncate(50_000 // len(TRAIN[classes]) * size)
     with (tmp_path / TEST[classes]).open("wb") as stream:
         stream.truncate(10_000 * size)
-    found = load_cifar(tmp_path, classes)
-    assert found["train_x"].shape == (50_000, 3, 32, 32)
-    assert found["test_x"].shape == (10_000, 3, 32, 32)
-    assert (len(found["train_y"]), len(found["test_y"])) == (50_000, 10_000)
+    actual = load_cifar(tmp_path, classes)
+    assert actual["train_x"].shape == (50_000, 3, 32, 32)
+    assert actual["test_x"].shape == (10_000, 3, 32, 32)
+    assert (len(actual["train_y"]), len(actual["test_y"])) == (50_000, 10_000)
     with (tmp_path / TEST[classes]).open("wb") as stream:
         stream.truncate(9_999 * size)
     with pytest.raises(CorruptDataError, match=f"{TEST[classes]}: 9999 pictures, expected 10000"):
@@ -135,10 +135,10 @@ def test_missing_file_is_named_with_where_to_get_it(pack, classes, tmp_path):
     files, _ = official(classes)
     for name in files:
         less = {other: data for other, data in files.items() if other != name}
-        place = tmp_path / name.replace(".", "-")
-        place.mkdir()
+        path = tmp_path / name.replace(".", "-")
+        path.mkdir()
         with pytest.raises(DataUnavailableError, match=rf"no {name} there") as caught:
-            load(pack(place, less), classes)
+            load(pack(path, less), classes)
         assert f"cifar-{classes}-binary.tar.gz" in str(caught.value)
         assert "https://www.cs.toronto.edu/~kriz/cifar.html" in str(caught.value)
 
@@ -173,13 +173,13 @@ def test_wrong_length_raises_with_the_length(change, pack, classes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("classes", "place", "label", "limit"),
+    ("classes", "position", "label", "limit"),
     [(10, 0, 10, 9), (10, 0, 255, 9), (100, 0, 20, 19), (100, 1, 100, 99)],
 )
-def test_label_out_of_range_raises_with_its_place(classes, place, label, limit, tmp_path):
+def test_label_out_of_range_raises_with_its_place(classes, position, label, limit, tmp_path):
     files, _ = official(classes)
     data = bytearray(files[TEST[classes]])
-    data[(3072 + 1 + (classes == 100)) + place] = label
+    data[(3072 + 1 + (classes == 100)) + position] = label
     files[TEST[classes]] = bytes(data)
     message = rf"{TEST[classes]}: label {label} of picture 1, expected 0 to {limit}"
     with pytest.raises(CorruptDataError, match=message):
@@ -227,9 +227,9 @@ def test_damaged_archive_raises(tmp_path):
     whole = in_archive(tmp_path, files).read_bytes()
     path = tmp_path / "damaged.tar.gz"
     flipped = []
-    for place in range(20, len(whole), len(whole) // 20):  # pixels too: gzip has a checksum
+    for position in range(20, len(whole), len(whole) // 20):  # pixels too: gzip has a checksum
         data = bytearray(whole)
-        data[place] ^= 4
+        data[position] ^= 4
         flipped.append(bytes(data))
     for damaged in (b"", b"rubbish", whole[:-1], whole[: len(whole) // 2], *flipped):
         path.write_bytes(damaged)

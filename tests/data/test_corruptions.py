@@ -56,36 +56,36 @@ def blur(picture, sigma, radius):
 def test_blur_matches_a_loop_over_pixels(shape, radius, severity):
     x = pictures(1, 3, *shape)
     sigma = SIGMA[severity] * math.sqrt(min(shape) / 28)
-    found = corrupt(x, "blur", severity)
+    actual = corrupt(x, "blur", severity)
     for channel in (0, 2):
         expected = blur(x[0, channel], sigma, radius)
-        torch.testing.assert_close(found[0, channel], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(actual[0, channel], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_blur_is_cut_off_at_five_pixels(severity):
     x = torch.zeros(1, 1, 28, 28)
     x[0, 0, 14, 14] = 1.0
-    found = corrupt(x, "blur", severity)[0, 0]
+    actual = corrupt(x, "blur", severity)[0, 0]
     weights = [math.exp(-(d**2) / (2 * SIGMA[severity] ** 2)) for d in range(-5, 6)]
     row = torch.zeros(28)
     row[9:20] = torch.tensor(weights) / sum(weights)
-    torch.testing.assert_close(found, row.outer(row), rtol=0, atol=1e-6)
+    torch.testing.assert_close(actual, row.outer(row), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_contrast_pulls_pixels_to_the_mean_of_their_picture(severity, dtype):
     x = pictures(4, 1, 6, 7, dtype=dtype)
-    found = corrupt(x, "contrast", severity)
-    assert found.dtype == dtype
-    for picture, paler in zip(x, found, strict=True):
+    actual = corrupt(x, "contrast", severity)
+    assert actual.dtype == dtype
+    for picture, paler in zip(x, actual, strict=True):
         mean = sum(picture.flatten().tolist()) / 42
         expected = [mean + FACTOR[severity] * (v - mean) for v in picture.flatten().tolist()]
         assert paler.flatten().tolist() == pytest.approx(expected, abs=1e-6)
     coloured = pictures(2, 3, 4, 4, dtype=dtype)
-    found = corrupt(coloured, "contrast", severity)
-    shift = found - FACTOR[severity] * coloured  # the same for all pixels and channels
+    actual = corrupt(coloured, "contrast", severity)
+    shift = actual - FACTOR[severity] * coloured  # the same for all pixels and channels
     spread = shift.flatten(1).amax(1) - shift.flatten(1).amin(1)
     assert float(spread.max()) < 1e-6
 
@@ -94,14 +94,14 @@ def test_contrast_pulls_pixels_to_the_mean_of_their_picture(severity, dtype):
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_noise_is_gaussian_clipped_and_from_the_generator(severity, dtype):
     grey = torch.full((3, 1, 60, 60), 0.5, dtype=dtype)
-    found = corrupted(grey, "noise", severity)
+    actual = corrupted(grey, "noise", severity)
     drawn = torch.randn(grey.shape, dtype=dtype, generator=stream(0, "noise"))
-    torch.testing.assert_close(found, (0.5 + STD[severity] * drawn).clamp(0, 1))
-    inside = found[(found > 0) & (found < 1)] - 0.5
+    torch.testing.assert_close(actual, (0.5 + STD[severity] * drawn).clamp(0, 1))
+    inside = actual[(actual > 0) & (actual < 1)] - 0.5
     if severity <= 3:  # hardly any is clipped at more than three standard deviations
         assert float(inside.std()) == pytest.approx(STD[severity], rel=0.03)
-    assert torch.equal(corrupted(grey, "noise", severity), found)
-    assert not torch.equal(corrupted(grey, "noise", severity, seed=1), found)
+    assert torch.equal(corrupted(grey, "noise", severity), actual)
+    assert not torch.equal(corrupted(grey, "noise", severity, seed=1), actual)
     with pytest.raises(ValueError, match="noise needs a generator"):
         corrupt(grey, "noise", severity)
 
@@ -117,10 +117,10 @@ def test_noise_is_gaussian_clipped_and_from_the_generator(severity, dtype):
 def test_corrupted_pictures_stay_pictures(kind, severity, shape, dtype, seed):
     x = pictures(*shape, dtype=dtype, seed=seed)
     kept = x.clone()
-    found = corrupted(x, kind, severity)
-    assert found.shape == x.shape
-    assert found.dtype == dtype
-    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    actual = corrupted(x, kind, severity)
+    assert actual.shape == x.shape
+    assert actual.dtype == dtype
+    assert 0 <= float(actual.min()) <= float(actual.max()) <= 1
     assert torch.equal(x, kept)
     if kind != "noise":
         constant = torch.full(shape, float(x.flatten()[0]), dtype=dtype)
@@ -129,7 +129,7 @@ def test_corrupted_pictures_stay_pictures(kind, severity, shape, dtype, seed):
         grey = 1e-4 if kind == "contrast" and shape[1] == 3 else 1e-6
         torch.testing.assert_close(blank, constant, rtol=0, atol=grey)
         alone = corrupt(x[:1], kind, severity)
-        torch.testing.assert_close(found[:1], alone, rtol=0, atol=1e-6)
+        torch.testing.assert_close(actual[:1], alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [8, 28, 32])

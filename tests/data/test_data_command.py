@@ -64,9 +64,9 @@ def test_a_folder_in_place_of_a_file_is_named(command, cut_off, capsys):
 @pytest.mark.parametrize("command", ["verify", "fetch"])
 @pytest.mark.parametrize("below", [False, True])
 def test_a_file_in_place_of_the_cache_is_named(below, command, cut_off, monkeypatch, capsys):
-    place = cut_off / "sets"
-    place.write_text("not a folder")
-    monkeypatch.setattr(paths, "DATA_CACHE", place / "deeper" if below else place)
+    path = cut_off / "sets"
+    path.write_text("not a folder")
+    monkeypatch.setattr(paths, "DATA_CACHE", path / "deeper" if below else path)
     assert main([command, "fashion_mnist"]) == 2
     assert "sets" in capsys.readouterr().err
     assert main(["list"]) == 0

@@ -171,8 +171,8 @@ def test_first_use_by_several_at_once_fetches_once(server, use_registry) -> None
     use_registry(mirror_toml(server.url))
     server.delay = 0.1
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: registry.load("tiny"), range(4)):
-            assert_tiny(found)
+        for actual in pool.map(lambda _: registry.load("tiny"), range(4)):
+            assert_tiny(actual)
     assert set(server.requests.values()) == {1}
 
 

@@ -84,9 +84,9 @@ def test_train_and_test_rows_are_disjoint_and_keep_their_labels(name, classes) -
     scale = 16.0 if name == "digits" else 1.0
     for c, label in zip(classes, (1.0, -1.0), strict=True):
         parts = [problem.X[problem.y == label], problem.X_test[problem.y_test == label]]
-        found = Counter(row.tobytes() for part in parts for row in part * scale)
+        actual = Counter(row.tobytes() for part in parts for row in part * scale)
         source = Counter(row.tobytes() for row in data["train_x"][data["train_y"] == c])
-        assert found == source  # as multisets: every row once, none twice
+        assert actual == source  # as multisets: every row once, none twice
 
 
 @pytest.mark.parametrize(("name", "classes", "dims", "total"), CASES)
@@ -241,8 +241,8 @@ def test_mismatched_lengths_raise() -> None:
 def test_gather_makes_no_tensor_on_a_default_device(dataset) -> None:
     expected = dataset[[3, 1]]
     with torch.device("meta"):
-        found = dataset[[3, 1]]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        actual = dataset[[3, 1]]
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def test_fashion_splits_partition_the_official_training_set() -> None:
@@ -255,8 +255,8 @@ def test_fashion_splits_partition_the_official_training_set() -> None:
     assert 0 <= float(train.x.min()) <= float(train.x.max()) <= 1
     data = registry.load("fashion_mnist")
     bytes_of = [(part.x * 255).round().to(torch.uint8).numpy() for part in (train, val)]
-    found = Counter(picture.tobytes() for part in bytes_of for picture in part)
-    assert found == Counter(picture.tobytes() for picture in data["train_x"])
+    actual = Counter(picture.tobytes() for part in bytes_of for picture in part)
+    assert actual == Counter(picture.tobytes() for picture in data["train_x"])
 
 
 def test_fashion_validation_depends_on_the_seed_alone() -> None:

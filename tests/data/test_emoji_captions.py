@@ -44,8 +44,8 @@ def tiny_set() -> dict[str, Any]:
     for language in ("en", *LANGUAGES):
         entries = {}
         for _, _, text, name, keywords in CONCEPTS:
-            own = name if language == "en" else f"{language} {name}"
-            entries[text] = {"tts": [own], **({"default": keywords} if keywords else {})}
+            alone = name if language == "en" else f"{language} {name}"
+            entries[text] = {"tts": [alone], **({"default": keywords} if keywords else {})}
         first = dict([entries.popitem()])
         files[f"annotations/{language}"] = {"annotations": {"annotations": entries}}
         files[f"derived/{language}"] = {"annotationsDerived": {"annotations": first}}
@@ -60,17 +60,17 @@ def decoded(files: dict[str, Any]) -> Arrays:
 
 
 def test_tiny_set_is_matched_by_code_points_and_sorted() -> None:
-    found = decoded(tiny_set())
-    assert found["keys"].tolist() == ["0023-20e3", "1f600", "2764"]
-    assert found["names"].tolist() == ["keycap: #", "grinning face", "red heart"]
-    assert found["keywords"].tolist() == ["keycap", "face|grin", ""]
-    assert found["categories"].tolist() == ["Symbols", "Smileys", "Symbols"]
-    assert found["names_fr"].tolist() == ["fr keycap: #", "fr grinning face", "fr red heart"]
-    assert set(found) == {
+    actual = decoded(tiny_set())
+    assert actual["keys"].tolist() == ["0023-20e3", "1f600", "2764"]
+    assert actual["names"].tolist() == ["keycap: #", "grinning face", "red heart"]
+    assert actual["keywords"].tolist() == ["keycap", "face|grin", ""]
+    assert actual["categories"].tolist() == ["Symbols", "Smileys", "Symbols"]
+    assert actual["names_fr"].tolist() == ["fr keycap: #", "fr grinning face", "fr red heart"]
+    assert set(actual) == {
         *("pictures", "keys", "categories", "names", "keywords"),
         *(f"names_{language}" for language in LANGUAGES),
     }
-    pictures = found["pictures"]
+    pictures = actual["pictures"]
     assert pictures.shape == (3, 4, 64, 64, 3)
     assert pictures.dtype == np.uint8
     expected = np.broadcast_to(np.array(RGB, np.uint8)[:, None, None], (3, 4, 64, 64, 3))

@@ -185,9 +185,9 @@ def test_byte_order_mark_is_no_text(name, tmp_path) -> None:
     expected = load(write_all(tmp_path))
     path = tmp_path / file
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    found = load(tmp_path)
+    actual = load(tmp_path)
     for field in ("source", "target", "captions"):
-        assert getattr(found, field, None) == getattr(expected, field, None)
+        assert getattr(actual, field, None) == getattr(expected, field, None)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "utf-16-be", "latin-1"])
@@ -223,9 +223,9 @@ def test_only_line_feeds_end_a_line(mark, tmp_path) -> None:
     english = f"\ufeffA{mark}cheese{mark}\r\nand bread\ufeff\n"
     (tmp_path / "train.en").write_bytes(english.encode())
     (tmp_path / "train.de").write_bytes("\ufeffEin Käse\nund Brot".encode())
-    found = plain_pairs(tmp_path / "train.en", tmp_path / "train.de")
-    assert found.source == (f"A{mark}cheese", "and bread")
-    assert found.target == ("Ein Käse", "und Brot")
+    actual = plain_pairs(tmp_path / "train.en", tmp_path / "train.de")
+    assert actual.source == (f"A{mark}cheese", "and bread")
+    assert actual.target == ("Ein Käse", "und Brot")
 
 
 BLANKS = ["", " ", "\t\r", "\u200b", "\xa0", "\ufeff", "\u2060\u200d", "\u3000", "\u2800", "\x1a"]
@@ -328,14 +328,14 @@ def test_paths_are_text_or_path_and_may_begin_at_home(as_given, tmp_path, monkey
     folder.mkdir()
     write_all(folder)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    place = as_given(folder)
-    inside = (lambda name: f"{place}/{name}") if isinstance(place, str) else place.joinpath
+    path = as_given(folder)
+    inside = (lambda name: f"{path}/{name}") if isinstance(path, str) else path.joinpath
     assert coco_captions(inside("coco.json")).captions == ("Ein Käse",)
     assert karpathy_captions(inside("split.json"), "train").captions == ("Ein Käse",)
-    assert len(precomputed_features(place, "dev").captions) == 5
+    assert len(precomputed_features(path, "dev").captions) == 5
     assert len(plain_pairs(inside("train.en"), inside("train.de"))) == 2
-    assert len(iwslt_pairs(place, "train")) == len(iwslt_pairs(place, "tst2012")) == 1
-    assert load_cifar(place, 10, complete=False)["test_y"].tolist() == [0]
+    assert len(iwslt_pairs(path, "train")) == len(iwslt_pairs(path, "tst2012")) == 1
+    assert load_cifar(path, 10, complete=False)["test_y"].tolist() == [0]
     assert load_cifar(inside("cifar.tar.gz"), 10, complete=False)["test_y"].tolist() == [0]
     assert read_arrays(inside("set.npz"))["x"].tolist() == [0, 1, 2]
     write_arrays(inside("new/set.npz"), {"x": np.arange(2)})

@@ -49,19 +49,19 @@ def contents(arrays: Arrays) -> list[tuple[str, str, str]]:
 
 
 def test_tiny_pages_are_paired_by_page_and_id() -> None:
-    found = decode(FILES)
-    assert contents(found) == [
+    actual = decode(FILES)
+    assert contents(actual) == [
         ("a/one", "Save a file.", "Eine Datei sichern."),
         ("b/two", "Click the icon.", "Klicken Sie hier."),
         ("b/two", "Using the grid", "Das Raster einsetzen"),
     ]
-    assert {name: array.dtype for name, array in found.items()} == {
+    assert {name: array.dtype for name, array in actual.items()} == {
         **{f"{side}_bytes": np.uint8 for side in ("source", "target", "page")},
         **{f"{side}_offsets": np.int64 for side in ("source", "target", "page")},
         "pages": np.int64,
     }
     backwards = decode(dict(reversed(FILES.items())))
-    for name, array in found.items():
+    for name, array in actual.items():
         np.testing.assert_array_equal(backwards[name], array)
 
 
@@ -164,8 +164,8 @@ def test_each_filter_at_its_bounds(source, target, kept) -> None:
 
 
 def test_sentences_keep_order_and_marks() -> None:
-    found = list(sentence_pairs("One two three? Four. Five six seven.", "A b c! D. E f g."))
-    assert found == [("One two three?", "A b c!"), ("Five six seven.", "E f g.")]
+    actual = list(sentence_pairs("One two three? Four. Five six seven.", "A b c! D. E f g."))
+    assert actual == [("One two three?", "A b c!"), ("Five six seven.", "E f g.")]
 
 
 @pytest.mark.parametrize("texts", [(), ("",), ("ä", "", "車 x", "b")])
@@ -268,13 +268,13 @@ def test_real_set_has_the_counts_of_its_description() -> None:
     if not registry.cache_path("libreoffice_help").exists():
         pytest.skip("libreoffice_help is optional and not in the cache")
     data = registry.load("libreoffice_help")
-    found = contents(data)
+    actual = contents(data)
     title = registry.info("libreoffice_help").title.replace(" ", "")
-    distinct = {(source, target) for _, source, target in found}
-    assert (len(found), len(distinct), len(texts_of(data, "page"))) == (45652, 35866, 2531)
+    distinct = {(source, target) for _, source, target in actual}
+    assert (len(actual), len(distinct), len(texts_of(data, "page"))) == (45652, 35866, 2531)
     assert all(str(number) in title for number in (45652, 35866, 2531))
-    assert len({name for name, *_ in found}) == 2531
-    assert not any("\0" in text or "  " in text for _, *pair in found for text in pair)
+    assert len({name for name, *_ in actual}) == 2531
+    assert not any("\0" in text or "  " in text for _, *pair in actual for text in pair)
     source = "The dialog will dim until the connection is established with the server."
     target = "Der Dialog wird abgedunkelt, bis die Verbindung mit dem Server aufgebaut wurde."
     assert (source, target) in distinct

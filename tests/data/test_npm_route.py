@@ -72,9 +72,9 @@ def npm(monkeypatch, tmp_path):
 @pytest.mark.parametrize("beside", [False, True], ids=["on PATH", "beside Python"])
 def test_each_package_is_packed_once_without_its_scripts(beside, npm) -> None:
     log = npm(beside=beside)
-    found = run(route())
-    assert set(found) == {"a", "b"}
-    for array in found.values():
+    actual = run(route())
+    assert set(actual) == {"a", "b"}
+    for array in actual.values():
         np.testing.assert_array_equal(array, X)
     options = "pack --silent --ignore-scripts"
     assert log.read_text().splitlines() == [f"{options} {ONE}", f"{options} {TWO}"]

@@ -69,19 +69,19 @@ def pairs(text: ParallelText) -> list[tuple[str, str]]:
 
 
 def test_tiny_set_is_split_by_page_without_what_training_knows(tiny) -> None:
-    found = libreoffice_help()
-    assert list(found) == list(PARTS)
+    actual = libreoffice_help()
+    assert list(actual) == list(PARTS)
     rows = {
         name: [ROWS[i][1:] for i in kept]
         for name, kept in {"train": (0, 2, 8), "val": (4, 5), "test": (7, 10)}.items()
     }
-    assert {name: pairs(text) for name, text in found.items()} == rows
+    assert {name: pairs(text) for name, text in actual.items()} == rows
 
 
 def test_short_sentences_are_short_on_both_sides(tiny) -> None:
-    found = libreoffice_help(max_words=4)
+    actual = libreoffice_help(max_words=4)
     rows = {"train": [0, 2], "val": [4], "test": [7]}  # row 9 is known though training lost row 8
-    assert {name: pairs(text) for name, text in found.items()} == {
+    assert {name: pairs(text) for name, text in actual.items()} == {
         name: [ROWS[i][1:] for i in kept] for name, kept in rows.items()
     }
 
@@ -98,12 +98,12 @@ def test_fewer_words_than_any_sentence_has_are_refused(words) -> None:
 def test_real_set_is_split_as_the_docstring_says(words, counts) -> None:
     if not registry.cache_path("libreoffice_help").exists():
         pytest.skip("libreoffice_help is optional and not in the cache")
-    found = libreoffice_help(words)
-    assert tuple(len(text) for text in found.values()) == counts
-    train = {source.lower() for source in found["train"].source}
+    actual = libreoffice_help(words)
+    assert tuple(len(text) for text in actual.values()) == counts
+    train = {source.lower() for source in actual["train"].source}
     for name in ("val", "test"):
-        assert not train.intersection(source.lower() for source in found[name].source)
-    for text in found.values():
+        assert not train.intersection(source.lower() for source in actual[name].source)
+    for text in actual.values():
         assert len(set(pairs(text))) == len(text)
         lengths = [len(side.split()) for pair in pairs(text) for side in pair]
         assert min(lengths) >= 3
@@ -122,8 +122,8 @@ def write(folder: Path, **contents: str | bytes) -> Path:
 
 def test_plain_files_are_read_line_by_line(tmp_path) -> None:
     write(tmp_path, train_en="A\u2028b c. \r\n\n d\nlast\n", train_de=" Ä b.\nleer\nD\n\n")
-    found = plain_pairs(tmp_path / "train.en", tmp_path / "train.de")
-    assert pairs(found) == [("A\u2028b c.", "Ä b."), ("d", "D")]
+    actual = plain_pairs(tmp_path / "train.en", tmp_path / "train.de")
+    assert pairs(actual) == [("A\u2028b c.", "Ä b."), ("d", "D")]
 
 
 def test_last_line_needs_no_end(tmp_path) -> None:

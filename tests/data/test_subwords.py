@@ -165,8 +165,8 @@ def random_ids(rows: int, length: int, size: int, seed: int) -> Tensor:
 
 
 def dense(bags: Tensor, weights: Tensor, size: int) -> np.ndarray:
-    found = torch.zeros(len(bags), size).scatter_(1, bags, weights)
-    return found.numpy()
+    actual = torch.zeros(len(bags), size).scatter_(1, bags, weights)
+    return actual.numpy()
 
 
 def count_matrix(ids: Tensor, size: int) -> np.ndarray:
@@ -187,8 +187,8 @@ def test_weights_equal_sklearns(rows, length, size, seed) -> None:
         assert (bags.dtype, weights.dtype) == (torch.int64, torch.float32)
         expected = oracle.transform(count_matrix(ids, size)).toarray()
         np.testing.assert_allclose(dense(bags, weights, size), expected, atol=1e-6)  # float32
-    own = TfidfTransformer().fit_transform(count_matrix(other, size)).toarray()
-    np.testing.assert_allclose(dense(*tfidf_bags(other, size), size), own, atol=1e-6)
+    ours = TfidfTransformer().fit_transform(count_matrix(other, size)).toarray()
+    np.testing.assert_allclose(dense(*tfidf_bags(other, size), size), ours, atol=1e-6)
 
 
 def test_weights_of_texts_equal_the_vectorizers(subwords) -> None:
@@ -196,8 +196,8 @@ def test_weights_of_texts_equal_the_vectorizers(subwords) -> None:
     vectorizer = TfidfVectorizer(analyzer=lambda row: [n for n in row if n > END])
     expected = vectorizer.fit_transform(ids.tolist()).toarray()
     columns = vectorizer.get_feature_names_out().astype(int)
-    found = dense(*tfidf_bags(ids, len(subwords)), len(subwords))
-    np.testing.assert_allclose(found[:, columns], expected, atol=1e-6)  # float32
+    actual = dense(*tfidf_bags(ids, len(subwords)), len(subwords))
+    np.testing.assert_allclose(actual[:, columns], expected, atol=1e-6)  # float32
 
 
 def test_bags_are_distinct_sorted_and_padded() -> None:
@@ -214,9 +214,9 @@ def test_bags_are_distinct_sorted_and_padded() -> None:
 
 
 def test_document_counts_are_of_texts_not_of_occurrences() -> None:
-    found = document_counts(torch.tensor([[1, 4, 4, 2], [5, 4, 2, 0], [2, 0, 0, 0]]), 7)
-    assert found.total == 3
-    assert found.counts.tolist() == [0, 0, 0, 0, 2, 1, 0]
+    actual = document_counts(torch.tensor([[1, 4, 4, 2], [5, 4, 2, 0], [2, 0, 0, 0]]), 7)
+    assert actual.total == 3
+    assert actual.counts.tolist() == [0, 0, 0, 0, 2, 1, 0]
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (2, 0), (2, 3)])
@@ -266,7 +266,7 @@ def test_model_of_other_special_units_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
 def test_bags_of_small_integers_are_the_same(dtype) -> None:
     ids = torch.tensor([[5, 4, 5, END], [7, END, PAD, PAD]])
-    for found, expected in zip(tfidf_bags(ids.to(dtype), 8), tfidf_bags(ids, 8), strict=True):
-        assert torch.equal(found, expected)
+    for actual, expected in zip(tfidf_bags(ids.to(dtype), 8), tfidf_bags(ids, 8), strict=True):
+        assert torch.equal(actual, expected)
     with pytest.raises(ValueError, match="integer type"):
         tfidf_bags(ids.float(), 8)

@@ -55,17 +55,17 @@ def box(rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
 
 
 def test_tiny_set_pairs_pictures_and_captions_sorted_by_path() -> None:
-    found = decode(STAMPS)
-    assert set(found) == {"pictures", "captions", "categories", "keys"}
-    assert found["keys"].tolist() == ["animals/bird", "animals/birds/owl", "town/both"]
-    assert found["captions"].tolist() == ["A bird.", "An owl’s nest.", "Both formats."]
-    assert found["categories"].tolist() == ["animals", "animals", "town"]
-    assert {found[name].dtype.kind for name in ("captions", "categories", "keys")} == {"U"}
-    assert found["pictures"].shape == (3, 64, 64, 3)
-    assert found["pictures"].dtype == np.uint8
-    assert found["pictures"][:, 32, 32].tolist() == [list(RED), list(RED), [0, 0, 255]]
+    actual = decode(STAMPS)
+    assert set(actual) == {"pictures", "captions", "categories", "keys"}
+    assert actual["keys"].tolist() == ["animals/bird", "animals/birds/owl", "town/both"]
+    assert actual["captions"].tolist() == ["A bird.", "An owl’s nest.", "Both formats."]
+    assert actual["categories"].tolist() == ["animals", "animals", "town"]
+    assert {actual[name].dtype.kind for name in ("captions", "categories", "keys")} == {"U"}
+    assert actual["pictures"].shape == (3, 64, 64, 3)
+    assert actual["pictures"].dtype == np.uint8
+    assert actual["pictures"][:, 32, 32].tolist() == [list(RED), list(RED), [0, 0, 255]]
     backwards = decode(dict(reversed(STAMPS.items())))
-    for name, array in found.items():
+    for name, array in actual.items():
         np.testing.assert_array_equal(backwards[name], array)
 
 
@@ -245,12 +245,12 @@ def test_missing_optional_set_says_so(monkeypatch, tmp_path) -> None:
 def test_real_set_has_the_counts_of_its_description() -> None:
     if not registry.cache_path("tuxpaint").exists():
         pytest.skip("tuxpaint is optional and not in the cache")
-    found = registry.load("tuxpaint")
-    assert found["pictures"].shape == (701, 64, 64, 3)
-    assert len(set(found["captions"].tolist())) == 626
-    assert len(set(found["categories"].tolist())) == 15
-    assert "symbols" not in found["categories"]
-    assert (found["pictures"][:, [0, 0, -1, -1], [0, -1, 0, -1]] == 255).mean() > 0.8
-    captions = dict(zip(found["keys"].tolist(), found["captions"].tolist(), strict=True))
+    actual = registry.load("tuxpaint")
+    assert actual["pictures"].shape == (701, 64, 64, 3)
+    assert len(set(actual["captions"].tolist())) == 626
+    assert len(set(actual["categories"].tolist())) == 15
+    assert "symbols" not in actual["categories"]
+    assert (actual["pictures"][:, [0, 0, -1, -1], [0, -1, 0, -1]] == 255).mean() > 0.8
+    captions = dict(zip(actual["keys"].tolist(), actual["captions"].tolist(), strict=True))
     assert captions["animals/birds/adelaide-rosella"] == "An Adelaide Rosella."
     assert captions["naturalforces/lightningbolt"] == "A lightning bolt."

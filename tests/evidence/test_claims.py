@@ -60,19 +60,19 @@ NONE = [0.1, -0.1, 0.2, -0.2, 0.1, -0.1, 0.05, -0.05]
 
 
 def test_the_word_and_what_it_rests_on():
-    found = c.judge(make(), pair(HIGH), {})
-    assert (found.word, found.addition) == ("holds", "at least worth")
-    [effect] = found.effects
+    actual = c.judge(make(), pair(HIGH), {})
+    assert (actual.word, actual.addition) == ("holds", "at least worth")
+    [effect] = actual.effects
     assert effect.n == 8
     assert effect.values == pytest.approx({1000 + k: g for k, g in enumerate(HIGH)})
     expected = stats.t.interval(0.95, 7, np.mean(HIGH), stats.sem(HIGH))
     assert effect.size == pytest.approx(expected)
     assert effect.formula == "new - old of accuracy"
-    assert (found.kind, found.worth, effect.worth, effect.unit) == (
+    assert (actual.kind, actual.worth, effect.worth, effect.unit) == (
         "effect", "1.0 points", 1.0, "points",
     )  # fmt: skip
     assert effect.stability == 1.0
-    assert not found.is_narrow
+    assert not actual.is_narrow
 
 
 def test_exactly_the_first_seeds_decide():
@@ -92,17 +92,17 @@ def test_fewer_seeds_decide_only_for_comparisons():
 
 def test_a_missing_arm_and_a_missing_metric_are_named():
     only = runs("new", HIGH)
-    found = c.judge(make(), only, {})
-    assert (found.word, found.reason) == ("open", "0 of 8 seeds: no record of old")
-    assert not found.has_values
+    actual = c.judge(make(), only, {})
+    assert (actual.word, actual.reason) == ("open", "0 of 8 seeds: no record of old")
+    assert not actual.has_values
     assert c.judge(make(), [], {}).reason == "0 of 8 seeds"
     gone = c.judge(make(of="gone"), pair(HIGH), {})
     assert gone.reason == "0 of 8 seeds: gone"
 
 
 def test_values_that_are_not_finite_are_named():
-    found = c.judge(make(), pair([*HIGH[:7], math.nan]), {})
-    assert (found.word, found.reason) == ("open", "seed 1007 gives nan")
+    actual = c.judge(make(), pair([*HIGH[:7], math.nan]), {})
+    assert (actual.word, actual.reason) == ("open", "seed 1007 gives nan")
 
 
 def test_unknown_arms_double_records_and_equal_values_are_refused_by_name():
@@ -130,10 +130,10 @@ def test_an_arm_that_did_not_reach_its_plateau_decides_nothing():
     records = pair(HIGH, plateau=True)
     for record in records[:1]:
         record["plateau"] = False
-    found = c.judge(make(), records, {})
-    assert found.word == "open"
-    assert found.reason == "arm new: 7 of 8 runs met their plateau rule (< 90 %)"
-    assert found.effects[0].mean == pytest.approx(np.mean(HIGH))
+    actual = c.judge(make(), records, {})
+    assert actual.word == "open"
+    assert actual.reason == "arm new: 7 of 8 runs met their plateau rule (< 90 %)"
+    assert actual.effects[0].mean == pytest.approx(np.mean(HIGH))
     shown = [r | {"demonstration": True} for r in records]
     assert c.judge(make(), shown, {}).word == "holds"
 
@@ -142,10 +142,10 @@ def test_settings_are_one_effect():
     claim = make(settings=[GAIN, {"name": "fashion", "number": "other - old"}])
     old = pair(HIGH)
     records = old + runs("other", [50.0 + k + g for k, g in enumerate(NONE)])
-    found = c.judge(claim, records, {})
-    assert found.word == "mixed"
-    assert [effect.word for effect in found.effects] == ["holds", "no effect"]
-    [pooled] = found.pooled
+    actual = c.judge(claim, records, {})
+    assert actual.word == "mixed"
+    assert [effect.word for effect in actual.effects] == ["holds", "no effect"]
+    [pooled] = actual.pooled
     assert pooled.settings == 2
     assert pooled.mean == pytest.approx((np.mean(HIGH) + np.mean(NONE)) / 2)
 
@@ -166,26 +166,26 @@ def test_what_stands_beside_never_decides():
     claim = make(
         beside=[part(label="other way round", settings=[{"name": "x", "number": "old - new"}])]
     )
-    found = c.judge(claim, pair(HIGH), {})
-    assert found.word == "holds"
-    [aside] = found.beside
+    actual = c.judge(claim, pair(HIGH), {})
+    assert actual.word == "holds"
+    [aside] = actual.beside
     assert (aside.label, aside.word) == ("other way round", "opposite")
 
 
 def test_a_claim_that_todays_records_cannot_answer_is_open_with_its_reason():
     claim = make(unanswered="The budget was cut.")
-    found = c.judge(claim, pair(HIGH), {})
-    assert (found.word, found.reason) == ("open", "The budget was cut.")
-    assert found.effects[0].mean == pytest.approx(np.mean(HIGH))
+    actual = c.judge(claim, pair(HIGH), {})
+    assert (actual.word, actual.reason) == ("open", "The budget was cut.")
+    assert actual.effects[0].mean == pytest.approx(np.mean(HIGH))
     assert c.judge(make(**PARTS, unanswered="No arm."), [], {}).reason == "No arm."
 
 
 @pytest.mark.parametrize(("side", "word"), [("above", "holds"), ("below", "opposite")])
 def test_bounds_are_judged_from_their_threshold(side, word):
     claim = make(kind="bound", worth=None, unit="points", **{side: 1.0})
-    found = c.judge(claim, pair(HIGH), {})
-    assert found.word == word
-    [effect] = found.effects
+    actual = c.judge(claim, pair(HIGH), {})
+    assert actual.word == word
+    [effect] = actual.effects
     assert effect.mean == pytest.approx((np.mean(HIGH) - 1) * (1 if side == "above" else -1))
 
 
@@ -209,18 +209,18 @@ def test_timings_need_twenty_blocks_and_are_judged_on_fifths():
     claim = make(kind="timing", worth="5 percent", seeds={"from": 1000, "count": 20})
     rng = np.random.default_rng(0)
     gains = (0.2 + 0.01 * rng.normal(size=20)).tolist()
-    found = c.judge(claim, pair(gains), {})
-    assert (found.word, found.addition) == ("holds", "at least worth")
-    assert found.effects[0].n == 20
+    actual = c.judge(claim, pair(gains), {})
+    assert (actual.word, actual.addition) == ("holds", "at least worth")
+    assert actual.effects[0].n == 20
     few = c.judge(claim, pair(gains[:19]), {})
     assert (few.word, few.reason) == ("open", "19 of 20 blocks")
 
 
 def test_what_is_said_beside_an_open_word():
     wide = [0.5 + 2 * z for z in np.linspace(-1, 1, 8)]
-    found = c.judge(make(published=PUBLISHED | {"effect": "5 points"}), pair(wide), {})
-    [effect] = found.effects
-    assert found.word == "open"
+    actual = c.judge(make(published=PUBLISHED | {"effect": "5 points"}), pair(wide), {})
+    [effect] = actual.effects
+    assert actual.word == "open"
     assert effect.seeds_needed is not None
     assert effect.seeds_needed > 8
     assert effect.power is not None
@@ -239,14 +239,14 @@ def test_large_skew_of_few_values_is_said():
 
 def test_json_goes_there_and_back_and_has_equal_bytes():
     claim = make(beside=[part(label="again")], note="A note.", front="In short.")
-    found = c.judge(claim, pair(HIGH), {})
-    text = c.verdicts_json([found])
+    actual = c.judge(claim, pair(HIGH), {})
+    text = c.verdicts_json([actual])
     assert text == c.verdicts_json([c.judge(claim, pair(HIGH)[::-1], {})])
     [row] = json.loads(text)
     again = c.Judgement.from_json(row)
     assert c.verdicts_json([again]) == text
     assert again.effects[0].values == {
-        k: pytest.approx(v) for k, v in found.effects[0].values.items()
+        k: pytest.approx(v) for k, v in actual.effects[0].values.items()
     }
     for name in ("word", "effects", "beside"):
         damaged = {key: value for key, value in row.items() if key != name}

@@ -125,9 +125,9 @@ def file_of(module: str) -> str:
 
 
 def test_counted_modules_are_those_imported_directly_or_not(root):
-    found = imported_modules(ENTRY, root)
-    assert list(found) == COUNTED
-    assert all(path == root / file_of(module) for module, path in found.items())
+    actual = imported_modules(ENTRY, root)
+    assert list(actual) == COUNTED
+    assert all(path == root / file_of(module) for module, path in actual.items())
 
 
 def test_digest_is_stable_and_cached(root):
@@ -229,7 +229,7 @@ def test_missing_entry_raises(root, entry):
 
 
 def test_chapter_6_counts_its_methods_and_data_only():
-    found = set(imported_modules("companion.chapters.linear_robustness.arms"))
+    actual = set(imported_modules("companion.chapters.linear_robustness.arms"))
     assert {
         "companion.chapters.linear_robustness.exact",
         "companion.chapters.linear_robustness.problems",
@@ -241,10 +241,10 @@ def test_chapter_6_counts_its_methods_and_data_only():
         "trainaug.data.gaussian",
         "trainaug.data.registry",
         "trainaug.data.sklearn_sets",
-    } <= found
-    assert "companion.lab.chapters" not in found
+    } <= actual
+    assert "companion.lab.chapters" not in actual
     for part in ("figures", "estimands", "sweep", "notebook", "pages"):
-        assert not [module for module in found if part in module.split(".")]
+        assert not [module for module in actual if part in module.split(".")]
 
 
 def test_chapter_6_counts_every_module_that_its_runs_load():

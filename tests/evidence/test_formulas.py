@@ -35,7 +35,7 @@ FUNCTIONS = {"total": total, "scaled": scaled}
 
 
 @pytest.mark.parametrize(
-    ("text", "of", "value"),
+    ("text", "metric_name", "value"),
     [
         ("one - two", "loss", 2.0),
         ("100 * one - 100 * two", "loss", 200.0),
@@ -56,8 +56,10 @@ FUNCTIONS = {"total": total, "scaled": scaled}
         ('log(total(one) / scaled(one, 1, "loss"))', "", 0.0),
     ],
 )
-def test_arithmetic_on_arms(text, of, value):
-    assert Formula(text, of).evaluate(RECORDS, FUNCTIONS) == pytest.approx(value, rel=1e-15)
+def test_arithmetic_on_arms(text, metric_name, value):
+    assert Formula(text, metric_name).evaluate(RECORDS, FUNCTIONS) == pytest.approx(
+        value, rel=1e-15
+    )
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,9 @@ def test_picture_keeps_the_colours_that_were_drawn():
     for height, colour in enumerate(plots.PALETTE):
         axes[0].axhspan(height, height + 0.5, color=colour)
     with Image.open(io.BytesIO(png_bytes(drawn, "bands"))) as picture:
-        found = {colour for _, colour in picture.convert("RGB").getcolors(256)}
+        actual = {colour for _, colour in picture.convert("RGB").getcolors(256)}
     wanted = {tuple(round(255 * part) for part in to_rgb(colour)) for colour in plots.PALETTE}
-    assert wanted <= found
+    assert wanted <= actual
 
 
 def test_palette_is_okabe_and_itos_without_yellow():

@@ -104,23 +104,23 @@ def test_a_part_refutes_only_at_the_corrected_level():
 
 def test_both_intervals_are_students():
     x = [0.3, 1.1, 0.2, 0.9, 0.7, 1.4]
-    found = r.rule_values(x, 1.0)
-    for interval, confidence in ((found.sign, 0.99), (found.size, 0.95)):
+    actual = r.rule_values(x, 1.0)
+    for interval, confidence in ((actual.sign, 0.99), (actual.size, 0.95)):
         expected = stats.t.interval(confidence, 5, np.mean(x), stats.sem(x))
         assert interval == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 4])
 def test_too_few_seeds_are_open_with_the_number(n):
-    found = r.rule_values(values(3, 0.1, n) if n > 1 else [3.0] * n, 1.0)
-    assert found.word == "open"
-    assert f"{n} of at least 5" in found.reason
+    actual = r.rule_values(values(3, 0.1, n) if n > 1 else [3.0] * n, 1.0)
+    assert actual.word == "open"
+    assert f"{n} of at least 5" in actual.reason
 
 
 def test_missing_and_undefined_values_are_open_with_the_reason():
     assert r.rule_values(values(3, 0.1, 12), 1.0, reason="seed 7 is missing").word == "open"
-    found = r.rule_values([1.0, 2.0, math.nan, 1.0, 1.0], 1.0)
-    assert (found.word, found.reason) == ("open", "a value is nan")
+    actual = r.rule_values([1.0, 2.0, math.nan, 1.0, 1.0], 1.0)
+    assert (actual.word, actual.reason) == ("open", "a value is nan")
 
 
 def test_equal_values_and_a_worth_of_zero_are_refused():
@@ -163,9 +163,9 @@ def test_a_word_that_hangs_on_one_seed_is_open_and_says_which(monkeypatch):
         return r.Ruling("holds" if x[3] in rest else "opposite", n=len(rest))
 
     monkeypatch.setattr(r, "_ruled", ruled)
-    found = r.rule_values(x, 1.0)
-    assert found.word == "open"
-    assert found.reason == "without value 4 of 12 the word is “opposite”"
+    actual = r.rule_values(x, 1.0)
+    assert actual.word == "open"
+    assert actual.reason == "without value 4 of 12 the word is “opposite”"
 
 
 def test_a_word_that_only_weakens_without_a_seed_stays(monkeypatch):
@@ -196,11 +196,11 @@ def test_disjoint_regions():
 
 def test_timings_are_judged_on_the_means_of_fifths():
     blocks = values(0.3, 0.1, 24)
-    found = r.rule_values(blocks, 0.05, "timing")
+    actual = r.rule_values(blocks, 0.05, "timing")
     means = [float(np.mean(part)) for part in np.array_split(blocks, 5)]
     expected = stats.t.interval(0.99, 4, np.mean(means), stats.sem(means))
-    assert found.sign == pytest.approx(expected, rel=1e-12)
-    assert (found.n, found.means) == (24, 5)
+    assert actual.sign == pytest.approx(expected, rel=1e-12)
+    assert (actual.n, actual.means) == (24, 5)
     few = r.rule_values(blocks[:19], 0.05, "timing")
     assert (few.word, few.reason) == ("open", "19 of at least 20 values")
 
@@ -214,9 +214,9 @@ def test_truth(true, n, word):
 
 
 def test_truth_has_the_interval_of_clopper_and_pearson():
-    found = r.rule_truth([1.0] * 9 + [0.0])
+    actual = r.rule_truth([1.0] * 9 + [0.0])
     low, high = stats.binomtest(9, 10).proportion_ci(0.99)
-    assert found.sign == pytest.approx((low, high), abs=1e-12)
+    assert actual.sign == pytest.approx((low, high), abs=1e-12)
     with pytest.raises(ValueError, match=r"got 0\.5"):
         r.rule_truth([0.5])
     with pytest.raises(ValueError, match="chance"):
@@ -249,26 +249,26 @@ def ruled(mean, sd, n=12):
 
 def test_settings_of_equal_precision_have_the_interval_of_their_means():
     means = [1.0, 2.5, -0.5, 3.0, 0.7, 1.9]
-    found = r.pool([ruled(m, 0.6) for m in means])
+    actual = r.pool([ruled(m, 0.6) for m in means])
     expected = stats.t.interval(0.95, 5, np.mean(means), stats.sem(means))
-    assert found.mean == pytest.approx(np.mean(means))
-    assert found.interval == pytest.approx(expected)
+    assert actual.mean == pytest.approx(np.mean(means))
+    assert actual.interval == pytest.approx(expected)
     # between the settings: the variance of the means less that within; one more setting adds it
     between = np.var(means, ddof=1) - 0.6**2 / 12
     half = stats.t.ppf(0.975, 4) * math.sqrt(between + np.var(means, ddof=1) / 6)
-    assert found.prediction == pytest.approx((np.mean(means) - half, np.mean(means) + half))
+    assert actual.prediction == pytest.approx((np.mean(means) - half, np.mean(means) + half))
 
 
 def test_precise_settings_weigh_more_where_nothing_lies_between_them():
-    found = r.pool([ruled(1.0, 0.1)] * 3 + [ruled(1.05, 10.0)] * 2)
-    assert found.mean == pytest.approx(1.0, abs=1e-3)
+    actual = r.pool([ruled(1.0, 0.1)] * 3 + [ruled(1.05, 10.0)] * 2)
+    assert actual.mean == pytest.approx(1.0, abs=1e-3)
 
 
 def test_few_settings_have_a_plain_mean_and_one_has_none():
-    found = r.pool([ruled(1.0, 0.1), ruled(4.0, 2.0)], "a part")
-    assert (found.part, found.settings, found.mean) == ("a part", 2, 2.5)
-    assert found.interval is None
-    assert found.prediction is None
+    actual = r.pool([ruled(1.0, 0.1), ruled(4.0, 2.0)], "a part")
+    assert (actual.part, actual.settings, actual.mean) == ("a part", 2, 2.5)
+    assert actual.interval is None
+    assert actual.prediction is None
     assert r.pool([ruled(1.0, 0.1)]) is None
     assert r.pool([ruled(1.0, 0.1), r.Ruling("open")]) is None
 
@@ -277,8 +277,8 @@ def test_few_settings_have_a_plain_mean_and_one_has_none():
 
 
 def test_seeds_for_power_are_those_of_the_table():
-    found = [r.seeds_for_power(effect) for effect in (0.5, 0.75, 1, 1.5, 2)]
-    assert found == [51, 25, 16, 9, 7]
+    actual = [r.seeds_for_power(effect) for effect in (0.5, 0.75, 1, 1.5, 2)]
+    assert actual == [51, 25, 16, 9, 7]
 
 
 def test_power_is_that_of_the_noncentral_t():

@@ -32,14 +32,14 @@ def test_intervals_match_the_naive_formula(n, confidence):
 
 def test_interval_matches_a_printed_table():
     # t(0.975, 4) = 2.776 in every table; the sd of 1..5 is sqrt(2.5)
-    found = s.t_interval([1, 2, 3, 4, 5], 0.95)
-    assert found.high - found.mean == pytest.approx(2.776 * math.sqrt(2.5 / 5), abs=1e-3)
+    actual = s.t_interval([1, 2, 3, 4, 5], 0.95)
+    assert actual.high - actual.mean == pytest.approx(2.776 * math.sqrt(2.5 / 5), abs=1e-3)
 
 
 @pytest.mark.parametrize("value", [0.1, -3.7, 0.0, 1e-9])
 def test_equal_values_give_a_point_exactly(value):
-    found = s.t_interval([value] * 3, 0.95)  # sum([0.1] * 3) / 3 is above 0.1
-    assert (found.mean, found.low, found.high, found.sd) == (value, value, value, 0)
+    actual = s.t_interval([value] * 3, 0.95)  # sum([0.1] * 3) / 3 is above 0.1
+    assert (actual.mean, actual.low, actual.high, actual.sd) == (value, value, value, 0)
 
 
 @settings(deadline=None)
@@ -80,12 +80,12 @@ def test_rows_of_mean_and_sd_equal_single_intervals():
 @pytest.mark.parametrize("method", ["percentile", "BCa"])
 def test_bootstrap_is_seeded_and_near_the_t_interval(method):
     items = np.random.default_rng(2).binomial(1, 0.8, 400).astype(float)
-    found = s.bootstrap_interval(items, 0.95, seed=3, method=method)
-    assert found == s.bootstrap_interval(items, 0.95, seed=3, method=method)
-    assert found != s.bootstrap_interval(items, 0.95, seed=4, method=method)
+    actual = s.bootstrap_interval(items, 0.95, seed=3, method=method)
+    assert actual == s.bootstrap_interval(items, 0.95, seed=3, method=method)
+    assert actual != s.bootstrap_interval(items, 0.95, seed=4, method=method)
     expected = s.t_interval(items, 0.95)
     # the two agree to O(1/n): a tenth of the half-width (0.039) is generous
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.004)
+    assert (actual.low, actual.high) == pytest.approx((expected.low, expected.high), abs=0.004)
     assert s.bootstrap_interval([2.0] * 9, 0.95, seed=0, method=method)[:3] == (2, 2, 2)
 
 

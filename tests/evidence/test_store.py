@@ -500,8 +500,8 @@ def test_no_mutated_run_is_accepted_with_a_changed_value(tmp_path, monkeypatch, 
         elif kind == "swap":
             text = bytearray(whole[other.seed, name])
         else:
-            place = generator.choice([i for i, byte in enumerate(text) if chr(byte).isdigit()])
-            text[place] = ord(str((int(chr(text[place])) + 1) % 10))
+            position = generator.choice([i for i, byte in enumerate(text) if chr(byte).isdigit()])
+            text[position] = ord(str((int(chr(text[position])) + 1) % 10))
         (folder / name).write_bytes(bytes(text))
         record = store.read(run, HERE)
         if record is None:

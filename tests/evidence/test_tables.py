@@ -99,8 +99,8 @@ def judged(mean=3.0, sd=0.5, n=12, **changes):
     ],
 )
 def test_a_word_stands_with_its_number(mean, sd, words):
-    found = judged(mean, sd)
-    assert t.phrase(found, found.worth) == words
+    actual = judged(mean, sd)
+    assert t.phrase(actual, actual.worth) == words
 
 
 def test_effects_are_shown_in_the_units_of_readers():
@@ -119,8 +119,8 @@ def test_effects_are_shown_in_the_units_of_readers():
 
 def test_no_logarithm_is_ever_shown():
     for worth in ("20 percent", "factor 2"):
-        found = judged(0.7, 0.2, worth=worth)
-        texts = [t.verdict_blocks([found]), t.verdict_table([found]), t.own_numbers([found])]
+        actual = judged(0.7, 0.2, worth=worth)
+        texts = [t.verdict_blocks([actual]), t.verdict_table([actual]), t.own_numbers([actual])]
         assert not [text for text in texts if "log ratio" in text]
 
 
@@ -135,7 +135,7 @@ def test_verdict_table_has_one_line_a_claim():
 
 
 def test_verdict_blocks_say_who_what_and_on_which_grounds():
-    found = replace(
+    actual = replace(
         judged(0.5, 2.0, note="A note.", beside=[
             {"label": "beside it", "kind": "none", "worth": "1.0 points", "of": "x",
              "settings": [{"name": "again", "number": "a"}]},
@@ -143,7 +143,7 @@ def test_verdict_blocks_say_who_what_and_on_which_grounds():
         records="full", early=True, standard_word="holds", standard_seeds=7,
         standard_settings=1, posed="after the data",
     )  # fmt: skip
-    block = t.verdict_blocks([found])
+    block = t.verdict_blocks([actual])
     assert block.split("\n")[0] == "csa.1  OPEN"
     for text in (
         "headline, the authors, scaled",

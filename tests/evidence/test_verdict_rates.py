@@ -38,8 +38,8 @@ def test_laws_have_mean_zero_and_standard_deviation_one(law):
 @pytest.mark.parametrize(("truth", "n"), PROMISED)
 def test_words_are_as_frequent_as_was_promised(truth, n):
     table = {row["truth"]: row for row in rates.rates(rates.LAWS["normal"], DRAWS)}
-    found = [int(share) for share in table[truth][f"n = {n}"].split("/")]
-    assert found == pytest.approx(list(PROMISED[truth, n]), abs=3)
+    actual = [int(share) for share in table[truth][f"n = {n}"].split("/")]
+    assert actual == pytest.approx(list(PROMISED[truth, n]), abs=3)
 
 
 @pytest.mark.parametrize("law", rates.LAWS)

@@ -61,16 +61,18 @@ def test_by_seed_groups_seeds_in_order_that_have_all_arms(arms, seeds):
 
 def test_values_of_leaves_out_seeds_without_the_records():
     assert values_of(RECORDS, metric("a", "m")) == [1, 3, 4]
-    assert values_of(RECORDS, lambda of: metric("b", "m")(of) - metric("a", "m")(of)) == [1, 1]
+    assert values_of(
+        RECORDS, lambda records: metric("b", "m")(records) - metric("a", "m")(records)
+    ) == [1, 1]
     assert values_of(RECORDS, metric("a", "other")) == []
     with pytest.raises(ZeroDivisionError):  # nothing but a missing record is passed over
-        values_of(RECORDS, lambda of: 1 / 0)
+        values_of(RECORDS, lambda records: 1 / 0)
 
 
 def test_curves_of_has_a_row_a_seed():
-    found = curves_of(RECORDS, "b", "c")
-    np.testing.assert_array_equal(found, [[2, 3, 4], [5, 6, 7], [7, 8, 9]])
-    assert found.shape == (3, 3)
+    actual = curves_of(RECORDS, "b", "c")
+    np.testing.assert_array_equal(actual, [[2, 3, 4], [5, 6, 7], [7, 8, 9]])
+    assert actual.shape == (3, 3)
     assert curves_of(RECORDS, "a", "c")[:, 0].tolist() == [1, 3, 4]
     assert len(curves_of(RECORDS, "other", "c")) == 0
     with pytest.raises(KeyError, match="other"):

@@ -415,8 +415,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, marks, workers, behav
         assert time.monotonic() < end
         assert parent.poll() is None
         time.sleep(0.1)
-        found = psutil.Process(parent.pid).children()
-        children = [p for p in found if "companion.lab.worker" in p.cmdline()]
+        actual = psutil.Process(parent.pid).children()
+        children = [p for p in actual if "companion.lab.worker" in p.cmdline()]
     time.sleep(3)  # they are in their runs, or load torch
     parent.send_signal(signal.SIGKILL)
     parent.wait()

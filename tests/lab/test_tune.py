@@ -136,9 +136,9 @@ def test_of_equal_means_the_smaller_value_is_chosen():
     trials = [Trial("a", "lr", value, 0, score) for value, score in ((4.0, 1), (1.0, 1), (0.1, 0))]
     assert mean_curve(trials) == {0.1: 0, 1.0: 1, 4.0: 1}
     assert choose(trials) == {"a": {"lr": 1.0}}
-    assert choose(trials, lambda own: {trial.value: -trial.value for trial in own}) == {
-        "a": {"lr": 0.1}
-    }
+    assert choose(
+        trials, lambda trials_of_arm: {trial.value: -trial.value for trial in trials_of_arm}
+    ) == {"a": {"lr": 0.1}}
 
 
 def test_the_table_shows_the_choice_beside_the_mean_of_every_value(folder):

@@ -183,8 +183,8 @@ def estimate(kind: str) -> Callable[[Given], Tensor]:
             make = gc.SGEstimator if kind == "sg" else gc.SVRGEstimator
             estimator = make(cross_entropy, data, max(1, g.rows), replacement=False)
         estimator.refresh(model)
-        found: Tensor = estimator.sample(model, rng())
-        return found
+        actual: Tensor = estimator.sample(model, rng())
+        return actual
 
     return run
 
@@ -258,8 +258,8 @@ def linear(make: Callable[[], nn.Module]) -> Callable[[Given], Tensor]:
     """Outputs of a linear network."""
 
     def run(g: Given) -> Tensor:
-        found: Tensor = make().to(g.device, g.dtype)(g.x("x", g.rows, 4))
-        return found.detach()
+        actual: Tensor = make().to(g.device, g.dtype)(g.x("x", g.rows, 4))
+        return actual.detach()
 
     return run
 
@@ -618,5 +618,5 @@ def public_names() -> set[str]:
 
 def is_class(name: str) -> bool:
     """Whether a public name is a class."""
-    package, _, own = name.partition(".")
-    return inspect.isclass(getattr(PACKAGES[package], own))
+    package, _, attribute = name.partition(".")
+    return inspect.isclass(getattr(PACKAGES[package], attribute))

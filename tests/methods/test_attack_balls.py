@@ -130,9 +130,9 @@ def test_zero_spectra_and_self_conjugate_bins(size: tuple[int, int]) -> None:
     step = steepest_step(torch.randn(zero.shape, generator=torch.Generator()), "fourier_linf")
     for i in {0, size[0] / 2} & {0, size[0] // 2}:
         for j in {0, size[1] / 2} & {0, size[1] // 2}:
-            own = spectrum(step)[..., int(i), int(j)]
-            assert abs(own.imag).max() < 1e-6  # float32
-            np.testing.assert_allclose(abs(own.real), 1, atol=1e-5)
+            coefficient = spectrum(step)[..., int(i), int(j)]
+            assert abs(coefficient.imag).max() < 1e-6  # float32
+            np.testing.assert_allclose(abs(coefficient.real), 1, atol=1e-5)
 
 
 @pytest.mark.oracle("lin.6.11")

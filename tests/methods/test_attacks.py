@@ -54,10 +54,10 @@ def test_attacks_reach_the_closed_form_of_linear_models(
     for start in (True, False):
         generator = torch.Generator().manual_seed(4)
         options = {"steps": 80, "step_size": 0.1, "random_start": start, "generator": generator}
-        found = pgd(model, x, y, criterion=minus_margin, **common, **options)
-        assert bool((y * model(found) >= lowest - 1e-9).all())  # rounding
-        torch.testing.assert_close(y * model(found), lowest, rtol=0, atol=1e-6)
-        assert naive_length(found - x, kind, band) <= 0.3 * (1 + 1e-9)
+        actual = pgd(model, x, y, criterion=minus_margin, **common, **options)
+        assert bool((y * model(actual) >= lowest - 1e-9).all())  # rounding
+        torch.testing.assert_close(y * model(actual), lowest, rtol=0, atol=1e-6)
+        assert naive_length(actual - x, kind, band) <= 0.3 * (1 + 1e-9)
 
 
 def test_pgd_comes_near_the_solver_value_in_box_and_fourier_ball(randn: Randn) -> None:
@@ -71,8 +71,8 @@ def test_pgd_comes_near_the_solver_value_in_box_and_fourier_ball(randn: Randn) -
     options: dict[str, Any] = {"steps": 400, "step_size": 0.01, "criterion": minus_margin}
     ball: dict[str, Any] = {"norm": "fourier_linf", "eps": 0.4}
     y, generator = torch.ones(1), torch.Generator()
-    found = pgd(lambda x: (x * w).sum(1), x, y, **ball, generator=generator, **options)
-    value = float(((found - x) * w).sum())
+    actual = pgd(lambda x: (x * w).sum(1), x, y, **ball, generator=generator, **options)
+    value = float(((actual - x) * w).sum())
     # never beyond the optimum; alternating projections of unit steps find 88 per cent of it here
     assert program.value * (1 + 1e-6) <= value <= 0.85 * program.value
 
@@ -145,8 +145,8 @@ def test_restarts_never_help_the_defender(kind: AttackNorm, banded: bool, digits
     band = radial_band((8, 8), 0.0, 0.3) if banded else None
     wrong, losses = model(x).argmax(1) != y, torch.full((len(x),), -math.inf)
     for restarts in (1, 2, 4):
-        found = attack(model, x, y, kind, RADIUS[kind] / 2, restarts=restarts, band=band, steps=3)
-        logits = model(found).detach()
+        actual = attack(model, x, y, kind, RADIUS[kind] / 2, restarts=restarts, band=band, steps=3)
+        logits = model(actual).detach()
         now, new = logits.argmax(1) != y, nn.functional.cross_entropy(logits, y, reduction="none")
         assert bool((now | ~wrong).all())
         assert bool((new >= losses - 1e-5)[now == wrong].all())
@@ -168,10 +168,10 @@ def test_box_and_ball_hold_also_on_the_edge_of_the_box(
     rings = [radial_band((8, 8), 0, 0.3), radial_band((8, 8), 0.3, 1)]
     for band in [*rings, factors_for((1, 1, 8, 8), 3)] if banded else [None]:
         once = fgsm(model, x, y, norm=kind, eps=eps, band=band)
-        for found in (once, attack(model, x, y, kind, eps, band=band, steps=4)):
-            assert found.dtype == dtype
-            assert 0 <= float(found.min()) <= float(found.max()) <= 1
-            delta = found.double() - x.double()
+        for actual in (once, attack(model, x, y, kind, eps, band=band, steps=4)):
+            assert actual.dtype == dtype
+            assert 0 <= float(actual.min()) <= float(actual.max()) <= 1
+            delta = actual.double() - x.double()
             if band is not None:
                 moduli, radii = abs(spectrum(delta)), eps * band.double().numpy()
                 assert float((moduli - radii).max()) <= 1.01e-5 * radii.max() + rounding
@@ -216,8 +216,8 @@ def test_model_inputs_and_modes_stay_as_they_were(kind: Any, fails: bool, digits
         with pytest.raises(FloatingPointError, match="nan"):
             attack(model, x, y, kind, 0.5, criterion=lambda z, y: z[:, 0] * math.nan)
     else:
-        found = attack(model, x, y, kind, 0.5)
-        assert not found.requires_grad
+        actual = attack(model, x, y, kind, 0.5)
+        assert not actual.requires_grad
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
     assert all(p.requires_grad for p in model.parameters())
@@ -258,13 +258,13 @@ def test_misclassified_beats_a_larger_loss(kind: AttackNorm, banded: bool) -> No
         rest = {"eps": 0.3, "steps": 1, "step_size": 1e-3, "criterion": lambda z, _: z}
         return pgd(model, x, y, norm=kind, **start, **rest)
 
-    found = run(4, torch.Generator().manual_seed(0))
+    actual = run(4, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     singles = [run(1, generator) for _ in range(4)]
     z = torch.stack([model(single) for single in singles])  # (4, B), misclassified at most 0
     worst = [max(range(4), key=lambda i: (z[i, b] <= 0, z[i, b])) for b in range(64)]
     expected = torch.stack([singles[i][b] for b, i in enumerate(worst)])
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
     # not in vain: the last restart alone, or the larger loss alone, would give something else
     last_fails, is_wrong = z[-1] > 0, model(expected) <= 0
     assert bool((last_fails & is_wrong).any())

@@ -72,13 +72,13 @@ def test_targets_are_reached(name: str, kind: AttackNorm, eps: float, problem: A
     target = (y + 1) % 3
     assert not bool((net(x).argmax(1) == target).any())
     options: dict[str, Any] = {"norm": kind, "eps": eps, "targeted": True, "steps": 20}
-    found = run(name, net, x, target, **options)
-    assert float((net(found).argmax(1) == target).double().mean()) > (
+    actual = run(name, net, x, target, **options)
+    assert float((net(actual).argmax(1) == target).double().mean()) > (
         0.7 if name == "fgsm" else 0.9
     )
     smoothed = functools.partial(F.cross_entropy, reduction="none", label_smoothing=0.1)
-    own = run(name, net, x, target, criterion=smoothed, **options)
-    assert float((net(own).argmax(1) == target).double().mean()) > 0.7
+    targeted = run(name, net, x, target, criterion=smoothed, **options)
+    assert float((net(targeted).argmax(1) == target).double().mean()) > 0.7
     # an input that is there stays there, and none ends further away
     near = run(name, net, x, y, **(options | {"eps": 0.2 * eps}))
     assert bool((net(near).argmax(1) == y).all())
@@ -95,10 +95,10 @@ def test_signs_are_targets_too(problem: Any) -> None:
 
     y = -line(x).sign()
     for name in NAMES:
-        found = run(name, line, x, y, eps=1.0, targeted=True, criterion=minus_margin)
-        assert bool((y * line(found) > 0).all())
+        actual = run(name, line, x, y, eps=1.0, targeted=True, criterion=minus_margin)
+        assert bool((y * line(actual) > 0).all())
         same = run(name, line, x, -y, eps=1.0, criterion=minus_margin)
-        torch.testing.assert_close(y * line(found), y * line(same), rtol=0, atol=0.5)
+        torch.testing.assert_close(y * line(actual), y * line(same), rtol=0, atol=0.5)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -230,12 +230,12 @@ def test_modes_and_buffers_stay_inside_any_wrapper(kind: str, fails: bool) -> No
     for name in NAMES if not fails else ["pgd"]:
         want = None if fails else run(name, expected_of(net), x, y, criterion=losses)
         try:
-            found = run(name, WRAPPERS[kind](net), x, y, criterion=criterion)
+            actual = run(name, WRAPPERS[kind](net), x, y, criterion=criterion)
         except KeyError:
             assert fails
         else:
             assert want is not None
-            assert torch.equal(found, want)
+            assert torch.equal(actual, want)
     assert modes == [part.training for part in net.parts()]
     now = [b for part in net.parts() for b in part.buffers(recurse=False)]
     assert all(a is b for a, b in zip(now, tensors, strict=True))
@@ -336,10 +336,10 @@ def test_l1_steps_in_a_box_reach_the_optimum(name: str, size: int, weights: str)
         for step, start in ((eps / 8, True), (eps / 4, False)):
             options: dict[str, Any] = {"steps": 20, "step_size": step, "random_start": start}
             options |= {"norm": "l1", "eps": eps, "criterion": lambda z, y: -y * z}
-            found = run(name, lambda x: x @ w, x, -torch.ones(4), **options)
-            assert 0 <= float(found.min()) <= float(found.max()) <= 1
-            assert naive_length(found - x, "l1") <= eps * (1 + 1e-9)
-            gains = (found - x) @ w
+            actual = run(name, lambda x: x @ w, x, -torch.ones(4), **options)
+            assert 0 <= float(actual.min()) <= float(actual.max()) <= 1
+            assert naive_length(actual - x, "l1") <= eps * (1 + 1e-9)
+            gains = (actual - x) @ w
             torch.testing.assert_close(gains, torch.tensor(best).double(), rtol=1e-6, atol=0)
 
 
@@ -358,9 +358,9 @@ def test_success_on_the_way_counts(problem: Any) -> None:
         seen.clear()
         options: dict[str, Any] = {"norm": kind, "eps": 0.2, "criterion": minus_margin, "steps": 5}
         options |= {"step_size": 0.09, "restarts": 2, "bounds": None}
-        found = run("pgd", model, x, y, **options)
+        actual = run("pgd", model, x, y, **options)
         ever = torch.stack([(30 * s[:, 0]).sin() + 0.5 <= 0 for s in seen]).any(0)
-        is_wrong = model(found) <= 0
+        is_wrong = model(actual) <= 0
         assert torch.equal(is_wrong, ever)
         last = model(run("pgd", model, x, y, keep="last", **options)) <= 0
         assert bool((last <= is_wrong).all())
@@ -380,14 +380,14 @@ def test_empty_batches_and_radius_zero_give_the_inputs(
 ) -> None:
     for shape in [(0, 4), (0, 2, 3, 5)]:
         x, y = torch.zeros(shape, dtype=dtype), torch.zeros(0, dtype=torch.long)
-        found = run(name, nn.Flatten(), x, y, norm=kind)
-        assert found.shape == shape
-        assert found.dtype == dtype
+        actual = run(name, nn.Flatten(), x, y, norm=kind)
+        assert actual.shape == shape
+        assert actual.dtype == dtype
     x = torch.rand(2, 4).to(dtype).requires_grad_()
-    found = run(name, nn.Flatten(), x, torch.zeros(2).long(), norm=kind, eps=0.0)
-    assert torch.equal(found, x)
-    assert not found.requires_grad
-    assert found.data_ptr() != x.data_ptr()
+    actual = run(name, nn.Flatten(), x, torch.zeros(2).long(), norm=kind, eps=0.0)
+    assert torch.equal(actual, x)
+    assert not actual.requires_grad
+    assert actual.data_ptr() != x.data_ptr()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -458,20 +458,20 @@ def test_half_precision_stays_in_ball_and_box(
     y = net(x).argmax(1)
     radii = {"linf": 0.031, "l2": 0.3, "l1": 1.5, "fourier_linf": 0.05, "fourier_l1": 0.6}
     eps = radii[kind]
-    found = run(name, net, x, y, norm=kind, eps=eps, bounds=bounds)
-    assert found.dtype == dtype
-    moved = (found != x).flatten(1).any(1)
+    actual = run(name, net, x, y, norm=kind, eps=eps, bounds=bounds)
+    assert actual.dtype == dtype
+    moved = (actual != x).flatten(1).any(1)
     assert bool(moved.all())
-    delta = found.double() - x.double()
+    delta = actual.double() - x.double()
     # sums of rounding errors in a modulus, each half a spacing of the numbers below 1; and in a
     # sum of 60 moduli, which is at most 60**0.5 times the length
     sums = {"fourier_linf": 60**0.5, "fourier_l1": 60.0}
     slack = sums.get(kind, 0.0) * torch.finfo(dtype).eps / 4
     assert naive_length(delta, kind) <= eps * (1 + 1e-6) + slack
     if bounds is not None:
-        assert bounds[0] <= float(found.double().min())
-        assert float(found.double().max()) <= bounds[1]
-    before, after = losses(net(x).float(), y).mean(), losses(net(found).float(), y).mean()
+        assert bounds[0] <= float(actual.double().min())
+        assert float(actual.double().max()) <= bounds[1]
+    before, after = losses(net(x).float(), y).mean(), losses(net(actual).float(), y).mean()
     assert bool(after > before)
 
 
@@ -486,12 +486,12 @@ def test_a_radius_below_the_spacing_of_numbers_is_named() -> None:
 def test_autocast_around_and_inside_the_model(name: str, problem: Any) -> None:
     net, x, y = problem
     inside = torch.autocast("cpu", torch.bfloat16)(net.forward)
-    found = run(name, inside, x, y)
-    assert found.dtype == x.dtype
-    assert naive_length(found - x, "linf") <= 0.1 + 1e-6
+    actual = run(name, inside, x, y)
+    assert actual.dtype == x.dtype
+    assert naive_length(actual - x, "linf") <= 0.1 + 1e-6
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(run(name, net, x, y), found)
-        losses(net(found), y).mean().backward()
+        assert torch.equal(run(name, net, x, y), actual)
+        losses(net(actual), y).mean().backward()
     assert net.weight.grad is not None
 
 
@@ -519,8 +519,8 @@ def test_labels_that_are_none_are_refused_or_left_to_the_criterion(name: str, pr
         with pytest.raises(ValueError, match=message):
             run(name, net, x, labels)
     want = run(name, net, x, y, keep="last", restarts=1)
-    found = run(name, net, x, soft, criterion=losses)
-    assert bool((losses(net(found), y) >= losses(net(want), y) - 1e-6).all())
+    actual = run(name, net, x, soft, criterion=losses)
+    assert bool((losses(net(actual), y) >= losses(net(want), y) - 1e-6).all())
     with pytest.raises(TypeError, match="list"):
         run(name, net, x, y.tolist())
     with pytest.raises(ValueError, match=r"\(32, 1\)"):
@@ -536,8 +536,8 @@ def test_labels_that_are_none_are_refused_or_left_to_the_criterion(name: str, pr
     with pytest.raises(ValueError, match="-1"):
         run(name, line, x, (2 * (y % 2) - 1).to(torch.uint8), criterion=minus_margin)
     zeros_and_ones = (line(x) > 0).float()
-    found = run(name, line, x, zeros_and_ones, criterion=bce)
-    assert bool((bce(line(found), zeros_and_ones) > bce(line(x), zeros_and_ones)).all())
+    actual = run(name, line, x, zeros_and_ones, criterion=bce)
+    assert bool((bce(line(actual), zeros_and_ones) > bce(line(x), zeros_and_ones)).all())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -595,9 +595,9 @@ def test_views_layouts_and_leaves_of_the_caller(kind: AttackNorm, name: str) -> 
     }
     before = base.clone()
     for x in views.values():
-        found = run(name, net, x, y, norm=kind)
-        torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
-        assert not found.requires_grad
+        actual = run(name, net, x, y, norm=kind)
+        torch.testing.assert_close(actual, want, rtol=0, atol=1e-5)
+        assert not actual.requires_grad
     assert torch.equal(base, before)
     assert torch.equal(leaf, plain)
     assert leaf.grad is None
@@ -612,9 +612,9 @@ def test_bounds_for_each_channel(kind: AttackNorm, name: str) -> None:
     x, low, high = (raw - mean) / std, -mean / std, (1 - mean) / std
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     y = net(x).argmax(1)
-    found = run(name, net, x, y, norm=kind, eps=1.0, bounds=(low, high))
-    assert bool(((found >= low) & (found <= high)).all())
-    assert float(losses(net(found), y).mean()) > float(losses(net(x), y).mean())
+    actual = run(name, net, x, y, norm=kind, eps=1.0, bounds=(low, high))
+    assert bool(((actual >= low) & (actual <= high)).all())
+    assert float(losses(net(actual), y).mean()) > float(losses(net(x), y).mean())
     same = run(name, net, raw, y, norm=kind, bounds=(torch.tensor(0.0), 1.0))
     assert torch.equal(same, run(name, net, raw, y, norm=kind))
     for bounds, message in [

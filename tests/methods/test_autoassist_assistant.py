@@ -214,9 +214,9 @@ def test_features_are_asked_for_by_index_and_a_prediction_is_of_the_index_alone(
     def features(index):
         assert index.device.type == "cpu"
         assert index.dtype == torch.int64
-        found = x[index], y[index]
-        asked.append((index.clone(), found))
-        return found
+        actual = x[index], y[index]
+        asked.append((index.clone(), actual))
+        return actual
 
     trainer = AssistantTrainer(ImageAssistant(6, 3, stream(0, "init"), scale=1.0), features)
     g, kept = stream(1, "order"), x.clone()

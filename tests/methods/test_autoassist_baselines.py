@@ -43,8 +43,8 @@ def test_random_skipping_has_the_rates_of_the_passes():
     rival = RandomSkip(rates)
     sampler = assisted(n, 100, rival, base=0.0)
     seen = [set(itertools.chain(*sampler)) for _ in range(4)]
-    for found, rate in zip(sampler.keep_rates, [*rates, 1.0], strict=True):
-        assert abs(found - rate) <= 4 * math.sqrt(rate * (1 - rate) / n)
+    for actual, rate in zip(sampler.keep_rates, [*rates, 1.0], strict=True):
+        assert abs(actual - rate) <= 4 * math.sqrt(rate * (1 - rate) / n)
     assert len(seen[0] & seen[1]) / n == pytest.approx(0.14, abs=0.01)  # independent
     assert rival.predict(torch.arange(3)).tolist() == [1.0] * 3
     assert RandomSkip([0.25]).predict(torch.tensor([7, 1])).tolist() == [0.25] * 2
@@ -160,10 +160,10 @@ def test_self_paced_weights_equal_the_loop(epochs, q):
         if step % steps == 0:
             shares = [0.25 + 0.75 * e / (epochs - 1) for e in range(epochs)] if epochs > 1 else [1]
             share = shares[min(step // steps, epochs - 1)]
-            place, ranked = share * (n - 1), sorted(last)
-            low = int(place)
+            position, ranked = share * (n - 1), sorted(last)
+            low = int(position)
             high = min(low + 1, n - 1)
-            pace = ranked[low] + (place - low) * (ranked[high] - ranked[low])
+            pace = ranked[low] + (position - low) * (ranked[high] - ranked[low])
         raw = [max(0.0, 1 - last[i] / pace) ** (1 / (q - 1)) + 0.01 for i in index.tolist()]
         weights = rival.weights(index)
         mean = sum(raw) / 4
@@ -224,11 +224,13 @@ def problem(n, d, seed):
 
 def naive_scores(w, X, y, lam, utility, floor):
     if utility == "loss":
-        found = [max(0.0, 1 - float(y[i] * (w @ X[i]))) for i in range(len(X))]
+        actual = [max(0.0, 1 - float(y[i] * (w @ X[i]))) for i in range(len(X))]
     else:
-        found = svm_gradients(w, X, y, lam).norm(dim=1).tolist()
-    found = torch.tensor([s + floor * sum(found) / len(found) for s in found], dtype=torch.float64)
-    return found / found.sum()
+        actual = svm_gradients(w, X, y, lam).norm(dim=1).tolist()
+    actual = torch.tensor(
+        [s + floor * sum(actual) / len(actual) for s in actual], dtype=torch.float64
+    )
+    return actual / actual.sum()
 
 
 @pytest.mark.parametrize("utility", ["loss", "gradient"])
@@ -352,12 +354,12 @@ def test_skipping_resumes_after_every_batch(kind):
 def everything(losses):
     index = torch.arange(9, device=losses.device)
     table, paced, skip = LossTable(9), SelfPacedWeights(9, 4, start=2.0), RandomSkip([0.5])
-    found = [skip.predict(index), paced.weights(index)]
+    actual = [skip.predict(index), paced.weights(index)]
     for rival in (table, paced):
         rival.update(index, losses)
     table.on_pass()
     losers = SelectiveBackprop(lambda index: losses[index])
-    return [*found, table.weights(index), paced.weights(index), losers.predict(index).tolist()]
+    return [*actual, table.weights(index), paced.weights(index), losers.predict(index).tolist()]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta):

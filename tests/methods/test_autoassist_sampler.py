@@ -46,19 +46,19 @@ def naive(n, size, world, order_g, keep_g, *, base, guard, shuffle, drop_last):
     while True:
         order = torch.randperm(n, generator=order_g).tolist() if shuffle else list(range(n))
         draws = torch.rand(n, generator=keep_g).tolist()
-        before, place = kept, 0
-        while place < n:
+        before, position = kept, 0
+        while position < n:
             chance = max(base, 1 - world.confidence()) if guard else base
             batch = []
-            while place < n and len(batch) < size:
-                r = float(world.table[world.used % 64, order[place]])
+            while position < n and len(batch) < size:
+                r = float(world.table[world.used % 64, order[position]])
                 p = chance + (1 - chance) * r
-                assume(abs(draws[place] - p) > 1e-6)  # single precision cannot tell
-                if draws[place] < p:
-                    batch.append(order[place])
-                place += 1
-            scanned, kept = place + n * len(rates), kept + len(batch)
-            closed = [*rates, (kept - before) / n] if place == n else list(rates)
+                assume(abs(draws[position] - p) > 1e-6)  # single precision cannot tell
+                if draws[position] < p:
+                    batch.append(order[position])
+                position += 1
+            scanned, kept = position + n * len(rates), kept + len(batch)
+            closed = [*rates, (kept - before) / n] if position == n else list(rates)
             if len(batch) == size or (batch and not drop_last):
                 yield batch, scanned, kept, closed
         rates.append((kept - before) / n)
@@ -96,8 +96,8 @@ def test_batches_and_counts_equal_those_of_the_loop_over_candidates(
             with pytest.raises(RuntimeError, match=rf"a pass over {n} examples kept \d+, too few"):
                 next(batches)
             return
-        found = next(batches), sampler.scanned, sampler.kept, list(sampler.keep_rates)
-        assert found == want
+        actual = next(batches), sampler.scanned, sampler.kept, list(sampler.keep_rates)
+        assert actual == want
         begun, before = sampler.scanned - n * len(want[3]), sum(want[3]) * n
         share = [] if begun == 0 else [(sampler.kept - before) / begun]
         assert sampler.rates_so_far() == pytest.approx([*want[3], *share])

@@ -326,8 +326,8 @@ def test_thresholds_can_be_pickled_and_bounds_refuse_what_is_no_number():
         twin = pickle.loads(pickle.dumps(threshold))  # noqa: S301 - our own bytes
         assert twin(4) == threshold(4) == 0.5
     for bad in (NAN, math.inf):
-        for place in range(3):
+        for position in range(3):
             numbers = [1.0, 1.0, 1.0]
-            numbers[place] = bad
+            numbers[position] = bad
             with pytest.raises(ValueError, match=str(bad)):
                 distance_bound(3, *numbers)

@@ -86,11 +86,11 @@ def test_two_solvers_find_the_known_optimum(lam, value, norm):
     task.solve(solver=cp.CLARABEL)
     assert task.status == "optimal"
     assert max(float(c.violation().max()) for c in task.constraints) < 1e-7
-    for found in (torch.from_numpy(w.value), optimum(lam)):
-        ours = float(svm_objective(found, X, y, lam))
+    for actual in (torch.from_numpy(w.value), optimum(lam)):
+        ours = float(svm_objective(actual, X, y, lam))
         assert ours == pytest.approx(task.value, abs=1e-6)  # 1e-4 is asked for
         assert ours == pytest.approx(value, abs=6e-6)
-        assert float(found.norm()) == pytest.approx(norm, abs=2e-3)
+        assert float(actual.norm()) == pytest.approx(norm, abs=2e-3)
     assert float(optimum(lam).norm()) < lam**-0.5  # in the ball
 
 
@@ -229,8 +229,8 @@ def test_rules_keep_at_their_rates():
     def rate(keep, *args):
         return sum(keep(*args) for _ in range(n)) / n
 
-    def same(found, p):
-        return abs(found - p) <= 4 * math.sqrt(p * (1 - p) / n)
+    def same(actual, p):
+        return abs(actual - p) <= 4 * math.sqrt(p * (1 - p) / n)
 
     g = stream(0, "keep")
     for base in (0.0, 0.3, 1.0):

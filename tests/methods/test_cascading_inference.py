@@ -54,11 +54,11 @@ def test_predictions_match_a_naive_loop(lam, repeats, average, dtype, randn):
             total[j] += logits if average == "logits" else logits.softmax(0)
     expected = total / repeats if average == "logits" else (total / repeats).log()
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    found = tta(x)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    actual = tta(x)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
     if average == "probs":
-        assert found.exp().sum(1).tolist() == pytest.approx([1] * 5, abs=1e-5)
+        assert actual.exp().sum(1).tolist() == pytest.approx([1] * 5, abs=1e-5)
 
 
 @pytest.mark.oracle("csa.Q20")
@@ -195,13 +195,13 @@ def test_impossible_banks_inputs_and_models_are_named(randn):
 
 
 def everything(x):
-    model, found = small_net().to(x.device), []
+    model, actual = small_net().to(x.device), []
     for average in AVERAGES:
         tta = averaged(model, x.flip(0), average=average, repeats=3)
-        found += [tta(x), tta.partners]
+        actual += [tta(x), tta.partners]
         tta.redraw(x)
-        found.append(tta(x))
-    return found
+        actual.append(tta(x))
+    return actual
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):
@@ -266,12 +266,12 @@ def test_accuracy_falls_with_the_radius_and_pgd_is_the_stronger(digits):
         assert torch.equal(attacked(name, model, x, y, 0.0), x)
         curves[name] = [clean]
         for eps in (0.02, 0.05, 0.1, 0.15, 0.2):
-            found = attacked(name, model, x, y, eps)
-            assert float((found - x).abs().max()) <= eps + 1e-6
-            assert float((found - x).abs().max()) > 0.99 * eps  # pixels, not normalised units
-            assert 0 <= float(found.min()) <= float(found.max()) <= 1
-            assert not found.requires_grad
-            curves[name].append(accuracy(model, found, y))
+            actual = attacked(name, model, x, y, eps)
+            assert float((actual - x).abs().max()) <= eps + 1e-6
+            assert float((actual - x).abs().max()) > 0.99 * eps  # pixels, not normalised units
+            assert 0 <= float(actual.min()) <= float(actual.max()) <= 1
+            assert not actual.requires_grad
+            curves[name].append(accuracy(model, actual, y))
         for weaker, stronger in zip(curves[name], curves[name][1:], strict=False):
             assert stronger <= weaker + 0.01
     for once, many in zip(*curves.values(), strict=True):
@@ -305,8 +305,8 @@ def test_the_margin_of_a_linear_model_falls_by_eps_times_its_length(name, randn)
     std = torch.linspace(0.5, 2.0, 12, dtype=torch.float64)
     model = Normalised(lambda v: v @ w, torch.tensor(0.3, dtype=torch.float64), std)
     options = {"criterion": lambda z, y: -y * z, "bounds": None}
-    found = attacked(name, model, x, y, 0.07, **options)
-    drop = y * (model(x) - model(found))
+    actual = attacked(name, model, x, y, 0.07, **options)
+    drop = y * (model(x) - model(actual))
     expected = torch.full_like(drop, 0.07 * float((w / std).abs().sum()))
     torch.testing.assert_close(drop, expected, rtol=0, atol=1e-12)
 
@@ -316,7 +316,7 @@ def test_the_margin_of_a_linear_model_falls_by_eps_times_its_length(name, randn)
 def test_attacks_see_all_partners(digits):
     model, x, y = digits
     tta = averaged(model, x[100:], repeats=8, lam=0.6)
-    found = attacked("fgsm", tta, x[:40], y[:40], 0.1)
-    losses = [F.cross_entropy(tta(v), y[:40]).item() for v in (x[:40], found)]
+    actual = attacked("fgsm", tta, x[:40], y[:40], 0.1)
+    losses = [F.cross_entropy(tta(v), y[:40]).item() for v in (x[:40], actual)]
     blind = attacked("fgsm", model, x[:40], y[:40], 0.1)
     assert losses[1] > F.cross_entropy(tta(blind), y[:40]).item() > losses[0]

@@ -121,10 +121,10 @@ def test_layouts_do_not_matter_and_nothing_is_changed_in_place(kind, mode, randn
     for layout in layouts:
         kept = layout.clone(), Y.clone(), soft.clone()
         for labels in (Y, soft):
-            mixed, found = mixer(3, **options)(layout, labels)
+            mixed, actual = mixer(3, **options)(layout, labels)
             # without fused products where rows are strided
             torch.testing.assert_close(mixed, expected[0], rtol=0, atol=1e-6)
-            assert torch.equal(found, expected[1])
+            assert torch.equal(actual, expected[1])
             assert mixed.untyped_storage().data_ptr() != layout.untyped_storage().data_ptr()
         assert all(map(torch.equal, (layout, Y, soft), kept))
 
@@ -135,9 +135,9 @@ def test_labels_are_class_numbers_or_soft(randn):
     for dtype in (torch.int64, torch.int32, torch.int16, torch.uint8):
         assert torch.equal(mixer()(x, Y.to(dtype))[1], expected)
     for dtype in (torch.float32, torch.float64, torch.float16):
-        found = mixer()(x, EYE.to(dtype))[1]  # multiples of 1/2 are exact
-        assert found.dtype == dtype
-        assert torch.equal(found.float(), expected)
+        actual = mixer()(x, EYE.to(dtype))[1]  # multiples of 1/2 are exact
+        assert actual.dtype == dtype
+        assert torch.equal(actual.float(), expected)
     smooth = 0.9 * EYE.double() + 0.1 / 3
     _, once = mixer(alpha=1.0)(x, smooth)
     _, hard = mixer(alpha=1.0)(x, Y)
@@ -150,11 +150,11 @@ def test_labels_are_class_numbers_or_soft(randn):
 def test_batches_keep_their_structure(randn):
     x, index = randn(0, 6, 2), torch.arange(6)
     mixed, labels = mixer()(x, Y)
-    found = mixer()((x, Y, index, "epoch 3", torch.tensor(7.0)))
-    assert isinstance(found, tuple)
-    assert torch.equal(found[0], mixed)
-    assert torch.equal(found[1], labels)
-    assert found[3:] == ("epoch 3", torch.tensor(7.0))
+    actual = mixer()((x, Y, index, "epoch 3", torch.tensor(7.0)))
+    assert isinstance(actual, tuple)
+    assert torch.equal(actual[0], mixed)
+    assert torch.equal(actual[1], labels)
+    assert actual[3:] == ("epoch 3", torch.tensor(7.0))
     listed = mixer()([x, Y])  # as default_collate gives it
     assert isinstance(listed, list)
     assert torch.equal(listed[1], labels)
@@ -163,20 +163,20 @@ def test_batches_keep_their_structure(randn):
         assert list(batch) == ["image", key, "index", "size"]
         assert torch.equal(batch["image"], mixed)
         assert torch.equal(batch[key], labels)
-        assert torch.equal(batch["index"], found[2])
+        assert torch.equal(batch["index"], actual[2])
         assert batch["size"] == 6
     names = [f"picture {i}" for i in range(6)]
     for held in (names, tuple(names)):
-        assert mixer()((x, Y, index, held))[3] == type(held)(names[i] for i in found[2])
+        assert mixer()((x, Y, index, held))[3] == type(held)(names[i] for i in actual[2])
     assert mixer()((x, Y, (6, 2)))[2] == (6, 2)
     batch = collections.namedtuple("Batch", "x y index")(x, Y, index)
     again = mixer()(batch)
     assert type(again) is type(batch)
-    assert torch.equal(again.index, found[2])
+    assert torch.equal(again.index, actual[2])
     mix = mixer(labels_getter=lambda batch: batch[0])
-    found = mix(Y, x)
-    assert torch.equal(found[0], labels)
-    assert torch.equal(found[1], mixed)
+    actual = mix(Y, x)
+    assert torch.equal(actual[0], labels)
+    assert torch.equal(actual[1], mixed)
 
 
 def test_state_is_k_weights_and_the_generator(randn):
@@ -200,10 +200,10 @@ def test_state_is_k_weights_and_the_generator(randn):
 # --- gradients
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_gradients_of_the_sum_match_finite_differences(own, randn):
+@pytest.mark.parametrize("own_weights", [False, True])
+def test_gradients_of_the_sum_match_finite_differences(own_weights, randn):
     groups = torch.tensor([[0, 1], [1, 3], [1, 2]])
-    weights = randn(2, *((3, 2) if own else (3,))).softmax(0).requires_grad_()
+    weights = randn(2, *((3, 2) if own_weights else (3,))).softmax(0).requires_grad_()
     x, labels = randn(0, 4, 2, 2).requires_grad_(), randn(1, 4, 3).requires_grad_()
     call = lambda x, labels, w: sum_mix(x, labels, groups, w)  # noqa: E731
     assert torch.autograd.gradcheck(call, (x, labels, weights))
@@ -394,15 +394,15 @@ def test_pixels_need_alpha_and_cannot_be_rescaled(options):
 
 
 def everything(x):
-    y, found = torch.arange(7, device=x.device) % 3, []
+    y, actual = torch.arange(7, device=x.device) % 3, []
     for mode in MODES:
         for options in ({}, {"alpha": 0.4}, {"rescale": True, "mean": x.mean(0)}):
-            found += mixer(3, mode=mode, **options)(x, y)
-        found += mixer(3, kind="single", mode=mode)(x, y, y)
-        found += mixer(3, kind="pixel", mode=mode, alpha=1.0)(x, F.one_hot(y, 3).to(x))
+            actual += mixer(3, mode=mode, **options)(x, y)
+        actual += mixer(3, kind="single", mode=mode)(x, y, y)
+        actual += mixer(3, kind="pixel", mode=mode, alpha=1.0)(x, F.one_hot(y, 3).to(x))
     smooth = mixer(3)
     smooth.set_weights(CascadeSchedule([(3, 0.5), (1, 0.5)], 8, mode="smooth").weights(2))
-    return [*found, *smooth(x, y)]
+    return [*actual, *smooth(x, y)]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):

@@ -99,11 +99,11 @@ def test_curvature_of_quadratics(eigenvalues, seed, dtype):
     a, theta = symmetric(eigenvalues, seed).to(dtype), torch.ones(8, dtype=dtype)
     model, x, y = Quadratic(a, theta), torch.zeros(3, 1), torch.zeros(3)
     top = max(eigenvalues, key=abs)
-    found = hessian_top_eigenvalue(model, own_losses, x, y, generator=stream(seed, "v"))
-    assert found == pytest.approx(top, rel=1e-3, abs=1e-6)
+    actual = hessian_top_eigenvalue(model, own_losses, x, y, generator=stream(seed, "v"))
+    assert actual == pytest.approx(top, rel=1e-3, abs=1e-6)
     sharp = {"iterations": 500, "tolerance": 1e-12, "generator": stream(seed, "v")}
-    found = hessian_top_eigenvalue(model, own_losses, x, y, **sharp)
-    assert found == pytest.approx(top, rel=1e-5, abs=1e-6)
+    actual = hessian_top_eigenvalue(model, own_losses, x, y, **sharp)
+    assert actual == pytest.approx(top, rel=1e-5, abs=1e-6)
     # |A d| / |d| for every draw d, of any length
     g, ratios = stream(seed, "v"), []
     for _ in range(10):
@@ -111,9 +111,9 @@ def test_curvature_of_quadratics(eigenvalues, seed, dtype):
         ratios.append(float((a @ d).norm() / d.norm()))
     for radius in (0.5, 20.0):
         options = {"radius": radius, "generator": stream(seed, "v")}
-        found = gradient_lipschitz(model, own_losses, x, y, **options)
-        assert found == pytest.approx(max(ratios), rel=1e-5, abs=1e-5)  # rounding of theta + d
-        assert found <= abs(top) + 1e-5
+        actual = gradient_lipschitz(model, own_losses, x, y, **options)
+        assert actual == pytest.approx(max(ratios), rel=1e-5, abs=1e-5)  # rounding of theta + d
+        assert actual <= abs(top) + 1e-5
         one = {"radius": radius, "draws": 1, "generator": stream(seed, "v")}
         first = gradient_lipschitz(model, own_losses, x, y, **one)
         assert first == pytest.approx(ratios[0], rel=1e-5, abs=1e-5)
@@ -139,11 +139,11 @@ def test_curvature_of_networks_is_that_of_the_dense_hessian(kind, seed):
     model, (x, y) = net(kind, seed=seed).eval(), batch(kind)
     dense, slope, start = flat_hessian(model, x, y)
     top = max(torch.linalg.eigvalsh(dense).tolist(), key=abs)
-    found = hessian_top_eigenvalue(model, cross_entropy, x, y, generator=stream(seed, "v"))
-    assert found == pytest.approx(top, rel=1e-3)
+    actual = hessian_top_eigenvalue(model, cross_entropy, x, y, generator=stream(seed, "v"))
+    assert actual == pytest.approx(top, rel=1e-3)
     sharp = {"iterations": 1000, "tolerance": 1e-13, "generator": stream(seed, "v")}
-    found = hessian_top_eigenvalue(model, cross_entropy, x, y, **sharp)
-    assert found == pytest.approx(top, rel=1e-6)
+    actual = hessian_top_eigenvalue(model, cross_entropy, x, y, **sharp)
+    assert actual == pytest.approx(top, rel=1e-6)
     g, ratios, near = stream(seed, "v"), [], []
     sizes = [p.numel() for p in model.parameters()]
     for _ in range(4):
@@ -153,8 +153,8 @@ def test_curvature_of_networks_is_that_of_the_dense_hessian(kind, seed):
         near.append(float((dense @ d).norm() / 0.3))
     for radius, expected, rel in ((0.3, ratios, 1e-9), (1e-6, near, 1e-4)):
         options = {"radius": radius, "draws": 4, "generator": stream(seed, "v")}
-        found = gradient_lipschitz(model, cross_entropy, x, y, **options)
-        assert found == pytest.approx(max(expected), rel=rel)
+        actual = gradient_lipschitz(model, cross_entropy, x, y, **options)
+        assert actual == pytest.approx(max(expected), rel=rel)
 
 
 @pytest.mark.parametrize("linear", [True, False])
@@ -190,7 +190,7 @@ def naive_sharpness(model, x, y, rho, g, steps, restarts):
     named = {n: p.detach().clone() for n, p in model.named_parameters()}
     filters = [(n, i) for n, p in named.items() if p.ndim > 1 for i in range(len(p))]
 
-    def look(delta):
+    def loss_at(delta):
         at = {n: p.clone() for n, p in named.items()}
         for n, i in filters:
             at[n][i] += delta[n, i]
@@ -200,19 +200,19 @@ def naive_sharpness(model, x, y, rho, g, steps, restarts):
         loss.backward()
         return loss.item(), at
 
-    start, seen = look(dict.fromkeys(filters, 0.0))[0], []
+    start, seen = loss_at(dict.fromkeys(filters, 0.0))[0], []
     for _ in range(restarts):
         drawn = {n: torch.randn(p.shape, dtype=p.dtype, generator=g) for n, p in named.items()}
         radius = {(n, i): rho * named[n][i].norm() for n, i in filters}
         delta = {(n, i): radius[n, i] * drawn[n][i] / drawn[n][i].norm() for n, i in filters}
         for _ in range(steps):
-            loss, at = look(delta)
+            loss, at = loss_at(delta)
             seen.append(loss)
             for n, i in filters:
                 slope = at[n].grad[i]
                 ahead = delta[n, i] + radius[n, i] / 2 * slope / slope.norm()
                 delta[n, i] = ahead * min(1.0, float(radius[n, i] / ahead.norm()))
-        seen.append(look(delta)[0])
+        seen.append(loss_at(delta)[0])
     return max(0.0, max(seen) - start)
 
 
@@ -224,10 +224,10 @@ def test_sharpness_matches_naive_ascent(kind, steps, restarts, rho):
     model, (x, y) = net(kind).eval(), batch(kind)
     expected = naive_sharpness(model, x, y, rho, stream(0, "v"), steps, restarts)
     options = {"rho": rho, "steps": steps, "restarts": restarts, "generator": stream(0, "v")}
-    found = sharpness(model, cross_entropy, x, y, **options)
-    assert found == pytest.approx(expected, rel=1e-9)
+    actual = sharpness(model, cross_entropy, x, y, **options)
+    assert actual == pytest.approx(expected, rel=1e-9)
     if steps == 10:
-        assert found > 0
+        assert actual > 0
 
 
 @pytest.mark.oracle("csa.Q19")
@@ -238,13 +238,13 @@ def test_sharpness_of_round_quadratics_is_closed_form(dtype):
     for curvature, rho in ((2.0, 0.1), (0.5, 1.0)):
         model = Quadratic(curvature * torch.eye(8, dtype=dtype), theta)
         options = {"rho": rho, "steps": 60, "generator": stream(0, "v")}
-        found = sharpness(model, own_losses, x, y, **options)
+        actual = sharpness(model, own_losses, x, y, **options)
         # the worst point lies outward, at (1 + rho) theta; the vector is no filter and stays
-        assert found == pytest.approx(curvature / 2 * 25 * ((1 + rho) ** 2 - 1), rel=1e-5)
+        assert actual == pytest.approx(curvature / 2 * 25 * ((1 + rho) ** 2 - 1), rel=1e-5)
         hill = Quadratic(-curvature * torch.eye(8, dtype=dtype), theta)
         inward = {"rho": 0.1, "steps": 60, "generator": stream(0, "v")}
-        found = sharpness(hill, own_losses, x, y, **inward)
-        assert found == pytest.approx(curvature / 2 * 25 * (1 - 0.9**2), rel=1e-5)
+        actual = sharpness(hill, own_losses, x, y, **inward)
+        assert actual == pytest.approx(curvature / 2 * 25 * (1 - 0.9**2), rel=1e-5)
 
 
 @pytest.mark.oracle("csa.Q19")
@@ -306,9 +306,9 @@ SPECTRA = {
 def test_a_curvature_that_is_given_is_an_eigenvalue(name, seed):
     a = symmetric(SPECTRA[name], seed)
     model, x, y = Quadratic(a, torch.ones(8).double()), torch.zeros(3, 1), torch.zeros(3)
-    found = hessian_top_eigenvalue(model, own_losses, x, y, generator=stream(seed, "v"))
-    assert abs(found) == pytest.approx(max(map(abs, SPECTRA[name])), rel=1e-2)
-    assert min(abs(found - value) for value in SPECTRA[name]) < 1e-3
+    actual = hessian_top_eigenvalue(model, own_losses, x, y, generator=stream(seed, "v"))
+    assert abs(actual) == pytest.approx(max(map(abs, SPECTRA[name])), rel=1e-2)
+    assert min(abs(actual - value) for value in SPECTRA[name]) < 1e-3
     options = {"iterations": 2, "tolerance": 1e-6, "generator": stream(seed, "v")}
     with pytest.raises(ArithmeticError, match="no eigenvalue settled in 2 products"):
         hessian_top_eigenvalue(model, own_losses, x, y, **options)
@@ -338,8 +338,8 @@ def test_nested_batches_and_wrapped_models_are_measured_alike():
 
     x, y = batch()
     nested = {"a": x[:, :1], "b": x[:, 1:]}
-    found = measured(Parts(net()), nested, (y,), lambda z, y: cross_entropy(z["logits"], y[0]))
-    assert found == measured(net(), x, y)
+    actual = measured(Parts(net()), nested, (y,), lambda z, y: cross_entropy(z["logits"], y[0]))
+    assert actual == measured(net(), x, y)
     assert measured(nn.DataParallel(net()), x, y) == measured(net(), x, y)
     compiled = torch.compile(net(), backend="aot_eager")  # which has no second backward pass
     assert measured(compiled, x, y) == measured(net(), x, y)
@@ -367,5 +367,5 @@ def test_half_precision_and_values_that_are_not_finite_are_refused(number):
         with pytest.raises(FloatingPointError, match="not finite"):
             measure(net(), wrong, y)
     with torch.autocast("cpu", torch.bfloat16):  # not of the caller's model
-        found = measure(net(dtype=torch.float32), x.float(), y)
-    assert found == measure(net(dtype=torch.float32), x.float(), y)
+        actual = measure(net(dtype=torch.float32), x.float(), y)
+    assert actual == measure(net(dtype=torch.float32), x.float(), y)

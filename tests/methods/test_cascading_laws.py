@@ -62,12 +62,12 @@ def drawn_weights(k, alpha, count):
     """Weights of many single mixes, ``(count, K)``, the first sample's first."""
     mix = mixer(k, classes=k, alpha=alpha)
     batch = torch.eye(k), torch.arange(k), torch.arange(k)
-    found = []
+    actual = []
     for _ in range(count):
         (row,), (label,), (first,) = mix(*batch)
         assert torch.equal(row, label)
-        found.append(torch.cat([row[first : first + 1], row[:first], row[first + 1 :]]))
-    return torch.stack(found).double()
+        actual.append(torch.cat([row[first : first + 1], row[:first], row[first + 1 :]]))
+    return torch.stack(actual).double()
 
 
 @pytest.mark.oracle("csa.Q5")
@@ -170,8 +170,8 @@ def test_equal_variance_divides_by_the_length_of_the_weights(randn):
     x, mean = randn(0, 4, 3), randn(1, 3)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     expected = mean + (x - mean) / math.sqrt(0.25 + 0.09 + 0.04)
-    found = equalise_variance(x, weights, mean)
-    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+    actual = equalise_variance(x, weights, mean)
+    torch.testing.assert_close(actual, expected, rtol=1e-14, atol=0)
     assert torch.equal(equalise_variance(x, torch.ones(1)), x)
     y = torch.arange(4) % 3
     half, _ = mixer(4, rescale=True)(x.half(), y)  # about 0: doubles the contrast
@@ -220,13 +220,13 @@ def test_other_draws_do_not_matter(kind):
     expected = list(mixes_of(kind, 4))
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        before, found = torch.get_rng_state(), []
+        before, actual = torch.get_rng_state(), []
         for mixed in mixes_of(kind, 4):
-            found.append(mixed)
+            actual.append(mixed)
             assert torch.equal(torch.get_rng_state(), before)
             torch.rand(3)
             before = torch.get_rng_state()
-    for a, b in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+    for a, b in zip(itertools.chain(*actual), itertools.chain(*expected), strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(expected[0][0], expected[1][0])
     assert not torch.equal(next(mixes_of(kind, 1, seed=1))[0], expected[0][0])
@@ -255,17 +255,19 @@ def test_workers_of_a_loader_do_not_share_draws(kind, persistent):
         return [x for _ in range(2) for x, _ in loader]
 
     untouched = mix.generator.get_state()
-    found = epochs(mix, 0)  # batches 0 and 2 of an epoch come from one worker, 1 and 3 from another
+    actual = epochs(
+        mix, 0
+    )  # batches 0 and 2 of an epoch come from one worker, 1 and 3 from another
     assert torch.equal(mix.generator.get_state(), untouched)
-    assert len(found) == 8
-    for a, b in itertools.combinations(found, 2):
+    assert len(actual) == 8
+    for a, b in itertools.combinations(actual, 2):
         assert not torch.equal(a, b)
         assert a[0].max() != b[0].max()  # nor the weights
     if kind == "sum":
-        assert all(map(torch.equal, epochs(mix, 0), found))
-        assert not any(map(torch.equal, epochs(mix, 1), found))
+        assert all(map(torch.equal, epochs(mix, 0), actual))
+        assert not any(map(torch.equal, epochs(mix, 1), actual))
         other = mixer(2, classes=12, alpha=1.0, seed=1)  # as on another rank
-        assert not any(map(torch.equal, epochs(other, 0), found))
+        assert not any(map(torch.equal, epochs(other, 0), actual))
 
 
 @pytest.mark.parametrize("persistent", [False, True])

@@ -88,14 +88,14 @@ def test_smooth_plans_are_the_formula_of_the_gradual_cascade(n):
         expected = [1.0] + [0.0] * (n - 1)
         if m > 1:
             expected = [1 / m + u / (m * (m - 1))] * (m - 1) + [(1 - u) / m] + [0.0] * k
-        found = padded(schedule.weights(step), n)
-        assert found.tolist() == pytest.approx(expected, abs=1e-7)
+        actual = padded(schedule.weights(step), n)
+        assert actual.tolist() == pytest.approx(expected, abs=1e-7)
         if rest == 0:  # integer steps: a stage starts at equal weights, without accumulated t
             assert torch.equal(schedule.weights(step), torch.full((m,), 1 / m))
         if before is not None:
             dt = 1 / (length * (n - 1))
-            assert float((found - before).abs().max()) < 2 * (n - 1) * dt
-        before = found
+            assert float((actual - before).abs().max()) < 2 * (n - 1) * dt
+        before = actual
 
 
 @pytest.mark.oracle("csa.Q10")
@@ -111,8 +111,8 @@ def test_smooth_plans_are_the_formula_of_the_gradual_cascade(n):
 def test_smooth_plans_have_the_vectors_worked_out_by_hand(t, expected):
     stages = [(4, 0.3), (3, 0.3), (2, 0.3), (1, 0.1)]
     schedule = CascadeSchedule(stages, 1000, mode="smooth")  # the cascade is the first 900
-    found = schedule.weights(round(900 * t))
-    assert found.tolist() == pytest.approx(expected, abs=5e-5)
+    actual = schedule.weights(round(900 * t))
+    assert actual.tolist() == pytest.approx(expected, abs=5e-5)
     assert schedule.weights(900).tolist() == schedule.weights(999).tolist() == [1.0]
 
 
@@ -197,7 +197,7 @@ LEVELS = torch.tensor([-0.5, 0.0, 0.5, 0.5004, 0.58, 0.65, 0.9], dtype=torch.flo
 def test_plateaus_match_a_naive_twin_and_survive_a_restart(seed, k0, options, kill):
     drawn = torch.randint(len(LEVELS), (150,), generator=stream(seed, "scores"))
     scores = LEVELS[drawn].tolist()
-    cascade, found, counts = PlateauCascade(k0, **options), [], []
+    cascade, actual, counts = PlateauCascade(k0, **options), [], []
     for i, score in enumerate(scores):
         if i == kill:
             state = copy.deepcopy(cascade.state_dict())
@@ -205,12 +205,12 @@ def test_plateaus_match_a_naive_twin_and_survive_a_restart(seed, k0, options, ki
             cascade = PlateauCascade()
             cascade.load_state_dict(state)
             assert cascade.state_dict() == state
-        found.append(cascade.step(score))
+        actual.append(cascade.step(score))
         counts.append(cascade.k)
-        assert cascade.has_finished == (found[-1] == "finished")
+        assert cascade.has_finished == (actual[-1] == "finished")
         if cascade.has_finished:
             break
-    assert (found, counts) == naive_cascade(scores, k0, **options)
+    assert (actual, counts) == naive_cascade(scores, k0, **options)
 
 
 def test_every_event_of_a_cascade_from_three_to_one():

@@ -61,8 +61,10 @@ class Training:
 
     def load(self, stream_of_bytes):
         state = torch.load(stream_of_bytes, weights_only=True)
-        for part, own in zip((self.model, self.optimizer, self.mix), state["parts"], strict=True):
-            part.load_state_dict(own)
+        for part, part_state in zip(
+            (self.model, self.optimizer, self.mix), state["parts"], strict=True
+        ):
+            part.load_state_dict(part_state)
         self.order.set_state(state["order"])
         self.step, self.best = state["step"], state["best"]
         if self.kind == "plateau":
@@ -230,14 +232,14 @@ def test_a_stage_that_cannot_begin_changes_nothing():
 
 def everything(x):
     """Plan on the CPU, whatever the default device."""
-    found = [x]
+    actual = [x]
     for mode in ("step", "smooth"):
         schedule = CascadeSchedule(STAGES, TOTAL, mode=mode)
-        found += [schedule.weights(step) for step in range(TOTAL)]
+        actual += [schedule.weights(step) for step in range(TOTAL)]
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     begin_stage(model, optimizer, lr=0.2, weights=small_net(1).state_dict())
-    return [*found, *model.state_dict().values()]
+    return [*actual, *model.state_dict().values()]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta):

@@ -152,9 +152,9 @@ def test_without_a_generator_the_global_seed_is_followed_and_left_alone(kind, ra
         seeded(seed)
         mix = KINDS[kind](2, num_classes=3, alpha=1.0, **options)
         before = torch.get_rng_state()
-        found = [mix(x, Y)[0] for _ in range(count)]
+        actual = [mix(x, Y)[0] for _ in range(count)]
         assert torch.equal(torch.get_rng_state(), before)
-        return found
+        return actual
 
     first = draws(5)
     assert all(map(torch.equal, first, draws(5)))
@@ -205,11 +205,11 @@ def test_without_a_generator_workers_and_epochs_differ(seeded):
         loader = loader_of(mix, num_workers=2, timeout=120, multiprocessing_context="fork")
         return [x for _ in range(2) for x, _ in loader]
 
-    found = epochs(3)
-    assert len(found) == 8
-    assert not any(torch.equal(a, b) for a, b in itertools.combinations(found, 2))
-    assert all(map(torch.equal, epochs(3), found))
-    assert not any(map(torch.equal, epochs(4), found))
+    actual = epochs(3)
+    assert len(actual) == 8
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(actual, 2))
+    assert all(map(torch.equal, epochs(3), actual))
+    assert not any(map(torch.equal, epochs(4), actual))
 
 
 # --- in a pipeline

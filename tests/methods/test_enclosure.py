@@ -439,12 +439,12 @@ def test_malformed_input_is_named(changed: dict[str, object], message: str) -> N
 
 def test_a_witness_is_exact_or_none() -> None:
     corners = doubles([[1.0, 1.0], [-1.0, -1.0], [3.0, 1.0]])
-    found = exact_witness(corners, doubles([0.4, 0.6, 0.0]))  # only the support counts
-    assert found is not None
-    assert found.tolist() == [0.5, 0.5, 0.0]
+    actual = exact_witness(corners, doubles([0.4, 0.6, 0.0]))  # only the support counts
+    assert actual is not None
+    assert actual.tolist() == [0.5, 0.5, 0.0]
     third = doubles([[0.3, 0.1], [-0.1, 0.2], [-0.1, -0.4]])
-    found = exact_witness(third, doubles([0.3, 0.3, 0.4]))
-    assert found is None or float((found @ third).abs().max()) < 1e-16
+    actual = exact_witness(third, doubles([0.3, 0.3, 0.4]))
+    assert actual is None or float((actual @ third).abs().max()) < 1e-16
     nearly = doubles([[1.0, above(1.0)], [-1.0, -1.0]])  # separable by one unit in the last place
     assert exact_witness(nearly, doubles([0.5, 0.5])) is None
     assert exact_witness(corners, doubles([0.5, 0.0, 0.5])) is None  # rows of one side

@@ -91,15 +91,15 @@ def test_half_precision_is_right_or_refused(name: str, dtype: torch.dtype) -> No
     expected = numbers(CALLS[name](Given(rounded=dtype)))
     given = Given(dtype=dtype, rounded=dtype)
     try:
-        found = numbers(CALLS[name](given))
+        actual = numbers(CALLS[name](given))
     except (*REFUSALS, FloatingPointError, ArithmeticError) as error:
         return names_it(error, "float16", "half", "float32", "float64", str(dtype))
-    assert bool(found.isfinite().all()) or not bool(expected.isfinite().all())
+    assert bool(actual.isfinite().all()) or not bool(expected.isfinite().all())
     if name in DISCRETE:
         return
     scale = max(1.0, float(expected.abs().max()))
     tolerance = 0.5 if name in LOOSE else 0.02 if dtype == torch.float16 else 0.1
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -108,7 +108,7 @@ def test_half_precision_is_right_or_refused(name: str, dtype: torch.dtype) -> No
 def test_on_cuda_values_are_right_or_refused(name: str, dtype: torch.dtype) -> None:
     expected = numbers(CALLS[name](Given(rounded=dtype)))
     try:
-        found = numbers(CALLS[name](Given(dtype=dtype, rounded=dtype, device="cuda")))
+        actual = numbers(CALLS[name](Given(dtype=dtype, rounded=dtype, device="cuda")))
     except (*REFUSALS, FloatingPointError, ArithmeticError) as error:
         return names_it(
             error, "float16", "half", "float32", "float64", str(dtype), "cuda", "device"
@@ -118,16 +118,16 @@ def test_on_cuda_values_are_right_or_refused(name: str, dtype: torch.dtype) -> N
     scale = max(1.0, float(expected.abs().max()))
     half = 0.02 if dtype == torch.float16 else 0.1
     tolerance = 0.5 if name in LOOSE else 1e-3 if dtype == torch.float32 else half
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
 
 
 @NAMES
 def test_an_empty_batch_is_defined_or_refused(name: str) -> None:
     try:
-        found = CALLS[name](Given(rows=0))
+        actual = CALLS[name](Given(rows=0))
     except ValueError:
         return
-    shown = numbers(found)
+    shown = numbers(actual)
     assert bool(shown.isfinite().all()), f"an empty batch gives {shown}"
 
 
@@ -159,21 +159,21 @@ def test_what_is_not_finite_is_refused_or_shows(name: str, tensor: str, spoil: f
     if math.isinf(spoil) and (name, tensor) in LIMITS:
         return
     try:
-        found = numbers(CALLS[name](Given(spoilt=tensor, spoil=spoil)))
+        actual = numbers(CALLS[name](Given(spoilt=tensor, spoil=spoil)))
     except (ValueError, ArithmeticError) as error:
         return names_it(error, "finite", "nan", "inf", "must be in", "range")
-    assert not bool(found.isfinite().all()), f"{tensor} holds {spoil}, which the result hides"
+    assert not bool(actual.isfinite().all()), f"{tensor} holds {spoil}, which the result hides"
 
 
 def labelled() -> list[str]:
     """Calls that take labels."""
-    found = []
+    actual = []
     for name, call in CALLS.items():
         given = Given()
         call(given)
         if given.labelled:
-            found.append(name)
-    return found
+            actual.append(name)
+    return actual
 
 
 @pytest.mark.parametrize("name", labelled())
@@ -184,10 +184,10 @@ def test_labels_of_any_type_mean_the_same(name: str, dtype: torch.dtype) -> None
     if dtype == torch.bool and max(given.labelled) > 1:
         pytest.skip("more than two classes")
     try:
-        found = numbers(CALLS[name](Given(label_type=dtype)))
+        actual = numbers(CALLS[name](Given(label_type=dtype)))
     except REFUSALS as error:
         return names_it(error, "label", "class", str(dtype))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 # a module that is made without a generator belongs on the default device, as all of torch's do
@@ -227,8 +227,8 @@ COMPILED = (
 def test_compiled_is_the_same(name: str) -> None:
     torch.compiler.reset()
     expected = numbers(CALLS[name](Given()))
-    found = numbers(torch.compile(CALLS[name], backend="eager")(Given()))
-    torch.testing.assert_close(found, expected)
+    actual = numbers(torch.compile(CALLS[name], backend="eager")(Given()))
+    torch.testing.assert_close(actual, expected)
 
 
 INDEX = torch.arange(4)

@@ -334,11 +334,11 @@ def test_half_precision_is_computed_in_float32(dtype, scale, randn):
             lambda x, k: prox(x, k, scale),
         ):
             with torch.autocast("cpu", enabled=autocast):
-                found = call(x, kind)
+                actual = call(x, kind)
             expected = call(wide, kind)
-            assert found.dtype == dtype
+            assert actual.dtype == dtype
             bound = HALF[dtype] * float(expected.abs().max())
-            torch.testing.assert_close(found.double(), expected, rtol=0, atol=bound)
+            torch.testing.assert_close(actual.double(), expected, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -347,9 +347,9 @@ def test_long_half_precision_vectors_are_summed_in_float32(dtype):
     for kind in (*NORMS, FourierNorm("linf", (70_000,))):
         assert float(norm(x, kind)) == pytest.approx(float(norm(x.double(), kind)), rel=HALF[dtype])
         for operation in (project, prox):
-            found = operation(x, kind, 0.25).double()
+            actual = operation(x, kind, 0.25).double()
             expected = operation(x.double(), kind, 0.25)
-            torch.testing.assert_close(found, expected, rtol=HALF[dtype], atol=1e-7)
+            torch.testing.assert_close(actual, expected, rtol=HALF[dtype], atol=1e-7)
 
 
 @pytest.mark.parametrize(

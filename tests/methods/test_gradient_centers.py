@@ -58,13 +58,13 @@ def problem(name, randn, b=9, dtype=torch.float64, scale=1.0):
     def loss(p, x, y):
         return losses_of(functional_call(model, p, (x[None],)), y[None])[0]
 
-    found = vmap(grad(loss), (None, 0, 0))(dict(model.named_parameters()), x, y)
+    actual = vmap(grad(loss), (None, 0, 0))(dict(model.named_parameters()), x, y)
     grads = {}
     for layer, part in model.named_modules():
         if getattr(part, "weight", None) is not None:
-            g = found[f"{layer}.weight"].flatten(2)
+            g = actual[f"{layer}.weight"].flatten(2)
             if part.bias is not None:
-                g = torch.cat([g, found[f"{layer}.bias"][:, :, None]], 2)
+                g = torch.cat([g, actual[f"{layer}.bias"][:, :, None]], 2)
             grads[layer] = g.detach()
     return layer_factors(model, losses_of, x, y), grads
 
@@ -104,16 +104,16 @@ def test_distances_equal_materialised_ones_on_every_route(name, kind, route, ran
     centers = placed(kind, factors, [0, 4, 8, 3])
     for block in (1 << 20, 40):  # all at once, and a few examples at a time
         monkeypatch.setattr(module, "BLOCK", block)
-        found = centers.sq_distances(factors)
-        assert found.dtype == torch.float64
+        actual = centers.sq_distances(factors)
+        assert actual.dtype == torch.float64
         expected = torch.zeros(9, 4, dtype=torch.float64)
         for layer, g in grads.items():
             matrices = outer(centers.centers[layer])
             for i, k in itertools.product(range(9), range(4)):
                 expected[i, k] += (matrices[k] - g[i]).square().sum()
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
     if kind == "full" or (kind == "svd" and name == "mlp"):  # rank one, each
-        assert float(found[torch.tensor([0, 4, 8, 3]), torch.arange(4)].max()) == 0.0
+        assert float(actual[torch.tensor([0, 4, 8, 3]), torch.arange(4)].max()) == 0.0
 
 
 @pytest.mark.oracle("gc.2")
@@ -125,16 +125,16 @@ def test_distances_in_float32_are_accurate_and_never_negative(name, route, randn
         factors, grads = problem(name, randn, 40, torch.float32, scale)
         for kind in KINDS:
             centers = placed(kind, factors, list(range(40)))
-            found = centers.sq_distances(factors)
-            assert found.dtype == torch.float64
-            assert float(found.min()) >= 0.0
-            expected, largest = torch.zeros_like(found), torch.zeros(40, 1, dtype=torch.float64)
+            actual = centers.sq_distances(factors)
+            assert actual.dtype == torch.float64
+            assert float(actual.min()) >= 0.0
+            expected, largest = torch.zeros_like(actual), torch.zeros(40, 1, dtype=torch.float64)
             for layer, g in grads.items():
                 g, c = g.double(), outer(centers.centers[layer]).double()
                 expected += (c - g[:, None]).square().sum((2, 3))
                 largest += g.square().sum((1, 2))[:, None] + c.square().sum((1, 2)).max()
             # 2^-23 for each of the rounded terms, and some more for their sums
-            assert float(((found - expected).abs() / largest).max()) < 1e-6
+            assert float(((actual - expected).abs() / largest).max()) < 1e-6
 
 
 def test_bad_input_is_refused(randn):
@@ -176,9 +176,9 @@ def test_routes_of_known_layers():
 def test_gram_matrix_equals_products_of_gradients(name, randn):
     factors, grads = problem(name, randn, 9, torch.float32)
     g = torch.cat([part.double().flatten(1) for part in grads.values()], 1)
-    found = gram_matrix(pick(factors, slice(2)), pick(factors, slice(1, 9)))
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, g[:2] @ g[1:].T, rtol=0, atol=1e-5)
+    actual = gram_matrix(pick(factors, slice(2)), pick(factors, slice(1, 9)))
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual, g[:2] @ g[1:].T, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="no layers"):
         gram_matrix({}, {})
 
@@ -217,11 +217,11 @@ def test_updates_equal_naive_means(name, kind, split, randn):
     for layer, g in grads.items():
         for k in range(5):
             members = [i for i, label in enumerate(assign) if label == k]
-            found = outer(centers.centers[layer])[k]
+            actual = outer(centers.centers[layer])[k]
             expected = outer(before[layer])[k]  # without examples
             if members:
                 expected = naive_centers(kind, factors[layer], g, members)
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-13 if members else 0)
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-13 if members else 0)
     after = centers.sq_distances(factors)
     assert centers.update().tolist() == [0] * 5  # nothing is left of the sums
     centers.add(factors, torch.tensor(ASSIGN), half)
@@ -232,16 +232,16 @@ def test_updates_equal_naive_means(name, kind, split, randn):
 
 def test_svd_is_the_best_rank_one_and_means_are_not(randn):
     factors, grads = problem("mlp", randn)
-    found, mean, zeros = {}, grads["0"].mean(0), torch.zeros(9, dtype=torch.int64)
+    actual, mean, zeros = {}, grads["0"].mean(0), torch.zeros(9, dtype=torch.int64)
     for kind in KINDS:
         centers = placed(kind, factors, [0])
         centers.add(factors, zeros, zeros)
         centers.update()
-        found[kind] = float((outer(centers.centers["0"])[0] - mean).norm())
+        actual[kind] = float((outer(centers.centers["0"])[0] - mean).norm())
     rest = float(torch.linalg.svdvals(mean)[1:].norm())
-    assert found["full"] == pytest.approx(0, abs=1e-14)
-    assert found["svd"] == pytest.approx(rest, abs=1e-13)
-    assert found["means"] > 1.05 * rest
+    assert actual["full"] == pytest.approx(0, abs=1e-14)
+    assert actual["svd"] == pytest.approx(rest, abs=1e-13)
+    assert actual["means"] > 1.05 * rest
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.7, 0.999])
@@ -289,10 +289,10 @@ def test_centers_are_copied_moved_and_restored(kind, randn):
         expected = placed(kind, factors, [0, 8, 0]), placed(kind, factors, [0, 1, 2])
         return [restored] + [c.sq_distances(factors) for c in (centers, *expected, other)]
 
-    found = call()
-    restored, moved, expected, first, updated = found
+    actual = call()
+    restored, moved, expected, first, updated = actual
     torch.testing.assert_close(torch.stack([moved, restored]), torch.stack([expected, first]))
     assert float((updated - first).abs().max()) > 0.1
     with torch.device("meta"):
         inside = call()  # an SVD may differ in the last bit
-    torch.testing.assert_close(inside, found, rtol=0, atol=1e-13)
+    torch.testing.assert_close(inside, actual, rtol=0, atol=1e-13)

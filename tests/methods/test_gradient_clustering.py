@@ -55,16 +55,16 @@ class Naive:
         self.grads = {n: f.gradient() for n, f in self.factors.items()}
 
     def center(self, members):
-        found = {}
+        actual = {}
         for name, grads in self.grads.items():
-            found[name] = grads[members].mean(0)
+            actual[name] = grads[members].mean(0)
             if self.kind == "means":
                 c, d = (v[members].mean(0) for v in self.factors[name].averages())
-                found[name] = d[:, None] * c
+                actual[name] = d[:, None] * c
             elif self.kind == "svd":
-                u, s, vh = torch.linalg.svd(found[name])
-                found[name] = s[0] * u[:, :1] * vh[:1]
-        return found
+                u, s, vh = torch.linalg.svd(actual[name])
+                actual[name] = s[0] * u[:, :1] * vh[:1]
+        return actual
 
     def begin(self, batches):
         orders = [torch.randperm(len(index), generator=self.g) for _, _, index in batches]
@@ -116,20 +116,20 @@ def test_passes_equal_a_naive_loop(rule, kind, min_size, randn):
     for seed, (n, size, k) in enumerate([(14, 4, 5), (9, 9, 3), (12, 5, 2)]):
         model, x, y = data_of(n, randn)
         batches = batches_of(x, y, size, order_of(n, seed))
-        found = cluster(model, k, seed=seed, rule=rule, centers=kind, min_size=min_size)
+        actual = cluster(model, k, seed=seed, rule=rule, centers=kind, min_size=min_size)
         naive = Naive(model, x, y, k, kind, stream(seed, "cluster"))
         naive.begin(batches)
         for iterations in (1, 3):  # the second fit goes on
-            clustering = found.fit(batches, iterations)
+            clustering = actual.fit(batches, iterations)
             expected = [naive.run(batches, rule, min_size) for _ in range(iterations)]
             assert clustering.assign.tolist() == expected[-1][0]
             assert clustering.sizes.tolist() == naive.sizes
             assert clustering.distortions == pytest.approx([d for _, d in expected], rel=1e-10)
-        last = found.centers.state_dict()
-        clustering, expected = found.assign(batches), naive.run(batches, rule, 0)
+        last = actual.centers.state_dict()
+        clustering, expected = actual.assign(batches), naive.run(batches, rule, 0)
         assert (clustering.assign.tolist(), clustering.sizes.tolist()) == (expected[0], naive.sizes)
         assert clustering.distortions == pytest.approx([expected[1]], rel=1e-10)
-        torch.testing.assert_close(found.centers.state_dict(), last, rtol=0, atol=0)
+        torch.testing.assert_close(actual.centers.state_dict(), last, rtol=0, atol=0)
 
 
 @pytest.mark.oracle("gc.7")
@@ -139,14 +139,14 @@ def test_batch_size_and_order_do_not_matter(rule, kind, randn):
     model, x, y = data_of(23, randn)
     first = cluster(model, 4, rule=rule, centers=kind, min_size=0)
     first.fit(batches_of(x, y, 6), 1)
-    found = []
+    actual = []
     for size, order in ((23, None), (6, None), (1, None), (7, order_of(23))):
         other = cluster(model, 4, rule=rule, centers=kind, min_size=0)
         other.load_state_dict(first.state_dict())
-        found.append(other.fit(batches_of(x, y, size, order), 3))
-    for other in found[1:]:
-        assert torch.equal(other.assign, found[0].assign)
-        assert other.distortions == pytest.approx(found[0].distortions, rel=1e-10)
+        actual.append(other.fit(batches_of(x, y, size, order), 3))
+    for other in actual[1:]:
+        assert torch.equal(other.assign, actual[0].assign)
+        assert other.distortions == pytest.approx(actual[0].distortions, rel=1e-10)
 
 
 def brute_force(grads, assign, k):
@@ -168,14 +168,14 @@ def test_exact_moves_end_where_no_move_helps(randn):
         batches = batches_of(x, y, 7, order_of(24))
         running = cluster(model, 4, seed=seed).fit(batches, 3)
         exact = cluster(model, 4, seed=seed, rule="exact")
-        found = exact.fit(batches, 3)
-        assert found.distortions == running.distortions
-        value, after_a_move = brute_force(grads, found.assign, 4)
+        actual = exact.fit(batches, 3)
+        assert actual.distortions == running.distortions
+        value, after_a_move = brute_force(grads, actual.assign, 4)
         before = float(total_distortion(grads, running.assign))
         assert value <= min(before, after_a_move) + 1e-9
         gains += value < 0.98 * before
-        assert torch.equal(found.sizes, torch.bincount(found.assign, minlength=4))
-        assert exact.state_dict()["sizes"].tolist() == found.sizes.tolist()
+        assert torch.equal(actual.sizes, torch.bincount(actual.assign, minlength=4))
+        assert exact.state_dict()["sizes"].tolist() == actual.sizes.tolist()
     assert gains == 2
 
 
@@ -215,9 +215,9 @@ def test_perfect_duplicates_end_in_one_stratum(rule, kind, randn):
     grads = per_example_gradients(model, losses_of, x[copies], y[copies])
     for seed in range(6):  # often two of the first centres are equal
         batches = batches_of(x[copies], y[copies], 4, order_of(14, seed))
-        found = cluster(model, 4, seed=seed, rule=rule, centers=kind).fit(batches, 12)
-        assert sorted(found.sizes.tolist()) == [2, 3, 4, 5]
-        assert float(total_distortion(grads, found.assign)) < 1e-28  # means of equal numbers
+        actual = cluster(model, 4, seed=seed, rule=rule, centers=kind).fit(batches, 12)
+        assert sorted(actual.sizes.tolist()) == [2, 3, 4, 5]
+        assert float(total_distortion(grads, actual.assign)) < 1e-28  # means of equal numbers
 
 
 def test_the_first_centers_are_spread_evenly_over_the_batches(randn):
@@ -238,12 +238,12 @@ def test_frozen_sizes_can_put_everything_into_one_cluster(randn):
     batches = batches_of(x, y, 8)
     largest = {}
     for rule in RULES:
-        found = cluster(model, 2, rule=rule, min_size=0)
-        found.fit(batches, 3)
-        state = found.state_dict()
+        actual = cluster(model, 2, rule=rule, min_size=0)
+        actual.fit(batches, 3)
+        state = actual.state_dict()
         state["sizes"] = torch.tensor([40.0, 0.0], dtype=torch.float64)  # one was left empty
-        found.load_state_dict(state)
-        largest[rule] = found.fit(batches, 1).sizes.tolist()
+        actual.load_state_dict(state)
+        largest[rule] = actual.fit(batches, 1).sizes.tolist()
     assert largest["frozen"] == [0, 40]
     assert max(largest["running"] + largest["plain"]) < 30
 
@@ -251,14 +251,14 @@ def test_frozen_sizes_can_put_everything_into_one_cluster(randn):
 @pytest.mark.oracle("gc.12")
 def test_strata_of_an_older_model_stay_unbiased(randn):
     model, x, y = data_of(10, randn)
-    found = cluster(model, 4).fit(batches_of(x, y, 5), 4)
+    actual = cluster(model, 4).fit(batches_of(x, y, 5), 4)
     variances = []
     for _ in range(3):
         grads = per_example_gradients(model, losses_of, x, y)
-        estimates = enumerate_estimates(grads, found.assign)
+        estimates = enumerate_estimates(grads, actual.assign)
         torch.testing.assert_close(estimates.mean(0), grads.mean(0), rtol=0, atol=1e-12)
         variances.append(float((estimates - grads.mean(0)).square().sum(1).mean()))
-        expected = float(total_distortion(grads, found.assign)) / 100
+        expected = float(total_distortion(grads, actual.assign)) / 100
         assert variances[-1] == pytest.approx(expected, rel=1e-10)
         with torch.no_grad():
             for p in model.parameters():

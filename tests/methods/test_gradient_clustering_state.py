@@ -61,7 +61,7 @@ def matrices(centers):
 @pytest.mark.parametrize("reseed", [None, "largest", "data"])
 def test_on_line_batches_equal_a_naive_loop(reseed, randn):
     model, x, y = data_of(60, randn)
-    found, g = cluster(model, 5), stream(0, "cluster")
+    actual, g = cluster(model, 5), stream(0, "cluster")
     options = {"decay": 0.6} | ({"dead_share": 0.9, "reseed": reseed} if reseed else {})
     reseeded = 0
     for batch in range(6):
@@ -100,16 +100,16 @@ def test_on_line_batches_equal_a_naive_loop(reseed, randn):
             for n, pair in centers.items():
                 for center, values in zip(pair, parts[n], strict=True):
                     center[smallest] = center[largest] if source is None else values[source]
-        assert found.observe(x[rows], y[rows], **options).tolist() == labels
-        state = found.state_dict()
+        assert actual.observe(x[rows], y[rows], **options).tolist() == labels
+        state = actual.state_dict()
         assert state["sizes"].tolist() == pytest.approx(sizes, rel=1e-12)
         torch.testing.assert_close(matrices(state["centers"]), matrices(centers))
     assert reseeded > 1 or reseed is None
-    assert torch.equal(found.generator.get_state(), g.get_state())
+    assert torch.equal(actual.generator.get_state(), g.get_state())
     # the refresh: every example, and the centres stay
-    clustering = found.assign(batches_of(x, y, 25))
+    clustering = actual.assign(batches_of(x, y, 25))
     assert int(clustering.sizes.sum()) == len(clustering.assign) == 60
-    torch.testing.assert_close(matrices(found.state_dict()["centers"]), matrices(centers))
+    torch.testing.assert_close(matrices(actual.state_dict()["centers"]), matrices(centers))
 
 
 # --- loaders and state
@@ -131,8 +131,8 @@ def test_loaders_give_what_lists_of_batches_give(rule, randn):
     shuffled = DataLoader(
         data, batch_sampler=RandomBatchSampler(22, 5, stream(0, "order")), **options
     )
-    found = cluster(model, 3, rule=rule).fit(shuffled, 3)
-    assert torch.equal(found.sizes, torch.bincount(found.assign, minlength=3))
+    actual = cluster(model, 3, rule=rule).fit(shuffled, 3)
+    assert torch.equal(actual.sizes, torch.bincount(actual.assign, minlength=3))
 
 
 @pytest.mark.oracle("gc.14")
@@ -162,8 +162,8 @@ def test_the_on_line_state_goes_on_the_same(randn):
             resumed.load_state_dict(through_a_file(straight.state_dict()))
         labels = straight.observe(x[rows], y[rows], dead_share=0.9, reseed="data")
         if step >= 2:
-            found = resumed.observe(x[rows], y[rows], dead_share=0.9, reseed="data")
-            assert torch.equal(found, labels)
+            actual = resumed.observe(x[rows], y[rows], dead_share=0.9, reseed="data")
+            assert torch.equal(actual, labels)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -178,11 +178,11 @@ def test_the_model_stays_as_it_is(rule, randn):
     before = {n: v.clone() for n, v in model.state_dict().items()}
     versions = [p._version for p in model.parameters()]
     _, x, y = data_of(12, randn)
-    found = cluster(model, 3, rule=rule, layers=["0", "3"], bias=False)
+    actual = cluster(model, 3, rule=rule, layers=["0", "3"], bias=False)
     with torch.no_grad():
-        found.fit(batches_of(x, y, 5), 2)
-        found.assign(batches_of(x, y, 5))
-        found.observe(x, y)
+        actual.fit(batches_of(x, y, 5), 2)
+        actual.assign(batches_of(x, y, 5))
+        actual.observe(x, y)
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
     assert versions == [p._version for p in model.parameters()]
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
@@ -196,14 +196,14 @@ def test_inside_a_meta_context_values_are_the_same(rule, kind, randn, same_insid
     model, x, y = data_of(14, randn)
 
     def call(x, y):
-        found = cluster(model, 3, rule=rule, centers=kind, min_size=4)
-        clustering = found.fit(batches_of(x, y, 5), 3)
-        labels = [] if kind == "full" else found.observe(x, y, dead_share=0.9)
+        actual = cluster(model, 3, rule=rule, centers=kind, min_size=4)
+        clustering = actual.fit(batches_of(x, y, 5), 3)
+        labels = [] if kind == "full" else actual.observe(x, y, dead_share=0.9)
         return [
             clustering.assign,
             clustering.sizes,
             labels,
-            found.assign(batches_of(x, y, 5)).sizes,
+            actual.assign(batches_of(x, y, 5)).sizes,
         ]
 
     same_inside_meta(call, x, y)
@@ -235,10 +235,10 @@ def test_a_pass_that_fails_names_the_example_and_leaves_nothing(randn):
         for seed in range(3):
             fresh, known = cluster(model, 3, seed=seed), cluster(model, 3)
             known.fit(batches, 1)
-            for found in (fresh, known):
+            for actual in (fresh, known):
                 with pytest.raises((ValueError, FloatingPointError, RuntimeError), match=message):
-                    found.fit(wrong, 1)
-                assert int(found.fit(batches, 1).sizes.sum()) == 9
+                    actual.fit(wrong, 1)
+                assert int(actual.fit(batches, 1).sizes.sum()) == 9
     huge = [(1e30 * b[0].float(), *b[1:]) for b in batches]
     with pytest.raises(FloatingPointError, match="squared gradient of example 0 or of a centre"):
         cluster(model.float(), 3).fit(huge)
@@ -256,18 +256,18 @@ def test_bad_input_is_refused(randn):
             cluster(model, 2, **options)
     with pytest.raises(ValueError, match="num_clusters must be >= 1, got 0"):
         cluster(model, 0)
-    found = cluster(model, 3)
+    actual = cluster(model, 3)
     with pytest.raises(ValueError, match="num_iterations must be >= 1, got 0"):
-        found.fit(batches, 0)
+        actual.fit(batches, 0)
     with pytest.raises(ValueError, match="no centres yet: call fit or observe first"):
-        found.assign(batches)
+        actual.assign(batches)
     with pytest.raises(ValueError, match="got 3 clusters and 2 examples"):
-        found.observe(x[:2], y[:2])
+        actual.observe(x[:2], y[:2])
     for options in ({"decay": 1.0}, {"decay": -0.1}, {"dead_share": 1.0}, {"dead_share": -1}):
         with pytest.raises(ValueError, match=f"got .*{next(iter(options.values()))}"):
-            found.observe(x, y, **options)
+            actual.observe(x, y, **options)
     with pytest.raises(ValueError, match="reseed must be largest or data, got 'other'"):
-        found.observe(x, y, reseed="other")
+        actual.observe(x, y, reseed="other")
     with pytest.raises(ValueError, match="on-line centres are means, got kind='svd'"):
         cluster(model, 3, centers="svd").observe(x, y)
     for reduced in (F.cross_entropy, partial(F.cross_entropy, reduction="sum")):

@@ -97,12 +97,12 @@ def close(a, b, dtype=torch.float64):
 @pytest.mark.parametrize("chunk_size", [None, 1, 4])
 def test_per_example_gradients_match_an_autograd_loop(kind, chunk_size, dtype):
     model, (x, y) = net(kind, dtype), problem(kind, 6, dtype)
-    found = per_example_gradients(model, cross_entropy, x, y, chunk_size=chunk_size)
-    assert found.dtype == dtype
-    assert not found.requires_grad
-    close(found, one_by_one(model, x, y), dtype)
+    actual = per_example_gradients(model, cross_entropy, x, y, chunk_size=chunk_size)
+    assert actual.dtype == dtype
+    assert not actual.requires_grad
+    close(actual, one_by_one(model, x, y), dtype)
     with torch.no_grad():
-        close(per_example_gradients(model, cross_entropy, x, y), found, dtype)
+        close(per_example_gradients(model, cross_entropy, x, y), actual, dtype)
 
 
 @DTYPES
@@ -138,13 +138,13 @@ def test_frozen_and_tied_parameters():
 
     with torch.random.fork_rng():
         model, (x, y) = Tied(), problem()
-    found = per_example_gradients(model, cross_entropy, x, y)
-    assert found.shape == (6, 16 + 4 + 4)
-    close(found, one_by_one(model, x, y))
-    close(SGEstimator(cross_entropy, data(), 2).estimate(model, torch.arange(6)), found.mean(0))
+    actual = per_example_gradients(model, cross_entropy, x, y)
+    assert actual.shape == (6, 16 + 4 + 4)
+    close(actual, one_by_one(model, x, y))
+    close(SGEstimator(cross_entropy, data(), 2).estimate(model, torch.arange(6)), actual.mean(0))
     svrg = SVRGEstimator(cross_entropy, data(), 2)
     svrg.refresh(model)
-    close(svrg.estimate(model, torch.tensor([1, 1])), found.mean(0))
+    close(svrg.estimate(model, torch.tensor([1, 1])), actual.mean(0))
 
 
 # --- SG
@@ -157,9 +157,9 @@ def test_batch_estimates_are_means_of_per_example_gradients(kind, dtype):
     grads = one_by_one(model, dataset.x, dataset.y)
     estimator = SGEstimator(cross_entropy, dataset, 3)
     for indices in ([0], [5, 2, 2], [0, 1, 2, 3, 4, 5]):
-        found = estimator.estimate(model, torch.tensor(indices))
-        assert found.dtype == dtype
-        close(found, grads[indices].mean(0), dtype)
+        actual = estimator.estimate(model, torch.tensor(indices))
+        assert actual.dtype == dtype
+        close(actual, grads[indices].mean(0), dtype)
     assert estimator.backward_examples == 10
     assert estimator.refresh_examples == 0
 
@@ -168,19 +168,19 @@ def test_batch_estimates_are_means_of_per_example_gradients(kind, dtype):
 def test_twice_the_batch_has_half_the_variance_by_enumeration():
     model, dataset = net(), data(n=4)
     grads = per_example_gradients(model, cross_entropy, dataset.x, dataset.y)
-    found = {}
+    actual = {}
     for b in (1, 2, 4):
         estimator = SGEstimator(cross_entropy, dataset, b)
         draws = itertools.product(range(4), repeat=b)
         values = [estimator.estimate(model, torch.tensor(i)) for i in draws]
         close(torch.stack(values).mean(0), grads.mean(0))
-        found[b] = spread(values)
-        assert found[b] == pytest.approx(float(sampling_variance(grads, b)), rel=1e-9)
-    assert found[2] / found[1] == pytest.approx(0.5, rel=1e-9)
-    assert found[4] / found[2] == pytest.approx(0.5, rel=1e-9)
+        actual[b] = spread(values)
+        assert actual[b] == pytest.approx(float(sampling_variance(grads, b)), rel=1e-9)
+    assert actual[2] / actual[1] == pytest.approx(0.5, rel=1e-9)
+    assert actual[4] / actual[2] == pytest.approx(0.5, rel=1e-9)
     subsets = itertools.combinations(range(4), 2)
     values = [estimator.estimate(model, torch.tensor(i)) for i in subsets]
-    assert spread(values) == pytest.approx(found[2] * (4 - 2) / (4 - 1), rel=1e-9)
+    assert spread(values) == pytest.approx(actual[2] * (4 - 2) / (4 - 1), rel=1e-9)
 
 
 def frequencies(draws):
@@ -377,16 +377,16 @@ def test_svrg_needs_a_snapshot():
 
 
 def estimators(dataset, model=None):
-    found = [
+    actual = [
         SGEstimator(cross_entropy, dataset, 3),
         SGEstimator(cross_entropy, dataset, 3, replacement=False),
         SVRGEstimator(cross_entropy, dataset, 3),
         StratifiedEstimator(cross_entropy, dataset, STRATA, draws=2),
     ]
     if model is not None:
-        for e in found:
+        for e in actual:
             e.refresh(model)
-    return found
+    return actual
 
 
 @KINDS
@@ -516,11 +516,11 @@ def test_gradients_that_are_not_finite_are_named(bad):
 
 
 def everything(x, y):
-    model, found = net("conv").to(x.device), []
+    model, actual = net("conv").to(x.device), []
     for e in estimators(IndexedDataset(x, y), model):
         step_free = stream(0, "draw")
-        found += [e.sample(model, step_free), e.draw(step_free).to(x.device)]
-    return [*found, per_example_gradients(model, cross_entropy, x, y, 4)]
+        actual += [e.sample(model, step_free), e.draw(step_free).to(x.device)]
+    return [*actual, per_example_gradients(model, cross_entropy, x, y, 4)]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta):

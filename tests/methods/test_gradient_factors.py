@@ -120,9 +120,9 @@ def flat(grads):
 def test_gradients_equal_torch_func(name, dtype, randn):
     for b in (1, 5):
         model, x, y = problem(name, randn, dtype, b)
-        found = flat_gradients(layer_factors(model, losses_of, x, y))
-        assert (found.dtype, found.requires_grad) == (dtype, False)
-        torch.testing.assert_close(found, flat(oracle(model, x, y)), **CLOSE[dtype])
+        actual = flat_gradients(layer_factors(model, losses_of, x, y))
+        assert (actual.dtype, actual.requires_grad) == (dtype, False)
+        torch.testing.assert_close(actual, flat(oracle(model, x, y)), **CLOSE[dtype])
 
 
 @pytest.mark.oracle("gc.1")
@@ -130,11 +130,11 @@ def test_gradients_equal_torch_func(name, dtype, randn):
 @pytest.mark.parametrize("name", ["linear", "no bias", "stride", "pads", "same", "dilation", "1x1"])
 def test_opacus_agrees(name, randn):
     model, x, y = problem(name, randn)
-    found = flat_gradients(layer_factors(model, losses_of, x, y))
+    actual = flat_gradients(layer_factors(model, losses_of, x, y))
     sampled = GradSampleModule(copy.deepcopy(model), loss_reduction="sum")
     losses_of(sampled(x), y).sum().backward()
     expected = torch.cat([p.grad_sample.flatten(1) for p in sampled.parameters()], 1)
-    torch.testing.assert_close(found, expected, **CLOSE[torch.float64])
+    torch.testing.assert_close(actual, expected, **CLOSE[torch.float64])
 
 
 @pytest.mark.oracle("gc.1")
@@ -174,13 +174,13 @@ def test_shortcuts_equal_what_follows_from_the_gradients(name, randn):
 def test_biases_can_be_left_out(randn):
     for name in ("linear", "stride"):
         model, x, y = problem(name, randn)
-        found = flat_gradients(layer_factors(model, losses_of, x, y, bias=False))
+        actual = flat_gradients(layer_factors(model, losses_of, x, y, bias=False))
         weights = {n: g for n, g in oracle(model, x, y).items() if n.endswith("weight")}
-        torch.testing.assert_close(found, flat(weights), **CLOSE[torch.float64])
+        torch.testing.assert_close(actual, flat(weights), **CLOSE[torch.float64])
     model, x, y = problem("linear", randn)
     model[1].bias.requires_grad_(False)  # so is a frozen one
-    found = flat_gradients(layer_factors(model, losses_of, x, y))
-    torch.testing.assert_close(found, flat(oracle(model, x, y)), **CLOSE[torch.float64])
+    actual = flat_gradients(layer_factors(model, losses_of, x, y))
+    torch.testing.assert_close(actual, flat(oracle(model, x, y)), **CLOSE[torch.float64])
 
 
 @pytest.mark.oracle("gc.7")
@@ -190,8 +190,8 @@ def test_gradients_do_not_depend_on_the_other_examples_of_the_batch(name, randn)
     whole = flat_gradients(layer_factors(model, losses_of, x, y))
     for size in (1, 3, 4):  # a ragged last batch
         parts = zip(x.split(size), y.split(size), strict=True)
-        found = torch.cat([flat_gradients(layer_factors(model, losses_of, *p)) for p in parts])
-        torch.testing.assert_close(found, whole, **CLOSE[torch.float64])
+        actual = torch.cat([flat_gradients(layer_factors(model, losses_of, *p)) for p in parts])
+        torch.testing.assert_close(actual, whole, **CLOSE[torch.float64])
 
 
 # --- layers
@@ -209,11 +209,11 @@ def test_layers_without_factors_are_named(randn):
     with pytest.raises(TypeError, match=r"layer '0' \(Conv2d\) has groups=2"):
         LayerFactors(groups)
     model = row(lin(4, 6), partial(nn.LayerNorm, 6), lin(6, 3))
-    found = layer_factors(model, losses_of, x, y % 3, layers=["2", "0"])
-    assert list(found) == ["2", "0"]
+    actual = layer_factors(model, losses_of, x, y % 3, layers=["2", "0"])
+    assert list(actual) == ["2", "0"]
     grads = oracle(model, x, y % 3)
     expected = [grads[f"{n}.{p}"].flatten(1) for n in "20" for p in ("weight", "bias")]
-    torch.testing.assert_close(flat_gradients(found), torch.cat(expected, 1))
+    torch.testing.assert_close(flat_gradients(actual), torch.cat(expected, 1))
 
 
 @pytest.mark.oracle("gc.1")
@@ -243,9 +243,9 @@ def test_batch_norm_is_refused_unless_it_uses_running_statistics(randn):
     model.eval()
     with pytest.raises(TypeError, match=r"layer '1' \(BatchNorm1d\)"):
         layer_factors(model, losses_of, x, y)
-    found = layer_factors(model, losses_of, x, y, layers=["0", "2"])
+    actual = layer_factors(model, losses_of, x, y, layers=["0", "2"])
     grads = {n: g for n, g in oracle(model, x, y).items() if n[0] in "02"}
-    torch.testing.assert_close(flat_gradients(found), flat(grads), **CLOSE[torch.float64])
+    torch.testing.assert_close(flat_gradients(actual), flat(grads), **CLOSE[torch.float64])
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
     model[1] = nn.BatchNorm1d(6, track_running_stats=False).double().eval()  # couples all the same
     with pytest.raises(ValueError, match=r"because 1 \(BatchNorm1d\) has no running statistics"):
@@ -289,8 +289,8 @@ def test_frozen_layers_do_not_count(randn):
     x, y = randn(0, 4, 4), torch.arange(4) % 3
     model = ready(lambda: Pair(lambda m, x: m.b(m.a(x))))
     model.a.requires_grad_(False)
-    found = flat_gradients(layer_factors(model, losses_of, x, y))
-    torch.testing.assert_close(found, flat(oracle(model, x, y)), **CLOSE[torch.float64])
+    actual = flat_gradients(layer_factors(model, losses_of, x, y))
+    torch.testing.assert_close(actual, flat(oracle(model, x, y)), **CLOSE[torch.float64])
     with pytest.raises(ValueError, match=r"the weight of layer 'a' .* is frozen"):
         LayerFactors(model, ["a"])
     with pytest.raises(ValueError, match=r"the model has no layers \['c'\]"):

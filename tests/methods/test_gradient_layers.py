@@ -247,8 +247,8 @@ def batch(randn):
 @pytest.mark.parametrize("name", RIGHT)
 def test_layers_that_look_strange_are_right(name, randn):
     model, (x, y) = ready(RIGHT[name]), batch(randn)
-    found = flat_gradients(layer_factors(model, losses_of, x, y))
-    torch.testing.assert_close(found, one_by_one(model, x, y), rtol=0, atol=1e-12)
+    actual = flat_gradients(layer_factors(model, losses_of, x, y))
+    torch.testing.assert_close(actual, one_by_one(model, x, y), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -316,11 +316,11 @@ def test_what_is_compiled_runs_as_it_was_written(where, randn):
     else:
         criterion = torch.compile(losses_of, backend="aot_eager")
         criterion(model(x), y).sum().backward()
-    found = layer_factors(compiled, criterion, x, y)
-    assert list(found) == ["0", "2"]
-    torch.testing.assert_close(flat_gradients(found), expected, rtol=0, atol=1e-12)
-    found = per_example_gradients(compiled, losses_of, x, y)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    actual = layer_factors(compiled, criterion, x, y)
+    assert list(actual) == ["0", "2"]
+    torch.testing.assert_close(flat_gradients(actual), expected, rtol=0, atol=1e-12)
+    actual = per_example_gradients(compiled, losses_of, x, y)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -343,14 +343,14 @@ def test_half_precision_is_widened(where, dtype, randn):
         model, x = model.to(dtype), x.to(dtype)
     with torch.autocast("cpu", dtype, enabled=where == "outside"):
         factors = layer_factors(model, losses_of, x, y)
-        found, gram = flat_gradients(factors), gram_matrix(factors, factors)
+        actual, gram = flat_gradients(factors), gram_matrix(factors, factors)
         clustering = GradientClustering(model, losses_of, 3, generator=stream(0, "cluster"))
         copies = [(x.repeat(3, 1, 1, 1), y.repeat(3), torch.arange(24))]
         assign = clustering.fit(copies, 4).assign.view(3, 8)
-    assert found.dtype == torch.float32
-    assert (found - expected).norm() < 0.03 * expected.norm()
+    assert actual.dtype == torch.float32
+    assert (actual - expected).norm() < 0.03 * expected.norm()
     # sums are those of the rounded factors in float32, and not rounded again
-    torch.testing.assert_close(gram, (found @ found.T).double(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gram, (actual @ actual.T).double(), rtol=1e-4, atol=1e-5)
     assert torch.equal(assign[0], assign[1])
     assert torch.equal(assign[0], assign[2])
 
@@ -373,9 +373,9 @@ def test_recurrent_layers_are_right_one_by_one(kind, randn):
     model, (x, y) = ready(lambda: recurrent(kind)), batch(randn)
     for precision in (torch.float64, torch.float32):
         model, x = model.to(precision), x.to(precision)
-        found = per_example_gradients(model, losses_of, x, y)
+        actual = per_example_gradients(model, losses_of, x, y)
         close = {"rtol": 0, "atol": 1e-12 if precision == torch.float64 else 1e-6}
-        torch.testing.assert_close(found, one_by_one(model, x, y), **close)
+        torch.testing.assert_close(actual, one_by_one(model, x, y), **close)
 
 
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
@@ -398,5 +398,5 @@ def test_torch_func_takes_what_hooks_refuse(name, randn):
     model = ready(make, x.float() if name == "standardised" else None).eval()
     if name == "tied to an embedding":
         model.table.weight.requires_grad_(True)
-    found = per_example_gradients(model, losses_of, x, y)
-    torch.testing.assert_close(found, one_by_one(model, x, y), rtol=0, atol=1e-12)
+    actual = per_example_gradients(model, losses_of, x, y)
+    torch.testing.assert_close(actual, one_by_one(model, x, y), rtol=0, atol=1e-12)

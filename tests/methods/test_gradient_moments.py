@@ -18,7 +18,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=st
 @pytest.mark.parametrize(("t", "d"), [(2, 1), (3, 4), (10, 7)])
 def test_moments_match_naive_loops(randn, t, d, epsilon, dtype):
     samples, fresh = randn(0, t, d, dtype=dtype) + 0.5, randn(1, t, d, dtype=dtype) + 0.5
-    found = gradient_moments(samples, fresh, epsilon=epsilon)
+    actual = gradient_moments(samples, fresh, epsilon=epsilon)
     a, b = samples.tolist(), fresh.tolist()
     variance = plugin = ratio = length = 0.0
     for j in range(d):
@@ -30,11 +30,11 @@ def test_moments_match_naive_loops(randn, t, d, epsilon, dtype):
         plugin += scatter / t
         ratio += scatter / (second + (1e-7 if epsilon == "absolute" else 0.0))
     signal = max(length - variance / t, 0.0)
-    assert found.variance == pytest.approx(variance / d, rel=1e-9)
-    assert found.variance_plugin == pytest.approx(plugin / d, rel=1e-9)
-    assert found.normalised_plugin == pytest.approx(ratio / d, rel=1e-8)
-    assert found.normalised == pytest.approx(variance / (variance + signal), rel=1e-9)
-    assert found.dead == 0
+    assert actual.variance == pytest.approx(variance / d, rel=1e-9)
+    assert actual.variance_plugin == pytest.approx(plugin / d, rel=1e-9)
+    assert actual.normalised_plugin == pytest.approx(ratio / d, rel=1e-8)
+    assert actual.normalised == pytest.approx(variance / (variance + signal), rel=1e-9)
+    assert actual.dead == 0
 
 
 @pytest.mark.oracle("gc.9")
@@ -42,7 +42,7 @@ def test_moments_match_naive_loops(randn, t, d, epsilon, dtype):
 def test_pure_noise_exceeds_one_by_the_plugin_only(randn, t, expected):
     d, repeats = 4000, 50  # noise about 0 of a scale of its own for each coordinate
     scales = torch.logspace(-3, 0, d, dtype=torch.float64)
-    found = [
+    actual = [
         gradient_moments(randn(2 * s, t, d) * scales, randn(2 * s + 1, t, d) * scales)
         for s in range(repeats)
     ]
@@ -50,18 +50,18 @@ def test_pure_noise_exceeds_one_by_the_plugin_only(randn, t, expected):
     def error(values):  # of the mean, from the repeats
         return float(torch.tensor(values).std()) / math.sqrt(repeats)
 
-    ratios = [m.normalised_plugin for m in found]
+    ratios = [m.normalised_plugin for m in actual]
     assert error(ratios) < 0.002
     assert sum(ratios) / repeats == pytest.approx(expected, abs=4 * error(ratios))
     assert expected == pytest.approx({10: 1.125, 50: 1.021}[t], abs=5e-4)
     truth = float(scales.square().mean())
-    plugin = [m.variance_plugin / truth for m in found]
+    plugin = [m.variance_plugin / truth for m in actual]
     assert sum(plugin) / repeats == pytest.approx(1 + 1 / t, abs=4 * error(plugin))
-    unbiased = [m.variance / truth for m in found]
+    unbiased = [m.variance / truth for m in actual]
     assert error(unbiased) < 0.01
     assert sum(unbiased) / repeats == pytest.approx(1.0, abs=4 * error(unbiased))
     # the correction of the length is clipped at 0, so never above 1
-    normalised = [m.normalised for m in found]
+    normalised = [m.normalised for m in actual]
     assert sum(normalised) / repeats == pytest.approx(1.0, abs=0.01)
     assert max(normalised) <= 1.0
 
@@ -71,11 +71,13 @@ def test_pure_noise_exceeds_one_by_the_plugin_only(randn, t, expected):
 def test_unbiased_ratio_is_that_of_the_population(randn, t):
     # V = 1 and squared means that average 0.25: V / (V + m^2) = 0.8 of sums, for any T
     d, mean = 2000, 0.5
-    found = [gradient_moments(randn(s, t, d) + mean, randn(99 + s, t, d) + mean) for s in range(40)]
-    average = sum(m.normalised for m in found) / 40
+    actual = [
+        gradient_moments(randn(s, t, d) + mean, randn(99 + s, t, d) + mean) for s in range(40)
+    ]
+    average = sum(m.normalised for m in actual) / 40
     # s.e. of one: 2 m sqrt(1 / (T d)) relative to 1.25, below 0.006; of 40, below 0.001
     assert average == pytest.approx(0.8, abs=0.004)
-    plugin = sum(m.normalised_plugin for m in found) / 40
+    plugin = sum(m.normalised_plugin for m in actual) / 40
     assert plugin > average + 0.3 / t  # still inflated
 
 
@@ -122,20 +124,20 @@ def test_dead_coordinates_are_counted_and_left_out(randn, dtype):
 
 def test_no_gradient_at_all_has_no_ratio():
     zero = torch.zeros(4, 3)
-    found = gradient_moments(zero, zero)
-    assert (found.variance, found.variance_plugin, found.dead) == (0.0, 0.0, 3)
-    assert math.isnan(found.normalised)
-    assert math.isnan(found.normalised_plugin)
+    actual = gradient_moments(zero, zero)
+    assert (actual.variance, actual.variance_plugin, actual.dead) == (0.0, 0.0, 3)
+    assert math.isnan(actual.normalised)
+    assert math.isnan(actual.normalised_plugin)
     assert gradient_moments(zero, zero, epsilon="absolute").normalised_plugin == 0.0
 
 
 @DTYPES
 def test_a_gradient_without_noise_has_no_variance(dtype):
     constant = torch.tensor([[0.1, -3.0]], dtype=dtype).expand(5, 2)
-    found = gradient_moments(constant, constant)
-    for value in (found.variance, found.variance_plugin, found.normalised):
+    actual = gradient_moments(constant, constant)
+    for value in (actual.variance, actual.variance_plugin, actual.normalised):
         assert value == pytest.approx(0.0, abs=1e-12)
-    assert found.normalised_plugin == pytest.approx(0.0, abs=1e-12)
+    assert actual.normalised_plugin == pytest.approx(0.0, abs=1e-12)
 
 
 def test_one_set_gives_the_unbiased_figures_only(randn):

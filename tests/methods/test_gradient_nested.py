@@ -85,11 +85,11 @@ def test_nested_batches_give_what_plain_ones_give(kind, randn):
     data = Rows(kind, randn)
     model, plain_criterion, x, y = data.plain
     nested, labels, _ = data[torch.arange(12)]
-    found = flat_gradients(layer_factors(data.model, criterion, nested, labels))
+    actual = flat_gradients(layer_factors(data.model, criterion, nested, labels))
     expected = flat_gradients(layer_factors(*data.plain))
-    assert torch.equal(found, expected)
-    found = per_example_gradients(data.model, criterion, nested, labels, chunk_size=5)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert torch.equal(actual, expected)
+    actual = per_example_gradients(data.model, criterion, nested, labels, chunk_size=5)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     rows = torch.arange(12).split(5)
     plain = cluster(model, plain_criterion).fit([(x[r], y[r], r) for r in rows], 3)
     lists = [data[r] for r in rows]
@@ -122,19 +122,21 @@ def test_pairs_of_pictures_and_captions_are_one_input(encoder, randn):
     model = DualEncoder(FeatureEncoder(5, 6, 4, g), encoder(9, 4, g), lambda a, b: a @ b.T)
     tokens = torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0], [7, 8, 1], [2, 2, 2], [3, 1, 0]])
     x, y = (randn(0, 6, 5).float(), (tokens, (tokens > 0).float())), torch.arange(6)
-    own = lambda scores, y: -scores.diagonal()  # noqa: E731
-    found = per_example_gradients(model, own, x, y)
+    losses_of_pairs = lambda scores, y: -scores.diagonal()  # noqa: E731
+    actual = per_example_gradients(model, losses_of_pairs, x, y)
     expected = []
     for i in range(6):
         row = x[0][i : i + 1], (tokens[i : i + 1], x[1][1][i : i + 1])
-        grads = torch.autograd.grad(own(model(row), None).sum(), list(model.parameters()))
+        grads = torch.autograd.grad(
+            losses_of_pairs(model(row), None).sum(), list(model.parameters())
+        )
         expected.append(torch.cat([grad.flatten() for grad in grads]))
-    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(actual, torch.stack(expected), rtol=0, atol=1e-6)
     layers = ["pictures.0", "pictures.2"]
     d = sum(p.numel() for p in model.pictures.parameters())
-    factors = layer_factors(model, own, x, y, layers=layers)
-    torch.testing.assert_close(flat_gradients(factors), found[:, :d], rtol=0, atol=1e-6)
-    clustering = cluster(model, own, 2, layers=layers)
+    factors = layer_factors(model, losses_of_pairs, x, y, layers=layers)
+    torch.testing.assert_close(flat_gradients(factors), actual[:, :d], rtol=0, atol=1e-6)
+    clustering = cluster(model, losses_of_pairs, 2, layers=layers)
     assert int(clustering.fit([(x, y, y)], 2).sizes.sum()) == 6
     with pytest.raises(ValueError, match="no gradients of their own"):  # losses of pairs
         layer_factors(model, lambda s, y: losses_of(s.T, y), x, y, layers=layers)
@@ -228,36 +230,38 @@ def test_parameters_that_change_in_a_pass_are_noticed_however_they_change(name, 
                     model[1].weight.data.add_(0)  # a version moves, no number
                 yield batch
 
-    found = cluster(model, losses_of)
-    found.fit(batches, 1)
+    actual = cluster(model, losses_of)
+    actual.fit(batches, 1)
     if CHANGES[name]:
         with pytest.raises(RuntimeError, match="changed during a pass"):
-            found.fit(Changing(batches), 1)
+            actual.fit(Changing(batches), 1)
     else:
-        found.fit(Changing(batches), 1)
+        actual.fit(Changing(batches), 1)
 
 
 def test_states_are_of_whole_passes_and_of_the_same_clusters(randn):
     model, x, y = problem(randn)
     batches = [(x[r], y[r], r) for r in torch.arange(12).split(5)]
-    found = cluster(model, losses_of)
+    actual = cluster(model, losses_of)
 
     class Saving(list):
         def __iter__(self):
             for batch in super().__iter__():
-                found.state_dict()
+                actual.state_dict()
                 yield batch
 
-    found.fit(batches, 1)
+    actual.fit(batches, 1)
     with pytest.raises(RuntimeError, match="half a pass"):
-        found.fit(Saving(batches), 1)
-    state = found.state_dict()  # and now it can be taken again
+        actual.fit(Saving(batches), 1)
+    state = actual.state_dict()  # and now it can be taken again
     for other in (cluster(model, losses_of, 2), cluster(model, losses_of, 3, centers="full")):
         with pytest.raises(ValueError, match=r"need [23] |of 3 clusters"):
             other.load_state_dict(state)
         assert not other.centers.centers
-    for twin in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):  # noqa: S301
-        assert torch.equal(twin.fit(batches, 1).assign, copy.deepcopy(found).fit(batches, 1).assign)
+    for twin in (copy.deepcopy(actual), pickle.loads(pickle.dumps(actual))):  # noqa: S301
+        assert torch.equal(
+            twin.fit(batches, 1).assign, copy.deepcopy(actual).fit(batches, 1).assign
+        )
 
 
 def test_svrg_adds_up_many_chunks_as_few(randn):

@@ -129,8 +129,8 @@ def test_distortion_is_half_the_pairs_and_ignores_shifts(rows, shift, scale):
     grads, assign = column([float(g) for g, _ in rows]), torch.tensor([a for _, a in rows])
     pairs = sum((g - h) ** 2 for (g, a), (h, b) in itertools.combinations(rows, 2) if a == b)
     for values, factor in ((grads, 1), (grads + shift, 1), (scale * grads, scale**2)):
-        found = float(total_distortion(values, assign))
-        assert found == pytest.approx(factor * pairs, rel=1e-9, abs=1e-9)
+        actual = float(total_distortion(values, assign))
+        assert actual == pytest.approx(factor * pairs, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.oracle("gc.3")
@@ -156,12 +156,12 @@ def test_enumerated_draws_are_unbiased_and_have_the_variance(randn, assign, dtyp
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(estimates, torch.stack(naive), rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(estimates.mean(0), grads.mean(0), rtol=tolerance, atol=tolerance)
-    found = float(stratified_variance(grads, assign))
-    assert found == pytest.approx(spread(estimates.double()), rel=10 * tolerance, abs=1e-14)
+    actual = float(stratified_variance(grads, assign))
+    assert actual == pytest.approx(spread(estimates.double()), rel=10 * tolerance, abs=1e-14)
     if len(sizes) == 6:
-        assert found == 0.0
+        assert actual == 0.0
     if len(sizes) == 1:
-        assert found == pytest.approx(float(sampling_variance(grads, 1)), rel=1e-12)
+        assert actual == pytest.approx(float(sampling_variance(grads, 1)), rel=1e-12)
 
 
 @pytest.mark.oracle("gc.4")
@@ -195,15 +195,15 @@ def test_uniform_batches_have_the_enumerated_variance(randn, batch_size, dtype):
     grads = randn(5, 5, 3, dtype=dtype)
     draws = [list(i) for i in itertools.product(range(5), repeat=batch_size)]
     means = torch.stack([grads[i].double().mean(0) for i in draws])
-    found = float(sampling_variance(grads, batch_size))
-    assert found == pytest.approx(spread(means), rel=1e-12)
+    actual = float(sampling_variance(grads, batch_size))
+    assert actual == pytest.approx(spread(means), rel=1e-12)
     subsets = [list(i) for i in itertools.combinations(range(5), batch_size)]
     means = torch.stack([grads[i].double().mean(0) for i in subsets])
     without = float(sampling_variance(grads, batch_size, replacement=False))
     assert without == pytest.approx(spread(means), rel=1e-12)
-    assert without == pytest.approx(found * (5 - batch_size) / 4, rel=1e-12)
+    assert without == pytest.approx(actual * (5 - batch_size) / 4, rel=1e-12)
     double = float(sampling_variance(grads, 2 * batch_size))
-    assert double / found == pytest.approx(0.5, rel=1e-15)  # SG-2B / SG-B
+    assert double / actual == pytest.approx(0.5, rel=1e-15)  # SG-2B / SG-B
     assert float(sampling_variance(grads, 5, replacement=False)) == 0.0
     assert float(sampling_variance(grads[:1], 1, replacement=False)) == 0.0
 
@@ -219,8 +219,8 @@ def test_svrg_has_the_enumerated_variance_and_none_at_the_snapshot(randn, replac
         [now[list(i)].mean(0) - then[list(i)].mean(0) + then.mean(0) for i in draws]
     )
     torch.testing.assert_close(values.mean(0), now.mean(0), rtol=1e-12, atol=1e-12)
-    found = float(svrg_variance(grads, snapshot, 2, replacement=replacement))
-    assert found == pytest.approx(spread(values), rel=1e-12)
+    actual = float(svrg_variance(grads, snapshot, 2, replacement=replacement))
+    assert actual == pytest.approx(spread(values), rel=1e-12)
     assert float(svrg_variance(grads, grads, 2, replacement=replacement)) == 0.0
     assert float(svrg_variance(grads, grads - 3, 2)) == pytest.approx(0.0, abs=1e-13)
     # an old snapshot can be worse than none
@@ -244,8 +244,8 @@ def test_svrg_has_the_enumerated_variance_and_none_at_the_snapshot(randn, replac
 def test_strata_can_be_worse_than_uniform_draws(groups, ratio):
     grads = column([float(v) for group in groups for v in group])
     assign = torch.tensor([k for k, group in enumerate(groups) for _ in group])
-    found = stratified_variance(grads, assign) / sampling_variance(grads, len(groups))
-    assert float(found) == pytest.approx(float(ratio), rel=1e-12)
+    actual = stratified_variance(grads, assign) / sampling_variance(grads, len(groups))
+    assert float(actual) == pytest.approx(float(ratio), rel=1e-12)
 
 
 def test_equal_random_strata_are_uniform_draws_on_average(randn):
@@ -264,13 +264,13 @@ def test_equal_random_strata_are_uniform_draws_on_average(randn):
 @pytest.mark.parametrize(("n", "d", "k"), [(2, 1, 2), (9, 3, 4), (15, 2, 3), (6, 2, 8)])
 def test_deltas_are_recomputed_differences(randn, n, d, k):
     grads, assign = randn(n, n, d) + 2, labels(n, k, seed=1)
-    found = move_deltas(gram_of(grads), assign, k)
+    actual = move_deltas(gram_of(grads), assign, k)
     before = naive_distortion(grads, assign)
     for i, target in itertools.product(range(n), range(k)):
         moved = assign.clone()
         moved[i] = target
         change = naive_distortion(grads, moved) - before
-        assert float(found[i, target]) == pytest.approx(change, rel=1e-9, abs=1e-9)
+        assert float(actual[i, target]) == pytest.approx(change, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.oracle("gc.6")
@@ -397,10 +397,10 @@ def distortion_of(groups):
 )
 def test_published_assignment_can_raise_the_distortion(groups, after, before_l, after_l):
     values = sorted(v for g in groups for v in g)
-    found = frozen_assignment(values, groups)
-    assert [sorted(g) for g in found] == after
+    actual = frozen_assignment(values, groups)
+    assert [sorted(g) for g in actual] == after
     assert distortion_of(groups) == pytest.approx(before_l, rel=1e-12)
-    assert distortion_of(found) == pytest.approx(after_l, rel=1e-12)
+    assert distortion_of(actual) == pytest.approx(after_l, rel=1e-12)
     # with what the larger stratum costs its members, the best move never does
     grads = column([float(v) for g in groups for v in g])
     start = torch.tensor([k for k, g in enumerate(groups) for _ in g])
@@ -429,7 +429,7 @@ def test_published_iteration_can_oscillate_above_uniform_sampling():
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (4, 2), (6, 3), (6, 6), (7, 1), (8, 4)])
 def test_best_partition_is_the_least_of_all_labelings(randn, n, k):
     grads = randn(n * k, n, 3)
-    found, value = best_partition(grads, k)
+    actual, value = best_partition(grads, k)
     pairs = torch.cdist(grads, grads).square()
     least = min(
         sum(float(pairs[i, j]) for i, j in itertools.combinations(range(n), 2) if a[i] == a[j])
@@ -437,16 +437,16 @@ def test_best_partition_is_the_least_of_all_labelings(randn, n, k):
         if len(set(a)) == k and a[0] == 0
     )
     assert value == pytest.approx(least, rel=1e-9, abs=1e-12)
-    assert float(total_distortion(grads, found)) == pytest.approx(value, rel=1e-9, abs=1e-12)
-    assert set(found.tolist()) == set(range(k))
-    assert [a for i, a in enumerate(found.tolist()) if a not in found.tolist()[:i]] == [*range(k)]
+    assert float(total_distortion(grads, actual)) == pytest.approx(value, rel=1e-9, abs=1e-12)
+    assert set(actual.tolist()) == set(range(k))
+    assert [a for i, a in enumerate(actual.tolist()) if a not in actual.tolist()[:i]] == [*range(k)]
 
 
 @pytest.mark.oracle("gc.5")
 def test_best_partition_finds_duplicates(randn):
     grads = randn(13, 3, 5)[[0, 1, 2, 1, 0, 1]]
-    found, value = best_partition(grads, 3)
-    assert found.tolist() == [0, 1, 2, 1, 0, 1]
+    actual, value = best_partition(grads, 3)
+    assert actual.tolist() == [0, 1, 2, 1, 0, 1]
     assert value == 0.0
 
 
@@ -550,7 +550,7 @@ def test_half_precision_is_accumulated_in_a_wider_type(dtype):
     assign = torch.arange(9) % 3
     wide = grads.double()
     assert total_distortion(grads, assign) == total_distortion(wide, assign)
-    found, expected = enumerate_estimates(grads, assign), enumerate_estimates(wide, assign)
-    assert found.dtype == dtype
+    actual, expected = enumerate_estimates(grads, assign), enumerate_estimates(wide, assign)
+    assert actual.dtype == dtype
     bound = 0.6 * torch.finfo(dtype).eps  # one rounding, at the end
-    torch.testing.assert_close(found.double(), expected, rtol=bound, atol=1e-6)
+    torch.testing.assert_close(actual.double(), expected, rtol=bound, atol=1e-6)

@@ -27,8 +27,8 @@ def hinges(loss):
 
     def call(x, y):
         scores = x @ y.T
-        own = loss(scores) + loss(scores, (MASK, MASK.T))
-        return own + loss(x, y) + loss(x, x, MASK) + loss(scores, scores)
+        total = loss(scores) + loss(scores, (MASK, MASK.T))
+        return total + loss(x, y) + loss(x, x, MASK) + loss(scores, scores)
 
     return call
 

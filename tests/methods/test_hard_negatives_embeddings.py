@@ -217,8 +217,8 @@ def metric_learning(x, y, labels, ref_labels, hardest):
     miner = BatchHardMiner(distance=CosineSimilarity())
     total = 0.0
     for query, gallery in ((x, y), (y, x)):
-        found = miner(query, labels, gallery, ref_labels) if hardest else None
-        total += criterion(query, labels, found, ref_emb=gallery, ref_labels=ref_labels)
+        actual = miner(query, labels, gallery, ref_labels) if hardest else None
+        total += criterion(query, labels, actual, ref_emb=gallery, ref_labels=ref_labels)
     return total
 
 

@@ -266,12 +266,12 @@ KINDS = {
 def test_what_is_not_finite_shows_in_loss_and_gradient(kind, randn):
     loss = KINDS[kind](0.2)
     for bad in (math.nan, math.inf, -math.inf):
-        for size, place in ((1, (0, 0)), (4, (2, 2)), (4, (1, 2))):
+        for size, position in ((1, (0, 0)), (4, (2, 2)), (4, (1, 2))):
             scores = randn(1, size, size)
-            scores[place] = bad
-            if bad == -math.inf and place == (1, 2):  # as good as masked
+            scores[position] = bad
+            if bad == -math.inf and position == (1, 2):  # as good as masked
                 masked = torch.eye(4, dtype=torch.bool)
-                masked[place] = True
+                masked[position] = True
                 assert torch.equal(loss(scores), loss(scores, masked)) or kind == "average"
                 continue
             value, gradient = with_gradient(loss, scores)

@@ -307,9 +307,9 @@ def test_folds_are_cut_by_picture_and_averaged(num_folds, randn):
     scores = randn(2, 17, 42) + 1.2 * (images.unsqueeze(1) == captions)
     parts = []
     for rows in np.array_split(np.arange(17), num_folds):
-        own = [c for c in range(42) if captions[c] in images[rows]]
-        part = scores[rows][:, own]
-        ids = images[rows], captions[own]
+        own_captions = [c for c in range(42) if captions[c] in images[rows]]
+        part = scores[rows][:, own_captions]
+        ids = images[rows], captions[own_captions]
         parts.append((retrieval_metrics(part, *ids), retrieval_metrics(part.T, *ids[::-1])))
     got = folded_metrics(scores, images, captions, num_folds)
     for direction in (0, 1):

@@ -258,16 +258,16 @@ def test_collapse_is_a_loss_at_the_plateau_and_equal_scores(randn):
 
 def test_monitor_warns_once_and_resumes():
     flat, good = torch.zeros(4, 4), torch.eye(4)
-    monitor, found = CollapseMonitor(patience=3), []
+    monitor, actual = CollapseMonitor(patience=3), []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for scores in [flat, flat, good, *[flat] * 5, good, *[flat] * 3]:
             resumed = CollapseMonitor(patience=3)
             resumed.load_state_dict(through_a_file(monitor.state_dict()))
             monitor = resumed
-            found.append(monitor.update(scores))
-            assert len(caught) == (True in found)
-    assert found == [*[False] * 5, *[True] * 3, *[False] * 3, True]
+            actual.append(monitor.update(scores))
+            assert len(caught) == (True in actual)
+    assert actual == [*[False] * 5, *[True] * 3, *[False] * 3, True]
     assert "coincided for 3 batches" in str(caught[0].message)
     assert caught[0].filename == __file__
     assert monitor.state_dict() == {"streak": 3, "warned": True}

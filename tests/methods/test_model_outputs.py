@@ -118,8 +118,8 @@ class Setting:
 
 def both(setting, function, criterion):
     """What a function of model, criterion and inputs gives in the two forms."""
-    found = function(setting.model, CRITERIA[criterion], setting.named)
-    return found, function(setting.body, losses_of, setting.plain)
+    actual = function(setting.model, CRITERIA[criterion], setting.named)
+    return actual, function(setting.body, losses_of, setting.plain)
 
 
 @pytest.mark.parametrize("wrapped", [Keywords, Whole])
@@ -202,15 +202,15 @@ def test_orders_of_named_batches_are_those_of_plain_ones(together, randn):
 
         batches = [(part(rows), Y[rows]) for rows in torch.arange(12).split(4)]
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        found = exhaustive_orders(
+        actual = exhaustive_orders(
             model, optimizer, criterion, batches, lambda z: z.mean(0), x, together=together
         )
-        train_in_order(model, optimizer, criterion, batches, found[0][0].tolist())
-        return found[1]
+        train_in_order(model, optimizer, criterion, batches, actual[0][0].tolist())
+        return actual[1]
 
-    found = orders(setting.model, losses_of, setting.named)
+    actual = orders(setting.model, losses_of, setting.named)
     again = Setting("tensor", randn)
-    torch.testing.assert_close(found, orders(again.body, losses_of, again.plain))
+    torch.testing.assert_close(actual, orders(again.body, losses_of, again.plain))
     torch.testing.assert_close(*(list(s.body.parameters()) for s in (setting, again)))
 
 
@@ -288,14 +288,14 @@ def alignments(model, randn, wrap=lambda model: model):
     scorer = BatchScorer("grad_align", wrap(model), losses_of, target=(target, Y[:6]))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = [scorer(x, labels) for _ in range(2)]
-        found.append(target_alignments(model, losses_of, x, labels, target=(target, Y[:6])))
-    own = [w for w in said if "trainaug" in w.filename]
+        actual = [scorer(x, labels) for _ in range(2)]
+        actual.append(target_alignments(model, losses_of, x, labels, target=(target, Y[:6])))
+    ours = [w for w in said if "trainaug" in w.filename]
     along = _gradient(model, target, Y[:6])
     expected = torch.stack([_gradient(model, x[i], labels[i]) @ along for i in range(5)])
-    for each in found:
+    for each in actual:
         torch.testing.assert_close(each, expected, rtol=0, atol=1e-12)
-    assert own == []
+    assert ours == []
     return scorer
 
 
@@ -322,8 +322,8 @@ def test_models_under_data_parallelism_are_scored_by_the_module_inside(randn, tm
             alignments(network(Squaring(fused)), randn, DistributedDataParallel)
         setting = Setting("object", randn)
         model = DistributedDataParallel(setting.model)
-        found = flat_gradients(layer_factors(model, losses_of, setting.named, Y))
-        assert torch.equal(found, per_example_gradients(model, losses_of, setting.named, Y))
+        actual = flat_gradients(layer_factors(model, losses_of, setting.named, Y))
+        assert torch.equal(actual, per_example_gradients(model, losses_of, setting.named, Y))
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         x = {name: values.view(4, 3, 4) for name, values in setting.named.items()}
         before, after = trial_losses(model, optimizer, losses_of, x, Y.view(4, 3))

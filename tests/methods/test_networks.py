@@ -164,31 +164,31 @@ def test_convolutional_paths_equal_training_the_modules(shape, randn):
     Z, mask = randn(5, 2, 4, d), MASK
     lr = [0.3, 0.2, 0.1, 0.05]
     options = {"record_at": range(steps + 1), "generator": seeded(6), "mask": mask}
-    found = convolutional_paths(Z, shape, DEPTHS, lr=lr, **options)
+    actual = convolutional_paths(Z, shape, DEPTHS, lr=lr, **options)
     drawn = torch.randn(4, d, 1, generator=seeded(6)).squeeze(-1)
     start = (drawn / drawn.norm(dim=1, keepdim=True)).double()
-    assert found.steps.tolist() == list(range(steps + 1))
-    assert found.beta.shape == (steps + 1, 2, 4, d)
+    assert actual.steps.tolist() == list(range(steps + 1))
+    assert actual.beta.shape == (steps + 1, 2, 4, d)
     for m, depth in enumerate(DEPTHS):
         for i in range(2):
             net = CircularConvLinear(shape, depth, seeded(0)).double()
             net.weight.data[:-1] = start[: depth - 1]
             betas, costs = descend(net, Z[i][mask[i]], steps, lr[m])
-            torch.testing.assert_close(found.beta[:, i, m], betas, rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(found.cost[:, i, m], costs, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(actual.beta[:, i, m], betas, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(actual.cost[:, i, m], costs, rtol=1e-9, atol=1e-9)
     options |= {"record_at": [3, 7], "generator": seeded(6)}
     sparse = convolutional_paths(Z, shape, DEPTHS, lr=lr, **options)
-    assert torch.equal(sparse.beta, found.beta[[3, 7]])
+    assert torch.equal(sparse.beta, actual.beta[[3, 7]])
 
 
 @pytest.mark.parametrize("d", [1, 6])
 def test_dense_paths_equal_training_the_module(d, randn):
     Z, mask = randn(5, 2, 4, d), MASK
-    found = dense_paths(Z, lr=0.3, record_at=range(26), generator=seeded(7), mask=mask)
+    actual = dense_paths(Z, lr=0.3, record_at=range(26), generator=seeded(7), mask=mask)
     for i in range(2):
         betas, costs = descend(DeepLinear(d, 2, seeded(7)).double(), Z[i][mask[i]], 25)
-        torch.testing.assert_close(found.beta[:, i, 0], betas, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(found.cost[:, i, 0], costs, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(actual.beta[:, i, 0], betas, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(actual.cost[:, i, 0], costs, rtol=1e-9, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -354,9 +354,9 @@ def test_autocast_and_rows_that_require_grad_change_nothing(randn):
         trainers(Z), trainers(Z.clone().requires_grad_()), strict=True
     ):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = inside()
-        assert torch.equal(found, plain())
-        assert not found.requires_grad
+            actual = inside()
+        assert torch.equal(actual, plain())
+        assert not actual.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -367,13 +367,13 @@ def test_the_scale_of_the_rows_is_right_or_refused(dtype, randn):
     for power in (-exponent, exponent):
         for name, call in trainers(2.0 ** (3 * power) * Z):
             try:
-                found = call()
+                actual = call()
             except (ValueError, FloatingPointError):
                 assert name not in ("dense", "conv") or power > 0
                 continue
-            assert bool(found.isfinite().all())
+            assert bool(actual.isfinite().all())
             if name in ("dense", "conv"):
-                assert bool(found.any())
+                assert bool(actual.any())
 
 
 def test_rows_without_a_gradient_stay_and_separated_rows_go_on(randn):

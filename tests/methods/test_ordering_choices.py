@@ -137,19 +137,19 @@ def test_batches_sorted_by_loss_can_hold_a_single_class():
 
 def everything(x):
     """Draw on the CPU, wherever data and model live."""
-    data, found = Data(14), []
+    data, actual = Data(14), []
     data.x, data.y = x, data.y.to(x.device)
     model, optimizer = model_of(data)
     for kind, score in itertools.product(KINDS, ["max_loss", "delta_abs"]):
         scorer = BatchScorer(score, model, losses_of, optimizer=optimizer)
         for batch in ordered(data, 4, scorer, num_candidates=3, candidates=kind):
             step(model, optimizer, data, batch)
-            found.append([batch, model(x[:2]).detach()])
+            actual.append([batch, model(x[:2]).detach()])
 
     def present(indices):
         return example_losses(model, losses_of, data.x[indices], data.y[indices])
 
-    return [*found, list(by_loss(data, 4, present))]
+    return [*actual, list(by_loss(data, 4, present))]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):

@@ -137,10 +137,10 @@ def test_copies_walk_as_separate_models(case, kind, randn):
         means = copies.step(x, y)
         expected = [step(*twin, a, b) for twin, a, b in zip(twins, x, y, strict=True)]
         torch.testing.assert_close(means, torch.stack(expected), **CLOSE)
-    for place, (twin, _) in enumerate(twins):
+    for position, (twin, _) in enumerate(twins):
         stacked = copies.parameters | copies.buffers
         for name, t in [*twin.named_parameters(), *twin.named_buffers()]:
-            torch.testing.assert_close(stacked[name][place], t, **CLOSE)
+            torch.testing.assert_close(stacked[name][position], t, **CLOSE)
 
 
 def test_selecting_leaves_the_others_as_they_are(randn):
@@ -226,11 +226,11 @@ def everything(x):
     model = model_of("norm").to(x.device)
     optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
     copies, y = Copies(model, optimizer, losses_of, 3), LABELS.to(x.device)
-    found = [copies.step(x, y), copies.step(x, y, RAGGED.to(x.device))]
+    actual = [copies.step(x, y), copies.step(x, y, RAGGED.to(x.device))]
     chosen = copies.select(torch.tensor([2, 0], device="cpu").to(x.device))
-    found += [chosen.step(x[:2], y[:2]), chosen.losses(x[0], y[0], shared=True).detach()]
+    actual += [chosen.step(x[:2], y[:2]), chosen.losses(x[0], y[0], shared=True).detach()]
     parts = [*chosen.parameters.values(), *chosen.buffers.values()]
-    return [*found, *(t.detach() for t in parts)]
+    return [*actual, *(t.detach() for t in parts)]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):

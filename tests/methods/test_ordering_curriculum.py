@@ -60,8 +60,8 @@ def pacings(draw, start=0.01):
 @pytest.mark.oracle("ord.P15")
 @given(pacings())
 @settings(max_examples=150, deadline=None)
-def test_pacing_rises_to_one(found):
-    pacing, start = found
+def test_pacing_rises_to_one(actual):
+    pacing, start = actual
     shares = [pacing(i / 1000) for i in range(1001)]
     assert shares[0] == pytest.approx(start, rel=1e-9)
     assert 0 < shares[0] <= shares[-1] == 1
@@ -108,8 +108,8 @@ def test_all_in_use_is_random_reshuffling(n, order, randn):
     pacings(0.3), st.integers(4, 30), st.integers(1, 40), st.sampled_from(ORDERS), st.integers(0, 9)
 )
 @settings(max_examples=150, deadline=None)
-def test_batches_come_from_the_pool_and_use_it_up(found, n, steps, order, seed):
-    pacing, _ = found
+def test_batches_come_from_the_pool_and_use_it_up(actual, n, steps, order, seed):
+    pacing, _ = actual
     size = min(3, max(1, math.ceil(0.3 * n) - 1))
     scores = torch.arange(n).flip(0) // 2  # ties
     sampler = paced(scores, pacing, steps, size, order=order, generator=stream(seed, "o"))
@@ -148,12 +148,12 @@ def test_descending_is_the_exact_reverse_and_random_is_neither():
 
 @given(pacings(0.3), st.integers(0, 20), st.sampled_from(ORDERS))
 @settings(max_examples=40, deadline=None)
-def test_paced_sampler_resumes_anywhere(found, done, order):
+def test_paced_sampler_resumes_anywhere(actual, done, order):
     scores = torch.arange(13) % 5
 
     def sampler(seed):
         g = stream(seed, "order")
-        return paced(scores, found[0], 20, 3, order=order, generator=g)
+        return paced(scores, actual[0], 20, 3, order=order, generator=g)
 
     straight, short = sampler(0), sampler(0)
     expected = [*straight, *straight]

@@ -60,17 +60,17 @@ def setting(kind, name, num_batches, randn, steps=2):
 
 def measures(logits):
     """Loss and hits of each half, so that the best of one can be looked at on the other."""
-    found = []
+    actual = []
     for half in (slice(None, 5), slice(5, None)):
         y = HELD.to(logits.device)[half]
         hits = (logits[half].argmax(1) == y).to(logits.dtype)
-        found += [F.cross_entropy(logits[half], y), hits.mean()]
-    return torch.stack(found)
+        actual += [F.cross_entropy(logits[half], y), hits.mean()]
+    return torch.stack(actual)
 
 
 def leaves(model, optimizer):
     tensors = [*model.parameters(), *model.buffers()]
-    states = [copy.deepcopy(own) for own in optimizer.state.values()]
+    states = [copy.deepcopy(entries) for entries in optimizer.state.values()]
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     modes = [module.training for module in model.modules()]
@@ -146,14 +146,14 @@ def test_six_batches_with_more_held_out_than_fit_at_once(randn):
         return logits.square().mean().unsqueeze(0)
 
     parts = (model, optimizer, losses_of, batches, evaluate, held_out)
-    orders, found = exhaustive_orders(*parts)
+    orders, actual = exhaustive_orders(*parts)
     assert orders.shape == (720, 6)
-    assert found.shape == (720, 1)
+    assert actual.shape == (720, 1)
     for number in (0, 7, 400, 719):
         with preserve_state(model, optimizer):
             train_in_order(model, optimizer, losses_of, batches, orders[number].tolist())
             value = evaluate(model(held_out)).detach()
-        torch.testing.assert_close(found[number], value, rtol=1e-9, atol=0)
+        torch.testing.assert_close(actual[number], value, rtol=1e-9, atol=0)
 
 
 @pytest.mark.oracle("ord.P19")
@@ -208,8 +208,8 @@ def loop(orders, values):
     for position in zip(*orders, strict=True):
         between = 0.0
         for batch in set(position):
-            own = [v for v, b in zip(values, position, strict=True) if b == batch]
-            between += len(own) * (sum(own) / len(own) - mean) ** 2
+            entries = [v for v, b in zip(values, position, strict=True) if b == batch]
+            between += len(entries) * (sum(entries) / len(entries) - mean) ** 2
         shares.append(between / total)
     return shares
 
@@ -265,11 +265,11 @@ def everything(x):
     y = torch.arange(4, device="cpu").to(x.device) % 3
     batches = [(part, (y + i) % 3) for i, part in enumerate(x[:3])]
     held_out = x[3:].flatten(0, 1)[:10]
-    found = []
+    actual = []
     for together in (True, False):
         parts = (model, optimizer, losses_of, batches, measures, held_out)
-        found.append(exhaustive_orders(*parts, together=together)[1])
-    return [*found, position_shares(all_orders(3).to(x.device), found[0][:, 0])]
+        actual.append(exhaustive_orders(*parts, together=together)[1])
+    return [*actual, position_shares(all_orders(3).to(x.device), actual[0][:, 0])]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):

@@ -111,11 +111,11 @@ def test_unbalanced_vectors_become_balanced(randn):
     sampler = GraBSampler(16, 5, generator=stream(0, "order"))
     signs = torch.zeros(16, dtype=torch.float64)
     signs[sampler.order] = torch.tensor([1.0] * 8 + [-1.0] * 8).double()
-    found = [longest_prefix(sampler.order, signs.unsqueeze(1) * v) / float(v.norm())]
+    actual = [longest_prefix(sampler.order, signs.unsqueeze(1) * v) / float(v.norm())]
     for _ in range(3):
         epoch(sampler, signs.unsqueeze(1) * v)
-        found.append(longest_prefix(sampler.order, signs.unsqueeze(1) * v) / float(v.norm()))
-    assert found == pytest.approx([8, 4, 2, 1])
+        actual.append(longest_prefix(sampler.order, signs.unsqueeze(1) * v) / float(v.norm()))
+    assert actual == pytest.approx([8, 4, 2, 1])
 
 
 @pytest.mark.oracle("ord.P17")

@@ -87,11 +87,11 @@ def test_an_epoch_depends_on_seed_and_number_alone(kind):
     data = Data(14)
 
     def epochs(*numbers, seed=0):
-        sampler, found = sampler_of(kind, data, seed=seed), []
+        sampler, actual = sampler_of(kind, data, seed=seed), []
         for number in numbers:
             sampler.set_epoch(number)
-            found.append(list(sampler))
-        return found
+            actual.append(list(sampler))
+        return actual
 
     a, b, c = epochs(0, 1, 2)
     assert epochs(2, 0, 2, 1) == [c, a, c, b]
@@ -102,8 +102,8 @@ def test_an_epoch_depends_on_seed_and_number_alone(kind):
 @settings(max_examples=50, deadline=None)
 def test_seeds_of_epochs_are_valid_and_differ(seed, epochs):
     seeds = [epoch_seed(seed, epoch) for epoch in epochs]
-    assert all(0 <= found < 2**63 for found in seeds)
-    assert len({found % 2**32 for found in seeds}) == len({epoch % 2**32 for epoch in epochs})
+    assert all(0 <= actual < 2**63 for actual in seeds)
+    assert len({actual % 2**32 for actual in seeds}) == len({epoch % 2**32 for epoch in epochs})
 
 
 # --- resuming
@@ -159,15 +159,15 @@ def test_a_resumed_run_is_bit_equal(done, kind):
         return model, optimizer, sampler_of(known, data, 3, seed=seed, **options)
 
     def run(model, optimizer, sampler, steps, epoch=0):
-        found = []
+        actual = []
         for number in range(epoch, 3):
             sampler.set_epoch(number)
             for batch in sampler:
                 step(model, optimizer, data, batch)
-                found.append(batch)
-                if len(found) == steps:
-                    return found
-        return found
+                actual.append(batch)
+                if len(actual) == steps:
+                    return actual
+        return actual
 
     model, optimizer, sampler = setting(0)
     expected = run(model, optimizer, sampler, 18)
@@ -250,10 +250,10 @@ class Losses:
 
 def watching(kind, data, model, size=3):
     """A sampler that knows whether its model was trained on the last batch."""
-    own = {}
+    arguments = {}
     if kind == "sample_loss":
-        own = {"losses_of": Losses(data, model), "refresh_every": 1}
-    return sampler_of(kind, data, size, BatchScorer("min_loss", model, losses_of), **own)
+        arguments = {"losses_of": Losses(data, model), "refresh_every": 1}
+    return sampler_of(kind, data, size, BatchScorer("min_loss", model, losses_of), **arguments)
 
 
 @pytest.mark.oracle("ord.P10")
@@ -382,12 +382,12 @@ def functional(model, data):
 def test_every_way_to_train_on_a_batch_is_seen(way, kind):
     data = Data(18)
     model, _ = model_of()
-    sampler, train_on, found = watching(kind, data, model), way(model, data), []
+    sampler, train_on, actual = watching(kind, data, model), way(model, data), []
     for _ in range(2):
         for batch in sampler:
-            found += batch
+            actual += batch
             train_on(batch)
-    assert sorted(found) == sorted(2 * list(range(18)))
+    assert sorted(actual) == sorted(2 * list(range(18)))
 
 
 # --- bad input

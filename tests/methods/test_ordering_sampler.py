@@ -227,12 +227,12 @@ def test_resampled_candidates_overlap_and_compose_easier_batches():
 
 def everything(x):
     """Draw on the CPU, wherever the examples live."""
-    data, found = Indices(14), []
+    data, actual = Indices(14), []
     data.x = x
     for kind in KINDS:
         sampler = ordered(data, 4, lambda x, y, mask: x.sin().sum(1), candidates=kind)
-        found += [list(sampler), list(sampler)]
-    return [*found, list(by_loss(data, 4, lambda indices: x[indices].sin()))]
+        actual += [list(sampler), list(sampler)]
+    return [*actual, list(by_loss(data, 4, lambda indices: x[indices].sin()))]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta):

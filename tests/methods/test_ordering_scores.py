@@ -184,10 +184,13 @@ def test_short_steps_measure_inner_products_of_gradients(kind, together, randn):
         return BatchScorer(name, model, losses_of, **options)(x, LABELS)
 
     model.eval()
-    own, along = [gradient(model, x[i], LABELS[i]) for i in range(5)], gradient(model, *target)
-    norms = torch.stack([h.square().sum() for h in own])
+    gradients, along = (
+        [gradient(model, x[i], LABELS[i]) for i in range(5)],
+        gradient(model, *target),
+    )
+    norms = torch.stack([h.square().sum() for h in gradients])
     expected = {
-        "delta_target": torch.stack([h @ along for h in own]),
+        "delta_target": torch.stack([h @ along for h in gradients]),
         "delta_abs": norms,
         "delta_rel": norms / score("max_loss"),
     }
@@ -208,14 +211,14 @@ def test_scores_are_those_of_eval_mode(kind, score, together, randn):
     x, target = randn(1, 5, 4, *SHAPES[kind]), (randn(2, 6, *SHAPES[kind]), LABELS.flatten()[:6])
     options = {"optimizer": torch.optim.SGD(model.parameters(), 0.1), "target": target}
     scorer = BatchScorer(score, model, losses_of, together=together, **options)
-    found = scorer(x, LABELS)
-    assert torch.equal(scorer(x, LABELS), found)  # nothing is drawn
+    actual = scorer(x, LABELS)
+    assert torch.equal(scorer(x, LABELS), actual)  # nothing is drawn
     model.eval()
-    assert torch.equal(scorer(x, LABELS), found)
+    assert torch.equal(scorer(x, LABELS), actual)
     assert scorer(x[:, :1], LABELS[:, :1]).isfinite().all()  # a batch of one
     if score == "max_loss" and kind == "norm":  # another number than the training will see
         train = losses_of(model.train()(x.flatten(0, 1)), LABELS.flatten()).view(5, 4).mean(1)
-        assert float((train - found).detach().abs().min()) > 1e-3
+        assert float((train - actual).detach().abs().min()) > 1e-3
 
 
 # --- costs, and bad input
@@ -237,8 +240,8 @@ def test_rows_are_counted(mask, randn):
             counts = (counts[0] - (12 if counts[0] == 40 else 6), counts[1] - 6)  # none is filled
         for times in (1, 2):
             scorer(randn(1, 5, 4, 4), LABELS, mask)
-            found = (scorer.forward_rows, scorer.backward_rows)
-            assert found == tuple(times * count for count in counts)
+            actual = (scorer.forward_rows, scorer.backward_rows)
+            assert actual == tuple(times * count for count in counts)
 
 
 @pytest.mark.parametrize("score", ["min_loss", "delta_abs", "delta_target"])
@@ -288,11 +291,11 @@ def everything(x):
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     options = {"optimizer": optimizer, "target": (x[0], y[0])}
     mask = RAGGED.to(x.device)
-    found = []
+    actual = []
     for score, together in itertools.product(SCORES, [True, False]):
         scorer = BatchScorer(score, model, losses_of, together=together, **options)
-        found += [scorer(x, y), scorer(x, y, mask)]
-    return found
+        actual += [scorer(x, y), scorer(x, y, mask)]
+    return actual
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):
@@ -477,27 +480,27 @@ def test_trial_steps_of_unusual_models_equal_those_by_hand(wrap, together, randn
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("score", SCORES)
 def test_half_precision_scores_are_near_those_in_double(score, dtype, randn):
-    found = []
+    actual = []
     for each in (dtype, torch.float64):
         model = model_of("mlp", dtype).to(each)
         x, target = randn(1, 5, 4, 4).to(dtype), randn(2, 6, 4).to(dtype)
         options = {"optimizer": torch.optim.SGD(model.parameters(), 0.5), "together": False}
         options |= {"target": (target.to(each), LABELS.flatten()[:6])}
-        found.append(BatchScorer(score, model, losses_of, **options)(x.to(each), LABELS))
-    assert found[0].dtype == torch.float32
-    torch.testing.assert_close(found[0].double(), found[1], rtol=0.1, atol=0.03)
+        actual.append(BatchScorer(score, model, losses_of, **options)(x.to(each), LABELS))
+    assert actual[0].dtype == torch.float32
+    torch.testing.assert_close(actual[0].double(), actual[1], rtol=0.1, atol=0.03)
 
 
 def test_compiled_models_are_scored_by_the_module_inside(randn):
     model, x = model_of("mlp"), randn(1, 5, 4, 4)
     options = {"target": (randn(2, 6, 4), LABELS.flatten()[:6])}
     for score in SCORES:
-        found = []
+        actual = []
         for each in (model, compiled(copy.deepcopy(model))):
             each(x[0])
             options["optimizer"] = torch.optim.SGD(each.parameters(), 0.1)
-            found.append(BatchScorer(score, each, losses_of, **options)(x, LABELS))
-        torch.testing.assert_close(*found)
+            actual.append(BatchScorer(score, each, losses_of, **options)(x, LABELS))
+        torch.testing.assert_close(*actual)
 
 
 @pytest.mark.parametrize("independent", [True, False])

@@ -71,16 +71,16 @@ def warm(model, optimizer, randn, steps=2):
 def leaves(model, optimizer):
     """Everything that scoring could move, and the tensors that hold it."""
     named = [*model.named_parameters(), *model.named_buffers()]
-    found = [(name, id(t), t.detach().clone(), t.requires_grad) for name, t in named]
-    found += [(id(p.grad), p.grad.clone()) for p in model.parameters() if p.grad is not None]
-    found += [(name, module.training) for name, module in model.named_modules()]
+    actual = [(name, id(t), t.detach().clone(), t.requires_grad) for name, t in named]
+    actual += [(id(p.grad), p.grad.clone()) for p in model.parameters() if p.grad is not None]
+    actual += [(name, module.training) for name, module in model.named_modules()]
     for p, state in optimizer.state.items():
-        found += [(id(p), name, copy.deepcopy(value)) for name, value in state.items()]
+        actual += [(id(p), name, copy.deepcopy(value)) for name, value in state.items()]
     for group in optimizer.param_groups:
-        found.append(tuple(map(id, group["params"])))
-        found += [(name, copy.deepcopy(v)) for name, v in group.items() if name != "params"]
-    found.append(torch.get_rng_state())
-    return [*found, random.getstate(), repr(np.random.get_state())]  # noqa: NPY002
+        actual.append(tuple(map(id, group["params"])))
+        actual += [(name, copy.deepcopy(v)) for name, v in group.items() if name != "params"]
+    actual.append(torch.get_rng_state())
+    return [*actual, random.getstate(), repr(np.random.get_state())]  # noqa: NPY002
 
 
 def equal(a, b):
@@ -259,14 +259,14 @@ def test_blocks_nest_and_training_goes_on_bit_equal(randn):
 def everything(x):
     model = model_of().to(x.device)
     optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    found = []
+    actual = []
     for _ in range(2):
         with preserve_state(model, optimizer):
             optimizer.zero_grad()
             losses_of(model.eval()(x), LABELS[0].to(x.device)).mean().backward()
             optimizer.step()
-            found += [p.detach().clone() for p in model.parameters()]
-    return [*found, *model.state_dict().values(), len(optimizer.state)]
+            actual += [p.detach().clone() for p in model.parameters()]
+    return [*actual, *model.state_dict().values(), len(optimizer.state)]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta, randn):

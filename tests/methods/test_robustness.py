@@ -384,9 +384,9 @@ def test_bounds_come_in_the_wider_type_and_at_least_float32(
         exact = call(w.double(), X.double(), y, attack)
         for a, b in ((w, X), (w.double(), X), (w, X.double())):
             with torch.autocast("cpu"):  # would round the products
-                found = call(a, b, y, attack)
+                actual = call(a, b, y, attack)
             wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else least
-            for one, two in zip(parts(found), parts(exact), strict=True):
+            for one, two in zip(parts(actual), parts(exact), strict=True):
                 assert one.dtype == wide
                 bound = 1e-5 if wide == least else 1e-12
                 scale = float(two.abs().max()) + 1
@@ -396,8 +396,8 @@ def test_bounds_come_in_the_wider_type_and_at_least_float32(
     assert bool(delta.isfinite().all())
 
 
-def parts(found: object) -> list[Tensor]:
-    return [found] if isinstance(found, Tensor) else list(found)  # type: ignore[call-overload]
+def parts(actual: object) -> list[Tensor]:
+    return [actual] if isinstance(actual, Tensor) else list(actual)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("call", [name for name in FUNCTIONS if name != "signed_rows"])

@@ -67,13 +67,13 @@ def feed(sampler, batch, epoch):
 
 def epoch_of(sampler, batches=None, stop=None):
     """Train on an epoch, or its first batches; return them."""
-    found = []
+    actual = []
     for batch in sampler if batches is None else batches:
-        found.append(batch[2].tolist() if torch.is_tensor(batch[-1]) else batch)
-        feed(sampler, found[-1], sampler.epoch)
-        if len(found) == stop:
+        actual.append(batch[2].tolist() if torch.is_tensor(batch[-1]) else batch)
+        feed(sampler, actual[-1], sampler.epoch)
+        if len(actual) == stop:
             break
-    return found
+    return actual
 
 
 def through_a_file(state):
@@ -241,12 +241,12 @@ def test_clusters_do_not_change_under_batches_that_workers_hold():
 def test_the_length_is_that_of_the_iteration_at_any_time(name):
     sampler = make(name)
     for _ in range(5):
-        length, found = len(sampler), []
+        length, actual = len(sampler), []
         for batch in sampler:
             assert len(sampler) == length
             feed(sampler, batch, sampler.epoch)
-            found.append(batch)
-        assert len(found) == length
+            actual.append(batch)
+        assert len(actual) == length
 
 
 def test_a_loss_that_comes_late_still_counts_in_the_length_and_the_epoch():
@@ -271,12 +271,12 @@ def test_set_epoch_enters_any_epoch_as_a_whole_run_would(name):
     sampler = make(name)
     for epoch in range(2):
         sampler.set_epoch(epoch)
-        found = []
+        actual = []
         for batch in sampler:
             sampler.set_epoch(epoch)  # the present one goes on
             feed(sampler, batch, epoch)
-            found.append(batch)
-        assert found == expected[epoch]
+            actual.append(batch)
+        assert actual == expected[epoch]
     for epoch in (3, 0, 0):
         if name in LEARNING:
             with pytest.raises(RuntimeError, match=f"epoch {epoch} cannot be entered"):
@@ -417,14 +417,14 @@ def _rank(rank, file, results):
     timeout = timedelta(seconds=60)
     store = f"file://{file}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timeout)
-    found = {}
+    actual = {}
     for name in LEARNING:
         sampler = make(name, num_replicas=2, rank=rank)
-        found[name] = [(len(sampler), epoch_of(sampler)) for _ in range(4)]
+        actual[name] = [(len(sampler), epoch_of(sampler)) for _ in range(4)]
     sampler = make("strata", num_replicas=2, rank=rank)
     sampler.set_clusters(CLUSTERS if rank == 0 else GROUPS)
-    found["strata"] = [(len(sampler), epoch_of(sampler)) for _ in range(2)]
-    results[rank] = found
+    actual["strata"] = [(len(sampler), epoch_of(sampler)) for _ in range(2)]
+    results[rank] = actual
     dist.destroy_process_group()
 
 

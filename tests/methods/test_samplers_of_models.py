@@ -240,11 +240,11 @@ def test_set_epoch_enters_any_epoch_or_refuses(name):
 def test_once_numbered_epochs_go_on_by_number():
     sampler, by_hand = make("partition"), make("partition")
     sampler.set_epoch(0)
-    found = [list(sampler) for _ in range(3)]
+    actual = [list(sampler) for _ in range(3)]
     state = through_a_file(sampler.state_dict())
     for epoch in range(3):
         by_hand.set_epoch(epoch)
-        assert list(by_hand) == found[epoch]
+        assert list(by_hand) == actual[epoch]
     resumed = make("partition", seed=9)
     resumed.load_state_dict(state)
     by_hand.set_epoch(3)
@@ -299,8 +299,8 @@ def test_no_rank_is_left_without_a_batch_at_the_end_of_a_pass(kept):
             list(assisted(size, 0, passing.__getitem__, rank=rank, **options)) for rank in (0, 1)
         ]
         assert len(shares[0]) == len(shares[1])
-        found = list(chain(*shares[0], *shares[1]))
-        assert len(set(found)) == len(found) == (kept if size == 2 else kept - kept % 2)
+        actual = list(chain(*shares[0], *shares[1]))
+        assert len(set(actual)) == len(actual) == (kept if size == 2 else kept - kept % 2)
         assert all(shares[0] + shares[1])
 
 
@@ -327,7 +327,7 @@ def _rank(rank, file, results):
     store = f"file://{file}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timeout)
     sign, shift = (1, 0.0) if rank == 0 else (-1, 0.4)
-    own = {
+    state = {
         "partition": {"scorer": lambda *batch: sign * first_number(*batch)},
         "resampled": {"scorer": lambda *batch: sign * first_number(*batch)},
         "sample_loss": {"losses_of": lambda indices: number_of(indices, shift)},
@@ -335,7 +335,7 @@ def _rank(rank, file, results):
     }
     results[rank] = {
         name: [list(make(name, num_replicas=2, rank=rank, **options)) for _ in range(2)]
-        for name, options in own.items()
+        for name, options in state.items()
     }
     dist.destroy_process_group()
 
@@ -367,12 +367,12 @@ def grab(seed=0, **options):
 
 
 def visits(batches, sampler, epoch):
-    found = []
+    actual = []
     for batch in batches:
         for unit in batch:
-            found.append(int(unit))
+            actual.append(int(unit))
             sampler.update(int(unit), vectors(epoch)[unit])
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -383,8 +383,10 @@ def test_grab_in_loaders_of_batches(workers):
     def batches(sampler):
         context = "fork" if workers else None
         options = {"num_workers": workers, "multiprocessing_context": context}
-        of = BatchSampler(sampler, 2, False)
-        return DataLoader(units, batch_sampler=of, generator=torch.Generator(), **options)
+        batch_sampler = BatchSampler(sampler, 2, False)
+        return DataLoader(
+            units, batch_sampler=batch_sampler, generator=torch.Generator(), **options
+        )
 
     whole, sampler = grab(), grab()
     expected = [visits([[u] for u in whole], whole, epoch) for epoch in range(3)]
@@ -438,8 +440,8 @@ def test_grab_sums_half_precision_in_single(dtype):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_grab_refuses_gradients_that_are_not_finite_and_goes_on(bad):
     sampler, whole = grab(), grab()
-    for place, unit in enumerate(list(sampler)):
-        if place in (0, 3):
+    for position, unit in enumerate(list(sampler)):
+        if position in (0, 3):
             before = written(sampler.state_dict())
             with pytest.raises(
                 ValueError, match=f"gradient of unit {unit} must be finite, .*{bad}"

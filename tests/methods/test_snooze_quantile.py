@@ -15,9 +15,9 @@ from trainaug.training.randomness import stream
 def test_percentiles_are_those_of_torch_and_numpy(n, dtype):
     alpha = torch.rand(n, dtype=torch.float64, generator=stream(0, "alpha")).to(dtype)
     for tau in (0.0, 0.1, 12.5, 30.0, 50.0, 99.9, 100.0, *(100 * alpha[:5].double()).tolist()):
-        found = snooze_threshold(alpha, "percentile", tau)
-        assert found == float(alpha.double().quantile(tau / 100))
-        assert found == pytest.approx(float(np.percentile(alpha.double().numpy(), tau)), rel=1e-14)
+        actual = snooze_threshold(alpha, "percentile", tau)
+        assert actual == float(alpha.double().quantile(tau / 100))
+        assert actual == pytest.approx(float(np.percentile(alpha.double().numpy(), tau)), rel=1e-14)
 
 
 def test_more_losses_than_torch_long_took_have_percentiles():

@@ -41,12 +41,12 @@ def by_numpy(alpha, rule, tau):
     if rule == "percentile":
         return np.percentile(a, tau)
     if rule == "cumulative":
-        best, total, place = math.inf, 0.0, 0.0
+        best, total, threshold = math.inf, 0.0, 0.0
         for value in sorted(alpha):
             total += value
             if abs(total - tau * sum(sorted(alpha))) < best:
-                best, place = abs(total - tau * sum(sorted(alpha))), value
-        return place
+                best, threshold = abs(total - tau * sum(sorted(alpha))), value
+        return threshold
     kept = a[a >= TINY]
     if rule == "sigma":
         return np.mean(kept) - tau * np.std(kept)

@@ -52,10 +52,10 @@ def naive_exponential(losses, size, generator, tau_of, *, min_batches, warmup, b
     n = losses.shape[1]
     average, visits = [0.0] * n, [0] * n
     alpha, delta, v, active = [None] * n, [0] * n, [0] * n, [True] * n
-    skipped, found = 0, []
+    skipped, actual = 0, []
     for epoch in range(len(losses)):
         batches = shuffled([i for i in range(n) if active[i]], generator, size, drop_last)
-        found.append((batches, sum(active), skipped, list(delta), list(v)))
+        actual.append((batches, sum(active), skipped, list(delta), list(v)))
         for i in itertools.chain(*batches):
             average[i] = beta * average[i] + (1 - beta) * float(losses[epoch, i])
             visits[i] += 1
@@ -75,16 +75,16 @@ def naive_exponential(losses, size, generator, tau_of, *, min_batches, warmup, b
                     v[i] += 1
             active = [v[i] == 2 ** delta[i] for i in range(n)]
         v = [0 if active[i] else v[i] for i in range(n)]
-    return found
+    return actual
 
 
 def naive_linear(losses, size, generator, *, min_batches, drop, delays, num_epochs):
     """The authors' counting, one example at a time: 0 is awake, 1 is due."""
     n = losses.shape[1]
-    alpha, count, skipped, found = [0.0] * n, [0] * n, 0, []
+    alpha, count, skipped, actual = [0.0] * n, [0] * n, 0, []
     for epoch in range(len(losses)):
         batches = shuffled([i for i in range(n) if count[i] == 0], generator, size, False)
-        found.append((batches, count.count(0), skipped))
+        actual.append((batches, count.count(0), skipped))
         for i in itertools.chain(*batches):
             alpha[i] = float(losses[epoch, i])
         u = min(1.0, (epoch + 1) / num_epochs)
@@ -103,7 +103,7 @@ def naive_linear(losses, size, generator, *, min_batches, drop, delays, num_epoc
         while count.count(0) < min(min_batches * size, n):
             count = [max(0, c - 1) for c in count]
             skipped += 1
-    return found
+    return actual
 
 
 # --- who is awake
@@ -382,10 +382,10 @@ def test_resumes_at_every_batch_of_an_epoch(kind):
 @pytest.mark.oracle("gc.18")
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_state_is_a_copy_and_that_of_the_resumed_is_the_same(kind):
-    def is_same(found, state):
-        assert found.keys() == state.keys()
+    def is_same(actual, state):
+        assert actual.keys() == state.keys()
         return all(
-            torch.equal(found[name], value) if torch.is_tensor(value) else found[name] == value
+            torch.equal(actual[name], value) if torch.is_tensor(value) else actual[name] == value
             for name, value in state.items()
         )
 
@@ -511,9 +511,9 @@ def test_the_control_with_all_examples_is_the_plain_sampler():
 def test_the_control_draws_every_pair_equally_often():
     control = RandomSnoozeSampler(5, 2, stream(0, "order"), counts=[2])
     epochs = 4000
-    found = [tuple(batch) for _ in range(epochs) for batch in control]
+    actual = [tuple(batch) for _ in range(epochs) for batch in control]
     pairs = list(itertools.permutations(range(5), 2))
-    counts = np.array([found.count(pair) for pair in pairs])
+    counts = np.array([actual.count(pair) for pair in pairs])
     assert counts.sum() == epochs
     # five standard deviations of a share of 1/20
     assert np.abs(counts / epochs - 1 / 20).max() < 5 * math.sqrt(19 / 400 / epochs)
@@ -603,16 +603,16 @@ def test_weights_reach_the_loss():
 
 def everything(losses):
     """Batches, state and weights of a few epochs; the state is on the CPU."""
-    found = []
+    actual = []
     for options in ({"tau": 0.7, "beta": 0.5}, {"kind": "linear", "num_epochs": 6}):
         sampler = snooze(len(losses), 3, reweight=True, delays=(1, 3), **options)
         for epoch in range(6):
             for batch in sampler:
                 index = torch.tensor(batch, device=losses.device)
                 sampler.update(index, (losses[index] * (epoch + 1)).sin() + 1)
-                found += [batch, sampler.weights(index)]
+                actual += [batch, sampler.weights(index)]
         assert not any(v.is_cuda for v in sampler.state_dict().values() if torch.is_tensor(v))
-    return [*found, list(RandomSnoozeSampler(9, 2, stream(0, "order"), counts=[5]))]
+    return [*actual, list(RandomSnoozeSampler(9, 2, stream(0, "order"), counts=[5]))]
 
 
 def test_inside_a_meta_context_values_are_the_same(same_inside_meta):

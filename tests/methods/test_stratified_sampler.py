@@ -90,8 +90,8 @@ def test_before_clustering_it_is_random_reshuffling(n, size, drop_last):
 def test_orders_of_rounds_and_members_are_even():
     sampler, counts = stratified(6, 3, [0, 0, 0, 1, 2, 2]), torch.zeros(3, 6)
     for batch in flow(sampler, 3000):  # each is a round
-        for place, i in enumerate(batch):
-            counts[place, i] += 1
+        for position, i in enumerate(batch):
+            counts[position, i] += 1
     share = torch.tensor([1 / 9] * 3 + [1 / 3] + [1 / 6] * 2)
     # five standard deviations of a share of 3000 draws, at most
     assert float((counts / 3000 - share).abs().max()) < 5 * math.sqrt(2 / 9 / 3000)
@@ -116,14 +116,14 @@ def test_weights_have_mean_one_over_clusters(labels):
 
 def estimates_of(sampler, grads, count):
     """Mean of the weighted gradients of each of so many full batches."""
-    found = []
-    while len(found) < count:
+    actual = []
+    while len(actual) < count:
         for batch in sampler:
             index = torch.tensor(batch)
             if len(batch) == sampler.batch_size:
                 weights = sampler.weights(index).double()
-                found.append((weights[:, None] * grads[index]).mean(0))
-    return torch.stack(found[:count])
+                actual.append((weights[:, None] * grads[index]).mean(0))
+    return torch.stack(actual[:count])
 
 
 @pytest.mark.oracle("gc.4")
@@ -138,13 +138,13 @@ def test_the_estimate_is_unbiased_exactly_and_by_simulation(randn):
     exact = enumerate_estimates(grads, labels)
     variance = float((exact - mean).square().sum(1).mean())
     for size in (1, 2, 3, 6):
-        found = estimates_of(
+        actual = estimates_of(
             stratified(7 * size, size, labels.repeat(size)), grads.repeat(size, 1), 4000
         )
-        error = (found.mean(0) - mean).abs() / (found.std(0) / math.sqrt(4000))
+        error = (actual.mean(0) - mean).abs() / (actual.std(0) / math.sqrt(4000))
         assert float(error.max()) < 5
         if size == 3:  # a round: the variance of one draw from each stratum
-            assert float(found.var(0).sum()) == pytest.approx(variance, rel=0.1)
+            assert float(actual.var(0).sum()) == pytest.approx(variance, rel=0.1)
 
 
 @pytest.mark.oracle("gc.13")
@@ -167,16 +167,16 @@ def test_weights_reach_m_times_the_largest_share_and_clipping_biases(randn):
 
 
 def test_a_new_partition_holds_from_the_next_batch_on():
-    sampler, found = stratified(12, 2), []
+    sampler, actual = stratified(12, 2), []
     for number, batch in enumerate(sampler):
-        found.append(batch)
+        actual.append(batch)
         if number == 1:
             sampler.set_clusters(torch.tensor([0] * 11 + [1]))
             assert sampler.weights(torch.tensor([0, 11])).tolist() == pytest.approx(
                 [22 / 12, 1 / 6]
             )
-    assert len(found) == 6
-    assert all(11 in batch for batch in found[2:])
+    assert len(actual) == 6
+    assert all(11 in batch for batch in actual[2:])
     sampler.set_clusters(torch.tensor([4] * 6 + [-4] * 6))
     assert all({i // 6 for i in batch} == {0, 1} for batch in sampler)
 
@@ -198,16 +198,16 @@ def test_sampler_resumes_at_every_batch(labels, size, done, drop_last, change):
 
     def run(sampler, start, stop):
         """Batches of three epochs, with a new partition after batch ``change``."""
-        found = []
+        actual = []
         while start < stop:
             for batch in sampler:
-                found.append(batch)
+                actual.append(batch)
                 start += 1
                 if start == change:
                     sampler.set_clusters(torch.arange(n) % 3)
                 if start == stop:
                     break
-        return found
+        return actual
 
     total = 3 * len(stratified(n, size, **options))
     done = min(done, total)

@@ -203,7 +203,7 @@ class Checks:
 
     def arms(self, names: Iterable[str]) -> dict[str, str]:
         """How the canary of each ``chapter/arm`` compares with the committed one."""
-        found: dict[str, str] = {}
+        actual: dict[str, str] = {}
         chapters: dict[str, list[str]] = {}
         for name in names:
             number, arm = name.split("/")
@@ -217,23 +217,23 @@ class Checks:
             if len(lines) != len(arms):
                 raise CheckFailedError(_last_line(done.stderr))
             for answer in map(json.loads, lines):
-                found[f"{number}/{answer['arm']}"] = _compare(answer, committed[answer["arm"]])
-        return found
+                actual[f"{number}/{answer['arm']}"] = _compare(answer, committed[answer["arm"]])
+        return actual
 
     def constants(self, names: Iterable[str]) -> dict[str, str]:
         """Whether each ``chapter/Class.setting`` has the committed value."""
-        found = {}
+        actual = {}
         for name in names:
             number, constant = name.split("/")
             done = self._child(["-c", _CONSTANTS, number])
             if done.returncode != 0:
                 raise CheckFailedError(_last_line(done.stderr))
-            found[name] = "moved constant" if constant in json.loads(done.stdout) else "equal"
-        return found
+            actual[name] = "moved constant" if constant in json.loads(done.stdout) else "equal"
+        return actual
 
     def claims(self, names: Iterable[str]) -> dict[str, str]:
         """How the verdict of each claim compares with the committed one."""
-        found: dict[str, str] = {}
+        actual: dict[str, str] = {}
         for number in sorted({self._claims[name] for name in names}):
             path = self.scratch / "results" / "verdicts" / f"{number}.json"
             done = self._child(["-c", _JUDGE, number])
@@ -243,19 +243,19 @@ class Checks:
             for row in json.loads(done.stdout):
                 if row != before.get(row["id"]):
                     changed = row["reason"] == "criterion changed"
-                    found[row["id"]] = "criterion changed" if changed else "verdict moved"
-        return {name: found.get(name, "equal") for name in names}
+                    actual[row["id"]] = "criterion changed" if changed else "verdict moved"
+        return {name: actual.get(name, "equal") for name in names}
 
     def data(self, names: Iterable[str]) -> dict[str, str]:
         """Whether each data set still has its content hash."""
-        found = {}
+        actual = {}
         for name in names:
             done = self._child(["-c", _VERIFY, name])
             said = _last_line(done.stderr)
             if done.returncode != 0 and f"{name}: content hash" not in said:
                 raise CheckFailedError(said)
-            found[name] = "equal" if done.returncode == 0 else "another content hash"
-        return found
+            actual[name] = "equal" if done.returncode == 0 else "another content hash"
+        return actual
 
 
 def _last_line(text: str) -> str:
@@ -291,23 +291,23 @@ def _stale(checks: Checks, mutants: Sequence[Mutant]) -> list[str]:
     for mutant in mutants:
         expect, names = _asked(mutant)
         subjects[expect] |= dict.fromkeys(names)
-    found = [_ask(checks, expect, names) for expect, names in subjects.items()]
+    actual = [_ask(checks, expect, names) for expect, names in subjects.items()]
     return [
-        f"{name}: {state}" for each in found for name, state in each.items() if state != "equal"
+        f"{name}: {state}" for each in actual for name, state in each.items() if state != "equal"
     ]
 
 
-def _is_as_expected(mutant: Mutant, found: dict[str, str]) -> bool:
+def _is_as_expected(mutant: Mutant, actual: dict[str, str]) -> bool:
     if mutant.expect == "unchanged":
-        return all(state == "equal" for state in found.values())
-    return all(not state.startswith(("equal", "stopped")) for state in found.values())
+        return all(state == "equal" for state in actual.values())
+    return all(not state.startswith(("equal", "stopped")) for state in actual.values())
 
 
-def _described(found: dict[str, str]) -> str:
-    if len(set(found.values())) == 1:
-        (state,) = set(found.values())
-        return state if len(found) == 1 else f"{len(found)} canaries {state}"
-    return ", ".join(f"{name} {state}" for name, state in found.items() if state != "equal")
+def _described(actual: dict[str, str]) -> str:
+    if len(set(actual.values())) == 1:
+        (state,) = set(actual.values())
+        return state if len(actual) == 1 else f"{len(actual)} canaries {state}"
+    return ", ".join(f"{name} {state}" for name, state in actual.items() if state != "equal")
 
 
 def _run_one(checks: Checks, mutant: Mutant) -> tuple[bool, str]:
@@ -315,19 +315,19 @@ def _run_one(checks: Checks, mutant: Mutant) -> tuple[bool, str]:
     if fault := _git_apply(mutant.path, checks.scratch):
         return False, f"DOES NOT APPLY: {fault}"
     try:
-        found = _ask(checks, *_asked(mutant))
+        actual = _ask(checks, *_asked(mutant))
     except CheckFailedError as error:
         return False, f"STOPPED: {error}"
     finally:
         if fault := _git_apply(mutant.path, checks.scratch, "-R"):
             raise RuntimeError(f"{mutant.path.name} cannot be taken back: {fault}")
-    is_good = _is_as_expected(mutant, found)
+    is_good = _is_as_expected(mutant, actual)
     if mutant.escapes:
         return (
             not is_good,
-            f"{'NAMED NOW' if is_good else 'escapes, as known'}: {_described(found)}",
+            f"{'NAMED NOW' if is_good else 'escapes, as known'}: {_described(actual)}",
         )
-    return is_good, _described(found) if is_good else f"ESCAPED: {_described(found)}"
+    return is_good, _described(actual) if is_good else f"ESCAPED: {_described(actual)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -352,12 +352,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = []
         for mutant in mutants:
             started = time.perf_counter()
-            is_good, found = _run_one(checks, mutant)
+            is_good, actual = _run_one(checks, mutant)
             seconds = time.perf_counter() - started
             if not is_good:
                 failed.append(mutant.name)
             expected = "unchanged" if mutant.expect == "unchanged" else mutant.subject
-            row = f"{mutant.name:{width}}  {mutant.kind:26}  {expected:30}  {found}"
+            row = f"{mutant.name:{width}}  {mutant.kind:26}  {expected:30}  {actual}"
             say(f"{row}  {seconds:.0f} s\n")
             sys.stdout.flush()
     known = [mutant for mutant in mutants if mutant.escapes and mutant.name not in failed]

@@ -117,8 +117,8 @@ def test_knobs_as_they_stand_are_those_of_the_standard_profile(number: str) -> N
 def test_a_chapter_has_its_headings_and_figures(number: str) -> None:
     path = notebook_path(number)
     text = markdown(path)
-    found = re.findall(r"^## (.+)$", text, re.M)
-    assert found == HEADINGS.format(n=int(number)).split(",")
+    actual = re.findall(r"^## (.+)$", text, re.M)
+    assert actual == HEADINGS.format(n=int(number)).split(",")
     code = cells(path, "code")
     figures = [o for c in code for o in c.outputs if o.output_type == "display_data"]
     assert figures

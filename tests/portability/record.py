@@ -89,12 +89,12 @@ def refused_types(packet: str) -> list[str]:
 
 def table(native: Collected, emulated: Sequence[Collected]) -> str:
     """Return the text of the table."""
-    crashed = {name: signal for found in emulated for name, signal in found.crashes.items()}
+    crashed = {name: signal for actual in emulated for name, signal in actual.crashes.items()}
     measured = [name for name in native.hashes if name not in crashed]
     differ = [
         name
         for name in measured
-        if any(found.hashes[name] != native.hashes[name] for found in emulated)
+        if any(actual.hashes[name] != native.hashes[name] for actual in emulated)
     ]
     equal = [name for name in measured if name not in differ]
     parts = [

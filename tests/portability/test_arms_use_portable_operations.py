@@ -18,11 +18,13 @@ def outside(recorded: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
     """Operation that is not on the list -> arms that call it, each with its chapter."""
     # whose kernel in the processes of runs is NumPy's, for both types
     replaced = {f"aten.{name} {kind}" for name in REPLACED for kind in ("float32", "float64")}
-    found: dict[str, list[str]] = {}
+    actual: dict[str, list[str]] = {}
     for chapter, callers in recorded.items():
         for operation in set(not_shown_portable(callers)) - replaced:
-            found.setdefault(operation, []).extend(f"{chapter} {arm}" for arm in callers[operation])
-    return found
+            actual.setdefault(operation, []).extend(
+                f"{chapter} {arm}" for arm in callers[operation]
+            )
+    return actual
 
 
 def test_no_arm_calls_an_operation_outside_the_list() -> None:

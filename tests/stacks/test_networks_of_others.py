@@ -95,8 +95,8 @@ def test_a_vision_transformer_is_clustered_by_its_linear_layers(vit):
         clustered(vit, x)
     layers = linear_layers(vit)
     assert [name.rpartition(".")[2] for name in layers] == ["qkv", "proj", "fc1", "fc2", "head"]
-    found = layer_factors(vit, losses_of, x, Y, layers=layers)
-    for name, layer in found.items():
+    actual = layer_factors(vit, losses_of, x, Y, layers=layers)
+    for name, layer in actual.items():
         expected = own_gradients(vit, x, parts_of([name]))
         got = flat_gradients({name: layer})
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
@@ -114,8 +114,8 @@ def test_alignments_of_a_vision_transformer_are_products_of_gradients(vit):
     along = gradients.mean(0)
     expected = gradients.view(3, 2, -1).mean(1) @ along
     candidates = x.view(3, 2, 3, 8, 8), Y.view(3, 2)
-    found = target_alignments(vit, losses_of, *candidates, target=(x, Y))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    actual = target_alignments(vit, losses_of, *candidates, target=(x, Y))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_trial_steps_of_lamb_are_made_one_by_one_or_refused(vit):
@@ -169,8 +169,8 @@ def test_a_text_classifier_of_hugging_face_gives_gradients_and_scores():
     candidates = {name: values.view(3, 2, 5) for name, values in x.items()}
     scorer = BatchScorer("grad_align", model, losses_of, target=(x, Y))
     products = gradients.view(3, 2, -1).mean(1) @ gradients.mean(0)
-    found = scorer(candidates, Y.view(3, 2))
-    torch.testing.assert_close(found, products, rtol=0, atol=1e-10)
+    actual = scorer(candidates, Y.view(3, 2))
+    torch.testing.assert_close(actual, products, rtol=0, atol=1e-10)
     for score in ("min_loss", "max_loss", "delta_abs", "delta_rel", "delta_target"):
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         options = {"optimizer": optimizer, "target": (x, Y), "together": False}

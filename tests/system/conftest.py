@@ -39,15 +39,15 @@ class Tree:
 
     def processes(self) -> list[psutil.Process]:
         """Living processes of the tree, orphans among them."""
-        found = []
+        actual = []
         for process in psutil.process_iter():
             try:
                 alive = process.status() != psutil.STATUS_ZOMBIE
                 if alive and process.environ().get(MARK) == self.mark:
-                    found.append(process)
+                    actual.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                 continue
-        return found
+        return actual
 
     def kill(self) -> None:
         """Send SIGKILL to every process; all stop first so that none can start another."""

@@ -53,9 +53,9 @@ def test_an_incomplete_one_is_left_alone_and_named(environment) -> None:
 
 
 def test_without_one_it_is_the_checkouts_own() -> None:
-    own = str(ROOT / ".venv")
+    own_environment = str(ROOT / ".venv")
     assert 'echo "environment: .venv"' in planned("setup")
-    assert 'echo "environment: .venv"' in planned("setup", VIRTUAL_ENV=own)
+    assert 'echo "environment: .venv"' in planned("setup", VIRTUAL_ENV=own_environment)
 
 
 def test_a_named_one_without_the_packages_stops_with_advice(environment) -> None:

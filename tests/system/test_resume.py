@@ -75,10 +75,10 @@ def finished(runs: Path) -> int:
 
 def assert_part_of(runs: Path, whole: dict[str, bytes]) -> None:
     """Every finished run is whole and has the bytes of the undisturbed one."""
-    found = results(runs)
-    assert found.keys() <= whole.keys(), "other keys: was the code edited during the test?"
-    assert [key for key, text in found.items() if text != whole[key]] == []
-    for key in found:
+    actual = results(runs)
+    assert actual.keys() <= whole.keys(), "other keys: was the code edited during the test?"
+    assert [key for key, text in actual.items() if text != whole[key]] == []
+    for key in actual:
         json.loads((runs / "quick" / "06" / key / "provenance.json").read_text())
     assert list(runs.glob("quick/06/*/failure.json")) == []
 
@@ -105,9 +105,9 @@ class Undisturbed:
 
     def results(self) -> dict[str, bytes]:
         assert self.tree.finish() == 0, self.tree.text
-        found = results(self.runs)
-        assert len(found) == TOTAL
-        return found
+        actual = results(self.runs)
+        assert len(actual) == TOTAL
+        return actual
 
 
 @pytest.fixture(scope="module")

@@ -26,10 +26,10 @@ def test_thousands_of_batches_and_a_killed_worker_leave_nothing_behind():
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads(done.stdout)
-    assert found["batches"] == 3000
-    assert found["restarts"] == 1
+    actual = json.loads(done.stdout)
+    assert actual["batches"] == 3000
+    assert actual["restarts"] == 1
     # how many are dropped depends on the machine's load, that none is lost does not
     places = ("assistant_steps", "dropped_feedback", "waiting_feedback")
-    assert 2999 <= sum(found[place] for place in places) <= 3000
-    assert found["assistant_steps"] > 0
+    assert 2999 <= sum(actual[stage] for stage in places) <= 3000
+    assert actual["assistant_steps"] > 0

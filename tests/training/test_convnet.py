@@ -44,8 +44,8 @@ def test_parameters_are_those_of_the_docstring():
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_batch_norm_only_where_asked_for(batch_norm):
     model = built(batch_norm=batch_norm)
-    found = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert found == ([8, 16] if batch_norm else [])
+    actual = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert actual == ([8, 16] if batch_norm else [])
     assert len(list(model.buffers())) == 6 * batch_norm
 
 
@@ -57,8 +57,8 @@ def test_the_network_is_what_its_docstring_says():
                 norm.running_mean.uniform_(-0.1, 0.1, generator=stream(1, "mean"))
                 norm.running_var.uniform_(0.5, 2.0, generator=stream(1, "var"))
 
-        def normed(place: int, h: torch.Tensor, model: TwoConvNet = model) -> torch.Tensor:
-            n = model.norms[place]
+        def normed(position: int, h: torch.Tensor, model: TwoConvNet = model) -> torch.Tensor:
+            n = model.norms[position]
             if isinstance(n, nn.Identity):
                 return h
             mean, var = (v.view(-1, 1, 1) for v in (n.running_mean, n.running_var))

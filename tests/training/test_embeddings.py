@@ -91,8 +91,8 @@ def test_bag_is_the_weighted_sum_of_word_vectors():
     weights = WEIGHTS * torch.rand(5, 4, dtype=torch.float64, generator=stream(0, "measure"))
     expected = torch.zeros(5, DIM, dtype=torch.float64)
     for row in range(5):
-        for place in range(4):
-            expected[row] += weights[row, place] * model.embedding.weight[TOKENS[row, place]]
+        for position in range(4):
+            expected[row] += weights[row, position] * model.embedding.weight[TOKENS[row, position]]
     torch.testing.assert_close(model((TOKENS, weights)), expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(expected[3:], torch.zeros(2, DIM))  # nothing is kept
 
@@ -113,31 +113,31 @@ def gru_state(model: CaptionGRU, tokens: list[int]) -> Tensor:
 
 def test_gru_reads_the_kept_tokens_one_caption_at_a_time():
     model = built("gru")
-    found = model((TOKENS, WEIGHTS))
+    actual = model((TOKENS, WEIGHTS))
     for row, kept in enumerate([[3, 1, 7, 2], [9, 6], [8], [0], [0]]):
-        torch.testing.assert_close(found[row], gru_state(model, kept), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(actual[row], gru_state(model, kept), rtol=1e-12, atol=1e-12)
         alone = model.gru(model.embedding(torch.tensor([kept])))[1][0, 0]
-        torch.testing.assert_close(found[row], alone, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(actual[row], alone, rtol=1e-12, atol=1e-12)
     reverse = model((TOKENS.flip(1), WEIGHTS.flip(1)))
-    assert not torch.allclose(reverse[:2], found[:2])  # order counts
-    torch.testing.assert_close(reverse[2:], found[2:], rtol=1e-12, atol=1e-12)  # padding in front
+    assert not torch.allclose(reverse[:2], actual[:2])  # order counts
+    torch.testing.assert_close(reverse[2:], actual[2:], rtol=1e-12, atol=1e-12)  # padding in front
 
 
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_padding_and_left_out_words_have_no_effect(name):
     model = built(name)
-    found = model((TOKENS, WEIGHTS))
+    actual = model((TOKENS, WEIGHTS))
     longer = F.pad(TOKENS, (0, 3)), F.pad(WEIGHTS, (0, 3))
-    torch.testing.assert_close(model(longer), found, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model(longer), actual, rtol=1e-12, atol=1e-12)
     # a weight on padding changes nothing, nor does the word that is left out
     torch.testing.assert_close(
-        model((longer[0], longer[1] + (longer[0] == 0))), found, rtol=1e-12, atol=1e-12
+        model((longer[0], longer[1] + (longer[0] == 0))), actual, rtol=1e-12, atol=1e-12
     )
     other = TOKENS.masked_fill((WEIGHTS == 0) & (TOKENS > 0), 10)
-    torch.testing.assert_close(model((other, WEIGHTS)), found, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model((other, WEIGHTS)), actual, rtol=1e-12, atol=1e-12)
     for row in range(5):  # nor do the other captions of the batch
         alone = model((TOKENS[row : row + 1], WEIGHTS[row : row + 1]))[0]
-        torch.testing.assert_close(alone, found[row], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(alone, actual[row], rtol=1e-12, atol=1e-12)
     assert model.embedding.weight[0].abs().sum() == 0
 
 
@@ -232,7 +232,7 @@ def test_the_whole_has_the_same_values_under_another_default_device(same_inside_
 def test_half_precision_embeddings_have_length_one_and_zeros_stay_zeros(size):
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]]).mul(size / 5).half()
     both = DualEncoder(nn.Identity(), nn.Identity(), cosine_scores)
-    for found in (both.embed_pictures(rows), both.embed_captions(rows)):
-        assert found.dtype == torch.float16
+    for actual in (both.embed_pictures(rows), both.embed_captions(rows)):
+        assert actual.dtype == torch.float16
         expected = torch.tensor([[0.6, 0.8], [0.0, 0.0]])
-        torch.testing.assert_close(found.float(), expected, rtol=0, atol=2e-3)
+        torch.testing.assert_close(actual.float(), expected, rtol=0, atol=2e-3)

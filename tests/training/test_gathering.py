@@ -63,20 +63,20 @@ def naive_gather(x: Tensor) -> Tensor:
 
 def averaged(name: str, gather, dtype: torch.dtype) -> list[Tensor]:
     """Gradients of one rank, averaged over the ranks by hand."""
-    model, own = Encoders(dtype), slice(ROWS * dist.get_rank(), ROWS * (dist.get_rank() + 1))
-    embeddings = model(*(part[own] for part in batch(dtype)))
+    model, own_rows = Encoders(dtype), slice(ROWS * dist.get_rank(), ROWS * (dist.get_rank() + 1))
+    embeddings = model(*(part[own_rows] for part in batch(dtype)))
     loss_of(name, *map(gather, embeddings)).backward()
-    found = gradients(model)
-    for gradient in found:
+    actual = gradients(model)
+    for gradient in actual:
         dist.all_reduce(gradient)
-    return [gradient / RANKS for gradient in found]
+    return [gradient / RANKS for gradient in actual]
 
 
 def by_library(name: str, dtype: torch.dtype) -> list[Tensor]:
     """The same by `DistributedDataParallel`."""
-    model, own = Encoders(dtype), slice(ROWS * dist.get_rank(), ROWS * (dist.get_rank() + 1))
+    model, own_rows = Encoders(dtype), slice(ROWS * dist.get_rank(), ROWS * (dist.get_rank() + 1))
     parallel = DistributedDataParallel(model)  # by name: its hooks must outlive the forward pass
-    embeddings = parallel(*(part[own] for part in batch(dtype)))
+    embeddings = parallel(*(part[own_rows] for part in batch(dtype)))
     loss_of(name, *map(all_gather_with_grad, embeddings)).backward()
     return gradients(model)
 
@@ -99,24 +99,24 @@ def work(rank: int, folder: str) -> None:
         world_size=RANKS,
         timeout=timedelta(seconds=SECONDS),
     )
-    found: dict = {}
+    actual: dict = {}
     for name in LOSSES:
         for dtype in TOLERANCE:
-            found["with gradients", name, dtype] = averaged(name, all_gather_with_grad, dtype)
-            found["library", name, dtype] = by_library(name, dtype)
-            found["naive", name, dtype] = averaged(name, naive_gather, dtype)
+            actual["with gradients", name, dtype] = averaged(name, all_gather_with_grad, dtype)
+            actual["library", name, dtype] = by_library(name, dtype)
+            actual["naive", name, dtype] = averaged(name, naive_gather, dtype)
     rows = torch.arange(24.0).view(2, 4, 3) + 100 * rank
-    found["gathered"] = all_gather_with_grad(rows.transpose(1, 2))  # not contiguous
-    found["other rows"] = refusal(torch.zeros(3 + rank, 2))
-    found["other width"] = refusal(torch.zeros(3, 2 + rank))
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    actual["gathered"] = all_gather_with_grad(rows.transpose(1, 2))  # not contiguous
+    actual["other rows"] = refusal(torch.zeros(3 + rank, 2))
+    actual["other width"] = refusal(torch.zeros(3, 2 + rank))
+    torch.save(actual, Path(folder) / f"{rank}.pt")
     dist.barrier()  # a rank that leaves first would break the other's last exchange
     dist.destroy_process_group()
     os._exit(0)  # gloo's threads may abort the interpreter's own way out; all is written by now
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def actual(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each rank found."""
     folder = tmp_path_factory.mktemp("ranks")
     context = mp.spawn(work, args=(str(folder),), nprocs=RANKS, join=False)
@@ -147,32 +147,32 @@ def distance(a: list[Tensor], b: list[Tensor]) -> float:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("kind", ["with gradients", "library"])
-def test_averaged_gradients_are_those_of_one_process(found, kind, name, dtype):
+def test_averaged_gradients_are_those_of_one_process(actual, kind, name, dtype):
     expected = whole(name, dtype)
     assert min(float(g.abs().max()) for g in expected) > 0.01  # every parameter is learnt
-    for rank in found:
+    for rank in actual:
         assert rank[kind, name, dtype][0].dtype == dtype
         assert distance(rank[kind, name, dtype], expected) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_gather_without_gradients_is_noticed(found, name, dtype):
+def test_a_gather_without_gradients_is_noticed(actual, name, dtype):
     expected = whole(name, dtype)
-    assert distance(found[0]["naive", name, dtype], expected) > 0.1
+    assert distance(actual[0]["naive", name, dtype], expected) > 0.1
     # each rank's part is missing on the others: 1/R of the gradient is left
     part = [gradient / RANKS for gradient in expected]
-    assert distance(found[0]["naive", name, dtype], part) <= TOLERANCE[dtype]
+    assert distance(actual[0]["naive", name, dtype], part) <= TOLERANCE[dtype]
 
 
-def test_rows_come_in_rank_order(found):
+def test_rows_come_in_rank_order(actual):
     rows = torch.arange(24.0).view(2, 4, 3).transpose(1, 2)
-    for rank in found:
+    for rank in actual:
         assert torch.equal(rank["gathered"], torch.cat([rows, rows + 100]))
 
 
-def test_different_sizes_raise_on_every_rank_with_the_values(found):
-    for rank in found:
+def test_different_sizes_raise_on_every_rank_with_the_values(actual):
+    for rank in actual:
         assert "equally many rows" in rank["other rows"]
         assert "[[3, 6], [4, 8]]" in rank["other rows"]
         assert "[[3, 6], [3, 9]]" in rank["other width"]

@@ -72,8 +72,8 @@ def test_the_network_is_what_its_docstring_says(size, channels):
         return (h - mean) / (var + 1e-5).sqrt() * scale + shift
 
     h = normed("norm", F.conv2d(x, w["stem.weight"], padding=1)).clamp(min=0)
-    for place, (width, stride) in enumerate([(16, 1), (32, 2), (64, 2)]):
-        name, before = f"stages.{place}", h
+    for position, (width, stride) in enumerate([(16, 1), (32, 2), (64, 2)]):
+        name, before = f"stages.{position}", h
         y = F.conv2d(h, w[f"{name}.first.weight"], stride=stride, padding=1)
         y = normed(f"{name}.norms.0", y).clamp(min=0)
         y = normed(f"{name}.norms.1", F.conv2d(y, w[f"{name}.second.weight"], padding=1))
@@ -82,7 +82,7 @@ def test_the_network_is_what_its_docstring_says(size, channels):
             along = torch.einsum("oi,bihw->bohw", w[f"{name}.shortcut.0.weight"][..., 0, 0], picked)
             before = normed(f"{name}.shortcut.1", along)
         h = (y + before).clamp(min=0)
-        assert h.shape == (6, width, *[-(-size // 2**place)] * 2)
+        assert h.shape == (6, width, *[-(-size // 2**position)] * 2)
     expected = h.flatten(2).mean(2) @ w["head.weight"].T + w["head.bias"]
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)  # order of sums
 

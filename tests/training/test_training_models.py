@@ -193,11 +193,11 @@ def test_accuracy_takes_labels_of_any_integer_type_and_no_nan_for_a_hit(dtype):
     x = torch.eye(3)
     model = Wrapped(nn.Linear(1, 1, device="meta").to_empty(device="cpu"))
     y = torch.tensor([0, 1, 0], dtype=dtype)
-    found = evaluate(model, IndexedDataset(x, y), "test")
-    assert found["test/accuracy"] == pytest.approx(2 / 3)
+    actual = evaluate(model, IndexedDataset(x, y), "test")
+    assert actual["test/accuracy"] == pytest.approx(2 / 3)
     x[0, 0] = float("nan")
-    found = evaluate(model, IndexedDataset(x, y), "test")
-    assert found["test/accuracy"] == pytest.approx(1 / 3)
-    assert found["test/loss"] != found["test/loss"]
+    actual = evaluate(model, IndexedDataset(x, y), "test")
+    assert actual["test/accuracy"] == pytest.approx(1 / 3)
+    assert actual["test/loss"] != actual["test/loss"]
     with pytest.raises(ValueError, match="labels must be"):
         evaluate(model, IndexedDataset(x, torch.tensor([0, 1, 3], dtype=dtype)), "test")

@@ -79,15 +79,15 @@ def test_more_padding_changes_no_loss(more, training):
     torch.testing.assert_close(other, plain, rtol=1e-10, atol=1e-10)  # sums of other lengths
 
 
-@pytest.mark.parametrize("place", [1, 2, 3])
-def test_no_state_sees_a_later_token(place):
+@pytest.mark.parametrize("position", [1, 2, 3])
+def test_no_state_sees_a_later_token(position):
     model = built()
     changed = BEFORE.clone()
-    changed[:, place:] = 5
+    changed[:, position:] = 5
     with torch.no_grad():
         plain, other = model((SOURCE, BEFORE)), model((SOURCE, changed))
-    torch.testing.assert_close(other[:, :place], plain[:, :place], rtol=1e-10, atol=1e-10)
-    assert (other[:, place] - plain[:, place]).abs().max() > 1e-6
+    torch.testing.assert_close(other[:, :position], plain[:, :position], rtol=1e-10, atol=1e-10)
+    assert (other[:, position] - plain[:, position]).abs().max() > 1e-6
 
 
 def test_states_depend_on_source_and_on_order():
@@ -168,17 +168,17 @@ def learnt() -> tuple[TranslationModel, Tensor, Tensor]:
 
 def test_overfits_eight_pairs_and_decodes_them(learnt):
     model, source, target = learnt
-    found = greedy_decode(model, source, batch_size=3)
-    assert torch.equal(found[:, :6], target)
-    assert bool((found[:, 6:] == PAD).all())
+    actual = greedy_decode(model, source, batch_size=3)
+    assert torch.equal(actual[:, :6], target)
+    assert bool((actual[:, 6:] == PAD).all())
 
 
 def test_decoding_leaves_the_model_and_batches_do_not_matter(learnt):
     model, source, _ = learnt
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = greedy_decode(model, source, batch_size=1)
-    assert torch.equal(found, greedy_decode(model, source))
+    actual = greedy_decode(model, source, batch_size=1)
+    assert torch.equal(actual, greedy_decode(model, source))
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -189,21 +189,21 @@ def test_decoding_stops_at_the_limit_of_each_sentence():
         model.decoder.norm.weight.zero_()
         model.decoder.norm.bias.copy_(model.embedding.weight[7])
         model.embedding.weight[7] *= 10
-    found = greedy_decode(model, SOURCE, most=1.4)
-    assert (found == 7).sum(1).tolist() == [12, 7, 10]  # 1.4 * (5, 2, 4) + 5
-    assert (found == PAD).sum(1).tolist() == [0, 5, 2]
+    actual = greedy_decode(model, SOURCE, most=1.4)
+    assert (actual == 7).sum(1).tolist() == [12, 7, 10]  # 1.4 * (5, 2, 4) + 5
+    assert (actual == PAD).sum(1).tolist() == [0, 5, 2]
 
 
 def test_decoded_tokens_are_the_likeliest_after_those_before(learnt):
     model, source, _ = learnt
-    found = greedy_decode(model, source)
+    actual = greedy_decode(model, source)
     with torch.no_grad():
-        logits = model((source, torch.cat([torch.full((8, 1), START), found], 1)))
+        logits = model((source, torch.cat([torch.full((8, 1), START), actual], 1)))
     for row in range(8):
-        for place, token in enumerate(found[row].tolist()):
+        for position, token in enumerate(actual[row].tolist()):
             if token == PAD:
                 break
-            assert int(logits[row, place].argmax()) == token
+            assert int(logits[row, position].argmax()) == token
 
 
 # --- devices and bad input ------------------------------------------------------------------------

@@ -51,8 +51,8 @@ def test_parameters_match_the_closed_form(depth, width, channels):
 
 
 def test_parameters_are_those_of_the_paper_and_the_docstring():
-    found = sum(p.numel() for p in built(28, 10).parameters())
-    assert found == parameters(28, 10) == 36_479_194  # the paper: 36.5 M
+    actual = sum(p.numel() for p in built(28, 10).parameters())
+    assert actual == parameters(28, 10) == 36_479_194  # the paper: 36.5 M
     assert "36 479 194 parameters" in (WideResNet.__doc__ or "")
     assert parameters(40, 4) == 8_949_210  # 8.9 M
     assert parameters(16, 8) == 10_961_370  # 11.0 M
@@ -87,8 +87,8 @@ def test_the_network_is_what_its_docstring_says(depth, width, size, training):
 
     h = F.conv2d(x, w["stem.weight"], padding=1)
     n = (depth - 4) // 6
-    for place in range(3 * n):
-        name, stride = f"stages.{place}", 2 if place in (n, 2 * n) else 1
+    for position in range(3 * n):
+        name, stride = f"stages.{position}", 2 if position in (n, 2 * n) else 1
         a = active(f"{name}.norms.0", h)
         y = F.conv2d(a, w[f"{name}.first.weight"], stride=stride, padding=1)
         y = F.conv2d(active(f"{name}.norms.1", y), w[f"{name}.second.weight"], padding=1)
@@ -96,7 +96,11 @@ def test_the_network_is_what_its_docstring_says(depth, width, size, training):
             matrix = w[f"{name}.shortcut.weight"][..., 0, 0]
             h = torch.einsum("oi,bihw->bohw", matrix, a[:, :, ::stride, ::stride])
         h = y + h
-        assert h.shape == (6, 16 * width * 2 ** (place // n), *[-(-size // 2 ** (place // n))] * 2)
+        assert h.shape == (
+            6,
+            16 * width * 2 ** (position // n),
+            *[-(-size // 2 ** (position // n))] * 2,
+        )
     h = active("norm", h).flatten(2).mean(2)
     expected = h @ w["head.weight"].T + w["head.bias"]
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=2e-5)  # order of sums

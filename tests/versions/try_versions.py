@@ -34,12 +34,12 @@ def interpreter() -> str:
     beside = Path(sys.base_prefix).parent
     for name in PYTHONS:
         places = [*beside.glob(f"*/bin/{name}"), Path(shutil.which(name) or "/nowhere")]
-        for place in places:
+        for path in places:
             if (
-                subprocess.run([place, "--version"], capture_output=True, check=False).returncode
+                subprocess.run([path, "--version"], capture_output=True, check=False).returncode
                 == 0
             ):
-                return str(place)
+                return str(path)
     return sys.executable
 
 
