@@ -80,7 +80,7 @@ versions: setup  ## the package alone with the oldest and the newest torch, in e
 	@$(BIN)/python tests/versions/try_versions.py
 
 stacks: setup  ## the examples in Lightning, Accelerate, the Trainer, timm ... (installs them)
-	@$(BIN)/python -c '$(HAS_ALL)' lightning accelerate transformers timm torchdata || \
+	@$(BIN)/python -c '$(HAS_ALL)' lightning accelerate transformers timm torchdata ray || \
 	  { test $(VENV) = .venv || { echo "$(VENV) lacks tests/stacks/requirements.txt: install it there, or unset VENV"; exit 1; }; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -r tests/stacks/requirements.txt; }
 	@TRAINAUG_REQUIRE_STACKS=1 $(BIN)/python -m pytest -q tests/stacks

@@ -22,7 +22,8 @@ from companion.evidence.store import Record, Run, Store, read_reference
 from companion.lab.arms import Settings, defaults_of
 from companion.lab.chapters import EXECUTE, Chapter, chapter_of_arm, check_device
 from companion.lab.conditions import conditions_of
-from companion.lab.sweep import run_sweep
+from companion.lab.progress import sweep_progress
+from companion.lab.sweep import run_sweep, worker_count
 
 __all__ = ["Beside", "beside_evidence", "evidence_of", "main", "parse_changes", "run_arm"]
 
@@ -130,7 +131,8 @@ def run_arm(
     chapter = chapter_of_arm(name)
     runs = _runs(chapter, name, changes or {}, seeds)
     store, digest = Store("own"), chapter.code_digest
-    run_sweep(runs, EXECUTE, store, digest, _progress if sys.stderr.isatty() else None)
+    with sweep_progress(name, worker_count()) as show:
+        run_sweep(runs, EXECUTE, store, digest, show)
     records = [store.read(run, conditions_of(run, digest)) for run in runs]
     return [record for record in records if record is not None]
 
@@ -154,10 +156,6 @@ def _runs(chapter: Chapter, name: str, changes: Mapping[str, object], seeds: int
         )
         for number in range(seeds)
     ]
-
-
-def _progress(done: int, total: int, seconds: float) -> None:
-    print(f"\rruns {done}/{total}, {seconds:.0f} core-seconds left ", end="", file=sys.stderr)
 
 
 def evidence_of(record: Record) -> tuple[str, dict[int, Record]]:

@@ -1,46 +1,29 @@
-"""Compute the missing runs of a plan, each in a process that is started for it.
-
-The environment of those processes is given explicitly (`canonical`), so neither the variables of
-the shell nor what this process has already imported can move a number.
-"""
+"""Compute the missing runs of a plan, in child processes of this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import os
-import queue
-import signal
-import subprocess
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 
 from companion.evidence import canonical
 from companion.evidence.store import Record, Run, Store
+from companion.lab import processes
 from companion.lab.conditions import conditions_of, is_canonical_run
+from companion.lab.progress import Progress
 from companion.lab.worker import Answer, Request
-from companion.paths import ROOT
 
 __all__ = [
     "SweepFailedError",
     "check_backend",
-    "child_environment",
     "gpu_worker_count",
     "missing_runs",
     "recompute",
     "run_sweep",
     "worker_count",
 ]
-
-Progress = Callable[[int, int, float], None]
-
-# Of libraries that a run may load only while it runs, when the limits of `compute` are set already.
-_ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
-)
-
 
 _GPU_BYTES = 4 << 30  # of one run: its model, its data, and what CUDA itself takes
 
@@ -76,155 +59,25 @@ def gpu_worker_count() -> int:
 
 
 def check_backend() -> None:
-    """Refuse a ``BACKEND`` that the sweep does not have.
+    """Refuse a ``BACKEND`` that the sweep does not have, before anything starts.
 
     Raises:
-        ValueError: If one is asked for.
+        ValueError: If ``BACKEND`` is unknown, Ray is not installed, or is to use a GPU.
     """
     backend = os.environ.get("BACKEND", "")
+    if backend not in ("", "processes", "ray"):
+        raise ValueError(f"BACKEND must be processes or ray, got {backend!r}")
     if backend == "ray":
-        raise ValueError("BACKEND=ray: a Ray cluster cannot compute runs at present; unset BACKEND")
-    if backend not in ("", "processes"):
-        raise ValueError(f"BACKEND must be processes, got {backend!r}")
+        if importlib.util.find_spec("ray") is None:
+            raise ValueError("BACKEND=ray needs Ray: `pip install ray`, or unset BACKEND")
+        if os.environ.get("DEVICE", "cpu") != "cpu":
+            raise ValueError("BACKEND=ray computes runs of the CPU: unset DEVICE or BACKEND")
 
 
 def missing_runs(runs: Sequence[Run], store: Store, code_digest: str) -> list[Run]:
     """The runs of a plan that the store does not hold yet, longest first."""
     missing = [run for run in runs if store.read(run, conditions_of(run, code_digest)) is None]
     return sorted(missing, key=lambda run: -run.predicted_seconds)
-
-
-class _Worker:
-    """A child process that computes runs, and the thread that listens to it.
-
-    Args:
-        environment: All of its variables.
-        heard: Where answers go; ``None`` in place of an answer says that the process has ended.
-    """
-
-    def __init__(
-        self,
-        environment: Mapping[str, str],
-        heard: queue.SimpleQueue[tuple[_Worker, Answer | None]],
-    ) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "companion.lab.worker", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            # a group of its own, so that what a run has started can be ended with it, and so that
-            # Ctrl-C comes to this process alone, which then ends the worker
-            start_new_session=True,
-        )
-        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
-
-    def _listen(self, heard: queue.SimpleQueue[tuple[_Worker, Answer | None]]) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as lines:
-            for line in lines:
-                if line.endswith(b"\n"):  # else it died in the middle of it
-                    heard.put((self, Answer(**json.loads(line))))
-        heard.put((self, None))
-
-    def ask(self, request: Request) -> None:
-        """Send a request; a process that has ended is noticed by its silence."""
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(request.to_json()).encode() + b"\n")
-            self.process.stdin.flush()
-
-    def how_it_ended(self) -> str:
-        """Say in words how the process ended."""
-        code = self.process.wait()
-        kind = f"signal {-code}" if code < 0 else f"code {code}"
-        return f"the process ended with {kind}"
-
-    def dismiss(self) -> None:
-        """Tell the process that there is nothing more to do."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.close()
-            self.process.wait(5)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
-            self.kill()
-
-    def kill(self) -> None:
-        """End the process and all that it started."""
-        assert self.process.stdin is not None
-        # no process of the group may be left; on macOS that is a refusal of permission
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-
-
-def child_environment(*, is_canonical: bool) -> dict[str, str]:
-    """Environment of children of one kind: they import the package that this process has."""
-    make = canonical.canonical_environment if is_canonical else canonical.native_environment
-    environment = make()
-    path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-    return environment | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(path)}
-
-
-def _next(
-    heard: queue.SimpleQueue[tuple[_Worker, Answer | None]], workers: Sequence[_Worker]
-) -> tuple[_Worker, Answer | None]:
-    """Wait for a worker to answer or to end."""
-    while True:
-        try:
-            return heard.get(timeout=1.0)
-        except queue.Empty:
-            # a process that a run started may hold the pipe open after the worker has ended
-            for worker in workers:
-                if worker.process.poll() is not None:
-                    return worker, None
-
-
-def _answers(
-    requests: Sequence[Request], count: int, *, is_canonical: bool
-) -> Generator[tuple[int, Answer], None, None]:
-    """Have at most ``count`` workers answer all requests; yield place and answer as they come.
-
-    A worker that ends makes its request a failure, and another takes its place.
-
-    Raises:
-        RuntimeError: If a worker cannot start.
-    """
-    environment = child_environment(is_canonical=is_canonical)
-    heard: queue.SimpleQueue[tuple[_Worker, Answer | None]] = queue.SimpleQueue()
-    waiting = deque(enumerate(requests))
-    busy: dict[_Worker, int | None] = {}  # None while it starts
-
-    def hire() -> None:
-        busy[_Worker(environment, heard)] = None
-
-    try:
-        for _ in range(min(count, len(requests))):
-            hire()
-        while busy:
-            worker, answer = _next(heard, list(busy))
-            if worker not in busy:
-                continue
-            number = busy.pop(worker)
-            if answer is None:
-                ending = worker.how_it_ended()
-                worker.kill()
-                if number is None:
-                    raise RuntimeError(f"a process for runs could not start: {ending}")
-                if waiting:
-                    hire()
-                answer = Answer(ended=ending)
-            elif waiting:
-                busy[worker], request = waiting.popleft()
-                worker.ask(request)
-            else:
-                worker.dismiss()
-            if number is not None:
-                yield number, answer
-    finally:
-        for worker in busy:
-            worker.kill()
 
 
 def _kinds(runs: Sequence[Run]) -> Iterator[tuple[bool, int, list[int]]]:
@@ -241,6 +94,22 @@ def _kinds(runs: Sequence[Run]) -> Iterator[tuple[bool, int, list[int]]]:
     if others:
         yield False, gpu_worker_count(), others
     yield False, 1, timed
+
+
+def _answers(
+    requests: Sequence[Request], count: int, *, is_canonical: bool
+) -> Generator[tuple[int, Answer], None, None]:
+    """Have all requests answered, by children of this process or as tasks of a Ray cluster."""
+    environment = processes.child_environment(is_canonical=is_canonical)
+    if os.environ.get("BACKEND") != "ray":
+        return processes.answers(requests, count, environment)
+    if any(request.conditions.device != "cpu" for request in requests):
+        raise ValueError("BACKEND=ray computes runs of the CPU; these are of a GPU: unset BACKEND")
+    from companion.lab import cluster
+
+    # how many a cluster can compute at once is for Ray to say, but for timings
+    at_once = len(requests) if count > 1 and not os.environ.get("TRAINAUG_WORKERS") else count
+    return cluster.answers(requests, at_once, environment)
 
 
 def run_sweep(

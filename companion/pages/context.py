@@ -45,6 +45,7 @@ from companion.lab.chapters import (
 )
 from companion.lab.conditions import conditions_of
 from companion.lab.device import device_name, run_device
+from companion.lab.progress import sweep_progress
 from companion.lab.records import Estimand
 from companion.lab.run import run_arm
 from companion.lab.sweep import run_sweep, worker_count
@@ -57,7 +58,6 @@ from companion.pages.verdicts import (
     read_verdicts,
 )
 from companion.paths import NOTEBOOKS, check_checkout
-from trainaug.data.progress import shows_progress
 from trainaug.training.randomness import stream
 
 __all__ = [
@@ -132,13 +132,6 @@ def describe_evidence(profile: str, number: str, reference: Reference) -> str:
     return ", ".join(words)
 
 
-def _log(done: int, total: int, seconds_left: float) -> None:
-    step = max(1, total // 10)
-    if done % step == 0 or done == total:
-        minutes = max(0.0, seconds_left) / worker_count() / 60
-        print(f"runs {done}/{total}, about {minutes:.1f} min left", file=sys.stderr, flush=True)
-
-
 @dataclass
 class Context(Proofs):
     """What a chapter notebook works with; made by `start`.
@@ -175,8 +168,8 @@ class Context(Proofs):
         if self.evidence == "recompute":
             plan = self.chapter.plan(self.profile, self.knobs)
             digest = self.chapter.code_digest
-            progress = _log if shows_progress() else None
-            run_sweep(plan, EXECUTE, Store(self.profile), digest, progress)
+            with sweep_progress(f"chapter {self.chapter.number}", worker_count()) as show:
+                run_sweep(plan, EXECUTE, Store(self.profile), digest, show)
         self.records = collect_records(self.chapter, self.profile, self.evidence, self.knobs)
         return self.records
 

@@ -11,14 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from companion.evidence.canonical import canonical_environment
 from companion.evidence.claims import Judgement
@@ -26,6 +25,7 @@ from companion.evidence.store import Record, Run, Store, read_reference, write_a
 from companion.evidence.tables import markdown_table, shown_effect
 from companion.lab.chapters import Chapter, chapter_numbers, load_chapter, notebook_path
 from companion.lab.conditions import conditions_of
+from companion.lab.progress import sweep_progress
 from companion.lab.sweep import missing_runs, worker_count
 from companion.pages.compare import (
     Comparison,
@@ -38,6 +38,8 @@ from companion.paths import NOTEBOOKS, RUNS
 from trainaug.data.arrays import DataUnavailableError
 
 __all__ = ["ChapterReport", "notebook_parameters", "reproduce"]
+
+_LOOK_SECONDS = 0.5
 
 _NO_DATA = DataUnavailableError.__name__
 # as the registry words it: "cannot get NAME (…", or "NAME is not in the cache (…"
@@ -145,7 +147,7 @@ def reproduce(
         chapter, plan = built.get(number), plans.get(number, [])
         store, digest = Store(profile, root), chapter.code_digest if chapter else ""
         try:
-            _execute(number, profile, parameters, console, store, plan, digest)
+            _execute(number, profile, parameters, store, plan, digest)
             if chapter is not None:
                 pairs = _finished(store, plan, digest)
                 report.predicted = sum(run.predicted_seconds for run in plan)
@@ -178,7 +180,6 @@ def _execute(
     number: str,
     profile: str,
     parameters: Mapping[str, Any],
-    console: Console,
     store: Store,
     plan: Sequence[Run],
     digest: str,
@@ -203,7 +204,7 @@ def _execute(
                 command, stdout=stream, stderr=subprocess.STDOUT, env=environment
             )
             try:
-                _watch(child, number, console, len(plan), lambda: missing_runs(plan, store, digest))
+                _watch(child, plan, store, digest)
             except BaseException:
                 _end(child)
                 raise
@@ -239,32 +240,20 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _watch(
-    child: subprocess.Popen[bytes],
-    number: str,
-    console: Console,
-    total: int,
-    missing: Callable[[], Sequence[Run]],
-) -> None:
-    started, said = time.monotonic(), -1
-    at_start = len(missing())
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(f"chapter {number}", total=total or None, state="")
+def _watch(child: subprocess.Popen[bytes], plan: Sequence[Run], store: Store, digest: str) -> None:
+    """Show the progress of a sweep until the child that runs it has ended."""
+    if not plan:
+        child.wait()
+        return
+    missing = plan
+    with sweep_progress(f"chapter {plan[0].chapter}", worker_count(), lines=True) as show:
         while child.poll() is None:
-            time.sleep(0.25 if time.monotonic() - started < 5 else 1.0)
-            left = len(missing())
-            done = total - left
-            new = at_start - left
-            each = (time.monotonic() - started) / new if new else 0.0
-            state = f"runs {done}/{total}" + (f", {each * left / 60:.1f} min left" if new else "")
-            bar.update(task, completed=done, state=state if total else "")
-            step = max(1, total // 10)
-            if not console.is_terminal and total and done // step > said:
-                said = done // step
-                console.print(f"chapter {number}: {state}", highlight=False)
+            # only runs that were missing a moment ago are looked up again
+            missing = missing_runs(missing, store, digest)
+            left = sum(run.predicted_seconds for run in missing)
+            if show is not None:
+                show(len(plan) - len(missing), len(plan), left)
+            time.sleep(_LOOK_SECONDS)
 
 
 def _last_error(log: str) -> str:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from companion.lab.sweep import child_environment
+from companion.lab.processes import child_environment
 
 # Executed in a process of its own, since the replacement lasts as long as the process.
 CHECKS = {

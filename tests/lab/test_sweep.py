@@ -481,12 +481,20 @@ def test_a_wrong_worker_count_is_named_before_anything_runs(store, marks, worker
     assert computed(marks) == []
 
 
-@pytest.mark.parametrize("backend", ["ray", "dask"])
-def test_another_backend_is_named_before_anything_runs(store, marks, monkeypatch, backend):
+@pytest.mark.parametrize(
+    ("backend", "device", "reason"),
+    [("dask", "cpu", "dask"), ("ray", "cpu", "needs Ray"), ("ray", "cuda", "runs of the CPU")],
+)
+def test_a_backend_that_cannot_be_is_named_before_anything_runs(
+    store, marks, monkeypatch, backend, device, reason
+):
     monkeypatch.setenv("BACKEND", backend)
-    with pytest.raises(ValueError, match=f"BACKEND.*{backend}"):
+    monkeypatch.setenv("DEVICE", device)
+    is_installed = True if device == "cuda" else None
+    monkeypatch.setattr(w.importlib.util, "find_spec", lambda name: is_installed)
+    with pytest.raises(ValueError, match=f"BACKEND.*{reason}"):
         w.run_sweep(make_runs(marks), TOY, store, CODE)
-    with pytest.raises(ValueError, match=f"BACKEND.*{backend}"):
+    with pytest.raises(ValueError, match=f"BACKEND.*{reason}"):
         list(w.recompute([(TOY, run) for run in make_runs(marks)]))
     assert computed(marks) == []
 

@@ -15,7 +15,7 @@ from companion.evidence.canonical import fingerprint
 from companion.evidence.store import Run, write_atomic
 from companion.lab.canary.sizes import Constants, default_settings
 from companion.lab.chapters import chapter_numbers, load_chapter
-from companion.lab.sweep import child_environment
+from companion.lab.processes import child_environment
 from companion.paths import RESULTS
 
 __all__ = [
