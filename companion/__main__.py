@@ -13,23 +13,73 @@ import yaml
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
-Chapters = Annotated[list[str] | None, typer.Argument(help="Chapters, as 6 or 06; all by default.")]
-Profile = Annotated[str, typer.Option(help="quick, standard, full or paper.")]
+
+# Arguments are checked as they are read: what a command imports takes seconds.
+def _chapters(words: list[str] | None) -> list[str]:
+    from companion.lab.chapters import chapter_number, chapter_numbers
+
+    numbers = [chapter_number(word) for entry in words or [] for word in entry.split()]
+    return numbers or list(chapter_numbers())
 
 
-def _numbers(chapters: list[str] | None) -> list[str]:
-    from companion.lab.chapters import chapter_number
-
+def _notebooks(words: list[str] | None) -> list[str]:
     # the first and the last notebook have no experiments but can be run by name
-    wanted = [word for entry in chapters or [] for word in entry.split()]
-    return [w.zfill(2) if w.zfill(2) in ("00", "08") else chapter_number(w) for w in wanted]
+    wanted = [word for entry in words or [] for word in entry.split()]
+    return [w.zfill(2) if w.zfill(2) in ("00", "08") else _chapters([w])[0] for w in wanted]
+
+
+def _profile(name: str) -> str:
+    from companion.lab.chapters import check_profile
+
+    check_profile(name)
+    return name
+
+
+def _positive(value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"expected a number above 0, got {value}")
+    return value
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"trainaug {version('trainaug')}")
+        raise typer.Exit
+
+
+Chapters = Annotated[
+    list[str] | None,
+    typer.Argument(help="Chapters, as 6 or 06; all by default.", callback=_chapters),
+]
+Notebooks = Annotated[
+    list[str] | None,
+    typer.Argument(help="Notebooks, as 6 or 06; all by default.", callback=_notebooks),
+]
+Profile = Annotated[str, typer.Option(help="quick, standard, full or paper.", callback=_profile)]
+
+
+@app.callback()
+def _command(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Recompute, judge and publish the book."""
 
 
 @app.command()
 def reproduce(
-    chapters: Chapters = None,
+    chapters: Notebooks = None,
     profile: Profile = "standard",
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, a notebook's knob.")
@@ -46,7 +96,7 @@ def reproduce(
         if not equals:
             raise ValueError(f"expected NAME=VALUE, got {entry!r}")
         parameters[name] = yaml.safe_load(value)
-    raise typer.Exit(run(profile, _numbers(chapters), parameters))
+    raise typer.Exit(run(profile, chapters or (), parameters))
 
 
 @app.command()
@@ -68,11 +118,11 @@ def run(
 @app.command()
 def tune(chapters: Chapters = None) -> None:
     """Tune the settings of chapters on pilot seeds; write tuning.csv and tuned.toml."""
-    from companion.lab.chapters import chapter_numbers, load_chapter
+    from companion.lab.chapters import load_chapter
     from companion.lab.sweep import worker_count
     from companion.lab.tune import tune as run_searches
 
-    for number in _numbers(chapters) or chapter_numbers():
+    for number in chapters or ():
         chapter = load_chapter(number)
         if not chapter.searches:
             _say(f"chapter {number}: nothing to tune")
@@ -95,10 +145,9 @@ def canaries(
     ] = False,
 ) -> None:
     """Compare the canaries of all arms with the committed ones."""
-    from companion.lab.chapters import chapter_numbers
     from companion.pages.canaries import check
 
-    faults = check(_numbers(chapters) or chapter_numbers(), changed=changed, say=_say)
+    faults = check(chapters or (), changed=changed, say=_say)
     for line in faults:
         print(f"MOVED {line}")
     raise typer.Exit(int(bool(faults)))
@@ -107,14 +156,17 @@ def canaries(
 @app.command()
 def verify(
     chapters: Chapters = None,
-    sample: Annotated[int, typer.Option(help="Records a chapter, at most.")] = 6,
-    seconds: Annotated[float, typer.Option(help="Core-seconds a chapter, at most.")] = 90.0,
+    sample: Annotated[
+        int, typer.Option(help="Records a chapter, at most.", callback=_positive)
+    ] = 6,
+    seconds: Annotated[
+        float, typer.Option(help="Core-seconds a chapter, at most.", callback=_positive)
+    ] = 90.0,
 ) -> None:
     """Compute a few records of the standard evidence anew and compare their bytes."""
-    from companion.lab.chapters import chapter_numbers
     from companion.pages.canaries import verify_sample
 
-    outcome = verify_sample(sample, seconds, _numbers(chapters) or chapter_numbers(), _say)
+    outcome = verify_sample(sample, seconds, chapters or (), _say)
     equal = len(outcome.checked) - len(outcome.moved)
     print(f"{equal} of {len(outcome.checked)} records equal the evidence, byte for byte")
     raise typer.Exit(int(bool(outcome.moved)))
@@ -126,19 +178,17 @@ def judge(
     render: Annotated[bool, typer.Option(help="Execute the notebooks that changed, too.")] = False,
 ) -> None:
     """Apply the ledgers to the committed records: verdicts and README, in seconds."""
-    from companion.lab.chapters import chapter_numbers
     from companion.pages.judge import judge as run
 
-    run(_numbers(chapters) or chapter_numbers(), render=render, say=_say)
+    run(chapters or (), render=render, say=_say)
 
 
 @app.command()
 def pose(chapters: Chapters = None) -> None:
     """Accept the committed ledger for records that exist: claims say that they came after."""
-    from companion.lab.chapters import chapter_numbers
     from companion.pages.judge import pose as run
 
-    for number in _numbers(chapters) or chapter_numbers():
+    for number in chapters or ():
         changed = run(number)
         print(f"chapter {number}: {', '.join(changed) or 'no rule is new to its records'}")
 
@@ -153,10 +203,9 @@ def publish(
     ] = None,
 ) -> None:
     """Promote finished runs to evidence and judge them."""
-    from companion.lab.chapters import chapter_numbers
     from companion.pages import publish as publishing
 
-    for number in _numbers(chapters) or chapter_numbers():
+    for number in chapters or ():
         publishing.publish(number, profile, arms or ())
         print(f"chapter {number}: published")
     print("run `make judge-render` for the notebooks")
@@ -215,6 +264,11 @@ def main() -> None:
             message = "interrupted: finished runs are kept, the same command continues from here"
             print(message, file=sys.stderr)
         raise
+    except OSError as error:
+        # a disk that is full, a folder that cannot be written
+        where = f": {error.filename}" if error.filename else ""
+        print(f"companion: {error.strerror or error}{where}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, LookupError, RuntimeError, DataUnavailableError, CorruptDataError) as error:
         print(f"companion: {error}", file=sys.stderr)
         sys.exit(2)

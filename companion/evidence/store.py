@@ -16,6 +16,7 @@ import os
 import platform
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -349,6 +350,16 @@ class Store:
         """Note that a run failed and why; it is tried again next time."""
         folder = self.run_folder(run, conditions)
         write_atomic(folder / "failure.json", canonical_json({**run.head, "reason": reason}) + "\n")
+
+    def check_writable(self) -> None:
+        """Write a byte and take it back.
+
+        Raises:
+            OSError: If the folder cannot be made or written, or the disk is full.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            file.write(b"0")
 
     def sweep_up(self) -> None:
         """Remove temporary files that a killed process left more than an hour ago."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import pkgutil
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -41,6 +41,8 @@ __all__ = [
     "chapter_numbers",
     "chapter_of_arm",
     "check_device",
+    "check_profile",
+    "check_setting_names",
     "execute",
     "functions_of",
     "load_chapter",
@@ -242,20 +244,42 @@ def execute(run: Run) -> Record:
     return load_chapter(run.chapter).execute(run)
 
 
+def check_setting_names(arm: str, names: Iterable[str]) -> None:
+    """Refuse a setting that no settings class of an arm's chapter has; nothing is imported.
+
+    Raises:
+        ValueError: If there is none of such a name, with those that are like it.
+    """
+    for number, table in _tables().items():
+        if f'"{arm}"' in table:
+            files = [*_folder(number).glob("*.py"), Path(__file__).with_name("arms.py")]
+            text = "\n".join(file.read_text("utf-8") for file in files)
+            known = set(re.findall(r"^    (\w+): ", text, re.MULTILINE))
+            for name in names:
+                if name not in known:
+                    alike = get_close_matches(name, sorted(known), n=3)
+                    hint = f"; did you mean {', '.join(alike)}?" if alike else ""
+                    raise ValueError(f"{arm} has no setting {name!r}{hint}")
+
+
+def _folder(number: str) -> Path:
+    return CHAPTERS / package_of(number).rpartition(".")[2]
+
+
+def _tables() -> dict[str, str]:
+    """Text of each chapter's ``arms.py``, where every arm's name stands as a literal."""
+    return {n: (_folder(n) / "arms.py").read_text("utf-8") for n in chapter_numbers()}
+
+
 def chapter_of_arm(name: str) -> Chapter:
     """The chapter that has an arm of this name; no other chapter is imported.
 
     Raises:
         NoSuchArmError: If no chapter has it, with those whose names are like it.
     """
-    # every name stands as a literal in its chapter's table
-    literal = f'"{name}"'
-    tables = {
-        number: (CHAPTERS / module.__name__.rpartition(".")[2] / "arms.py").read_text("utf-8")
-        for number, module in _packages().items()
-    }
+    tables = _tables()
     for number, table in tables.items():
-        if literal in table and name in (chapter := load_chapter(number)).arms:
+        if f'"{name}"' in table and name in (chapter := load_chapter(number)).arms:
             return chapter
     known = {word for table in tables.values() for word in re.findall(r'"(\w+)"', table)}
     alike = get_close_matches(name, sorted(known), n=3)
@@ -281,6 +305,16 @@ def notebook_path(name: str) -> Path:
     return paths[0]
 
 
+def check_profile(name: str) -> None:
+    """Refuse what is no profile.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    if name not in PROFILE_NAMES:
+        raise ValueError(f"unknown profile {name!r}, expected one of {', '.join(PROFILE_NAMES)}")
+
+
 def resolve_profile(
     chapter: Chapter, profile: str, knobs: Mapping[str, Any] | None = None
 ) -> Profile:
@@ -291,8 +325,7 @@ def resolve_profile(
     Raises:
         ValueError: If the profile, or a knob, is unknown or out of range.
     """
-    if profile not in PROFILE_NAMES:
-        raise ValueError(f"unknown profile {profile!r}, expected one of {', '.join(PROFILE_NAMES)}")
+    check_profile(profile)
     import yaml  # not at the top: whoever runs one arm needs no profiles
 
     path = PROFILES / f"{profile}.yaml"

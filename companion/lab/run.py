@@ -20,10 +20,16 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from companion.evidence.store import Record, Run, Store, read_reference
 from companion.lab.arms import Settings, defaults_of
-from companion.lab.chapters import EXECUTE, Chapter, chapter_of_arm, check_device
+from companion.lab.chapters import (
+    EXECUTE,
+    Chapter,
+    chapter_of_arm,
+    check_device,
+    check_setting_names,
+)
 from companion.lab.conditions import conditions_of
 from companion.lab.progress import sweep_progress
-from companion.lab.sweep import run_sweep, worker_count
+from companion.lab.sweep import check_backend, run_sweep, worker_count
 
 __all__ = ["Beside", "beside_evidence", "evidence_of", "main", "parse_changes", "run_arm"]
 
@@ -243,7 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="metrics whose names hold this")
     options = parser.parse_args(arguments)
     try:
+        check_backend()
         changes = dict(_pair(entry) for entry in options.parameter)
+        check_setting_names(options.arm, changes)
         records = run_arm(options.arm, changes, seeds=options.seeds)
     except (ValueError, LookupError, RuntimeError) as error:
         print(f"companion: {error}", file=sys.stderr)

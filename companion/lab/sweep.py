@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
 from companion.evidence import canonical
 from companion.evidence.store import Record, Run, Store
@@ -134,10 +134,13 @@ def run_sweep(
     Raises:
         SweepFailedError: If runs failed, naming them; the others are stored all the same.
         ValueError: If ``BACKEND`` or ``TRAINAUG_WORKERS`` is wrong.
+        OSError: If the store cannot be written, before anything is computed.
     """
     check_backend()
     store.sweep_up()
     missing = missing_runs(runs, store, code_digest)
+    if missing:
+        store.check_writable()
     left = sum(run.predicted_seconds for run in missing)
     done = len(runs) - len(missing)
     failures = []
@@ -156,7 +159,8 @@ def run_sweep(
                 if answer.interrupted:
                     raise KeyboardInterrupt
                 if answer.ended:  # it could not note that itself any more
-                    store.write_failure(run, conditions_of(run, code_digest), answer.ended)
+                    with suppress(OSError):
+                        store.write_failure(run, conditions_of(run, code_digest), answer.ended)
                 if failure := answer.ended or answer.failure:
                     failures.append(f"{run.arm}, seed {run.seed}: {failure}")
                 done, left = done + 1, left - run.predicted_seconds

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -164,7 +165,8 @@ def _answer(request: Request) -> Answer:
         reason = f"{type(error).__name__}: {error}"
         if store is not None:
             detail = "".join(traceback.format_exception(error)[-3:])
-            store.write_failure(run, asked, f"{reason}\n{detail}")
+            with suppress(OSError):  # a full disk takes no note either; the answer says why
+                store.write_failure(run, asked, f"{reason}\n{detail}")
         return Answer(failure=reason)
     return Answer()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
@@ -23,10 +24,16 @@ from companion.evidence.canonical import canonical_environment
 from companion.evidence.claims import Judgement
 from companion.evidence.store import Record, Run, Store, read_reference, write_atomic
 from companion.evidence.tables import markdown_table, shown_effect
-from companion.lab.chapters import Chapter, chapter_numbers, load_chapter, notebook_path
+from companion.lab.chapters import (
+    Chapter,
+    chapter_numbers,
+    check_profile,
+    load_chapter,
+    notebook_path,
+)
 from companion.lab.conditions import conditions_of
 from companion.lab.progress import sweep_progress
-from companion.lab.sweep import missing_runs, worker_count
+from companion.lab.sweep import check_backend, missing_runs, worker_count
 from companion.pages.compare import (
     Comparison,
     compare_claims,
@@ -82,11 +89,16 @@ class ChapterReport:
 
 def notebook_parameters(path: Path) -> dict[str, object]:
     """Names and default values that a notebook's parameters cell declares."""
-    import papermill
-
+    # not by papermill, whose import takes longer than a wrong name may
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", ())]
+    lines = ast.parse("".join(tagged[0]["source"])).body if tagged else []
     return {
-        name: yaml.safe_load(entry["default"])
-        for name, entry in papermill.inspect_notebook(str(path)).items()
+        target.id: ast.literal_eval(line.value)
+        for line in lines
+        if isinstance(line, ast.Assign)
+        for target in line.targets
+        if isinstance(target, ast.Name)
     }
 
 
@@ -125,12 +137,14 @@ def reproduce(
         ValueError: If a profile, a chapter or a parameter is unknown.
     """
     parameters = dict(parameters or {})
-    built = {number: load_chapter(number) for number in chapter_numbers()}
+    check_profile(profile)
+    check_backend()
     book = sorted(path.name[:2] for path in NOTEBOOKS.glob("*.ipynb"))
     if unknown := sorted(set(chapters or ()) - set(book)):
         raise ValueError(f"unknown chapters {unknown}, expected some of {', '.join(book)}")
     numbers = [number for number in book if not chapters or number in chapters]
     _check_parameters(numbers, parameters)
+    built = {number: load_chapter(number) for number in numbers if number in chapter_numbers()}
     plans = {n: c.plan(profile, _knobs(n, parameters)) for n in numbers if (c := built.get(n))}
     console = Console()
     for number, plan in plans.items():

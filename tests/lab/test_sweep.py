@@ -95,6 +95,13 @@ def test_nothing_is_computed_twice(store, marks, workers, behave):
     assert computed(marks) == [0, 0, 1, 2, 3, 4, 5]
 
 
+def test_a_store_that_cannot_be_written_is_named_before_anything_runs(tmp_path, marks):
+    (tmp_path / "runs").touch()
+    with pytest.raises(OSError, match="runs"):
+        w.run_sweep(make_runs(marks), TOY, Store("quick", tmp_path / "runs"), CODE)
+    assert computed(marks) == []
+
+
 def test_missing_runs_come_longest_first(store, marks):
     runs = make_runs(marks)
     write(store, runs[4])
