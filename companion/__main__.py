@@ -229,6 +229,8 @@ def claims(
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
         print(verdict_table(judged))
+        late = [each.id for each in judged if each.posed == "after the data"]
+        print(f"\nrules posed after the data: {', '.join(late) or 'none'}")
 
 
 @app.command()

@@ -49,6 +49,7 @@ def test_claims_as_json_have_what_a_script_needs():
 
 def test_claims_table_has_every_claim():
     lines = run("claims").stdout.splitlines()
+    assert lines[-1].startswith("rules posed after the data: ")
     heads = ("aa.", "csa.", "gc.", "lin.", "ord.", "vse.")
     assert {line.split()[0] for line in lines if line.startswith(heads)} == CLAIMS
 
