@@ -230,7 +230,8 @@ def claims(
     else:
         print(verdict_table(judged))
         late = [each.id for each in judged if each.posed == "after the data"]
-        print(f"\nrules posed after the data: {', '.join(late) or 'none'}")
+        shown = "all" if len(late) == len(judged) else ", ".join(late) or "none"
+        print(f"\nrules posed after the data: {shown}")
 
 
 @app.command()
