@@ -1,0 +1,182 @@
+"""Where the core-seconds of the standard profile go: one seed of every arm, sampled.
+
+    python benchmarks/where_time_goes.py [--share 0.02] [CHAPTER ...]
+
+Each arm that takes at least a share of its chapter is computed once, in canonical mode, while a
+timer notes every few milliseconds of processor time which function of this project was working.
+The shares are scaled to the core-seconds that the committed evidence states, and go to
+``results/bench/where_time_goes.json``, chapter by chapter; the others keep what was measured
+before. About ten minutes; ``docs/time.md`` shows the outcome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from companion.evidence.store import Run, read_reference, write_atomic
+from companion.lab.chapters import chapter_numbers, load_chapter
+from companion.lab.processes import child_environment
+from companion.paths import RESULTS, ROOT
+
+TARGET = RESULTS / "bench" / "where_time_goes.json"
+INTERVAL = 0.005
+KINDS = ("training", "method", "measurement", "data", "rest")
+# The first rule whose file and function match a frame decides, from the outermost frame inwards.
+# What stands for "method" or "measurement" by its file may be part of a training step: those rules
+# come after the one of `take_step`.
+RULES = (
+    ("data", "trainaug/data/", ""),
+    ("data", "/corpora.py", ""),
+    ("measurement", "/loop.py", "measure"),
+    ("training", "/loop.py", "take_step"),
+    ("measurement", "/measures.py", ""),
+    ("measurement", "trainaug/training/robustness", ""),
+    ("measurement", "trainaug/methods/cascading_sum/landscape", ""),
+    ("measurement", "companion/", "evaluate"),
+    ("measurement", "trainaug/", "evaluate"),
+    ("measurement", "hard_negatives/train.py", "_note_validation"),
+    ("measurement", "hard_negatives/train.py", "_mean_norm"),
+    ("measurement", "hard_negatives/train.py", "gallery_scores"),
+    ("measurement", "gradient_clustering/", "_Observer"),
+    ("measurement", "gradient_clustering/", "_Watch"),
+    ("measurement", "autoassist/", "_Notes"),
+    ("measurement", "autoassist/linear.py", "_measure_path"),
+    ("measurement", "autoassist/linear.py", "_moved"),
+    ("measurement", "autoassist/problems.py", "svm_optimum"),
+    ("measurement", "ordering/", "_first_epoch"),
+    ("measurement", "ordering/scores.py", "_gradient_norms"),
+    ("measurement", "cascading_sum/train.py", "_measured"),
+    ("data", "/problems.py", "problem"),
+    ("data", "/problems.py", "load_"),
+    ("data", "/problems.py", "picture"),
+    ("data", "/problems.py", "pairs"),
+    ("method", "trainaug/methods/", ""),
+    ("training", "companion/chapters/", ""),
+    ("training", "trainaug/training/", ""),
+)
+
+
+def kind_of(frames: list[tuple[str, str]]) -> str:
+    """What a stack does; frames from the outermost inwards, as file and function."""
+    for kind, file, function in RULES:
+        for path, name in frames:
+            if file in path and name.startswith(function):
+                return kind
+    return "rest"
+
+
+def project_frames(frame: FrameType | None) -> list[tuple[str, str]]:
+    """File and function of the frames of this project, from the outermost inwards."""
+    frames = []
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith("<frozen importlib"):
+            frames.append(("imports", ""))
+        elif path.startswith(str(ROOT)) and "/site-packages/" not in path:
+            frames.append((path.removeprefix(f"{ROOT}/"), frame.f_code.co_qualname))
+        frame = frame.f_back
+    return frames[::-1]
+
+
+@contextmanager
+def sampled(seconds: Counter[tuple[str, str]]) -> Iterator[None]:
+    """Add processor time to the kind of work, and to the innermost function of this project."""
+    last = time.process_time()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        now = time.process_time()
+        frames = project_frames(frame)
+        path, name = frames[-1] if frames else ("", "")
+        # the handler waits for a call of C to end, so a sample stands for all the time since
+        seconds[kind_of(frames), f"{path}:{name}"] += now - last
+        last = now
+
+    before = signal.signal(signal.SIGPROF, note)
+    signal.setitimer(signal.ITIMER_PROF, INTERVAL, INTERVAL)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def weights(number: str) -> dict[str, float]:
+    """Core-seconds of each arm in the committed standard evidence."""
+    reference = read_reference("standard", number)
+    assert reference is not None
+    spent: dict[str, float] = defaultdict(float)
+    for record, row in zip(reference.records, reference.provenance, strict=True):
+        spent[record["arm"]] += row["core_seconds"]
+    return spent
+
+
+def profile_chapter(number: str, least: float) -> dict[str, Any]:
+    """Shares of a chapter's core-seconds by kind, and the functions that take most."""
+    chapter, spent = load_chapter(number), weights(number)
+    whole = sum(spent.values())
+    first: dict[str, Run] = {}
+    for run in chapter.plan("standard"):
+        first.setdefault(run.arm, run)
+    chosen = [arm for arm in first if spent.get(arm, 0) >= least * whole]
+    covered = sum(spent[arm] for arm in chosen)
+    kinds: Counter[str] = Counter()
+    functions: Counter[tuple[str, str]] = Counter()
+    for arm in chosen:
+        seconds: Counter[tuple[str, str]] = Counter()
+        with sampled(seconds):
+            chapter.execute(first[arm])
+        scale = spent[arm] / sum(seconds.values())
+        for (kind, function), value in seconds.items():
+            kinds[kind] += scale * value
+            functions[kind, function] += scale * value
+        print(f"chapter {number}: {arm}", file=sys.stderr, flush=True)
+    return {
+        "core_seconds": round(whole, 1),
+        "covered": round(covered / whole, 3),
+        "shares": {kind: round(kinds[kind] / covered, 4) for kind in KINDS},
+        "functions": [
+            {"kind": kind, "function": name, "share": round(value / covered, 4)}
+            for (kind, name), value in functions.most_common(12)
+        ],
+    }
+
+
+def main() -> None:
+    """Profile chapters, each in a canonical process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("chapters", nargs="*", default=chapter_numbers())
+    parser.add_argument("--share", type=float, default=0.02, help="of a chapter, at least")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        (number,) = options.chapters
+        print(json.dumps(profile_chapter(number, options.share)))
+        return
+    known = json.loads(TARGET.read_text("utf-8")) if TARGET.is_file() else {}
+    for number in options.chapters:
+        command = [sys.executable, str(Path(__file__)), number, "--inside"]
+        done = subprocess.run(
+            [*command, "--share", str(options.share)],
+            env=child_environment(is_canonical=True),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        known[number] = json.loads(done.stdout.splitlines()[-1])
+        write_atomic(TARGET, json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
