@@ -13,8 +13,8 @@ from companion.evidence.store import Store, read_reference
 from companion.lab.chapters import load_chapter
 from companion.lab.conditions import conditions_of
 from companion.pages import runner as module
+from companion.pages.execution import last_error
 from companion.pages.runner import notebook_parameters, reproduce
-from trainaug.data.arrays import DataUnavailableError
 
 NUMBER = "05"
 
@@ -29,6 +29,17 @@ def reference():
     return replace(committed, provenance=rows, record_set=about)
 
 
+def skip_computing(monkeypatch, fails=lambda number: ""):
+    """Let all runs be there, and notebooks end at once."""
+
+    def execute(jobs, at_once, root):
+        yield from ((job.number, fails(job.number), 0.1) for job in jobs)
+
+    monkeypatch.setattr(module, "_compute", lambda plans, store: None)
+    monkeypatch.setattr(module, "_failures", lambda store, plan, digest: [])
+    monkeypatch.setattr(module, "execute_notebooks", execute)
+
+
 def reproduced(reference, tmp_path, monkeypatch, change=lambda record: record, parameters=None):
     """Reproduce a chapter whose runs give the evidence's records, but for ``change``."""
 
@@ -37,7 +48,7 @@ def reproduced(reference, tmp_path, monkeypatch, change=lambda record: record, p
         return [(change(copy.deepcopy(record)), row) for record, row in filter(None, pairs)]
 
     monkeypatch.setattr(module, "read_reference", lambda profile, number: reference)
-    monkeypatch.setattr(module, "_execute", lambda *a: None)
+    skip_computing(monkeypatch)
     monkeypatch.setattr(module, "_finished", finished)
     code = reproduce("standard", [NUMBER], parameters, root=tmp_path)
     return code, (tmp_path / "standard" / "report.md").read_text(encoding="utf-8")
@@ -73,7 +84,7 @@ def test_another_fingerprint_compares_intervals(reference, tmp_path, monkeypatch
         return [reference.find(run) for run in plan]
 
     monkeypatch.setattr(module, "read_reference", lambda profile, number: elsewhere)
-    monkeypatch.setattr(module, "_execute", lambda *a: None)
+    skip_computing(monkeypatch)
     monkeypatch.setattr(module, "_finished", ours)
     assert reproduce("standard", [NUMBER], root=tmp_path) == 0
     first = (tmp_path / "standard" / "report.md").read_text(encoding="utf-8").splitlines()[0]
@@ -107,12 +118,9 @@ def test_a_changed_knob_shows_own_result_beside_the_evidence(reference, tmp_path
 
 
 def test_data_that_is_not_available_is_its_own_outcome(reference, tmp_path, monkeypatch):
-    def execute(*arguments):
-        raise DataUnavailableError(
-            "cannot get libreoffice_help (LibreOffice's help). Tried:\n  - x"
-        )
-
-    monkeypatch.setattr(module, "_execute", execute)
+    reason = "DataUnavailableError: cannot get libreoffice_help (LibreOffice's help). Tried:\n  - x"
+    skip_computing(monkeypatch)
+    monkeypatch.setattr(module, "_failures", lambda store, plan, digest: [reason])
     assert reproduce("standard", ["03"], root=tmp_path) == 0
     report = (tmp_path / "standard" / "report.md").read_text(encoding="utf-8")
     assert report.splitlines()[0] == "data not available here: chapter 3 (libreoffice_help)"
@@ -143,7 +151,7 @@ def test_a_sweep_without_data_is_told_from_other_failures(tmp_path):
 
 
 def test_unknown_names_stop_before_anything_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_execute", lambda *a: pytest.fail("a notebook was started"))
+    monkeypatch.setattr(module, "_compute", lambda *a: pytest.fail("runs were started"))
     for arguments, text in (
         (("standard", ["06"], {"step": 3}), "'step'"),
         (("standard", ["06"], {"evidence": "reference"}), "'evidence'"),
@@ -157,16 +165,12 @@ def test_unknown_names_stop_before_anything_starts(tmp_path, monkeypatch):
 
 
 def test_a_failed_chapter_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
-    started = []
+    def fails(number):
+        return "AssertionError: line (b) fails" if number == "06" else ""
 
-    def execute(number, *rest):
-        started.append(number)
-        if number == "06":
-            raise RuntimeError("AssertionError: line (b) fails")
-
-    monkeypatch.setattr(module, "_execute", execute)
+    skip_computing(monkeypatch, fails)
+    monkeypatch.setattr(module, "_finished", lambda store, plan, digest: [])
     assert reproduce("quick", root=tmp_path) == 1
-    assert started == ["00", "01", "02", "03", "04", "05", "06", "08"]
     report = (tmp_path / "quick" / "report.md").read_text(encoding="utf-8")
     assert "Chapter 06 failed: AssertionError: line (b) fails" in report
     assert "| 08 | ran |" in report
@@ -186,5 +190,5 @@ def test_parameters_of_a_notebook_are_read_with_their_types(tmp_path):
 
 def test_last_error_is_found_in_a_log():
     log = "Traceback\n  File x\nValueError: unknown profile 'fast'\n\n"
-    assert module._last_error(log) == "ValueError: unknown profile 'fast'"
-    assert module._last_error("") == "papermill failed without a message"
+    assert last_error(log) == "ValueError: unknown profile 'fast'"
+    assert last_error("") == "papermill failed without a message"

@@ -16,16 +16,21 @@ from companion.lab.progress import Progress
 from companion.lab.worker import Answer, Request
 
 __all__ = [
+    "Plan",
     "SweepFailedError",
     "check_backend",
     "gpu_worker_count",
     "missing_runs",
     "recompute",
     "run_sweep",
+    "run_sweeps",
     "worker_count",
 ]
 
 _GPU_BYTES = 4 << 30  # of one run: its model, its data, and what CUDA itself takes
+
+
+Plan = tuple[Sequence[Run], str]  # runs, and the digest of the code behind them
 
 
 class SweepFailedError(RuntimeError):
@@ -119,16 +124,25 @@ def run_sweep(
     code_digest: str,
     progress: Progress | None = None,
 ) -> None:
-    """Compute what is missing; timing and GPU runs go last, one at a time.
+    """Compute what is missing of one plan, as `run_sweeps` does of several."""
+    run_sweeps([(runs, code_digest)], runs_module, store, progress)
+
+
+def run_sweeps(
+    plans: Sequence[Plan],
+    runs_module: str,
+    store: Store,
+    progress: Progress | None = None,
+) -> None:
+    """Compute what is missing, plan by plan; timing and GPU runs go last, one at a time.
 
     The numbers of canonical runs do not depend on the number of workers, on this process, or on
     the variables of the shell.
 
     Args:
-        runs: The plan.
+        plans: Runs, and the digest of the code behind them.
         runs_module: Dotted name of the module whose ``execute`` computes one run.
         store: Where results go.
-        code_digest: Digest of the code behind ``execute``.
         progress: Called with runs done, runs in all and predicted core-seconds left.
 
     Raises:
@@ -138,37 +152,39 @@ def run_sweep(
     """
     check_backend()
     store.sweep_up()
-    missing = missing_runs(runs, store, code_digest)
-    if missing:
-        store.check_writable()
-    left = sum(run.predicted_seconds for run in missing)
-    done = len(runs) - len(missing)
+    requests = [
+        Request(runs_module, run, conditions_of(run, code_digest), store)
+        for runs, code_digest in plans
+        for run in missing_runs(runs, store, code_digest)
+    ]
+    total = sum(len(runs) for runs, _ in plans)
+    done = total - len(requests)
+    left = sum(request.run.predicted_seconds for request in requests)
     failures = []
-    if missing and (others := canonical.conflicts()):
-        sys.stderr.write(f"runs ignore {', '.join(others)}: they have variables of their own\n")
+    if requests:
+        store.check_writable()
+        if others := canonical.conflicts():
+            sys.stderr.write(f"runs ignore {', '.join(others)}: they have variables of their own\n")
     if progress is not None:
-        progress(done, len(runs), left)
-    for is_canonical, count, places in _kinds(missing):
-        batch = [missing[number] for number in places]
-        requests = [
-            Request(runs_module, run, conditions_of(run, code_digest), store) for run in batch
-        ]
-        with closing(_answers(requests, count, is_canonical=is_canonical)) as answers:
+        progress(done, total, left)
+    for is_canonical, count, places in _kinds([request.run for request in requests]):
+        batch = [requests[position] for position in places]
+        with closing(_answers(batch, count, is_canonical=is_canonical)) as answers:
             for number, answer in answers:
-                run = batch[number]
+                run = batch[number].run
                 if answer.interrupted:
                     raise KeyboardInterrupt
                 if answer.ended:  # it could not note that itself any more
                     with suppress(OSError):
-                        store.write_failure(run, conditions_of(run, code_digest), answer.ended)
+                        store.write_failure(run, batch[number].conditions, answer.ended)
                 if failure := answer.ended or answer.failure:
                     failures.append(f"{run.arm}, seed {run.seed}: {failure}")
                 done, left = done + 1, left - run.predicted_seconds
                 if progress is not None:
-                    progress(done, len(runs), left)
+                    progress(done, total, left)
     if failures:
         raise SweepFailedError(
-            f"{len(failures)} of {len(runs)} runs failed; the others are kept and the failed ones "
+            f"{len(failures)} of {total} runs failed; the others are kept and the failed ones "
             "are tried again next time:\n  " + "\n  ".join(failures[:5])
         )
 

@@ -7,24 +7,19 @@ import json
 import math
 import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
-from companion.evidence.canonical import canonical_environment
 from companion.evidence.claims import Judgement
 from companion.evidence.store import Record, Run, Store, read_reference, write_atomic
 from companion.evidence.tables import markdown_table, shown_effect
 from companion.lab.chapters import (
+    EXECUTE,
     Chapter,
     chapter_numbers,
     check_profile,
@@ -33,20 +28,26 @@ from companion.lab.chapters import (
 )
 from companion.lab.conditions import conditions_of
 from companion.lab.progress import sweep_progress
-from companion.lab.sweep import check_backend, missing_runs, worker_count
+from companion.lab.sweep import (
+    Plan,
+    SweepFailedError,
+    check_backend,
+    missing_runs,
+    run_sweeps,
+    worker_count,
+)
 from companion.pages.compare import (
     Comparison,
     compare_claims,
     compare_records,
     first_line,
 )
+from companion.pages.execution import Job, execute_notebooks
 from companion.pages.verdicts import judge_records
 from companion.paths import NOTEBOOKS, RUNS
 from trainaug.data.arrays import DataUnavailableError
 
 __all__ = ["ChapterReport", "notebook_parameters", "reproduce"]
-
-_LOOK_SECONDS = 0.5
 
 _NO_DATA = DataUnavailableError.__name__
 # as the registry words it: "cannot get NAME (…", or "NAME is not in the cache (…"
@@ -61,7 +62,7 @@ class ChapterReport:
         number: Two digits.
         failure: Why it failed, if it did.
         unavailable: Name of the data that this machine cannot get, if that is why.
-        seconds: Of the whole.
+        seconds: Of executing the notebook, once the runs were there.
         predicted: Core-seconds of the plan.
         measured: Core-seconds that the runs took.
         judgements: The numbers of the claims on own records; no verdict.
@@ -80,6 +81,13 @@ class ChapterReport:
     evidence: list[Judgement] = field(default_factory=list)
     comparison: Comparison | None = None
     remark: str = ""
+
+    def fail(self, reasons: Sequence[str]) -> None:
+        """Note why nothing came of it: data that are missing here, or a failure."""
+        if all(reason.startswith(_NO_DATA) for reason in reasons):
+            self.unavailable = _data_name(reasons[0])
+        else:
+            self.failure = reasons[0].splitlines()[0]
 
     @property
     def failed(self) -> bool:
@@ -153,31 +161,35 @@ def reproduce(
             f"chapter {number}: {len(plan)} runs, {seconds:.0f} core-seconds predicted, "
             f"{seconds / worker_count() / 60:.1f} min on {worker_count()} workers"
         )
-    reports = []
+    store = Store(profile, root)
+    digests = {number: chapter.code_digest for number, chapter in built.items()}
+    _compute([(plan, digests[number]) for number, plan in plans.items()], store)
+    reports = {number: ChapterReport(number) for number in numbers}
+    jobs = []
     for number in numbers:
-        report = ChapterReport(number)
-        reports.append(report)
-        started = time.monotonic()
-        chapter, plan = built.get(number), plans.get(number, [])
-        store, digest = Store(profile, root), chapter.code_digest if chapter else ""
-        try:
-            _execute(number, profile, parameters, store, plan, digest)
-            if chapter is not None:
-                pairs = _finished(store, plan, digest)
-                report.predicted = sum(run.predicted_seconds for run in plan)
+        if reasons := _failures(store, plans.get(number, []), digests.get(number, "")):
+            reports[number].fail(reasons)
+        else:
+            jobs.append(_job(number, profile, parameters, store))
+    console.print(f"executing {len(jobs)} notebooks, {worker_count()} at once", highlight=False)
+    with closing(execute_notebooks(jobs, worker_count(), root)) as ended:
+        for number, reason, seconds in ended:
+            report = reports[number]
+            report.seconds = seconds
+            if reason:
+                report.fail([reason])
+            elif number in built:
+                pairs = _finished(store, plans[number], digests[number])
+                report.predicted = sum(run.predicted_seconds for run in plans[number])
                 report.measured = sum(row["core_seconds"] for _, row in pairs)
                 if profile != "quick":
-                    _judge_and_compare(report, chapter, profile, pairs)
-        except DataUnavailableError as error:
-            report.unavailable = _data_name(str(error))
-        except Exception as error:
-            report.failure = str(error) or type(error).__name__
-        report.seconds = time.monotonic() - started
-    text = _report_text(profile, reports)
+                    _judge_and_compare(report, built[number], profile, pairs)
+            console.print(f"notebook {number}: {seconds:.0f} s", highlight=False)
+    text = _report_text(profile, list(reports.values()))
     write_atomic(root / profile / "report.md", text)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {os.path.relpath(root / profile / 'report.md')}")
-    return int(any(report.failed for report in reports))
+    return int(any(report.failed for report in reports.values()))
 
 
 def _declared(number: str) -> set[str]:
@@ -190,49 +202,24 @@ def _knobs(number: str, parameters: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in parameters.items() if name in declared}
 
 
-def _execute(
-    number: str,
-    profile: str,
-    parameters: Mapping[str, Any],
-    store: Store,
-    plan: Sequence[Run],
-    digest: str,
-) -> None:
-    """Execute one notebook with papermill in a child process and show the progress of its sweep."""
+def _compute(plans: Sequence[Plan], store: Store) -> None:
+    """Compute what is missing of all chapters; why a run failed is noted beside it."""
+    with sweep_progress("runs", worker_count(), lines=True) as show, suppress(SweepFailedError):
+        run_sweeps(plans, EXECUTE, store, show)
+
+
+def _job(number: str, profile: str, parameters: Mapping[str, Any], store: Store) -> Job:
     source = notebook_path(number)
-    root = store.folder.parent
-    target = store.folder / "notebooks" / source.name
-    target.parent.mkdir(parents=True, exist_ok=True)
     settings = {"profile": profile, "evidence": "recompute", **parameters}
     declared = notebook_parameters(source)
-    settings = {name: value for name, value in settings.items() if name in declared}
-    with tempfile.TemporaryDirectory() as folder:
-        file, log = Path(folder) / "parameters.yaml", Path(folder) / "log.txt"
-        file.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        command = [sys.executable, "-m", "papermill", str(source), str(target), "-k", "python3"]
-        command += ["-f", str(file), "--no-progress-bar", "--cwd", str(source.parent)]
-        with log.open("w") as stream:
-            switches = {"TRAINAUG_RUNS": str(root), "TRAINAUG_PROGRESS": "off"}
-            environment = canonical_environment() | switches
-            child = subprocess.Popen(
-                command, stdout=stream, stderr=subprocess.STDOUT, env=environment
-            )
-            try:
-                _watch(child, plan, store, digest)
-            except BaseException:
-                _end(child)
-                raise
-        if child.returncode != 0:
-            reason = _last_error(log.read_text(encoding="utf-8", errors="replace"))
-            reasons = _failures(store, plan, digest) or [reason]
-            if all(each.startswith(_NO_DATA) for each in reasons):
-                raise DataUnavailableError(reasons[0])
-            raise RuntimeError(reason)
+    given = {name: value for name, value in settings.items() if name in declared}
+    return Job(number, source, store.folder / "notebooks" / source.name, given)
 
 
 def _failures(store: Store, plan: Sequence[Run], digest: str) -> list[str]:
     """Why runs of a plan failed, as the sweep has written it beside them."""
-    paths = [store.run_folder(run, conditions_of(run, digest)) / "failure.json" for run in plan]
+    missing = missing_runs(plan, store, digest)
+    paths = [store.run_folder(run, conditions_of(run, digest)) / "failure.json" for run in missing]
     return [
         json.loads(path.read_text(encoding="utf-8"))["reason"] for path in paths if path.is_file()
     ]
@@ -242,43 +229,6 @@ def _data_name(reason: str) -> str:
     """Name of the data set in the message of a `DataUnavailableError`, else its first line."""
     named = _DATA_NAME.search(reason)
     return named[1] if named else reason.removeprefix(f"{_NO_DATA}: ").splitlines()[0]
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Interrupt papermill, which ends its kernel; kill it if it does not obey."""
-    child.send_signal(signal.SIGINT)
-    try:
-        child.wait(10)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-
-
-def _watch(child: subprocess.Popen[bytes], plan: Sequence[Run], store: Store, digest: str) -> None:
-    """Show the progress of a sweep until the child that runs it has ended."""
-    if not plan:
-        child.wait()
-        return
-    missing = plan
-    with sweep_progress(f"chapter {plan[0].chapter}", worker_count(), lines=True) as show:
-        while child.poll() is None:
-            # only runs that were missing a moment ago are looked up again
-            missing = missing_runs(missing, store, digest)
-            left = sum(run.predicted_seconds for run in missing)
-            if show is not None:
-                show(len(plan) - len(missing), len(plan), left)
-            time.sleep(_LOOK_SECONDS)
-
-
-def _last_error(log: str) -> str:
-    lines = [line for line in log.splitlines() if line.strip()]
-    for line in reversed(lines):
-        name = line.split(":")[0]
-        if name.replace(".", "").isidentifier() and name.endswith(
-            ("Error", "Exception", "Interrupt")
-        ):
-            return line.strip()
-    return lines[-1] if lines else "papermill failed without a message"
 
 
 def _finished(store: Store, plan: Sequence[Run], digest: str) -> list[tuple[Record, Record]]:
@@ -323,14 +273,14 @@ def _report_text(profile: str, reports: Sequence[ChapterReport]) -> str:
             "notebook": report.number,
             "state": _state(report),
             "seconds": math.ceil(report.seconds),
-            "core-seconds": f"{report.measured:.0f} of {report.predicted:.0f} predicted"
+            "core-seconds of runs": f"{report.measured:.0f} of {report.predicted:.0f} predicted"
             if report.predicted
             else "–",
             "evidence": report.comparison.state if report.comparison else report.remark or "–",
         }
         for report in reports
     ]
-    columns = ["notebook", "state", "seconds", "core-seconds", "evidence"]
+    columns = ["notebook", "state", "seconds", "core-seconds of runs", "evidence"]
     parts = [
         first_line(comparisons, unavailable, failed),
         f"# Reproduction, profile {profile}",
