@@ -45,7 +45,7 @@ __all__ = ["FashionTraining", "Trained", "Training", "run_training", "train_arm"
 Order = Literal[
     Score, "random", "random_more", "ascending", "descending", "random_list", "grab", "fixed"
 ]
-FORWARDS = 3  # a training step: one forward pass, and a backward pass that costs two
+FORWARDS = 3  # cost of a training step: one forward pass, and a backward pass that costs two
 
 
 @dataclass(frozen=True, kw_only=True)
