@@ -288,8 +288,8 @@ class _Station:
         sampler: Gives the batches.
         feedback: Is given the numbers and losses of each batch.
         weights: Gives the weights of a batch's losses.
-        extra: Gives the work besides training the Boss, in its forward passes, after so many
-            examples were trained on.
+        extra: Gives the work besides training the Boss, in its forward passes, from the number of
+            examples that were trained on.
         trainer: That of the Assistant.
     """
 
@@ -305,7 +305,7 @@ class _Station:
 
 
 def decide_ahead(sampler: Iterable[Sequence[int]], updates: int) -> Iterator[Sequence[int]]:
-    """Yield the batches of pass after pass, each decided so many updates before it is used."""
+    """Yield the batches of pass after pass, each decided ``updates`` updates before its use."""
     ready: deque[Sequence[int]] = deque()
     while True:
         for batch in sampler:

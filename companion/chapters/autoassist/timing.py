@@ -46,8 +46,8 @@ class Timing(Training):
         queue: Updates before the clock starts with the worker: more batches than its queue holds.
         idle: Seconds that the worker has to fill its queue before the next way is timed.
         traced: Number of batches in the timeline.
-        lag: The timeline ends so many batches before the last, since the worker's events arrive
-            late, with a batch.
+        lag: Number of batches before the last at which the timeline ends, since the worker's events
+            arrive late, with a batch.
     """
 
     # the Assistant's process shares tensors of the CPU with the Boss's

@@ -342,6 +342,7 @@ class Mixer:
         return 2 if self.settings.grouping == "growing" else 1
 
     def __call__(self, batch: Batch) -> Batch:
+        """Mix a batch and count the step."""
         k = self.k
         if self.settings.order == "random":
             k = self.counts[int(torch.multinomial(self.shares, 1, generator=self.generator))]

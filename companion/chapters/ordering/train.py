@@ -207,7 +207,7 @@ def train_arm(
     Args:
         settings: Those of the arm.
         seed: Draws the parts, the initial weights and the orders.
-        steps: Stop after so many steps and measure nothing, for timing.
+        steps: Stop after this number of steps and measure nothing, for timing.
         early: Stop when the target accuracy is reached.
 
     Returns:
