@@ -1,1 +1,1 @@
-"""The experiments of the book, one folder a chapter; `companion.lab.chapters` finds them."""
+"""The experiments of the book, one folder per chapter; `companion.lab.chapters` finds them."""

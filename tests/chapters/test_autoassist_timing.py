@@ -111,7 +111,7 @@ def test_a_restarted_worker_draws_anew_and_learns_from_all_features():
     built = []
     for attempt in (0, 0, 1):
         assistant = ImageAssistant(784, 10, stream(0, "assistant"))
-        built.append(timing.build(assistant, x, y, SETTINGS, 0, attempt=attempt))
+        built.append(timing.build_sampler(assistant, x, y, SETTINGS, 0, attempt=attempt))
     batches = [list(sampler) for sampler, _ in built]
     assert batches[0] == batches[1] != batches[2]
     trainer = built[0][1]

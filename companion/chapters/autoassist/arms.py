@@ -1,4 +1,8 @@
-"""The arms of chapter 3: what each trains, whose learning rate it has, and how it was found."""
+"""The arms of chapter 3: what each trains, whose learning rate it has, and how that was tuned.
+
+The *Assistant* decides which examples the *Boss*, the network that is wanted, trains on. The
+control of an Assistant skips as many at random.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +45,9 @@ CLEAN = Training(data="fashion")
 GRID = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
 RESNET_GRID = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 TRANSLATION_GRID = (0.002, 0.004, 0.008)
-PILOTS = {Training: (0, 1, 2), ResNetTraining: (0,)}  # others: 0, 1
+PILOTS = {Training: (0, 1, 2), ResNetTraining: (0,)}  # seeds of tuning; others: 0, 1
 TUNING_TOKENS = 700_000
-CONTROL_RATES = (0.43,)  # share kept by a control that is tuned, that of the first pilots
+CONTROL_RATES = (0.43,)  # share that controls keep while they are tuned: that of the first pilots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +55,12 @@ class Profile(BaseProfile):
     """How much of chapter 3 is run; the defaults are *standard*.
 
     Attributes:
-        seeds: Of the linear SVMs. A seed draws parts, initial weights, order and decisions.
-        image_seeds: Of the pictures with an Assistant and without.
-        extended_seeds: Of the rivals, of noise, rotation and the other variants.
-        large_seeds: Of five times the data and of the residual network.
-        deep_seeds: Of translation.
-        paper_seeds: Of the papers' data, for a GPU.
+        seeds: Seeds of the linear SVMs. A seed draws parts, initial weights, order and decisions.
+        image_seeds: Seeds of the pictures with an Assistant and without.
+        extended_seeds: Seeds of the rivals, of noise, rotation and the other variants.
+        large_seeds: Seeds of five times the data and of the residual network.
+        deep_seeds: Seeds of translation.
+        paper_seeds: Seeds of the papers' data, for a GPU.
         timing_blocks: Interleaved blocks of the timings.
     """
 
@@ -70,30 +74,33 @@ class Profile(BaseProfile):
 
 
 def rules(name: str, settings: Rules, seconds: float) -> Arm:
-    """A row with all rules on one data set."""
+    """Make an arm of linear SVMs with all rules on one data set."""
     return arm(name, settings, run_rules, "seeds", seconds, version=2)
 
 
 def images(name: str, settings: Training, seeds: str, seconds: float, *, lr: str) -> Arm:
-    """A row on pictures, at the learning rate which was tuned for the arm ``lr``."""
+    """Make an arm on pictures, at the learning rate which was tuned for the arm ``lr``."""
     return arm(name, settings, run_images, seeds, seconds, tuned={"lr": lr}, version=2)
 
 
 def controlled(
     name: str, settings: Training, seeds: str, seconds: float, *, lr: str, control: str
 ) -> Arm:
-    """The same with an Assistant; then its control, at the rate tuned for ``control``."""
+    """Make an arm on pictures with an Assistant and then its control.
+
+    ``lr`` and ``control`` are the names under which their learning rates were tuned.
+    """
     tuned = {"lr": lr, "control_lr": control}
     return arm(name, settings, run_with_control, seeds, seconds, tuned=tuned, version=2)
 
 
 def translation(name: str, settings: Translation, seeds: str, seconds: float, *, lr: str) -> Arm:
-    """A row that translates."""
+    """Make an arm that translates, at the learning rate which was tuned for the arm ``lr``."""
     return arm(name, settings, run_translation, seeds, seconds, tuned={"lr": lr}, version=2)
 
 
 def arms(profile: Profile) -> list[Arm]:
-    """The rows of the chapter."""
+    """List the arms of the chapter at the sizes of a profile."""
     assist = replace(CLEAN, sampler="assist")
     noisy = NoisyTraining(data="fashion", noise=0.2)
     rotated = RotatedTraining(data="fashion", rotated=True)
@@ -157,36 +164,36 @@ def arms(profile: Profile) -> list[Arm]:
 
 
 def score_images(settings: Training, seed: int, keep_rates: Sequence[float] = ()) -> float:
-    """Minus the logarithm of the examples that the Boss trains on until the target accuracy.
+    """Score by minus the logarithm of the examples that the Boss trains on until the target.
 
-    A run that never reaches it, or breaks down, spent all it had.
+    A run that never reaches it, or diverges, counts with its whole budget.
     """
     try:
         trained = train_images(settings, seed, keep_rates=keep_rates)
-    except FloatingPointError:  # of the loss, or at the end
+    except FloatingPointError:  # a loss, or a metric at the end, is not finite
         return -math.log(settings.steps * settings.batch)
     first = trained.reached(settings.target, settings.smoothed)
     return -math.log(trained.examples[-1 if first is None else first])
 
 
 def score_translation(settings: Translation, seed: int, keep_rates: Sequence[float] = ()) -> float:
-    """Minus the validation loss at the end."""
+    """Score by minus the validation loss at the end."""
     return -fit_translation(settings, seed, keep_rates=keep_rates).metrics["val/loss"]
 
 
 def image_searches(chosen: Tuned) -> Sequence[Search[Training]]:
-    """Arms on pictures that have a learning rate of their own, then their controls."""
+    """List the searches of arms on pictures with their own learning rate, then of controls."""
     searches: list[Search[Training]] = []
     controls: list[Search[Training]] = []
-    for row in arms(Profile()):
-        settings = row.settings
-        if not isinstance(settings, Training) or row.tuned.get("lr") != row.name:
+    for tuned_arm in arms(Profile()):
+        settings = tuned_arm.settings
+        if not isinstance(settings, Training) or tuned_arm.tuned.get("lr") != tuned_arm.name:
             continue
         grid = RESNET_GRID if isinstance(settings, ResNetTraining) else GRID
         pilots = PILOTS.get(type(settings), (0, 1))
-        searches.append(Search(row.name, settings, "lr", grid, score_images, pilots))
-        if "control_lr" in row.tuned:
-            [control] = row.sources("control_lr")
+        searches.append(Search(tuned_arm.name, settings, "lr", grid, score_images, pilots))
+        if "control_lr" in tuned_arm.tuned:
+            [control] = tuned_arm.sources("control_lr")
             score = partial(score_images, keep_rates=CONTROL_RATES)
             random = replace(settings, sampler="random")
             controls.append(Search(control, random, "lr", grid, score, pilots))
@@ -194,16 +201,17 @@ def image_searches(chosen: Tuned) -> Sequence[Search[Training]]:
 
 
 def translation_searches(chosen: Tuned) -> Sequence[Search[Translation]]:
-    """The same of translation, with a budget of their own."""
+    """List the searches of arms that translate, then of controls, all with the same budget."""
     searches: list[Search[Translation]] = []
     controls: list[Search[Translation]] = []
-    for row in arms(Profile()):
-        if not isinstance(row.settings, Translation) or row.tuned.get("lr") != row.name:
+    for tuned_arm in arms(Profile()):
+        name, settings = tuned_arm.name, tuned_arm.settings
+        if not isinstance(settings, Translation) or tuned_arm.tuned.get("lr") != name:
             continue
-        settings = replace(row.settings, tokens=TUNING_TOKENS)
-        searches.append(Search(row.name, settings, "lr", TRANSLATION_GRID, score_translation, (0,)))
-        if "control_lr" in row.tuned:
-            [control] = row.sources("control_lr")
+        settings = replace(settings, tokens=TUNING_TOKENS)
+        searches.append(Search(name, settings, "lr", TRANSLATION_GRID, score_translation, (0,)))
+        if "control_lr" in tuned_arm.tuned:
+            [control] = tuned_arm.sources("control_lr")
             score = partial(score_translation, keep_rates=CONTROL_RATES)
             random = replace(settings, sampler="random")
             controls.append(Search(control, random, "lr", TRANSLATION_GRID, score, (0,)))
@@ -211,8 +219,8 @@ def translation_searches(chosen: Tuned) -> Sequence[Search[Translation]]:
 
 
 def choose_rates(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
-    """Take the best learning rates; that of a control is the setting ``control_lr`` of its arm."""
-    controls = {row.tuned.get("control_lr") for row in arms(Profile())}
+    """Choose the best learning rates; that of a control becomes the setting ``control_lr``."""
+    controls = {each.tuned.get("control_lr") for each in arms(Profile())}
     chosen: dict[str, dict[str, float]] = {}
     for name, values in choose(trials).items():
         chosen[name] = {"control_lr": values["lr"]} if name in controls else values

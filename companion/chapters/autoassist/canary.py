@@ -1,4 +1,7 @@
-"""Sentences and pictures for the canaries of what cannot be had on every machine."""
+"""Tiny data for the canaries: short runs that must give the same numbers everywhere.
+
+The real sentences and pictures are not available on every machine.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def few_sentences(max_words: int | None = None) -> dict[str, ParallelText]:
 
 @cache
 def _files() -> tempfile.TemporaryDirectory[str]:
-    """Write small data sets in the official formats, once a process; they go when it ends."""
+    """Write small data sets in the official formats, once per process; its end deletes them."""
     temporary = tempfile.TemporaryDirectory()
     folder = Path(temporary.name)
     write_cifar(folder, 10, 80)
@@ -43,7 +46,7 @@ def _files() -> tempfile.TemporaryDirectory[str]:
 
 
 def _forget_loaded_data() -> None:
-    # the caches do not know which files they came from
+    # the caches do not know which files their entries came from
     problems._arrays.cache_clear()
     corpora.load_corpus.cache_clear()
 

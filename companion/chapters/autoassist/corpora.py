@@ -70,18 +70,18 @@ def make_corpus(
 
     Args:
         texts: Parts ``train``, ``val``, ``test``.
-        vocabulary: Sub-words.
+        vocabulary: Number of sub-words.
         held_out: Sentences of validation and of test that are kept, the first ones.
         longest: Sub-words after which a sentence is cut; 64 cut 1 in 1000 of those of 12 words.
     """
     learnt_from = texts["train"]
     subwords = train_subwords([*learnt_from.source, *learnt_from.target], vocabulary)
-    first = {
+    kept_of_held_out = {
         part: ParallelText(text.source[:held_out], text.target[:held_out])
         for part, text in texts.items()
         if part != "train"
     }
-    kept = {"train": learnt_from} | first
+    kept = {"train": learnt_from} | kept_of_held_out
     return Corpus(
         subwords,
         kept,
@@ -136,7 +136,7 @@ def sample_translations(
 
 
 def pack_text(text: str) -> list[float]:
-    """Write the first 118 bytes of a text as numbers of two bytes: a curve of 60 points at most."""
+    """Write the first 118 bytes of a text as numbers of two bytes: a curve of at most 60 points."""
     data = text.encode()[:118]
     data += b" " * (len(data) % 2)
     return [float(int.from_bytes(data[i : i + 2], "big")) for i in range(0, len(data), 2)]

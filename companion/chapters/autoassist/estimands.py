@@ -36,6 +36,7 @@ def log_ratio(arm: str, one: str, other: str) -> Estimand:
 
 
 def _metric_of(group: str, sampler: str, name: str) -> Estimand:
+    """Make the estimand: a metric of the run with a sampler, in a group of arms."""
     if sampler == "random":  # the control is a part of the Assistant's record
         return metric(f"{group}_assist", f"random/{name}")
     return metric(f"{group}_{sampler}", name)
@@ -47,8 +48,8 @@ def _metric_of(group: str, sampler: str, name: str) -> Estimand:
 def cost_ratio(problem: str, one: str, other: str, what: str = "examples") -> Estimand:
     """Make the estimand: log ratio of what two arms spend until the target accuracy.
 
-    ``what``: ``examples`` that the Boss trains on, its ``work`` in forward passes with all that the
-    method adds, or ``scanned`` examples.
+    ``what`` is ``examples`` that the Boss trains on, ``work`` in forward passes of the Boss with
+    all that the method adds, or ``scanned`` examples.
     """
     first, second = (_metric_of(f"images_{problem}", sampler, what) for sampler in (one, other))
     return lambda records: math.log(first(records) / second(records))
@@ -66,7 +67,7 @@ def auc(problem: str, guesser: str = "r") -> Estimand:
 
 
 def reached(problem: str, sampler: str) -> Callable[[Sequence[Record]], bool]:
-    """Make the truth value: whether the run reached the target, for tables of counts."""
+    """Make the function that says whether the run reached the target, for tables of counts."""
     is_reached = _metric_of(f"images_{problem}", sampler, "reached")
     return lambda records: is_reached(records) > 0
 

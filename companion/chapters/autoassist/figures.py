@@ -52,7 +52,7 @@ PROBLEMS = {
     "large": "five times the data",
     "resnet8": "ResNet-8",
 }
-RATIOS = (0.5, 0.7, 1, 1.5, 2)  # that are marked on an axis of logarithms
+RATIOS = (0.5, 0.7, 1, 1.5, 2)  # marked on an axis of logarithms
 
 
 def key_figure(records: Sequence[Record]) -> Figure:
@@ -85,7 +85,7 @@ def linear_work(records: Sequence[Record]) -> Figure:
         for (rule, label), colour in zip(RULES.items(), PALETTE, strict=False):
             gaps = curves_of(records, f"svm_{data}", f"{rule}/gap")
             work = np.median(curves_of(records, f"svm_{data}", f"{rule}/products"), axis=0)
-            third = slice(-1, 0, -3)  # each, from the end, without the start at no work
+            third = slice(-1, 0, -3)  # every third point, without the start, which has no work
             band(axis, work[third], gaps[:, third], label=label, colour=colour)
         axis.axhline(1e-3, color="k", lw=1, ls=":")
         axis.set_xscale("log")
@@ -150,7 +150,7 @@ def savings(records: Sequence[Record]) -> Figure:
 
 
 def guessing(records: Sequence[Record]) -> Figure:
-    """AUC of the Assistant's guesses along training, beside two other guessers; share kept."""
+    """AUC of the guesses of the Assistant and of two other guessers; share kept in each pass."""
     drawn, axes = figure(2, height=3.0)
     names = {"r": "Assistant", "class": "mean loss of the class", "loss": "its own loss now"}
     curves = {name: curves_of(records, "images_0_assist", f"auc/{name}") for name in names}
@@ -178,7 +178,7 @@ def guessing(records: Sequence[Record]) -> Figure:
 
 
 def timeline(records: Sequence[Record]) -> Figure:
-    """What Boss and Assistant did in a traced run, the queues below; staleness of all batches."""
+    """What Boss and Assistant did in a traced run, with the queues, and staleness of batches."""
     drawn = figure(height=4.0)[0]
     drawn.clear()
     drawn.set_size_inches(9.5, 4.2)
@@ -254,7 +254,7 @@ def translation_curves(records: Sequence[Record]) -> Figure:
 
 
 def filtered_pictures(rows: Mapping[str, Tensor]) -> Figure:
-    """Rows of pictures ``(n, H, W)`` under a title each."""
+    """Rows of pictures ``(n, H, W)``, each under its title."""
     count = max(len(pictures) for pictures in rows.values())
     drawn, axes = figure(1, len(rows), height=1.1)
     drawn.set_figwidth(7.5)

@@ -1,4 +1,8 @@
-"""Fewer examples to the same accuracy? The Boss on pictures, with an Assistant or its rivals."""
+"""Fewer examples to the same accuracy? Training on pictures, with an Assistant or its rivals.
+
+The *Boss* is the network that is wanted; the *Assistant* decides which examples it trains on. The
+sampler and the learner of an arm together are its *station*.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +65,7 @@ __all__ = [
 ]
 
 Sampler = Literal["uniform", "assist", "random", "selective", "pruned", "selfpaced", "screener"]
-FORWARDS = 3  # a training step: one forward pass, and a backward pass that costs two
+FORWARDS = 3  # cost of a training step: one forward pass, and a backward pass that costs two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +76,14 @@ class Training(Settings):
         data: ``fashion`` or ``cifar10``.
         model: ``cnn`` or ``resnet8``.
         num_train: Examples of the training part.
-        num_val: Of the validation part, which gives the cost to the target.
-        num_test: Of the test part.
+        num_val: Examples of the validation part, which gives the cost to the target.
+        num_test: Examples of the test part.
         noise: Share of wrong training labels.
         rotated: Turn each picture, once and for all.
-        sampler: Who chooses the examples; ``random`` is the control of an Assistant.
+        sampler: How examples are chosen or weighted; ``random`` is the control of an Assistant.
         batch: Examples in a batch.
         lr: Learning rate of the Boss.
-        momentum: Of the Boss.
+        momentum: Momentum of the Boss.
         decay: Weight decay of the Boss.
         steps: Updates of the Boss, so that every arm trains on as many examples at most.
         base: Base pass rate of the Assistant.
@@ -89,17 +93,17 @@ class Training(Settings):
         ahead: Updates between the decision on a batch and its use.
         control_lr: Learning rate of the control, which skips as many at random; only where an arm
             trains one.
-        beta: Of selective backprop.
+        beta: Exponent of selective backprop; larger keeps fewer.
         low_kept: Share of the examples below the mean loss that pruning keeps in a pass.
         pace_epochs: Passes until self-paced learning has all; the authors take 5 of 100.
         screener_lr: Learning rate of ScreenerNet.
-        target: Validation accuracy to which examples are counted, the mean of the last
-            evaluations: what a tuned uniform run reaches in about half of its steps.
+        target: Validation accuracy until which examples are counted, as a mean of the last
+            evaluations. A tuned uniform run reaches it in about half of its steps.
         smoothed: Evaluations that are averaged.
         every: Steps between two evaluations.
         probe: Training examples that the Assistant's guesses are judged on.
         probe_every: Steps between a guess and its judgement.
-        bins: Of confidence, of the calibration error.
+        bins: Bins of confidence, for the calibration error.
         norm_batch: Examples whose moments are estimated at once for the norms at the end.
         curve_points: Points that a record keeps of each curve.
     """
@@ -230,11 +234,11 @@ class Trained:
 
     accuracy: list[float] = field(default_factory=list)
     examples: list[float] = field(default_factory=list)  # through the Boss, forward and backward
-    work: list[float] = field(default_factory=list)  # forward passes of the Boss it amounts to
-    scanned: list[float] = field(default_factory=list)
-    auc: list[dict[str, float]] = field(default_factory=list)
-    keep_rates: list[float] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
+    work: list[float] = field(default_factory=list)  # of all, in forward passes of the Boss
+    scanned: list[float] = field(default_factory=list)  # examples that the sampler went through
+    auc: list[dict[str, float]] = field(default_factory=list)  # of the guessers, at each probe
+    keep_rates: list[float] = field(default_factory=list)  # of each pass
+    metrics: dict[str, float] = field(default_factory=dict)  # at the end
 
     def reached(self, target: float, smoothed: int = 5) -> int | None:
         """Evaluation at which the mean of the last ones first reached the target, or ``None``."""
@@ -249,14 +253,14 @@ def assisted(
 ) -> tuple[AssistedSampler, AssistantTrainer]:
     """Build the Assistant on normalised pixels and labels, and the sampler that asks it."""
     flat = data.train.x.flatten(1)
-    seen = (flat - flat.mean()) / flat.std()  # raw pixels, normalised as one
-    device = seen.device
+    pixels = (flat - flat.mean()) / flat.std()  # one mean and deviation for all pixels
+    device = pixels.device
     assistant = ImageAssistant(flat.shape[1], 10, stream(seed, "assistant")).to(device)
     labels = data.train.y
 
     def features_of(index: Tensor) -> tuple[Tensor, Tensor]:
         rows = index.to(device)  # the trainer asks with numbers on the CPU
-        return seen.index_select(0, rows), labels.index_select(0, rows)
+        return pixels.index_select(0, rows), labels.index_select(0, rows)
 
     trainer = AssistantTrainer(
         assistant,
@@ -278,9 +282,15 @@ def assisted(
 
 @dataclass
 class _Station:
-    """What gives an arm its batches and what learns from the losses.
+    """What gives an arm its batches, and what learns from the losses.
 
-    ``extra`` is its work besides the Boss's passes, in forward passes, after so many examples.
+    Attributes:
+        sampler: Gives the batches.
+        feedback: Is given the numbers and losses of each batch.
+        weights: Gives the weights of a batch's losses.
+        extra: Gives the work besides training the Boss, in its forward passes, from the number of
+            examples that were trained on.
+        trainer: That of the Assistant.
     """
 
     sampler: Iterable[Sequence[int]]
@@ -290,12 +300,12 @@ class _Station:
     trainer: AssistantTrainer | None = None
 
     def scanned(self, examples: int) -> int:
-        """Examples gone through when so many were trained on."""
+        """Number of examples that the sampler went through for those that were trained on."""
         return self.sampler.scanned if isinstance(self.sampler, AssistedSampler) else examples
 
 
 def decide_ahead(sampler: Iterable[Sequence[int]], updates: int) -> Iterator[Sequence[int]]:
-    """Give the batches of pass after pass, each decided so many updates before it is used."""
+    """Yield the batches of pass after pass, each decided ``updates`` updates before its use."""
     ready: deque[Sequence[int]] = deque()
     while True:
         for batch in sampler:
@@ -311,6 +321,7 @@ def _station(
     seed: int,
     keep_rates: Sequence[float],
 ) -> _Station:
+    """Make the station of an arm; ``keep_rates`` are those of a random control."""
     n, batch = len(data.train), settings.batch
     plain = RandomBatchSampler(n, batch, stream(seed, "order"))
     match settings.sampler:
@@ -331,7 +342,7 @@ def _station(
 def _assistant_station(settings: Training, data: Pictures, model: nn.Module, seed: int) -> _Station:
     sampler, trainer = assisted(data, settings, seed)
     boss = count_macs(model, data.train.x)
-    d = data.train.x[0].numel()  # a guess costs d, a step of the Assistant 2d an example
+    d = data.train.x[0].numel()  # per example a guess costs d, a step of the Assistant 2d
     return _Station(
         sampler,
         trainer.update,
@@ -343,12 +354,13 @@ def _assistant_station(settings: Training, data: Pictures, model: nn.Module, see
 def _screener_station(
     settings: Training, data: Pictures, model: nn.Module, seed: int, plain: RandomBatchSampler
 ) -> _Station:
+    """Make the station of ScreenerNet: plain batches whose losses a second network weights."""
     net = TwoConvNet(1, stream(seed, "screener"), in_channels=data.train.x.shape[1])
     net = net.to(data.train.x.device)
     share = count_macs(net, data.train.x) / count_macs(model, data.train.x)
     optimizer = Adam(net.parameters(), settings.screener_lr, fused=True)
     weighing = ScreenerWeights(net, lambda index: data.train.x[index], optimizer)
-    # one pass weighs, another forward and backward pass learns
+    # one forward pass gives the weights; learning takes another, and a backward pass that costs two
     return _Station(
         plain, weighing.update, weighing.weights, extra=lambda examples: 4 * share * examples
     )
@@ -361,8 +373,8 @@ def _skipping_station(
     seed: int,
     keep_rates: Sequence[float],
 ) -> _Station:
-    """Stations without an Assistant whose sampler leaves examples out."""
-    n, order, draws = len(data.train), stream(seed, "order"), stream(seed, "keep")
+    """Make the station of an arm that leaves examples out without an Assistant."""
+    n, order, keep_draws = len(data.train), stream(seed, "order"), stream(seed, "keep")
 
     def skipping(
         utility_of: Callable[[Tensor], Tensor],
@@ -370,7 +382,7 @@ def _skipping_station(
         on_pass: Callable[[], object] | None = None,
     ) -> AssistedSampler:
         return AssistedSampler(
-            n, settings.batch, utility_of, order, draws, base=base, on_pass=on_pass
+            n, settings.batch, utility_of, order, keep_draws, base=base, on_pass=on_pass
         )
 
     if settings.sampler == "random":
@@ -379,6 +391,7 @@ def _skipping_station(
     if settings.sampler == "selective":
         chosen = SelectiveBackprop(present_losses(model, data), beta=settings.beta)
         sampler = skipping(chosen.predict)
+        # a forward pass for each candidate
         return _Station(sampler, extra=lambda examples: float(sampler.scanned))
     table = LossTable(n, settings.low_kept)
     sampler = skipping(table.predict, table.base, table.on_pass)
@@ -386,7 +399,7 @@ def _skipping_station(
 
 
 class _Notes:
-    """Watches a training: what it spent, and its accuracy and the Assistant's at evaluations."""
+    """Watch a training: what it spent, its accuracy, and the Assistant's guesses."""
 
     def __init__(
         self, settings: Training, data: Pictures, station: _Station, trained: Trained, seed: int
@@ -396,7 +409,7 @@ class _Notes:
         self.wrong = 0
         order = torch.randperm(len(data.train), generator=stream(seed, "measure"))
         self.probe = order[: settings.probe]
-        self.guesses: tuple[Tensor, Tensor] | None = None  # of the last probe: r, losses
+        self.guesses: tuple[Tensor, Tensor] | None = None  # guesses and losses at the last probe
 
     def count(self, index: Tensor, losses: Tensor) -> None:
         """Count a batch that was trained on, and hand its losses on."""
@@ -406,7 +419,7 @@ class _Notes:
             self.station.feedback(index, losses)
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
-        """Note the validation accuracy and what was spent, now and then judge the guesses."""
+        """Note the validation accuracy and what was spent; at some evaluations judge guesses."""
         trained, examples, settings = self.trained, self.examples, self.settings
         trained.accuracy.append(evaluate(model, self.data.val, "val")["val/accuracy"])
         trained.examples.append(float(examples))
@@ -418,6 +431,7 @@ class _Notes:
         return {}
 
     def _probe(self, model: nn.Module, trainer: AssistantTrainer) -> None:
+        """Judge the guesses of the last probe by the present losses, and take new ones."""
         losses = present_losses(model, self.data)(self.probe)
         if self.guesses is not None:
             judged = judge_guesses(*self.guesses, losses, self.data.train.y[self.probe])
@@ -432,6 +446,9 @@ def train_images(settings: Training, seed: int, *, keep_rates: Sequence[float] =
         settings: Those of the arm.
         seed: Draws parts, weights, order, decisions.
         keep_rates: Share kept in each pass, for ``sampler="random"``.
+
+    Returns:
+        What was measured at the evaluations, and the metrics of the end.
     """
     data = settings.draw(seed)
     model = make_model(settings.model, data, seed)
@@ -469,7 +486,7 @@ def train_images(settings: Training, seed: int, *, keep_rates: Sequence[float] =
 
 
 def run_images(settings: Training, seed: int) -> Result:
-    """Train an arm; what it cost to reach the target, and what it has learnt."""
+    """Train an arm, and record what it cost to reach the target and how well it has learnt."""
     return _result(settings, {"": train_images(settings, seed)})
 
 
@@ -481,18 +498,18 @@ def run_with_control(settings: Training, seed: int) -> Result:
 
 
 def _result(settings: Training, runs: Mapping[str, Trained]) -> Result:
-    """The record of runs, by the prefix of their names in it."""
+    """Make the record of runs, each with the prefix of its metrics and curves."""
     points = settings.curve_points
     metrics: dict[str, float] = {}
     curves: dict[str, Sequence[float]] = {}
     for prefix, trained in runs.items():
         first = trained.reached(settings.target, settings.smoothed)
-        at = -1 if first is None else first
+        evaluation = -1 if first is None else first  # its whole budget if it was never reached
         metrics |= {
             f"{prefix}reached": float(first is not None),
-            f"{prefix}examples": trained.examples[at],
-            f"{prefix}work": trained.work[at],
-            f"{prefix}scanned": trained.scanned[at],
+            f"{prefix}examples": trained.examples[evaluation],
+            f"{prefix}work": trained.work[evaluation],
+            f"{prefix}scanned": trained.scanned[evaluation],
         }
         metrics |= {f"{prefix}{name}": value for name, value in trained.metrics.items()}
         step = max(1, -(-len(trained.accuracy) // points))

@@ -1,4 +1,8 @@
-"""Linear SVMs: what shrinking saves and moves, against importance sampling and liblinear."""
+"""Linear SVMs: how much shrinking saves and how far it moves the solution.
+
+It is compared with importance sampling and with liblinear. *Theorem A* and *Proposition C* are
+those of the notebook.
+"""
 
 from __future__ import annotations
 
@@ -37,31 +41,31 @@ from trainaug.training.randomness import stream
 
 __all__ = ["THRESHOLDS", "Rules", "Theorem", "run_rules", "run_theorem"]
 
-THRESHOLDS = (0.0, 1.0, 10.0, 100.0)  # c of c/k
+THRESHOLDS = (0.0, 1.0, 10.0, 100.0)  # c of the thresholds c/k in iteration k
 Metrics = dict[str, float]
 Curves = dict[str, list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules(Settings):
-    """Rules of what to skip on one linear SVM, and what they are compared with.
+    """Rules for skipping examples on one linear SVM, and what they are compared with.
 
     Attributes:
         data: ``breast_cancer``, ``digits`` or ``fashion``.
         lam: Weight of the regulariser.
-        passes: Over the examples.
+        passes: Passes over the examples.
         base: Base pass rate of the authors' rule.
-        eps: Their epsilon.
+        eps: Epsilon of the authors' rule.
         constant: Threshold that does not fall.
         decaying: c of the thresholds c/k.
         exact_steps: Updates of exact importance sampling, each of which scores all examples.
         floor_loss: Floor of importance sampling by the loss, the best of six on seeds 5 to 7.
-        floor_gradient: The same by the gradient.
-        gap: Of the objective, to which work is counted.
+        floor_gradient: Floor of importance sampling by the gradient, likewise.
+        gap: Gap of the objective until which work is counted.
         gap_floor: Least gap: liblinear's optimum is not more exact.
         evaluations: Recorded iterates of a pass.
         num_pair: Pictures of a pair that are kept, where there are more.
-        most_passes: Of dual coordinate descent.
+        most_passes: Most passes of dual coordinate descent.
         curve_points: Points that a record keeps of each curve, at most.
     """
 
@@ -100,7 +104,7 @@ class Theorem(Settings):
     Attributes:
         data: As in `Rules`.
         lam: Weight of the regulariser.
-        passes: Draws, in numbers of examples.
+        passes: Number of draws, as a multiple of the number of examples.
         thresholds: Each c.
         repeats: Orders whose mean stands for the expectation.
         base: Base pass rate of the decisions whose bias is enumerated.
@@ -145,9 +149,9 @@ def run_rules(settings: Rules, seed: int) -> Result:
     curves: Curves = {}
     for name, path in paths.items():
         gaps = svm_objective(torch.stack(path.weights), X, y, settings.lam) - best.value
-        measured, drawn = _measure_path(settings, path, gaps.clamp(min=settings.gap_floor), best)
-        metrics |= {f"{name}/{what}": value for what, value in measured.items()}
-        curves |= {f"{name}/{what}": values for what, values in drawn.items()}
+        numbers, lines = _measure_path(settings, path, gaps.clamp(min=settings.gap_floor), best)
+        metrics |= {f"{name}/{what}": value for what, value in numbers.items()}
+        curves |= {f"{name}/{what}": values for what, values in lines.items()}
     metrics["random/kept"] = paths["random"].updates[-1] / num_steps
     metrics |= _moved(X, y, settings.lam, paths["decay_skipped"], settings.evaluations)
     metrics |= _dual_passes(X, y, settings.lam, best, settings.gap, settings.most_passes)
@@ -160,18 +164,20 @@ def _record_every(settings: Rules, num_examples: int) -> int:
 
 def _skipping_paths(settings: Rules, X: Tensor, y: Tensor, seed: int) -> dict[str, Path]:
     """Paths of all rules on the same order of examples."""
-    lam, base, n, g = settings.lam, settings.base, len(X), partial(stream, seed)
-    order_of = g("order")
-    order = torch.cat([torch.randperm(n, generator=order_of) for _ in range(settings.passes)])
-    draws = torch.randint(n, (len(order),), generator=g("draws"))
+    lam, base, n = settings.lam, settings.base, len(X)
+    g = stream(seed, "order")
+    order = torch.cat([torch.randperm(n, generator=g) for _ in range(settings.passes)])
+    with_replacement = torch.randint(n, (len(order),), generator=stream(seed, "draws"))
     norms = X.norm(dim=1)
     run = partial(pegasos, X, y, lam, record_every=_record_every(settings, n))
-    by_authors = authors_rule(norms, base, settings.eps, g("authors"))
+    by_loss = violators(0.0, stream(seed, "loss_only"))
+    by_loss_or_base = violators(base, stream(seed, "decay_skipped"))
+    by_authors = authors_rule(norms, base, settings.eps, stream(seed, "authors"))
     paths = {
         "sgd": run(order),
-        "with_replacement": run(draws),
-        "loss_only": run(order, keep=violators(0.0, g("loss_only"))),
-        "decay_skipped": run(order, keep=violators(base, g("decay_skipped")), decay_on_skip=False),
+        "with_replacement": run(with_replacement),
+        "loss_only": run(order, keep=by_loss),
+        "decay_skipped": run(order, keep=by_loss_or_base, decay_on_skip=False),
         "authors": run(order, keep=by_authors, decay_on_skip=False),
         "sphere": run(order, project="sphere"),
     }
@@ -208,7 +214,7 @@ def _measure_path(
 ) -> tuple[Metrics, Curves]:
     """Metrics and curves of one path, from the gaps of its iterates."""
     hits = (gaps <= settings.gap).nonzero()
-    first = int(hits[0]) if len(hits) else -1
+    first = int(hits[0]) if len(hits) else -1  # the whole run if the gap was never reached
     metrics = {
         "gap": float(gaps[-settings.evaluations :].mean()),
         "kept": path.updates[-1] / path.steps[-1],
@@ -223,9 +229,10 @@ def _measure_path(
 
 
 def _moved(X: Tensor, y: Tensor, lam: float, path: Path, last: int) -> Metrics:
-    """Where skipped decay ends by Proposition C: the optimum for the kept share of lambda.
+    """Compare where shrinking that skips the decay ends with the prediction of Proposition C.
 
-    ``last``: recorded iterates at the end whose mean is compared with it.
+    The prediction is the optimum for lambda times the share kept. The mean of the ``last`` recorded
+    iterates is compared with it.
     """
     half = len(path.steps) // 2
     kept = (path.updates[-1] - path.updates[half]) / (path.steps[-1] - path.steps[half])
@@ -239,7 +246,7 @@ def _moved(X: Tensor, y: Tensor, lam: float, path: Path, last: int) -> Metrics:
 
 
 def _dual_passes(X: Tensor, y: Tensor, lam: float, best: Optimum, gap: float, most: int) -> Metrics:
-    """Inner products of liblinear's dual coordinate descent until the gap, N a pass at most."""
+    """Inner products of liblinear's dual coordinate descent until the gap, at most N per pass."""
     n = len(X)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -255,11 +262,12 @@ def _dual_passes(X: Tensor, y: Tensor, lam: float, best: Optimum, gap: float, mo
 
 
 def run_theorem(settings: Theorem, seed: int) -> Result:
-    r"""Theorem A on a real SVM: mean $\|w_k-w^\star\|^2$ over orders, for thresholds c/k.
+    r"""Check Theorem A on a real SVM: mean $\|w_k-w^\star\|^2$ over orders, for thresholds c/k.
 
-    For each c the largest ``ratio`` of the mean to the bound, ``slope`` of its logarithm on that
-    of k over the last nine tenths, the objective's ``gap`` at the end, ``kept``; the error of the
-    bias identity by enumeration; and the curves.
+    Metrics for each c are ``ratio``, the largest of the mean to the bound; ``slope``, of the log of
+    the mean on log k over the last nine tenths; ``gap`` of the objective at the end; and ``kept``,
+    the share of iterations that gave a gradient. ``bias_error`` is that of the bias identity, by
+    enumeration. Curves are the mean and the bound.
     """
     lam, points = settings.lam, settings.curve_points
     X, y = svm_problem(settings.data, seed, most=settings.num_pair)
@@ -297,7 +305,7 @@ def run_theorem(settings: Theorem, seed: int) -> Result:
 
 
 def _slope(steps: Sequence[int], means: Sequence[float]) -> float:
-    """Slope of the least-squares line of the logarithms."""
+    """Slope of the least-squares line of log means on log steps."""
     points = [(math.log(k), math.log(mean)) for k, mean in zip(steps, means, strict=True)]
     centre = math.fsum(x for x, _ in points) / len(points)
     return math.fsum((x - centre) * v for x, v in points) / math.fsum(
@@ -306,12 +314,19 @@ def _slope(steps: Sequence[int], means: Sequence[float]) -> float:
 
 
 def _bias_error(X: Tensor, y: Tensor, lam: float, seed: int, base: float) -> float:
-    """Largest error of the mean shrunk gradient's bias, draws and decisions enumerated."""
-    g = stream(seed, "measure")
-    w = torch.randn(X.shape[1], dtype=X.dtype, generator=g)
+    """Largest difference between two forms of the bias of the shrunk gradient, over coordinates.
+
+    One enumerates all draws and decisions to keep, at random weights; the other is
+    `shrinking_bias`, the closed form of the same bias.
+    """
+    generator = stream(seed, "measure")
+    w = torch.randn(X.shape[1], dtype=X.dtype, generator=generator)
     gradients = svm_gradients(w, X, y, lam)  # (N, D)
-    p = keep_probability(torch.rand(len(X), dtype=X.dtype, generator=g), base)
-    mean = torch.zeros_like(w)
-    for gradient, kept in zip(gradients, p.tolist(), strict=True):  # skipped: nothing is added
-        mean += kept * gradient / len(X)
-    return float((mean - gradients.mean(0) - shrinking_bias(gradients, p)).abs().max())
+    utilities = torch.rand(len(X), dtype=X.dtype, generator=generator)
+    keep_probabilities = keep_probability(utilities, base)
+    mean_shrunk = torch.zeros_like(w)
+    # a plain loop, independent of the vectorised closed form; a skipped example adds nothing
+    for gradient, probability in zip(gradients, keep_probabilities.tolist(), strict=True):
+        mean_shrunk += probability * gradient / len(X)
+    closed_form = shrinking_bias(gradients, keep_probabilities)
+    return float((mean_shrunk - gradients.mean(0) - closed_form).abs().max())

@@ -1,4 +1,4 @@
-"""What is measured of the Boss on pictures: its work, its present losses, guesses, and its end."""
+"""What is measured of the Boss, the network that is wanted, on pictures, and of who guesses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from trainaug.training.models import evaluate, predict, undisturbed
 
 __all__ = ["GUESSERS", "count_macs", "judge_guesses", "measure_end", "present_losses"]
 
-GUESSERS = ("r", "class", "loss")  # of who will be hard: Assistant, class, the example's loss now
+# which examples will be hard: by the Assistant, by the class, by the example's present loss
+GUESSERS = ("r", "class", "loss")
 
 
 def count_macs(model: nn.Module, x: Tensor) -> int:
@@ -47,7 +48,7 @@ def present_losses(model: nn.Module, data: Pictures) -> Callable[[Tensor], Tenso
 
 
 def judge_guesses(r: Tensor, before: Tensor, losses: Tensor, y: Tensor) -> dict[str, float]:
-    """AUC of guesses for a loss above the mean later, and of two other guessers.
+    """AUC of guesses that an example's loss will be above the mean, for three guessers.
 
     Args:
         r: Guesses of the Assistant, ``(n,)``.
@@ -56,7 +57,7 @@ def judge_guesses(r: Tensor, before: Tensor, losses: Tensor, y: Tensor) -> dict[
         y: Classes.
 
     Returns:
-        By name in `GUESSERS`; a half each where nothing is to be told apart.
+        By name in `GUESSERS`; 0.5 for each if all later losses are above the mean, or none.
     """
     r, before, losses, y = (values.cpu() for values in (r, before, losses, y))  # for NumPy
     hard = (losses > losses.mean()).numpy()
@@ -74,20 +75,20 @@ def measure_end(
     """Test accuracy, loss and calibration, and the accuracy with BatchNorm estimated anew.
 
     Args:
-        model: Left undisturbed.
-        data: The norms are estimated on its training part.
-        bins: Of confidence, of the calibration error.
+        model: A trained model; it is left undisturbed.
+        data: The parts; the norms are estimated on the training part.
+        bins: Bins of confidence, for the calibration error.
         norm_batch: Examples whose moments are estimated at once.
 
     Raises:
         FloatingPointError: If a number is not finite.
     """
     logits, y = predict(model, data.test)
-    confidence, guess = (values.cpu() for values in logits.softmax(1).max(1))
-    hits = (guess == y.cpu()).double()
-    number = (confidence * bins).long().clamp(0, bins - 1)  # of NaN, too: they raise below
+    confidence, predicted = (values.cpu() for values in logits.softmax(1).max(1))
+    hits = (predicted == y.cpu()).double()
+    bin_numbers = (confidence * bins).long().clamp(0, bins - 1)  # NaN has one, too; it raises below
     zeros = torch.zeros(bins, dtype=torch.float64)
-    gaps = zeros.index_add(0, number, confidence.double() - hits)
+    gaps = zeros.index_add(0, bin_numbers, confidence.double() - hits)
     metrics = {
         "test/accuracy": float(hits.mean()),
         "test/loss": float(F.cross_entropy(logits, y)),
@@ -100,9 +101,9 @@ def measure_end(
 
 
 def _accuracy_with_new_norms(model: nn.Module, data: Pictures, batch: int) -> float:
-    """Test accuracy with the moments of a pass over the examples as they come in the data.
+    """Test accuracy with BatchNorm's moments taken from one pass over all training examples.
 
-    An arm's running moments are those of the examples that it chose to train on.
+    The running moments of an arm are those of the examples that it chose to train on.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

@@ -41,7 +41,7 @@ PAIRS = {"digits": (3, 8), "fashion": (2, 6)}  # of classes: pullover and shirt
 
 @dataclass(frozen=True)
 class Pictures:
-    """Disjoint parts; *val* chooses and gives the examples to a target, *test* is looked at once.
+    """Disjoint parts; *val* chooses and gives the examples to a target, *test* is evaluated once.
 
     ``wrong`` marks training examples whose label was replaced, ``(N,)``.
     """
@@ -62,7 +62,7 @@ class Pictures:
 
 @lru_cache(maxsize=2)
 def _arrays(data: str) -> tuple[Tensor, Tensor, int]:
-    """All pictures as stored, their classes, and how many rows may be trained on."""
+    """All pictures as stored, their classes, and how many, from the first, may be trained on."""
     arrays = (
         load_cifar(DATA_CACHE / CIFAR, 10) if data == "cifar10" else registry.load(CONTENT[data])
     )
@@ -92,7 +92,7 @@ def pictures(
         num_val: Validation examples.
         num_test: Test examples, at most.
         noise: Share of the training labels replaced by another class at random.
-        rotated: Turn each picture, once and for all, by an angle of up to a right angle.
+        rotated: Turn each picture, once and for all, by at most a right angle to either side.
 
     Raises:
         ValueError: If the data are unknown or too few, or the share is out of range.
@@ -101,11 +101,11 @@ def pictures(
         raise ValueError(
             f"need {' or '.join(TEN_CLASSES)} and 0 <= noise < 1, got {data!r}, {noise}"
         )
-    x, y, official = _arrays(data)
+    x, y, trainable = _arrays(data)
     g = stream(seed, "parts")
-    order = torch.randperm(official, generator=g)
+    order = torch.randperm(trainable, generator=g)
     val, rest = order[:num_val], order[num_val:]
-    test = official + torch.randperm(len(x) - official, generator=g)[:num_test]
+    test = trainable + torch.randperm(len(x) - trainable, generator=g)[:num_test]
     if not 1 <= num_train <= len(rest):
         raise ValueError(f"{num_train} examples are not between 1 and {len(rest)}")
     rows = rest[:num_train]
@@ -125,6 +125,7 @@ def pictures(
 
 
 def _turned(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn each picture by a random angle, uniform between minus and plus a right angle."""
     angle = (torch.rand(len(x), generator=generator) - 0.5) * torch.pi
     zero = torch.zeros_like(angle)
     rows = [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero]
@@ -191,7 +192,7 @@ class Optimum:
 
 
 def svm_optimum(X: Tensor, y: Tensor, lam: float, *, tol: float = 1e-9) -> Optimum:
-    """Minimise by liblinear's dual coordinate descent, which shrinks and then checks again."""
+    """Minimise by liblinear's dual coordinate descent, which at the end checks what it shrank."""
     solver = LinearSVC(
         loss="hinge", fit_intercept=False, C=1 / (lam * len(X)), tol=tol, max_iter=200_000,
         random_state=0,

@@ -1,4 +1,8 @@
-"""What gives a translation arm its batches: pools of sentences, cut by length; and who learns."""
+"""What gives a translation arm its batches, pools of sentences cut by length, and what learns.
+
+The *Assistant* decides which sentences the *Boss*, the translation model, trains on. Sampler and
+learner of an arm together are its *station*.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +37,14 @@ class Translation(Settings):
 
     Attributes:
         data: ``libreoffice``, ``iwslt14`` or ``wmt14``.
-        sampler: Who chooses the sentences; ``random`` is the control of an Assistant.
+        sampler: How sentences are chosen; ``random`` is the control of an Assistant.
         max_words: Longest sentences of LibreOffice's help.
-        vocabulary: Sub-words.
+        vocabulary: Number of sub-words.
         held_out: Sentences of validation and of test.
         longest: Sub-words after which a sentence is cut.
         lr: Learning rate of the Boss.
-        betas: Of its Adam.
-        clip: Largest norm of its gradient.
+        betas: Betas of the Boss's Adam.
+        clip: Largest norm of the Boss's gradient.
         rate_fall: Share of the learning rate that is gone at the end.
         warm_up: Steps over which the learning rate rises.
         tokens: Target tokens that the Boss is trained on.
@@ -53,8 +57,8 @@ class Translation(Settings):
         control_lr: Learning rate of the control, which skips as many at random; only where an arm
             trains one.
         pace_epochs: Passes until self-paced learning has all; the authors take 10 of 100.
-        pace_start: Its loss of a sentence not seen yet.
-        evaluations: Of the validation part, after equally many target tokens each.
+        pace_start: Loss that self-paced learning assumes for a sentence not seen yet.
+        evaluations: Evaluations of the validation part, after equally many target tokens each.
         probe: Training sentences that the Assistant's guesses are judged on.
         probe_every: Evaluations, about a pass, between two judgements.
         eval_batch: Sentences of a batch that is only evaluated.
@@ -135,15 +139,21 @@ class Translation(Settings):
 def cut_by_length(pool: Sequence[int], lengths: Tensor, most: int) -> list[list[int]]:
     """Cut a pool of sentences into batches, the shortest first.
 
-    Rows times the longest of a batch are at most ``most``, or it is one sentence.
+    The number of sentences times the length of the longest is at most ``most``, unless a batch is
+    one sentence.
+
+    Args:
+        pool: Numbers of the sentences.
+        lengths: Target tokens of every sentence, ``(N,)``.
+        most: Padded target tokens of a batch.
     """
     index = torch.as_tensor(pool, device="cpu")
     index = index[lengths[index].argsort(stable=True)]
     batches: list[list[int]] = [[]]
-    for row, length in zip(index.tolist(), lengths[index].tolist(), strict=True):
+    for sentence, length in zip(index.tolist(), lengths[index].tolist(), strict=True):
         if batches[-1] and (len(batches[-1]) + 1) * length > most:
             batches.append([])
-        batches[-1].append(row)
+        batches[-1].append(sentence)
     return batches
 
 
@@ -185,7 +195,15 @@ class TokenBatches:
 
 @dataclass
 class Station:
-    """What gives an arm its batches and what learns; the Assistant's work in multiply-adds."""
+    """What gives an arm its batches, and what learns from the losses.
+
+    Attributes:
+        sampler: Gives pools of sentences.
+        feedback: Is given the numbers and losses of each batch.
+        weights: Gives the weights of a batch's losses.
+        work: Gives the Assistant's work so far, in multiply-adds.
+        trainer: That of the Assistant.
+    """
 
     sampler: RandomBatchSampler | AssistedSampler
     feedback: Callable[[Tensor, Tensor], object] | None = None
@@ -231,6 +249,7 @@ def make_station(
 
 
 def _assisted_station(settings: Translation, corpus: Corpus, seed: int) -> Station:
+    """Make the station of an Assistant, which sees both sentences as bags of sub-words."""
     pairs, size = corpus.pairs["train"], len(corpus.subwords)
     device = run_device()
     bags = [
@@ -246,7 +265,7 @@ def _assisted_station(settings: Translation, corpus: Corpus, seed: int) -> Stati
         weight_decay=settings.assistant_decay,
         mean=settings.mean,
     )
-    asked = learnt = 0
+    asked = learnt = 0  # sentences that the Assistant guessed on, and that it learnt from
 
     def predict(index: Tensor) -> Tensor:
         nonlocal asked
@@ -268,10 +287,11 @@ def _assisted_station(settings: Translation, corpus: Corpus, seed: int) -> Stati
         confidence=lambda: trainer.confidence,
         on_pass=trainer.end_epoch,
     )
-    units = sum(float((part != PAD).sum()) for part in bags[::2]) / len(pairs)
-    numbers = sum(p.numel() for p in assistant.parameters())
+    units = sum(float((part != PAD).sum()) for part in bags[::2]) / len(pairs)  # of a sentence
+    num_parameters = sum(p.numel() for p in assistant.parameters())
 
-    def work() -> float:  # two weights a unit; a step costs three guesses and is dense
-        return 2 * units * (asked + 3 * learnt) + 2 * numbers * trainer.num_steps
+    def work() -> float:
+        # two weights per unit; learning costs as much as three guesses, and a step is dense
+        return 2 * units * (asked + 3 * learnt) + 2 * num_parameters * trainer.num_steps
 
     return Station(sampler, feedback, work=work, trainer=trainer)

@@ -1,4 +1,8 @@
-"""What the Assistant costs in time, beside a plain loader: on pictures and in translation."""
+"""What the Assistant costs in time, compared with plain batches: on pictures and in translation.
+
+The *Assistant* decides which examples the *Boss*, the network that is wanted, trains on. It can do
+so between the Boss's updates, or asynchronously in a worker process with a queue of batches.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +40,14 @@ class Timing(Training):
     """Seconds of an update with each way to make batches.
 
     Attributes:
-        rounds: Each has all ways in turn.
+        rounds: Rounds; each times every way once.
         round_steps: Timed updates of a way in a round.
         warm_up: Updates before the clock starts.
-        queue: The same with a queue: more than it holds.
-        idle: Seconds for the worker to fill its queue before others are timed.
-        traced: Batches of the timeline.
-        lag: Batches before the last at which it ends: the worker's events come with a batch, so
-            late.
+        queue: Updates before the clock starts with the worker: more batches than its queue holds.
+        idle: Seconds that the worker has to fill its queue before the next way is timed.
+        traced: Number of batches in the timeline.
+        lag: Number of batches before the last at which the timeline ends, since the worker's events
+            arrive late, with a batch.
     """
 
     # the Assistant's process shares tensors of the CPU with the Boss's
@@ -95,7 +99,8 @@ class TranslationTiming(Translation):
         return replace(self, sampler=sampler, tokens=self.timed_tokens, evaluations=1)
 
 
-def build(
+# at the top of the module: the worker's process imports it
+def build_sampler(
     assistant: ImageAssistant,
     x: Tensor,
     y: Tensor,
@@ -104,26 +109,37 @@ def build(
     *,
     attempt: int,
 ) -> tuple[AssistedSampler, AssistantTrainer]:
-    """Build the sampler and its Assistant in the worker; ``x`` are its features ``(N, D)``."""
+    """Build the sampler and its Assistant in the worker process.
+
+    Args:
+        assistant: With its initial weights.
+        x: Features that it sees, ``(N, D)``.
+        y: Labels, ``(N,)``.
+        settings: Those of the arm.
+        seed: Seed of order and decisions.
+        attempt: Restarts of the worker so far; a restarted one draws from streams of its own.
+    """
     trainer = AssistantTrainer(
         assistant,
         lambda index: (x.index_select(0, index), y.index_select(0, index)),
         lr=settings.assistant_lr,
         weight_decay=settings.assistant_decay,
     )
-    order, draws = (stream(seed, f"{name}/{attempt}") for name in ("order", "keep"))
+    order, keep_draws = (stream(seed, f"{name}/{attempt}") for name in ("order", "keep"))
     sampler = AssistedSampler(
-        len(y), settings.batch, trainer.predict, order, draws, base=settings.base
+        len(y), settings.batch, trainer.predict, order, keep_draws, base=settings.base
     )
     return sampler, trainer
 
 
 def run_timing(settings: Timing, seed: int) -> Result:
-    """Time as many updates with each way to make batches; the order rotates with the seed.
+    """Time equally many updates with each way to make batches; the order rotates with the seed.
 
-    Metrics ``seconds/<way>`` of an update for ``uniform``, ``assist`` and ``async``, the share of
-    the time that the Boss waited, dropped feedbacks; and curves of the events of a few batches,
-    in milliseconds, with depths of the queues, and counts of batches by staleness.
+    Metrics are ``seconds/<way>``, of an update, for ``uniform``, ``assist`` and ``async``;
+    ``waiting``, the share of the time in which the Boss waited for a batch; and ``dropped``, the
+    feedbacks that the worker never got. Curves are the events of a few batches in milliseconds,
+    with the depths of the queues, and ``staleness``: batches by the number of feedbacks that their
+    decisions did not know.
     """
     data = settings.draw(seed)
     model = make_model(settings.model, data, seed)
@@ -131,7 +147,7 @@ def run_timing(settings: Timing, seed: int) -> Result:
     n, batch, steps = len(data.train), settings.batch, settings.round_steps
     flat = data.train.x.flatten(1)
     assistant = ImageAssistant(flat.shape[1], 10, stream(seed, "assistant"))
-    args = (assistant, (flat - flat.mean()) / flat.std(), data.train.y, settings, seed)
+    worker_args = (assistant, (flat - flat.mean()) / flat.std(), data.train.y, settings, seed)
 
     def update(
         sampler: Iterable[Sequence[int]],
@@ -142,7 +158,9 @@ def run_timing(settings: Timing, seed: int) -> Result:
         train(model, data.train, sampler, losses_of, optimizer, max_steps=steps, feedback=feedback)
         return (time.perf_counter() - start) / steps
 
-    with AsyncBatches(build, args, num_examples=n, batch_size=batch, trace=True) as batches:
+    with AsyncBatches(
+        build_sampler, worker_args, num_examples=n, batch_size=batch, trace=True
+    ) as batches:
         sampler, trainer = assisted(data, settings, seed)
         ways = {
             "uniform": partial(update, RandomBatchSampler(n, batch, stream(seed, "order")), None),
@@ -152,15 +170,16 @@ def run_timing(settings: Timing, seed: int) -> Result:
         names = list(ways)
         first = seed % len(names)
         metrics = dict.fromkeys((f"seconds/{name}" for name in names), 0.0)
-        waited, staleness = 0.0, list[int]()
+        waited = 0.0
+        staleness: list[int] = []
         for name in settings.rounds * (names[first:] + names[:first]):
             time.sleep(settings.idle)
             ways[name](settings.queue if name == "async" else settings.warm_up)
-            waited_before, given = batches.waited_seconds, len(batches.staleness)
+            waited_before, count_before = batches.waited_seconds, len(batches.staleness)
             metrics[f"seconds/{name}"] += ways[name](steps) / settings.rounds
             if name == "async":
                 waited += batches.waited_seconds - waited_before
-                staleness += batches.staleness[given : given + steps]
+                staleness += batches.staleness[count_before : count_before + steps]
         metrics["waiting"] = waited / (settings.rounds * steps * metrics["seconds/async"])
         metrics["dropped"] = float(batches.dropped_feedback)
         curves = _timeline(batches, settings)
@@ -169,9 +188,10 @@ def run_timing(settings: Timing, seed: int) -> Result:
 
 
 def run_translation_timing(settings: TranslationTiming, seed: int) -> Result:
-    """Time updates of short trainings, in turn for the samplers; batches have about equal tokens.
+    """Time the updates of short trainings, two with each sampler in turn.
 
-    Metrics ``seconds/uniform`` and ``seconds/assist``, the median of all updates.
+    Metrics ``seconds/uniform`` and ``seconds/assist`` are medians over all updates, whose batches
+    have about equally many tokens.
     """
 
     def updates(sampler: Literal["uniform", "assist"]) -> list[float]:

@@ -1,7 +1,8 @@
 """As good a translation from fewer sentences? A small Transformer, with an Assistant or its rivals.
 
-Batches hold equally many padded tokens in every arm (the authors' 2500 and 3000 are a confound),
-and runs end after equally many target tokens, those of sentences that were left out not counted.
+The Transformer is the *Boss*; the *Assistant* decides which sentences it trains on. Batches hold
+equally many padded tokens in every arm (the authors' 2500 and 3000 are a confound), and runs end
+after equally many target tokens, not counting those of sentences that were left out.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ __all__ = [
     "train_translation",
 ]
 
-FORWARDS = 3  # a training step: one forward pass, and a backward pass that costs two
+FORWARDS = 3  # cost of a training step: one forward pass, and a backward pass that costs two
 Metrics = dict[str, float]
 Curves = dict[str, list[float]]
 
@@ -60,11 +61,12 @@ Curves = dict[str, list[float]]
 class Fitted:
     """A trained model with what was measured on the way.
 
-    Curves over the evaluations: ``tokens`` trained on, ``work`` (the forward and backward passes
+    Curves over the evaluations are ``tokens`` trained on, ``work`` (the forward and backward passes
     of Boss and Assistant, as forward passes of a target token), ``scanned`` sentences and
-    ``val_loss`` a token. Over passes: ``keep_rates``, the unfinished last one included. Over
-    judgements: ``auc``, how well guesses tell the training sentences of above mean loss about a
-    pass later, with ``auc_loss`` and ``auc_length`` of the present loss and the length.
+    ``val_loss`` per token. The curve over passes is ``keep_rates``, the unfinished last one
+    included. Curves over judgements are ``auc``, how well the Assistant's guesses tell which
+    training sentences have an above mean loss about a pass later, and ``auc_loss`` and
+    ``auc_length``, how well the present loss and the length do.
     """
 
     model: TranslationModel
@@ -74,7 +76,7 @@ class Fitted:
 
 
 class _Notes:
-    """Watches a training: what it spent, its validation loss, and the Assistant's guesses."""
+    """Watch a training: what it spent, its validation loss, and the Assistant's guesses."""
 
     def __init__(
         self,
@@ -87,20 +89,21 @@ class _Notes:
         self.settings, self.fitted = settings, fitted
         self.station, self.batches = station, batches
         self.pairs = fitted.corpus.pairs["train"]
-        self.boss = target_token_work(fitted.model, self.pairs)
+        self.boss = target_token_work(fitted.model, self.pairs)  # of a forward pass
         order = torch.randperm(len(self.pairs), generator=stream(seed, "measure"))
         self.probe = order[: settings.probe]
-        self.guesses: list[dict[str, Tensor]] = []  # and the two other guessers, by their suffix
+        # guesses of the Assistant and of the two other guessers, by suffix of their curve
+        self.guesses: list[dict[str, Tensor]] = []
         names = ("tokens", "work", "scanned", "val_loss", "auc", "auc_loss", "auc_length")
         fitted.curves |= {name: [] for name in names}
 
     def is_due(self) -> bool:
-        """Whether so many tokens are spent that it is time for the next evaluation."""
+        """Whether enough tokens are spent for the next evaluation."""
         done = len(self.fitted.curves["tokens"])
         return self.batches.tokens * self.settings.evaluations >= self.settings.tokens * (done + 1)
 
     def evaluate(self) -> None:
-        """Note the validation loss and what was spent, now and then what the Assistant guesses."""
+        """Note the validation loss and what was spent, and at some evaluations the guesses."""
         model, curves, held_out = self.fitted.model, self.fitted.curves, self.fitted.corpus.pairs
         tokens, sampler = self.batches.tokens, self.station.sampler
         curves["tokens"].append(float(tokens))
@@ -148,7 +151,7 @@ class _Notes:
             metrics |= {"guess/mean": float(last.mean()), "guess/sd": float(last.std())}
 
     def _losses(self, model: nn.Module, pairs: Pairs, rows: Tensor | None = None) -> Tensor:
-        """Losses of a token of sentences, ``(N,)``, in eval mode; the model is undisturbed.
+        """Mean loss per token of each sentence, ``(N,)``, in eval mode; the model is undisturbed.
 
         Sentences and losses are on the CPU.
         """
@@ -181,6 +184,9 @@ def fit_translation(
         corpus: Other sentences than those of the settings.
         watch: Called after every update.
 
+    Returns:
+        The trained model, and what was measured of it.
+
     Raises:
         ValueError: If a setting is wrong.
     """
@@ -199,8 +205,8 @@ def fit_translation(
     optimizer.register_step_pre_hook(clip)
 
     def rate(step: int) -> float:  # by tokens, so that it is the same in every arm
-        late = min(1.0, batches.tokens / budget)
-        return float(min(1.0, (step + 1) / settings.warm_up) * (1 - settings.rate_fall * late))
+        spent = min(1.0, batches.tokens / budget)
+        return float(min(1.0, (step + 1) / settings.warm_up) * (1 - settings.rate_fall * spent))
 
     fitted = Fitted(model, corpus)
     notes = _Notes(settings, fitted, station, batches, seed)
@@ -234,9 +240,9 @@ def train_translation(
     keep_rates: Sequence[float] = (),
     corpus: Corpus | None = None,
 ) -> tuple[Metrics, Curves]:
-    """Train one arm and translate the test part.
+    """Train one arm and translate the test part; arguments as in `fit_translation`.
 
-    Args as of `fit_translation`; equal for equal seeds on one thread.
+    On one thread equal seeds give equal numbers.
 
     Returns:
         Metrics, with ``test/bleu`` and ``test/chrf`` of greedy translations, and curves.
@@ -264,7 +270,7 @@ def run_translation(settings: Translation, seed: int) -> Result:
 
 
 def run_translation_with_control(settings: Translation, seed: int) -> Result:
-    """Train an arm with an Assistant, then its control, at its shares kept."""
+    """Train an arm with an Assistant, then its control, which keeps equal shares at random."""
     metrics, curves = train_translation(settings, seed)
     control = train_translation(settings.control(), seed, keep_rates=curves["keep_rates"])
     metrics |= {f"random/{name}": value for name, value in control[0].items()}
@@ -273,19 +279,20 @@ def run_translation_with_control(settings: Translation, seed: int) -> Result:
 
 
 def _auc(guess: Tensor, losses: Tensor) -> float:
+    """AUC of a guess for losses above their mean; 0.5 if none or all are above."""
     hard = (losses > losses.mean()).numpy()
     return float(roc_auc_score(hard, guess.numpy())) if 0 < hard.sum() < len(hard) else 0.5
 
 
 def target_token_work(model: TranslationModel, pairs: Pairs) -> float:
-    """Multiply-adds of a forward pass, a target token, without those of the attention weights."""
+    """Multiply-adds of a forward pass per target token, without those of the attention weights."""
     matrices = {
         part: sum(p.numel() for p in getattr(model, part).parameters() if p.ndim > 1)
         for part in ("encoder", "decoder", "embedding")
     }
-    source_tokens = float(pairs.source_lengths.sum() / pairs.lengths.sum())  # of a target token
+    source_tokens = float(pairs.source_lengths.sum() / pairs.lengths.sum())  # per target token
     dim, layers = model.embedding.embedding_dim, len(model.decoder.layers)
-    crossing = 2 * layers * dim**2  # of the decoder, for keys and values of the source
+    crossing = 2 * layers * dim**2  # decoder weights that give keys and values of source tokens
     per_source = matrices["encoder"] + crossing
     per_target = matrices["decoder"] - crossing + matrices["embedding"]
     return float(source_tokens * per_source + per_target)

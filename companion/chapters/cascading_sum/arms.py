@@ -1,4 +1,7 @@
-"""The arms of chapter 5: what each mixes when, whose learning rate it has, and how it was chosen."""
+"""The arms of chapter 5: what each mixes at which stage, and where its learning rate comes from.
+
+*The source* is the thesis (Simionescu 2022) with its released code.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ __all__ = [
     "neighbour_mean",
 ]
 
+# stages of a cascade: samples in a mix, and share of the steps
 THIRD = 1 / 3
 CASCADE: Stages = ((4, THIRD), (2, THIRD), (1, THIRD))
 CLEANED: Stages = ((2, 2 * THIRD), (1, THIRD))  # as the cascade, clean for the last third
@@ -47,7 +51,7 @@ ALPHAS = (0.2, 0.4, 1.0)  # of mixup
 LEARNING_RATES = (
     0.000375, 0.00075, 0.0015, 0.003, 0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2,
 )  # fmt: skip
-RADII_IMAGES = 100  # a curve attacks every picture at seven radii
+RADII_IMAGES = 100  # fewer than usual, since a curve attacks every picture at seven radii
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +59,11 @@ class Profile(BaseProfile):
     """How much of chapter 5 is run; the defaults are *standard*.
 
     Attributes:
-        seeds: Of the headline arms. A seed draws the parts, the initial weights, the order and the
-            mixes.
-        extended_seeds: Of the extended arms.
-        deep_seeds: Of ResNet-8.
-        cifar_seeds: Of the source's network on CIFAR, for a GPU.
+        seeds: Seeds of the headline arms. A seed draws the parts, the initial weights, the order
+            and the mixes.
+        extended_seeds: Seeds of the extended arms.
+        deep_seeds: Seeds of ResNet-8.
+        cifar_seeds: Seeds of the source's network on CIFAR, for a GPU.
         images: Test pictures that are attacked and corrupted.
     """
 
@@ -72,7 +76,7 @@ class Profile(BaseProfile):
 
 @dataclass(frozen=True)
 class Compared(Arm):
-    """A row that trains other rows, each with what was tuned for it."""
+    """An arm that trains the arms ``trained``, each with the values that were tuned for it."""
 
     trained: Mapping[str, Arm]
 
@@ -80,10 +84,10 @@ class Compared(Arm):
         if not isinstance(self.settings, Radii):
             raise TypeError(f"{self.name}: settings must be of kind Radii, got {self.settings!r}")
         models: dict[str, Training] = {}
-        for name, row in self.trained.items():
-            settings = row.complete(chosen)
+        for name, trained_arm in self.trained.items():
+            settings = trained_arm.complete(chosen)
             if not isinstance(settings, Training):
-                raise TypeError(f"{self.name}: {row.name} trains no model")
+                raise TypeError(f"{self.name}: {trained_arm.name} trains no model")
             models[name] = settings
         return replace(self.settings, models=models)
 
@@ -91,19 +95,29 @@ class Compared(Arm):
 def trained(
     name: str, settings: Training, seeds: str, seconds: float, *, lr: str = "", alpha: str = ""
 ) -> Arm:
-    """A row that trains with what was tuned for the arms ``lr`` and ``alpha``, if they are given."""
-    given = {"lr": lr, "alpha": alpha}
-    tuned = {setting: source for setting, source in given.items() if source}
+    """Make a training arm; ``lr`` and ``alpha`` name the arms whose tuned values it takes."""
+    named = {"lr": lr, "alpha": alpha}
+    tuned = {setting: source for setting, source in named.items() if source}
     return arm(name, settings, run_training, seeds, seconds, tuned=tuned, version=2)
 
 
-def compared(name: str, settings: Radii, seconds: float, rows: Mapping[str, Arm]) -> Arm:
-    """A row that compares the accuracy of other rows against the radius of the attacks."""
-    return Compared(name, settings, run_radii, "extended_seeds", seconds, {}, 2, True, rows)
+def compared(name: str, settings: Radii, seconds: float, others: Mapping[str, Arm]) -> Arm:
+    """Make an arm that measures the accuracy of other arms against the radius of the attacks."""
+    return Compared(
+        name,
+        settings,
+        run_radii,
+        "extended_seeds",
+        seconds,
+        tuned={},
+        version=2,
+        deterministic=True,
+        trained=others,
+    )
 
 
 def trained_arms(profile: Profile) -> list[Arm]:
-    """The rows that train a model and measure it."""
+    """List the arms that train one model and measure it."""
     images = profile.images
     fashion = Training(images=images)
     digits = DigitsTraining(data="digits", per_class=10, images=images)
@@ -221,28 +235,30 @@ def trained_arms(profile: Profile) -> list[Arm]:
 
 
 def arms(profile: Profile) -> list[Arm]:
-    """The rows of the chapter."""
-    rows = trained_arms(profile)
-    row = {each.name: each for each in rows}
+    """List the arms of the chapter at the sizes of a profile."""
+    training_arms = trained_arms(profile)
+    arm_by_name = {each.name: each for each in training_arms}
     images = profile.images
-    few = min(RADII_IMAGES, images)
+    radii_images = min(RADII_IMAGES, images)
+    # ..._radii: accuracy against the radius; ..._objective: curvature of the objectives with
+    # 1, 2, 4 and 8 samples in a mix, at the weights of one cascade
     # fmt: off
     return [
-        *rows,
-        compared("digits_10_radii", DigitsRadii(data="digits", images=few), 10.8, {
-            "erm": row["digits_10_erm"],
-            "csa2": row["digits_10_csa2"],
-            "csa4": row["digits_10_csa4"],
-            "constant2": row["digits_10_constant2"],
-            "mixup": row["digits_10_mixup"],
+        *training_arms,
+        compared("digits_10_radii", DigitsRadii(data="digits", images=radii_images), 10.8, {
+            "erm": arm_by_name["digits_10_erm"],
+            "csa2": arm_by_name["digits_10_csa2"],
+            "csa4": arm_by_name["digits_10_csa4"],
+            "constant2": arm_by_name["digits_10_constant2"],
+            "mixup": arm_by_name["digits_10_mixup"],
         }),
         arm("digits_10_objective", DigitsObjective(data="digits", per_class=10, stages=CASCADE, images=images), run_objective, "extended_seeds", 6.0, tuned={"lr": "digits_10_csa4"}, version=2),
-        compared("fashion_100_radii", Radii(images=few), 35.1, {
-            "erm": row["fashion_100_erm"],
-            "csa2": row["fashion_100_csa2"],
-            "csa4": row["fashion_100_csa4"],
-            "constant2": row["fashion_100_constant2"],
-            "mixup": row["fashion_100_mixup"],
+        compared("fashion_100_radii", Radii(images=radii_images), 35.1, {
+            "erm": arm_by_name["fashion_100_erm"],
+            "csa2": arm_by_name["fashion_100_csa2"],
+            "csa4": arm_by_name["fashion_100_csa4"],
+            "constant2": arm_by_name["fashion_100_constant2"],
+            "mixup": arm_by_name["fashion_100_mixup"],
         }),
         arm("fashion_100_objective", Objective(stages=CASCADE, images=images), run_objective, "extended_seeds", 19.5, tuned={"lr": "fashion_100_csa4"}, version=2),
     ]
@@ -253,7 +269,7 @@ def arms(profile: Profile) -> list[Arm]:
 
 
 def score_training(settings: Training, seed: int) -> float:
-    """Validation accuracy at the end; one that diverges has none."""
+    """Return the validation accuracy at the end, in [0, 1]; 0 if the training diverged."""
     try:
         return train_arm(settings, seed, curve=False)[2].accuracy[-1]
     except NonFiniteLossError:
@@ -261,17 +277,20 @@ def score_training(settings: Training, seed: int) -> float:
 
 
 def searches(chosen: Tuned) -> Sequence[Search[Training]]:
-    """The same grid for every arm whose learning rate, and strength of mixup, is its alone."""
+    """List the searches of every arm with its own learning rate, all on the same grid.
+
+    An arm of mixup has one search for each strength, named ``arm@alpha``.
+    """
     listed: list[Search[Training]] = []
-    for row in trained_arms(Profile()):
-        settings = row.settings
-        if row.tuned.get("lr") != row.name or not isinstance(settings, Training):
+    for tuned_arm in trained_arms(Profile()):
+        settings = tuned_arm.settings
+        if tuned_arm.tuned.get("lr") != tuned_arm.name or not isinstance(settings, Training):
             continue
-        # few pictures of digits judge, and they are cheap
+        # digits have a small validation part, and their runs are cheap
         seeds = tuple(range(6 if isinstance(settings, DigitsTraining) else 3))
-        variants = {row.name: settings}
-        if "alpha" in row.tuned:
-            variants = {f"{row.name}@{a:g}": replace(settings, alpha=a) for a in ALPHAS}
+        variants = {tuned_arm.name: settings}
+        if "alpha" in tuned_arm.tuned:
+            variants = {f"{tuned_arm.name}@{a:g}": replace(settings, alpha=a) for a in ALPHAS}
         listed += [
             Search(name, variant, "lr", LEARNING_RATES, score_training, seeds)
             for name, variant in variants.items()
@@ -280,26 +299,29 @@ def searches(chosen: Tuned) -> Sequence[Search[Training]]:
 
 
 def neighbour_mean(trials: Sequence[Trial]) -> dict[float, float]:
-    """Mean score at each value and the two beside it: curves are flat, and few pictures judge."""
+    """Average the score at each value of the grid with those of its two neighbours.
+
+    The curves are flat and the validation parts small, so a single score is mostly noise.
+    """
     curve = mean_curve(trials)
     scores = list(curve.values())
-    near = [scores[max(0, number - 1) : number + 2] for number in range(len(scores))]
-    return {value: sum(each) / len(each) for value, each in zip(curve, near, strict=True)}
+    windows = [scores[max(0, number - 1) : number + 2] for number in range(len(scores))]
+    return {value: sum(each) / len(each) for value, each in zip(curve, windows, strict=True)}
 
 
 def choose_strengths(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
-    """Choose the learning rate of every arm; of mixup also the strength whose best is highest."""
-    kept: dict[str, dict[str, float]] = {}
+    """Choose the learning rate of every arm, and of mixup the strength with the highest score."""
+    chosen: dict[str, dict[str, float]] = {}
     best: dict[str, float] = {}
     for name, values in choose(trials, neighbour_mean).items():
         arm_name, _, alpha = name.partition("@")
         curve = neighbour_mean([trial for trial in trials if trial.arm == name])
         score = max(curve.values())
-        if arm_name in kept and score <= best[arm_name]:
+        if arm_name in chosen and score <= best[arm_name]:
             continue
-        kept[arm_name] = values | ({"alpha": float(alpha)} if alpha else {})
+        chosen[arm_name] = values | ({"alpha": float(alpha)} if alpha else {})
         best[arm_name] = score
-    return kept
+    return chosen
 
 
 SEARCHES = (searches,)

@@ -1,4 +1,7 @@
-"""Tiny archives of CIFAR for the canaries: the real ones cannot be had on every machine."""
+"""Tiny archives of CIFAR for the canaries: short runs that must give the same numbers everywhere.
+
+The real archives are not available on every machine.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ def tiny_data(config: Mapping[str, object]) -> Iterator[None]:
     num_classes = problems.CIFAR[str(config["data"])][1]
     with tempfile.TemporaryDirectory() as folder:
         write_cifar(Path(folder), num_classes, 80 if num_classes == 10 else 1000)
-        few = partial(load_cifar, complete=False)
+        load_tiny_cifar = partial(load_cifar, complete=False)
         # the cache does not know which files its pictures came from
         problems._pictures.cache_clear()
         with (
             mock.patch.object(problems, "DATA_CACHE", Path(folder)),
-            mock.patch.object(problems, "load_cifar", few),
+            mock.patch.object(problems, "load_cifar", load_tiny_cifar),
         ):
             yield
         problems._pictures.cache_clear()

@@ -17,25 +17,25 @@ CONDITIONS = ("digits_10", "fashion_100")  # data sets in which all arms are com
 
 
 def gain(arm: str, other: str, name: str = "test/accuracy", scale: float = 100.0) -> Estimand:
-    """Make the estimand: difference of a metric, in points unless ``scale`` says else."""
+    """Make the estimand: a metric of ``arm`` minus that of ``other``, in points by default."""
     first, second = metric(arm, name, scale), metric(other, name, scale)
     return lambda records: first(records) - second(records)
 
 
 def log_ratio(arm: str, other: str, name: str) -> Estimand:
-    """Make the estimand: natural logarithm of the ratio of a positive metric."""
+    """Make the estimand: natural log of a positive metric of ``arm`` over that of ``other``."""
     first, second = metric(arm, name), metric(other, name)
     return lambda records: math.log(first(records) / second(records))
 
 
 def objective_ratio(condition: str, measure: str, mix: str, moment: int) -> Estimand:
-    """Make the estimand: logarithm of an objective's measure at a moment over that of K = 1.
+    """Make the estimand: logarithm of the ratio of a measure of an objective to that of K = 1.
 
     Args:
-        condition: Of `CONDITIONS`.
+        condition: One of `CONDITIONS`.
         measure: ``curvature`` or ``lipschitz``.
         mix: Which objective, such as ``k4``.
-        moment: Number of the snapshot.
+        moment: Number of the snapshot, from 0.
     """
 
     def estimand(records: Sequence[Record]) -> float:

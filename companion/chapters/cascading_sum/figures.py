@@ -39,7 +39,7 @@ def _select_arm(records: Sequence[Record], arm: str) -> list[Record]:
 
 
 def mix_grid(rows: Mapping[str, ArrayLike]) -> Figure:
-    """Pictures in rows, each row with a name; values from 0 to 1."""
+    """Draw pictures with pixels from 0 to 1, each row of them with a name."""
     shown = {name: np.asarray(pictures) for name, pictures in rows.items()}  # (N, H, W)
     count = max(len(pictures) for pictures in shown.values())
     drawn, axes = figure(1, height=0.75 * len(shown))
@@ -58,7 +58,10 @@ def mix_grid(rows: Mapping[str, ArrayLike]) -> Figure:
 
 
 def key_figure(records: Sequence[Record]) -> Figure:
-    """What the cascade gains: accuracy over its controls, robust accuracy over clean training."""
+    """Draw what the cascade gains: accuracy over its controls, robust accuracy over clean training.
+
+    Each estimand is a function of a data set's name, ``p``.
+    """
     drawn, axes = figure(2, height=3.4)
     versus: dict[str, Callable[[str], Estimand]] = {
         "clean\ntraining": lambda p: gain(f"{p}_csa4", f"{p}_erm"),
@@ -87,7 +90,7 @@ def key_figure(records: Sequence[Record]) -> Figure:
 
 
 def learning_curves(records: Sequence[Record]) -> Figure:
-    """Clean validation accuracy against updates, median and range over seeds."""
+    """Draw the clean validation accuracy against updates, median and range over seeds."""
     drawn, axes = figure(2, height=3.2)
     for axis, condition in zip(axes, CONDITIONS, strict=True):
         for name in ("erm", "csa4", "mixup_clean"):
@@ -104,11 +107,11 @@ def learning_curves(records: Sequence[Record]) -> Figure:
 
 
 def ablation(records: Sequence[Record], arms: Mapping[str, str]) -> Figure:
-    """Test accuracy of every arm minus that of clean training, mean and interval over seeds.
+    """Draw the test accuracy of arms minus that of clean training, mean and interval over seeds.
 
     Args:
-        records: Of a profile that ran the arms.
-        arms: Name of an arm without its condition, and what to call it.
+        records: Records of a profile that ran the arms.
+        arms: Name of an arm without its data set, and what to call it.
     """
     drawn, axes = figure(2, height=0.24 * len(arms) + 0.8)
     for axis, condition in zip(axes, CONDITIONS, strict=True):
@@ -126,7 +129,7 @@ def ablation(records: Sequence[Record], arms: Mapping[str, str]) -> Figure:
 
 
 def accuracy_by_radius(records: Sequence[Record]) -> Figure:
-    """Accuracy against the radius of FGSM (dashed) and PGD (solid), mean over seeds."""
+    """Draw accuracy against the radius of FGSM (dashed) and PGD (solid), mean over seeds."""
     drawn, axes = figure(2, height=3.2)
     for axis, condition in zip(axes, CONDITIONS, strict=True):
         runs = [record["curves"] for record in _select_arm(records, f"{condition}_radii")]
@@ -144,16 +147,21 @@ def accuracy_by_radius(records: Sequence[Record]) -> Figure:
 
 
 def objectives(records: Sequence[Record], steps: Sequence[int]) -> Figure:
-    """Curvature of the objectives by K at the same weights along a cascade, median of seeds."""
+    """Draw the curvature of the objectives by K along a cascade, median over seeds.
+
+    Args:
+        records: Records with the arms ``..._objective``.
+        steps: The step of each snapshot.
+    """
     drawn, axes = figure(2, height=3.2)
     names = {"k1": "K = 1", "k2": "K = 2", "k4": "K = 4", "k8": "K = 8"}
     names |= {"k4_rescaled": "K = 4, contrast restored"}
     for axis, condition in zip(axes, CONDITIONS, strict=True):
         runs = [record["curves"] for record in _select_arm(records, f"{condition}_objective")]
         for number, (name, label) in enumerate(names.items()):
-            middle = np.median([np.abs(run[f"curvature/{name}"]) for run in runs], axis=0)
+            median = np.median([np.abs(run[f"curvature/{name}"]) for run in runs], axis=0)
             style = "--" if name.endswith("rescaled") else "-"
-            axis.plot(steps, middle, f"o{style}", ms=3, color=PALETTE[number], label=label)
+            axis.plot(steps, median, f"o{style}", ms=3, color=PALETTE[number], label=label)
         axis.set_yscale("log")
         axis.set_title(TITLES[condition])
         axis.set_xlabel("updates")
@@ -163,10 +171,10 @@ def objectives(records: Sequence[Record], steps: Sequence[int]) -> Figure:
 
 
 def weight_paths(paths: Mapping[str, ArrayLike]) -> Figure:
-    """Weights of the samples along a cascade, one panel a schedule.
+    """Draw the weights of the samples along a cascade, one panel per schedule.
 
     Args:
-        paths: Name of a schedule to its weights, shape ``(steps, K)``.
+        paths: Weights of each schedule by its name, shape ``(steps, K)``.
     """
     drawn, axes = figure(len(paths), height=2.6)
     for axis, (name, weights) in zip(axes, paths.items(), strict=True):

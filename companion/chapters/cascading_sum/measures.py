@@ -1,4 +1,4 @@
-"""What chapter 5 measures of a trained classifier, on the test part and once."""
+"""What chapter 5 measures of a classifier, once, after training. Accuracies are in [0, 1]."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def losses_of(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def calibration_error(logits: Tensor, y: Tensor, bins: int = 15) -> float:
-    """Expected calibration error: mean gap of confidence and accuracy over bins of confidence.
+    """Expected calibration error: mean gap between confidence and accuracy over bins, in [0, 1].
 
     Args:
         logits: Shape ``(N, C)``.
         y: Classes, shape ``(N,)``.
-        bins: Number of bins of equal width; a bin counts with its share of the examples.
+        bins: Bins of equal width of the confidence, each weighted by its share of the examples.
     """
     y = y.cpu()
-    confidence, guess = (values.cpu() for values in logits.softmax(1).max(1))
-    gap = (guess == y).double() - confidence.double()
-    number = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    sums = torch.zeros(bins, dtype=torch.float64).index_add(0, number, gap)
+    confidence, predicted = (values.cpu() for values in logits.softmax(1).max(1))
+    gap = (predicted == y).double() - confidence.double()
+    bin_numbers = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    sums = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_numbers, gap)
     return float(sums.abs().sum()) / len(y)
 
 
@@ -70,9 +70,9 @@ def robust_accuracy(
         x: Pictures.
         y: Their classes.
         settings: Say how strong the attack is.
-        seed: Of its random starts.
+        seed: Seed of the attack's random starts.
         attack: ``fgsm`` or ``pgd``.
-        eps: Its radius, in place of that of the settings.
+        eps: Radius of the attack, in place of that of the settings.
     """
     eps = settings.eps if eps is None else eps
     with undisturbed(model):
@@ -86,6 +86,7 @@ def robust_accuracy(
 
 
 def _pgd_options(settings: Training, eps: float, seed: int) -> dict[str, Any]:
+    """Options of `pgd` for an l-inf attack of radius ``eps``, as strong as the settings say."""
     return {
         "norm": "linf",
         "eps": eps,
@@ -100,13 +101,13 @@ def _pgd_options(settings: Training, eps: float, seed: int) -> dict[str, Any]:
 def measure_model(
     model: nn.Module, data: Problem, settings: Training, seed: int
 ) -> dict[str, float]:
-    """Accuracy, calibration, attacks, corruptions, input gradient and sharpness.
+    """Measure accuracy, calibration, attacks, corruptions, input gradient and sharpness.
 
     Args:
         model: A trained classifier.
         data: Its problem.
         settings: Those with which it was trained.
-        seed: Of the random starts and the noise.
+        seed: Seed of the attacks' random starts and of the corruptions' noise.
     """
     logits, y = predict(model, data.test)
     metrics = {
@@ -119,8 +120,8 @@ def measure_model(
         model.eval()
         leaf = x.clone().requires_grad_()
         losses = losses_of(model(leaf), y)
-        (slope,) = torch.autograd.grad(losses.sum(), leaf)
-        metrics["input_gradient"] = float(slope.flatten(1).abs().sum(1).mean())
+        (gradients,) = torch.autograd.grad(losses.sum(), leaf)
+        metrics["input_gradient"] = float(gradients.flatten(1).abs().sum(1).mean())  # l1 norms
         metrics |= _corrupted_accuracy(model, x, y, seed)
     for attack in ("fgsm", "pgd"):
         metrics[attack] = robust_accuracy(model, x, y, settings, seed, attack=attack)
@@ -130,31 +131,37 @@ def measure_model(
 def _corrupted_accuracy(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, float]:
     """Accuracy on corrupted pictures: the mean over severities by kind, and the mean of all."""
     metrics: dict[str, float] = {}
-    everything: list[float] = []
+    all_accuracies: list[float] = []
     for kind in CORRUPTIONS:
         accuracies = []
         for severity in SEVERITIES:
             noise = stream(seed, f"{kind}/{severity}")
-            guess = _predict(model, corrupt(x, kind, severity, generator=noise))
-            accuracies.append(float((guess == y).double().mean()))
+            predicted = _predict(model, corrupt(x, kind, severity, generator=noise))
+            accuracies.append(float((predicted == y).double().mean()))
         metrics[f"corrupt/{kind}"] = sum(accuracies) / len(SEVERITIES)
-        everything += accuracies
-    metrics["corrupt/mean"] = sum(everything) / len(everything)
+        all_accuracies += accuracies
+    metrics["corrupt/mean"] = sum(all_accuracies) / len(all_accuracies)
     return metrics
 
 
 def _landscape(model: nn.Module, data: Problem, settings: Training, seed: int) -> dict[str, float]:
-    """Sharpness, curvature and a Lipschitz estimate of the loss on clean training pictures."""
+    """Sharpness, curvature and Lipschitz estimate of the gradient on clean training pictures."""
     count = min(settings.landscape_examples, settings.images)
     clean = model, losses_of, data.train.x[:count], data.train.y[:count]
-    g = stream(seed, "landscape")
+    generator = stream(seed, "landscape")
     return {
-        "sharpness": sharpness(*clean, rho=settings.rho, generator=g),
+        "sharpness": sharpness(*clean, rho=settings.rho, generator=generator),
         "curvature": hessian_top_eigenvalue(
-            *clean, iterations=settings.curvature_iterations, stopping="change", generator=g
+            *clean,
+            iterations=settings.curvature_iterations,
+            stopping="change",
+            generator=generator,
         ),
         "lipschitz": gradient_lipschitz(
-            *clean, radius=settings.lipschitz_radius, draws=settings.lipschitz_draws, generator=g
+            *clean,
+            radius=settings.lipschitz_radius,
+            draws=settings.lipschitz_draws,
+            generator=generator,
         ),
     }
 
@@ -162,14 +169,17 @@ def _landscape(model: nn.Module, data: Problem, settings: Training, seed: int) -
 def accuracy_curves(
     model: nn.Module, data: Problem, settings: Training, seed: int, shares: Sequence[float]
 ) -> dict[str, list[float]]:
-    """Accuracy of some test pictures against the radius: ``eps``, ``fgsm`` and ``pgd``.
+    """Measure accuracy against the radius of the attacks, on as many test pictures as are attacked.
 
     Args:
         model: A trained classifier.
         data: Its problem.
-        settings: Of the attacks and the number of pictures.
-        seed: Of the random starts.
+        settings: Those of the attacks and of the number of pictures.
+        seed: Seed of the attacks' random starts.
         shares: The radii, in multiples of that of the settings.
+
+    Returns:
+        Curves ``eps`` (the radii, 0 first), ``fgsm`` and ``pgd`` (accuracies).
     """
     x, y = data.test.x[: settings.images], data.test.y[: settings.images]
     radii = [0.0, *(share * settings.eps for share in shares)]
@@ -190,35 +200,36 @@ def _predict(model: nn.Module, x: Tensor) -> Tensor:
 def measure_test_time_mixing(
     model: nn.Module, data: Problem, settings: Training, seed: int, partners: int
 ) -> dict[str, float]:
-    """Accuracy with test-time mixing: clean, and against attacks that know it or do not.
+    """Measure accuracy with test-time mixing: clean, and under attacks that know of it or do not.
 
-    The *adaptive* attack differentiates through partners that it drew itself; what it makes is
-    judged with fresh ones. The other attack sees the bare model.
+    The *adaptive* attack differentiates through the mixing, with partners that it drew itself; its
+    pictures are classified with freshly drawn partners. The *unaware* attack is made on the bare
+    model.
 
     Args:
         model: A trained classifier.
         data: Its problem.
-        settings: Of the attacks and the number of pictures.
-        seed: Of the partners and the random starts.
+        settings: Those of the attacks and of the number of pictures.
+        seed: Seed of the partners and of the attacks' random starts.
         partners: Training pictures with which every test picture is averaged.
     """
     x, y = data.test.x[: settings.images], data.test.y[: settings.images]
     bank = data.train.x
     with undisturbed(model):
         model.eval()
-        g = stream(seed, "partners")
-        attacked = SumTTA(model, bank, repeats=partners, generator=g)
-        judge = SumTTA(model, bank, repeats=partners, generator=g)
-        bare = pgd(model, x, y, **_pgd_options(settings, settings.eps, seed))
-        adaptive = pgd(attacked, x, y, **_pgd_options(settings, settings.eps, seed))
+        generator = stream(seed, "partners")
+        attacked_model = SumTTA(model, bank, repeats=partners, generator=generator)
+        judging_model = SumTTA(model, bank, repeats=partners, generator=generator)
+        unaware = pgd(model, x, y, **_pgd_options(settings, settings.eps, seed))
+        adaptive = pgd(attacked_model, x, y, **_pgd_options(settings, settings.eps, seed))
 
         def accuracy(classifier: nn.Module, pictures: Tensor) -> float:
             return float((_predict(classifier, pictures) == y).double().mean())
 
         return {
             "clean/bare": accuracy(model, x),
-            "clean/mixed": accuracy(judge, x),
-            "pgd/bare": accuracy(model, bare),
-            "pgd/unaware": accuracy(judge, bare),
-            "pgd/adaptive": accuracy(judge, adaptive),
+            "clean/mixed": accuracy(judging_model, x),
+            "pgd/bare": accuracy(model, unaware),
+            "pgd/unaware": accuracy(judging_model, unaware),
+            "pgd/adaptive": accuracy(judging_model, adaptive),
         }

@@ -1,4 +1,4 @@
-"""The source's first recipe: plateaus end the stages, and nobody counts the updates."""
+"""The source's first recipe: a stage ends when validation stalls, not after a number of updates."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ __all__ = ["train_by_plateaus"]
 
 
 def _losses_of(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each example with hard or soft labels, ``(B,)``."""
     return F.cross_entropy(logits, y, reduction="none")
 
 
@@ -34,10 +35,11 @@ def train_by_plateaus(
     num_classes: int,
     seed: int,
 ) -> Trained:
-    """Train a model in place by the source's geometric cascade; with ``k0`` 1 its plain baseline.
+    """Train a model in place by the source's first cascade, or its plain baseline if ``k0`` is 1.
 
-    Validation accuracy, where the source took that of the test set, halves the learning rate and
-    ends the stages; each goes on from the best weights of the one before, without momentum.
+    K is halved from stage to stage. A plateau of the validation accuracy (the source took the test
+    set) halves the learning rate; a longer one ends the stage. The next stage goes on from the best
+    weights of the one before, without momentum, and the model ends with its best weights.
     """
     batch = settings.batch
     cascade = PlateauCascade(
@@ -56,7 +58,7 @@ def train_by_plateaus(
             JoinedBatches(batches, lambda: cascade.k),
             _losses_of,
             optimizer,
-            max_steps=max(1, len(train_part) // (batch * cascade.k)),  # an epoch
+            max_steps=max(1, len(train_part) // (batch * cascade.k)),  # an epoch: a mix uses K
             batch_transform=mix,
         )
         trained.examples += history.examples

@@ -37,7 +37,8 @@ CIFAR: dict[str, tuple[str, Literal[10, 100]]] = {
     "cifar10": ("cifar-10-binary.tar.gz", 10),
     "cifar100": ("cifar-100-binary.tar.gz", 100),
 }
-# Validation and test pictures; those of emoji follow from the families of concepts.
+# Validation and test pictures. Those of emoji follow from the split by families: groups of
+# concepts that are nearly the same, as woman cook and man cook.
 HELD_OUT: dict[str, tuple[int, int]] = {
     "digits": (200, 500),
     "fashion": (1000, 2000),
@@ -45,8 +46,8 @@ HELD_OUT: dict[str, tuple[int, int]] = {
     "cifar10": (5000, 10_000),
     "cifar100": (5000, 10_000),
 }
-RESERVED = 100  # pictures of each class of digits that training may need: the test part waits
-LARGEST = {"digits": 16}  # of a pixel as stored, else 255
+RESERVED = 100  # pictures of each digit kept for training, if need be at the test part's cost
+LARGEST = {"digits": 16}  # largest value of a pixel as stored; 255 for the others
 EMOJI_CLASSES = (
     "Smileys & Emotion",
     "People & Body",
@@ -56,7 +57,7 @@ EMOJI_CLASSES = (
     "Activities",
     "Objects",
     "Symbols",
-)  # Unicode's groups without Flags, of which there are eight
+)  # Unicode's groups without Flags, a group with only eight concepts
 EMOJI_SIDE = 32
 
 
@@ -80,7 +81,7 @@ class Problem:
 
 @lru_cache(maxsize=2)
 def _pictures(data: str) -> tuple[Tensor, Tensor, int]:
-    """All pictures as stored, their classes, and how many rows may be trained on."""
+    """All pictures as stored, their classes, and how many, from the first, may be trained on."""
     if data in CIFAR:
         archive, num_classes = CIFAR[data]
         arrays = load_cifar(DATA_CACHE / archive, num_classes)
@@ -90,14 +91,15 @@ def _pictures(data: str) -> tuple[Tensor, Tensor, int]:
     if data not in CIFAR:
         side = 8 if data == "digits" else 28
         x = x.reshape(len(x), 1, side, side)
-    official = len(x) if data == "digits" else len(arrays["train_y"])
+    # digits have no official test set
+    trainable = len(x) if data == "digits" else len(arrays["train_y"])
     pictures = torch.from_numpy(x)
-    return pictures, torch.from_numpy(y.astype(np.int64)), official
+    return pictures, torch.from_numpy(y.astype(np.int64)), trainable
 
 
 @lru_cache(maxsize=1)
 def _emoji() -> tuple[Tensor, Tensor]:
-    """Pictures ``(N, V, 3, 32, 32)`` of each concept, and its class or -1."""
+    """Pictures ``(N, V, 3, 32, 32)``, V drawings of each concept, and its class, -1 for flags."""
     data = emoji_captions()
     x = torch.tensor(data.pictures).permute(0, 1, 4, 2, 3).float() / 255
     x = torch.nn.functional.avg_pool2d(x.flatten(0, 1), 64 // EMOJI_SIDE)
@@ -114,19 +116,19 @@ def problem(
     held_out: tuple[int, int] | None = None,
     reserved: int = RESERVED,
 ) -> Problem:
-    """Draw the parts.
+    """Draw the training, validation and test part of a data set.
 
-    Validation and test parts of a seed are the same for every ``per_class``, and the smaller
+    The validation and test parts of a seed are the same for every ``per_class``, and smaller
     training parts lie in the larger ones.
 
     Args:
         data: ``digits``, ``fashion`` (test part from the official test set), ``emoji`` (eight
-            Unicode groups in colour; all drawings of a family of concepts are in one part), or
-            ``cifar10`` and ``cifar100``, whose archives you put into the data cache.
+            Unicode groups in colour; concepts that are nearly the same, a *family*, are in one
+            part), or ``cifar10`` and ``cifar100``, whose archives you put into the data cache.
         per_class: Training pictures of each class.
         seed: Seed of the draw.
         held_out: Pictures of the validation and the test part; those of `HELD_OUT` by default.
-        reserved: Pictures of each class that are left for training, of data without an official
+        reserved: Pictures of each class that are kept for training where the data have no official
             test set.
 
     Raises:
@@ -137,11 +139,11 @@ def problem(
     g = stream(seed, "parts")
     if data == "emoji":
         return _emoji_problem(per_class, seed, g)
-    x, y, official = _pictures(data)
+    x, y, trainable = _pictures(data)
     num_val, num_test = HELD_OUT[data] if held_out is None else held_out
-    order = torch.randperm(official, generator=g)
-    if official < len(x):
-        test = official + torch.randperm(len(x) - official, generator=g)[:num_test]
+    order = torch.randperm(trainable, generator=g)
+    if trainable < len(x):
+        test = trainable + torch.randperm(len(x) - trainable, generator=g)[:num_test]
         val, rest = order[:num_val], order[num_val:]
     else:
         val, test, rest = torch.split(order, [num_val, num_test, len(order) - num_val - num_test])
@@ -157,6 +159,7 @@ def problem(
 
 
 def _emoji_problem(per_class: int, seed: int, g: torch.Generator) -> Problem:
+    """Draw the parts of the emoji; nearly equal concepts are in the same part."""
     pictures, classes = _emoji()
     split = family_split(emoji_captions().families, seed)
     parts: dict[str, IndexedDataset] = {}
@@ -166,14 +169,14 @@ def _emoji_problem(per_class: int, seed: int, g: torch.Generator) -> Problem:
         x = pictures[chosen].flatten(0, 1)
         y = classes[chosen].repeat_interleave(pictures.shape[1])
         order = torch.randperm(len(x), generator=g)
-        if not parts:
+        if not parts:  # the training part, which comes first, is made smaller
             order = order[_first_of_each(y[order], per_class, len(EMOJI_CLASSES))]
         parts[name] = IndexedDataset(x[order], y[order])
     return Problem(**parts, num_classes=len(EMOJI_CLASSES))
 
 
 def _reserve(test: Tensor, rest: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Give the last test pictures of a class of which fewer than ``count`` are left to the rest."""
+    """Move the last test pictures of a class to ``rest`` if it has fewer than ``count`` of them."""
     moved = torch.zeros(len(test), dtype=torch.bool)
     for c in range(int(y.max()) + 1):
         missing = count - int((y[rest] == c).sum())
@@ -183,13 +186,13 @@ def _reserve(test: Tensor, rest: Tensor, y: Tensor, count: int) -> tuple[Tensor,
 
 
 def _first_of_each(y: Tensor, count: int, num_classes: int) -> Tensor:
-    """Rows of the first ``count`` examples of each class, in their order."""
+    """Indices of the first ``count`` examples of each class, in increasing order."""
     kept = torch.zeros(len(y), dtype=torch.bool)
     for c in range(num_classes):
-        rows = (y == c).nonzero().squeeze(1)[:count]
-        if len(rows) < count:
-            raise ValueError(f"class {c} has {len(rows)} pictures, {count} are asked for")
-        kept[rows] = True
+        first = (y == c).nonzero().squeeze(1)[:count]
+        if len(first) < count:
+            raise ValueError(f"class {c} has {len(first)} pictures, {count} are asked for")
+        kept[first] = True
     return kept.nonzero().squeeze(1)
 
 
@@ -202,8 +205,8 @@ def make_model(
         name: ``conv`` (three strided convolutions), ``resnet8`` or ``wrn28_10``.
         data: Gives the shapes.
         seed: Seed of the weights.
-        depth: Of the wide residual network.
-        width: Of the wide residual network.
+        depth: Depth of the wide residual network.
+        width: Width of the wide residual network.
 
     Raises:
         ValueError: If the name is unknown.

@@ -47,12 +47,15 @@ SNAPSHOTS = (0, 30, 100, 199, 399, 599)
 def train_arm(
     settings: Training, seed: int, *, curve: bool = True
 ) -> tuple[Problem, nn.Module, Trained]:
-    """Draw the problem of an arm and train its model.
+    """Draw the problem of an arm and train its model, on the device of the run.
 
     Args:
         settings: Those of the arm.
         seed: Draws the parts, the initial weights, the order and the mixes.
-        curve: Whether the validation accuracy is noted before the end.
+        curve: Whether the validation accuracy is noted during training, not only at its end.
+
+    Returns:
+        The problem, the trained model, and what was noted in training.
     """
     device = run_device(settings.device)
     data = settings.problem(seed).to(device)
@@ -82,7 +85,7 @@ def run_training(settings: Training, seed: int) -> Result:
 class Radii(Training):
     """Accuracy of several arms against the radius of the attacks.
 
-    Of the settings of `Training` those of the data and of the attacks count; how the arms are
+    Of the inherited settings only those of the data and of the attacks are used; how each arm is
     trained stands in ``models``.
 
     Attributes:
@@ -92,7 +95,7 @@ class Radii(Training):
         partners: Training pictures with which test-time mixing averages a picture.
     """
 
-    kind: ClassVar[type[Training]] = Training
+    kind: ClassVar[type[Training]] = Training  # of the settings in `models`
     models: Mapping[str, Training] = field(default_factory=dict)
     shares: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
     mixed: tuple[str, ...] = ("erm", "csa2", "constant2")
@@ -119,13 +122,13 @@ class Radii(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsRadii(DigitsTraining, Radii):
-    """The same on digits."""
+    """`Radii` on digits."""
 
     kind: ClassVar[type[Training]] = DigitsTraining
 
 
 def run_radii(settings: Radii, seed: int) -> Result:
-    """Accuracy against the radius of the attacks, and what test-time mixing does to it."""
+    """Measure accuracy against the radius of the attacks, and what test-time mixing does to it."""
     metrics: dict[str, float] = {}
     curves: dict[str, list[float]] = {}
     for name, training in settings.models.items():
@@ -161,17 +164,21 @@ class Objective(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsObjective(DigitsTraining, Objective):
-    """The same on digits."""
+    """`Objective` on digits."""
 
 
 def _objectives(settings: Objective, data: Problem, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mixes of the same training pictures and their labels, by K and with contrast restored."""
+    """Mix the same training pictures with each K; return inputs and labels by name.
+
+    ``k4`` has four samples in a mix; in ``k4_rescaled`` the contrast that averaging takes away is
+    restored.
+    """
     count = min(settings.landscape_examples, settings.images)
     x, y = data.train.x[:count], data.train.y[:count]
     objectives: dict[str, tuple[Tensor, Tensor]] = {}
     for k in settings.samples:
         for name, rescale in ((f"k{k}", False), (f"k{k}_rescaled", True)):
-            if k == 1 and rescale:  # one sample has its contrast
+            if k == 1 and rescale:  # a single sample has lost no contrast
                 continue
             mix = SumMix(
                 k,
@@ -186,7 +193,11 @@ def _objectives(settings: Objective, data: Problem, seed: int) -> dict[str, tupl
 
 
 def run_objective(settings: Objective, seed: int) -> Result:
-    """Curvature of the objectives with K samples in a mix, at the same weights of a cascade."""
+    """Compare the objectives with K samples in a mix at the same weights, along one training.
+
+    Curves have curvature, loss and Lipschitz estimate of each objective at the snapshots; metrics
+    are mean log ratios to K = 1.
+    """
     device = run_device(settings.device)
     data = settings.problem(seed).to(device)
     objectives = _objectives(settings, data, seed)
@@ -213,25 +224,26 @@ def run_objective(settings: Objective, seed: int) -> Result:
 def _landscape(
     model: nn.Module, mixed: Tensor, labels: Tensor, settings: Objective, seed: int
 ) -> dict[str, float]:
+    """Measure the loss of one objective at the model's weights, its curvature and smoothness."""
     objective = model, losses_of, mixed, labels
-    g = stream(seed, "landscape")
+    generator = stream(seed, "landscape")
     loss = losses_of(model.eval()(mixed), labels).mean()
     return {
         "loss": float(loss.detach()),
         "curvature": hessian_top_eigenvalue(
-            *objective, iterations=settings.iterations, stopping="change", generator=g
+            *objective, iterations=settings.iterations, stopping="change", generator=generator
         ),
         "lipschitz": gradient_lipschitz(
             *objective,
             radius=settings.lipschitz_radius,
             draws=settings.lipschitz_draws,
-            generator=g,
+            generator=generator,
         ),
     }
 
 
 def _mean_log_ratio(first: list[float], second: list[float]) -> float:
-    """Mean over the snapshots, of numbers as the record's curves have them."""
+    """Average the log ratio over the snapshots, from numbers rounded as in the record's curves."""
     ratios = [
         math.log(abs(rounded(a, 6)) / abs(rounded(b, 6)))
         for a, b in zip(first, second, strict=True)

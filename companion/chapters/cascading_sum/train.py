@@ -1,4 +1,7 @@
-"""Train one arm of chapter 5. Nothing in here takes the test part."""
+"""Train one arm of chapter 5. Nothing here reads the test part.
+
+*The source* is the thesis (Simionescu 2022) with its released code.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +55,8 @@ __all__ = [
     "train_classifier",
 ]
 
-Observer = Callable[[nn.Module, int, Tensor, Tensor], object]
-Stages = tuple[tuple[int, float], ...]
+Observer = Callable[[nn.Module, int, Tensor, Tensor], object]  # model, step, index, losses
+Stages = tuple[tuple[int, float], ...]  # samples in a mix, share of the steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,53 +67,53 @@ class Training(Settings):
         data: ``digits``, ``fashion``, ``emoji``, ``cifar10`` or ``cifar100``.
         per_class: Training pictures of each class.
         held_out: Pictures of the validation and the test part.
-        reserved: Pictures of each class that are left for training, of data without an official
+        reserved: Pictures of each class that are kept for training where the data have no official
             test set.
         model: ``conv``, ``resnet8`` or ``wrn28_10``.
-        depth: Of the wide residual network.
-        width: Of the wide residual network.
+        depth: Depth of the wide residual network.
+        width: Width of the wide residual network.
         device: Where it is trained and measured; ``auto`` takes a GPU if the machine has one.
         stages: How many samples are averaged, and for which share of the steps; plain training is
             one stage with one sample in a mix.
         order: Whether the stages follow each other as ``listed``, or each batch draws its number
             of samples at ``random`` from them by their shares.
-        weights: Of the samples in a mix: ``equal``, ``smooth`` over a stage, ``jump`` as in the
-            released code, drawn from a ``dirichlet`` law, or drawn for each ``pixel``.
-        labels: Of ``all`` samples of a mix, of its ``first``, or ``smoothed``.
+        weights: Weights of the samples in a mix: ``equal``, ``smooth`` over a stage, ``jump`` as in
+            the released code, drawn from a ``dirichlet`` law, or drawn for each ``pixel``.
+        labels: Labels of ``all`` samples of a mix, of its ``first``, or ``smoothed``.
         mixer: ``sum`` averages pictures, ``cutmix`` pastes them.
         grouping: ``pairing`` mixes a batch with permutations of itself; with ``groups`` a mix of K
-            uses up K examples, at equally many examples; ``growing`` takes groups of a batch
-            twice as large.
+            uses up K examples, and the run has fewer steps, so as to use equally many examples;
+            ``growing`` takes groups of a batch twice as large.
         alpha: Strength of drawn weights.
         loss: ``ce``, or ``bce`` on mixes: the mean of the binary cross-entropies over classes.
-        rescale: Whether the contrast that averaging takes is restored.
+        rescale: Whether the contrast that averaging takes away is restored.
         restart: Whether each stage starts from the best weights of the one before.
-        k0: Above 0, stages end by plateaus, from this number of samples on.
+        k0: If above 0, the first number of samples of a cascade whose stages end by plateaus.
         steps: Updates.
         lr: Learning rate.
-        momentum: Nesterov's.
-        weight_decay: Of all weights.
+        momentum: Nesterov momentum.
+        weight_decay: Weight decay, of all weights.
         batch: Mixed examples in a step; the default is the source's for small subsets.
         measure_every: Steps between two evaluations on the validation part.
         smoothing: Strength of smoothed labels.
-        patience: Epochs of a plateau at K = 1 before the learning rate is halved; as the next one,
-            the source's for small subsets.
-        stop_patience: Epochs of a plateau at K = 1 before a stage ends.
+        patience: Epochs of a plateau at K = 1 before the learning rate is halved, as in the source
+            for small subsets.
+        stop_patience: Epochs of a plateau at K = 1 before a stage ends, likewise.
         last_rate: Factor of the learning rate of the clean stage after a cascade by plateaus.
         lowest_rate: Learning rate below which plateaus do not halve it.
         max_steps: Updates of a training by plateaus, at most.
         images: Test pictures that are attacked and corrupted.
-        eps: Radius of the attacks. At 0.1, the radius on digits, nothing is left of plain training
-            on Fashion-MNIST in pilots.
+        eps: Radius of the attacks. In pilots on Fashion-MNIST, plain training had no accuracy left
+            at 0.1, the radius on digits.
         pgd_steps: Steps of PGD.
-        pgd_restarts: Its random starts.
-        pgd_step: Its step size, as a share of the radius.
+        pgd_restarts: Random starts of PGD.
+        pgd_step: Step size of PGD, as a share of the radius.
         ece_bins: Bins of the expected calibration error.
         rho: Radius of the sharpness.
         landscape_examples: Training pictures on which the loss landscape is measured, at most.
         curvature_iterations: Power iterations for the curvature of a trained model.
         lipschitz_radius: Radius of the estimate of the gradient's Lipschitz constant.
-        lipschitz_draws: Its random directions.
+        lipschitz_draws: Random directions of that estimate.
     """
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
@@ -165,7 +168,7 @@ class Training(Settings):
         return content_hash(CONTENT[self.data])
 
     def shortened(self, share: float) -> Self:
-        steps = max(60, round(self.steps * share))  # every stage and two evaluations
+        steps = max(60, round(self.steps * share))  # enough for every stage and two evaluations
         if not self.k0:
             return replace(self, steps=steps)
         return replace(self, steps=steps, max_steps=self.max_steps * steps // self.steps)
@@ -197,7 +200,7 @@ class Training(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsTraining(Training):
-    """The same on digits."""
+    """`Training` on digits."""
 
     data: str = field()  # no default: its records have always stated it
     held_out: tuple[int, int] = HELD_OUT["digits"]
@@ -206,7 +209,7 @@ class DigitsTraining(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class EmojiTraining(Training):
-    """The same on emoji in colour; families of concepts decide what is held out."""
+    """`Training` on emoji in colour; nearly equal concepts are held out together."""
 
     data: str = field()
     held_out: tuple[int, int] = HELD_OUT["emoji"]
@@ -215,7 +218,7 @@ class EmojiTraining(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class CifarTraining(Training):
-    """The same on CIFAR, with the source's network."""
+    """`Training` on CIFAR, with the source's network."""
 
     data: str = field()
     held_out: tuple[int, int] = HELD_OUT["cifar10"]
@@ -244,11 +247,11 @@ class Trained:
 
 
 def released_weights(schedule: CascadeSchedule, step: int) -> Tensor:
-    """Weights that the source's gradual cascade really used (source page, section 2.4).
+    """Weights ``(K,)`` that the gradual cascade of the released code really used.
 
-    Its correction within a stage is divided by n - 1 where continuity needs a product, n the first
-    K: the weights hardly move within a stage and jump at its end. ``schedule`` has the stages
-    n, n - 1, ..., 1 and mode ``step``.
+    Its correction within a stage is divided by n - 1, n the first K, where continuity needs a
+    product (docs/sources/simionescu_thesis.md): the weights hardly move within a stage and jump at
+    its end. ``schedule`` has the stages n, n - 1, ..., 1 and mode ``step``.
     """
     n = schedule.counts[0]
     stage = schedule.stage(step)
@@ -261,7 +264,7 @@ def released_weights(schedule: CascadeSchedule, step: int) -> Tensor:
 
 
 class JoinedBatches:
-    """Loader batches of several plain ones, as many as ``count()`` says."""
+    """Join the batches of a sampler into larger ones, of as many parts as ``count()`` says."""
 
     def __init__(self, batches: RandomBatchSampler, count: Callable[[], int]) -> None:
         self.batches = batches
@@ -277,7 +280,7 @@ class JoinedBatches:
                 yield joined
                 joined = []
                 parts = 0
-        while joined:  # a training part smaller than a loader batch goes on with its next epoch
+        while joined:  # the last one is incomplete: fill it from the next epoch
             for batch in self.batches:
                 joined = joined + batch
                 parts += 1
@@ -287,7 +290,7 @@ class JoinedBatches:
 
 
 class Mixer:
-    """The batch transform of an arm: counts the steps and mixes what its settings say."""
+    """The batch transform of an arm: count the steps and mix each batch as the settings say."""
 
     def __init__(self, settings: Training, train_x: Tensor, num_classes: int, seed: int) -> None:
         from torchvision.transforms.v2 import CutMix
@@ -313,6 +316,7 @@ class Mixer:
         self.cutmix = CutMix(num_classes=num_classes) if settings.mixer == "cutmix" else None
 
     def _make_mix(self, train_x: Tensor, num_classes: int) -> SumMix:
+        """Make the mixing transform; ``train_x`` gives the mean picture for ``rescale``."""
         kind = PixelMix if self.settings.weights == "pixel" else SumMix
         if self.settings.labels == "first":
             kind = SingleLabelMix
@@ -332,12 +336,13 @@ class Mixer:
         return self.counts[min(stage, len(self.counts) - 1)]
 
     def loader_batches(self) -> int:
-        """Plain batches that the next loader batch is made of."""
+        """Batches of the sampler that the next batch of the loader is made of."""
         if self.settings.grouping == "groups":
             return self.k
         return 2 if self.settings.grouping == "growing" else 1
 
     def __call__(self, batch: Batch) -> Batch:
+        """Mix a batch and count the step."""
         k = self.k
         if self.settings.order == "random":
             k = self.counts[int(torch.multinomial(self.shares, 1, generator=self.generator))]
@@ -359,14 +364,14 @@ class Mixer:
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """Loss of each example of the last batch, ``(B,)``."""
-        if self.settings.loss == "bce" and self.mixed > 1:  # the source's: mean over classes
+        if self.settings.loss == "bce" and self.mixed > 1:  # as in the source, mean over classes
             return F.binary_cross_entropy_with_logits(logits, y, reduction="none").mean(1)
         smoothing = self.settings.smoothing if self.settings.labels == "smoothed" else 0.0
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=smoothing)
 
 
 class _Validation:
-    """Notes the validation accuracy of a stage, and keeps its best weights where it restarts."""
+    """Note the validation accuracy of a stage, and keep its best weights if stages restart."""
 
     def __init__(self, part: IndexedDataset, mixer: Mixer, trained: Trained) -> None:
         self.part = part
@@ -382,7 +387,7 @@ class _Validation:
         if self.mixer.settings.restart and accuracy > self.best:
             self.best = accuracy
             self.weights = copy.deepcopy(model.state_dict())
-        return {}
+        return {}  # everything is noted in `trained`
 
 
 def make_optimizer(model: nn.Module, settings: Training) -> SGD:
@@ -412,8 +417,8 @@ def train_classifier(
     Without ``curve`` it is noted at the end only, unless the arm chooses its weights by it.
 
     With ``restart`` every stage starts from the best weights of the one before (by validation
-    accuracy), without momentum and on a cosine that is its alone, and the run ends with the best
-    weights of its last stage; otherwise one cosine spans the run, and it ends with the last ones.
+    accuracy), without momentum and with a new cosine schedule, and the run ends with the best
+    weights of its last stage. Otherwise one cosine spans the run, which ends with its last weights.
 
     Raises:
         ValueError: If the settings do not fit together.
@@ -451,4 +456,5 @@ def train_classifier(
 
 
 def _cosine(steps: int) -> Callable[[int], float]:
+    """Make the factor of the learning rate by step: half a cosine, from 1 to 0."""
     return lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))

@@ -1,4 +1,7 @@
-"""The arms of chapter 2: what each trains and measures, and whose tuned values it has."""
+"""The arms of chapter 2: what each trains and measures, and whose tuned values it has.
+
+In a *snooze* examples of small loss sleep for some epochs.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +61,11 @@ class Profile(BaseProfile):
     """How much of chapter 2 is run; the defaults are *standard*.
 
     Attributes:
-        seeds: Of the variance of the headline arms. A seed draws the parts, the initial weights
-            and the order.
-        speed_seeds: Of the samplers' training runs.
-        extended_seeds: Of the extended arms.
-        cifar_seeds: Of the paper's network on CIFAR-10, for a GPU.
+        seeds: Seeds of the headline arms that measure variance. A seed draws the parts, the initial
+            weights and the order.
+        speed_seeds: Seeds of the samplers' training runs.
+        extended_seeds: Seeds of the extended arms.
+        cifar_seeds: Seeds of the paper's network on CIFAR-10, for a GPU.
         timing_blocks: Interleaved blocks of the timings.
     """
 
@@ -74,22 +77,22 @@ class Profile(BaseProfile):
 
 
 def followed(name: str, settings: Trajectory, seeds: str, seconds: float) -> Arm:
-    """A row that measures variances along ordinary SGD."""
+    """Make an arm that measures variances along ordinary SGD."""
     return arm(name, settings, run_trajectory, seeds, seconds, version=2)
 
 
 def featured(name: str, settings: Features, seeds: str, seconds: float) -> Arm:
-    """A row that trains a grid of random features."""
+    """Make an arm that trains a grid of random features."""
     return arm(name, settings, run_features, seeds, seconds, version=2)
 
 
 def sampled(name: str, settings: Sampling, seeds: str, seconds: float, **tuned: str) -> Arm:
-    """A row that trains with a sampler, with the values which were tuned for these arms."""
+    """Make an arm that trains with a sampler; ``tuned``: by setting, the arm whose value it takes."""
     return arm(name, settings, run_sampling, seeds, seconds, tuned=tuned, version=2)
 
 
 def arms(profile: Profile) -> list[Arm]:
-    """The rows of the chapter."""
+    """List the arms of the chapter at the sizes of a profile."""
     digits = Trajectory()
     fashion = FashionTrajectory(data="fashion", num_train=2000, refresh=250, steps=1500)
     conv = replace(fashion, model="cnn", num_train=1000)
@@ -180,39 +183,44 @@ def score_sampler(settings: Sampling, seed: int, counts: Sequence[int] | None = 
 
 
 def score_control(settings: Sampling, seed: int) -> float:
-    """Score the control of a snooze, with as many awake as the snooze has."""
+    """Score the control of a snooze, with as many examples awake in each epoch as the snooze has."""
     return score_sampler(settings.control(), seed, counts_of_snooze(settings, seed))
 
 
 def sampler_searches(chosen: Tuned) -> Sequence[Search[Sampling]]:
-    """The same rates for every sampler, and for every threshold of those that have one."""
+    """List the searches of every arm with its own learning rate, all on the same grid.
+
+    A sampler with a threshold has one search for each, named ``arm@threshold``.
+    """
     searches: list[Search[Sampling]] = []
-    for row in arms(Profile()):
-        settings = row.settings
-        if not isinstance(settings, Sampling) or row.tuned["lr"] != row.name:
+    for tuned_arm in arms(Profile()):
+        settings = tuned_arm.settings
+        if not isinstance(settings, Sampling) or tuned_arm.tuned["lr"] != tuned_arm.name:
             continue
-        names = {row.name: settings}
-        if "tau" in row.tuned:
-            names = {f"{row.name}@{tau:g}": replace(settings, tau=tau) for tau in THRESHOLDS}
-        for name, tried in names.items():
-            searches.append(Search(name, tried, "lr", LEARNING_RATES, score_sampler))
+        variants = {tuned_arm.name: settings}
+        if "tau" in tuned_arm.tuned:
+            variants = {
+                f"{tuned_arm.name}@{tau:g}": replace(settings, tau=tau) for tau in THRESHOLDS
+            }
+        for name, variant in variants.items():
+            searches.append(Search(name, variant, "lr", LEARNING_RATES, score_sampler))
     return searches
 
 
 def control_searches(chosen: Tuned) -> Sequence[Search[Sampling]]:
-    """The same rates for the control of every snooze, which has its tuned values."""
+    """List the searches of the snoozes' controls, after what was chosen for the snoozes."""
     searches: list[Search[Sampling]] = []
-    for row in arms(Profile()):
-        if isinstance(row.settings, Sampling) and "control_lr" in row.tuned:
-            tuned = chosen[row.name]
-            snooze = replace(row.settings, lr=tuned["lr"], tau=tuned["tau"])
-            [name] = row.sources("control_lr")
+    for tuned_arm in arms(Profile()):
+        if isinstance(tuned_arm.settings, Sampling) and "control_lr" in tuned_arm.tuned:
+            tuned = chosen[tuned_arm.name]
+            snooze = replace(tuned_arm.settings, lr=tuned["lr"], tau=tuned["tau"])
+            [name] = tuned_arm.sources("control_lr")
             searches.append(Search(name, snooze, "control_lr", LEARNING_RATES, score_control))
     return searches
 
 
 def choose_thresholds(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
-    """Keep of an arm's thresholds the one whose best mean score is the highest."""
+    """Choose the learning rate of every arm, and its threshold by the highest mean score."""
     chosen: dict[str, dict[str, float]] = {}
     scores: dict[str, float] = {}
     for name, values in choose(trials).items():

@@ -1,4 +1,7 @@
-"""Tiny data for the canaries of the arms on CIFAR-10, which cannot be had everywhere."""
+"""Tiny data for the canaries on CIFAR-10: short runs that must give the same numbers everywhere.
+
+The real archive is not available on every machine.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ def tiny_data(config: Mapping[str, object]) -> Iterator[None]:
     if config.get("data") != "cifar10":
         yield
         return
-    few = partial(load_cifar, complete=False)
+    load_tiny_cifar = partial(load_cifar, complete=False)
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_cifar(folder, 10, 80)
         problems.pictures.cache_clear()  # it does not know which files its pictures came from
         with (
             mock.patch.object(problems, "DATA_CACHE", folder),
-            mock.patch.object(problems, "load_cifar", few),
+            mock.patch.object(problems, "load_cifar", load_tiny_cifar),
         ):
             yield
         problems.pictures.cache_clear()

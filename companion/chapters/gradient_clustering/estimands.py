@@ -1,8 +1,9 @@
 """Estimands of chapter 2's tables and figures: functions of all records of one seed.
 
 Comparisons of variances and of costs are natural logarithms of ratios: below zero the first is
-smaller. Along a run they are means over the measurements after its first quarter, half-way between
-two clusterings unless another age is named.
+smaller. Along a run they are means over the measurements after its first quarter. Curves named
+``mid/...`` are measured half-way between two clusterings, ``fresh/...`` at one and ``old/...`` just
+before the next.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def drop_effect(data: str) -> Estimand:
 
 
 def cell(arm: str, name: str, one: str, other: str) -> Estimand:
-    """Make the estimand: difference of two logarithms of a cell."""
+    """Make the estimand: log ratio of two variances of a cell, whose metrics are logarithms."""
 
     def estimand(records: Sequence[Record]) -> float:
         metrics = find(records, arm)["metrics"]
@@ -85,12 +86,12 @@ def cell(arm: str, name: str, one: str, other: str) -> Estimand:
 
 
 def rate_effect(records: Sequence[Record]) -> float:
-    """Log of how many times the variance at a tenth of the learning rate, at equal steps."""
+    """Log ratio of the variance at a tenth of a learning rate to that at it, after equal steps."""
     return -math.log(10) * numbers.rate_slope(find(records, "features_rates"))
 
 
 def equal_loss_effect(records: Sequence[Record]) -> float:
-    """The same at equal training loss."""
+    """As `rate_effect`, but at equal training loss."""
     return -math.log(10) * numbers.equal_loss_slope(find(records, "features_rates"))
 
 
@@ -108,7 +109,7 @@ def rank_correlation(which: str, lr: float | None = None) -> Estimand:
 
 
 def cost_ratio(problem: str, sampler: str, other: str) -> Estimand:
-    """Make the estimand: log ratio of the examples to the target, passes of clustering included."""
+    """Make the estimand: log ratio of the examples spent to the target, clustering included."""
     first, second = _cost(problem, sampler), _cost(problem, other)
     return lambda records: math.log(first(records) / second(records))
 
@@ -131,6 +132,7 @@ def accuracy_gain(problem: str, sampler: str, other: str) -> Estimand:
 
 
 def _cost(problem: str, sampler: str, name: str = "examples") -> Estimand:
+    """Make the estimand: a metric of the run of a sampler on a problem."""
     if sampler == "random":  # the control is a part of the snooze's record
         return metric(f"speed_{problem}_snooze", f"random/{name}")
     return metric(f"speed_{problem}_{sampler}", name)
@@ -145,15 +147,15 @@ def seconds_to_target(problem: str, sampler: str) -> Estimand:
 
     def estimand(records: Sequence[Record]) -> float:
         times = find(records, "timing_samplers")["metrics"]
-        drawn = 300 * 64
+        drawn = 300 * 64  # examples in the timed updates
         examples = _cost(problem, sampler)(records)
         if sampler != "stratified":
             return float(times[f"seconds/{sampler}"]) * examples / drawn
         extra = _cost(problem, sampler, "extra")(records)
-        each = float(times["seconds/uniform"]) / drawn
-        clustered = 3 * 10_000 + 64  # in the timed run
-        return each * (examples - extra) + extra * (
-            max(0.0, float(times["seconds/stratified"]) - each * drawn) / clustered
+        per_example = float(times["seconds/uniform"]) / drawn
+        clustered = 3 * 10_000 + 64  # in the timed run: three passes, and the first centres
+        return per_example * (examples - extra) + extra * (
+            max(0.0, float(times["seconds/stratified"]) - per_example * drawn) / clustered
         )
 
     return estimand
@@ -166,7 +168,10 @@ def seconds_ratio(problem: str, sampler: str) -> Estimand:
 
 
 def overhead(model: str, what: str, count: int) -> Estimand:
-    """Make the estimand: log ratio of clustering a batch to its forward and backward pass."""
+    """Make the estimand: log ratio of the time of clustering a batch to forward and backward.
+
+    ``what`` is ``assign`` or ``pass`` (assign and collect), ``count`` the number of clusters.
+    """
 
     def estimand(records: Sequence[Record]) -> float:
         metrics = find(records, f"timing_{model}")["metrics"]

@@ -1,4 +1,7 @@
-"""Random features: a fixed hidden layer and a trained last one, over their number and the rate."""
+"""Random features: a fixed random hidden layer and a trained last one, on a grid of settings.
+
+A *teacher*, another random network, gives the classes.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Cell:
     """One training of a grid.
 
     Attributes:
-        tau: Features an example.
+        tau: Features per example.
         lr: Learning rate.
         teacher: Width of the teacher.
         copies: Share of exact copies.
@@ -54,21 +57,21 @@ class Features(Settings):
     """A grid of trainings of a last layer by SGD.
 
     Attributes:
-        taus: Features an example.
+        taus: Features per example.
         lrs: Learning rates.
         teachers: Widths of the teacher.
         copies: Shares of exact copies.
         steps: Updates.
         curves: Whether the record has curves.
-        width: Features.
-        inputs: Numbers that features are made of.
-        classes: As many as the teacher tells apart.
-        points: Examples that the copies repeat.
+        width: Number of features.
+        inputs: Numbers in an input, from which the features are computed.
+        classes: Number of classes that the teacher tells apart.
+        points: Number of examples that the copies repeat.
         batch: Examples in a batch, and clusters.
         iterations: Passes of a clustering.
         refreshes: Clusterings of a training, and snapshots of SVRG.
         decay: Weight decay.
-        burn_in: Share of the steps that no mean counts.
+        burn_in: Share of the steps, at the start, that the means leave out.
         draws: Batches in each of the two sets of the authors' statistic.
         snapshots: Points of the curves, dense at the start.
     """
@@ -101,12 +104,12 @@ class Features(Settings):
         return replace(self, steps=max(50, round(self.steps * share)))
 
     def tiny(self) -> Self:
-        # many examples for each feature cost most, and nothing else happens there
+        # few features per example mean many examples: they cost most and cover no other code
         taus = tuple(tau for tau in self.taus if tau >= 1)[-2:]
         return replace(self, taus=taus, lrs=self.lrs[::4], steps=60)
 
     def cells(self) -> Iterator[Cell]:
-        """All trainings, the learning rates side by side."""
+        """Yield all trainings; those that differ in the learning rate only follow each other."""
         for tau, teacher, copies, lr in itertools.product(
             self.taus, self.teachers, self.copies, self.lrs
         ):
@@ -133,6 +136,7 @@ def run_features(settings: Features, seed: int) -> Result:
 
 
 def _hidden(inputs: int, width: int, generator: torch.Generator) -> nn.Linear:
+    """Make a hidden layer with PyTorch's initial weights, drawn from a generator."""
     with torch.device("meta"):
         layer = nn.Linear(inputs, width)
     initialise(layer, generator)
@@ -141,16 +145,14 @@ def _hidden(inputs: int, width: int, generator: torch.Generator) -> nn.Linear:
 
 @torch.no_grad()
 def draw_features(settings: Features, cell: Cell, seed: int) -> tuple[Tensor, Tensor]:
-    """Features ``(N, width)`` and the teacher's classes; PyTorch's initial weights throughout.
+    """Draw the features ``(N, width)`` of all examples, and the classes that the teacher gives.
 
     All is drawn on the CPU, and then moved to the device of the run and computed there.
     """
     device = run_device()
-    n, points, teacher = (
-        max(settings.classes, round(settings.width / cell.tau)),
-        settings.points,
-        cell.teacher,
-    )
+    n = max(settings.classes, round(settings.width / cell.tau))
+    points = settings.points
+    teacher = cell.teacher
     x = torch.randn(n + points, settings.inputs, generator=stream(seed, "inputs"))
     distinct = n - round(cell.copies * n)
     rows = torch.cat([points + torch.arange(distinct), torch.arange(n - distinct) % points])
@@ -194,7 +196,7 @@ def train_cell(
 
 
 class _Watch:
-    """Clusters and measures before the updates of some steps, and after the last."""
+    """Cluster and measure before the updates of some steps, and after the last."""
 
     def __init__(self, settings: Features, phi: Tensor, y: Tensor, seed: int) -> None:
         self.settings, self.phi, self.y, self.seed = settings, phi, y, seed
@@ -212,7 +214,7 @@ class _Watch:
         self.half = steps
 
     def observe(self, w: Tensor, step: int) -> None:
-        """Refresh and measure where the step is due for it."""
+        """Refresh and measure at the steps for which it is due; ``w`` is ``(C, width)``."""
         steps = self.settings.steps
         if step % self.refresh == 0 and step < steps:
             self.assign = self._cluster(w)
@@ -220,8 +222,8 @@ class _Watch:
         if step not in self.snapshots | self.middles | {steps}:
             return
         errors = closed_form_errors(self.phi, self.y, w)  # (N, C) gradients of the logits
-        one, second = closed_form_variance(self.phi, errors)
-        sg = one / self.settings.batch
+        one_draw, squared_mean = closed_form_variance(self.phi, errors)
+        sg = one_draw / self.settings.batch
         loss = F.cross_entropy(self.phi @ w.T, self.y).item()
         if step in self.snapshots:
             for name, value in (("step", step), ("loss", loss), ("sg", sg)):
@@ -229,16 +231,17 @@ class _Watch:
             if loss <= 0.5 * self.curve["loss"][0]:
                 self.half = min(self.half, step)
         if step in self.middles and step >= self.settings.burn_in * steps:
-            self._measure(errors, sg, second, step)
+            self._measure(errors, sg, squared_mean, step)
 
     def metrics(self) -> dict[str, float]:
-        """The means of what was measured, as a record has them."""
+        """Return the means of what was measured, variances as logarithms, as a record has them."""
         metrics = {name: math.fsum(values) / len(values) for name, values in self.parts.items()}
         for name in ("sg", "gc", "svrg"):
             metrics[name] = math.log(max(metrics[name], 1e-30))
         return metrics | {"loss": self.curve["loss"][-1], "half": float(self.half)}
 
-    def _measure(self, errors: Tensor, sg: float, second: float, step: int) -> None:
+    def _measure(self, errors: Tensor, sg: float, squared_mean: float, step: int) -> None:
+        """Measure the other estimators; ``sg`` and the mean's squared length are known."""
         n, batch = len(self.phi), self.settings.batch
         gradients = (errors[:, :, None] * self.phi[:, None, :]).flatten(1)
         clusters = len(torch.unique(self.assign))
@@ -248,10 +251,11 @@ class _Watch:
         self.parts["sg"].append(sg)
         self.parts["gc"].append(gc)
         self.parts["svrg"].append(svrg)
-        self.parts["norm"].append(sg / (sg + second))
+        self.parts["norm"].append(sg / (sg + squared_mean))
         self.parts["norm_plugin"].append(plugin)
 
     def _cluster(self, w: Tensor) -> Tensor:
+        """Cluster the gradients of the last layer at the weights ``w``; return the strata, (N,)."""
         settings, phi = self.settings, self.phi
         model = nn.Linear(settings.width, settings.classes, bias=False, device="meta")
         model.to_empty(device=phi.device)
@@ -282,7 +286,7 @@ def closed_form_variance(phi: Tensor, errors: Tensor) -> tuple[float, float]:
 
 
 def plugin_variance(settings: Features, phi: Tensor, errors: Tensor, seed: int, step: int) -> float:
-    """The authors' normalised variance from two sets of drawn batches."""
+    """The authors' normalised variance: one set of drawn batches gives the mean, one the spread."""
     g = stream(seed, f"measure/{step}")
     batch = settings.batch
     rows = torch.randint(len(phi), (2, settings.draws, batch), generator=g)

@@ -24,7 +24,7 @@ from companion.chapters.gradient_clustering.estimands import (
 )
 from companion.chapters.gradient_clustering.features import cell_name
 from companion.chapters.gradient_clustering.grids import RATES, SWEPT_RATES, SWEPT_TAUS, TAUS
-from companion.chapters.gradient_clustering.numbers import at_loss as at
+from companion.chapters.gradient_clustering.numbers import at_loss
 from companion.evidence.plots import PALETTE, band, figure
 from companion.evidence.statistics import t_interval
 from companion.lab.records import Estimand, Record, by_seed, curves_of, find, values_of
@@ -61,7 +61,7 @@ def _ratio(
     colour: str,
     label: str | None,
 ) -> None:
-    """Draw geometric mean and 95 % interval of a ratio; nothing if no seed has its records."""
+    """Draw geometric mean and 95 % interval of a ratio, or nothing if no seed has its records."""
     values = values_of(records, estimand)
     if not values:
         return
@@ -72,7 +72,10 @@ def _ratio(
 
 
 def _log_scale(axis: Axes) -> None:
-    """Logarithmic ordinates; plain numbers where they span little, after all is drawn."""
+    """Make the ordinate logarithmic, with plain numbers if it spans little.
+
+    Call it after everything is drawn, since the limits decide.
+    """
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     if high / low < 30:
@@ -129,15 +132,15 @@ def rates(records: Sequence[Record]) -> Figure:
     """Variance of SG-B with random features against the learning rate: equal steps, equal loss."""
     drawn, axes = figure(2, height=3.0)
     for number, tau in enumerate(SWEPT_TAUS):
-        at_steps, at_loss = [], []
+        equal_steps, equal_loss = [], []
         for seed in by_seed(records, "features_rates"):
             record = find(seed, "features_rates")
             names = [cell_name(tau, lr, 2000) for lr in SWEPT_RATES]
-            at_steps.append([math.exp(record["metrics"][f"{name}/sg"]) for name in names])
+            equal_steps.append([math.exp(record["metrics"][f"{name}/sg"]) for name in names])
             target = max(record["curves"][f"{name}/loss"][-1] for name in names)
-            at_loss.append([math.exp(at(record["curves"], name, target)) for name in names])
+            equal_loss.append([math.exp(at_loss(record["curves"], name, target)) for name in names])
         label = f"{tau:g} features an example"
-        for axis, values in ((axes[0], at_steps), (axes[1], at_loss)):
+        for axis, values in ((axes[0], equal_steps), (axes[1], equal_loss)):
             band(axis, SWEPT_RATES, values, label=label, colour=PALETTE[number])
     for axis, title in zip(axes, ("equal steps", "equal training loss"), strict=True):
         axis.set_xscale("log")
@@ -150,7 +153,7 @@ def rates(records: Sequence[Record]) -> Figure:
 
 
 def widths(records: Sequence[Record]) -> Figure:
-    """Variance of GC and SVRG over that of SG-B against the number of features an example."""
+    """Variance of GC and SVRG over that of SG-B against the number of features per example."""
     drawn, axes = figure(len(RATES), height=2.8)
     for axis, lr in zip(axes, RATES, strict=True):
         for name in ("gc", "svrg"):
@@ -173,7 +176,7 @@ def widths(records: Sequence[Record]) -> Figure:
 
 
 def cost_to_target(records: Sequence[Record]) -> Figure:
-    """Examples and seconds to the target over those of uniform draws, every extra pass counted."""
+    """Examples and seconds to the target over those of uniform draws, extra passes included."""
     problems = {"0": "no copies", "90": "90 % copies"}
     drawn, axes = figure(2, height=3.2)
     for axis, (problem, title) in zip(axes, problems.items(), strict=True):
@@ -219,8 +222,8 @@ def distortion_curve(counts: Sequence[int], variances: Mapping[str, Sequence[flo
     """Variance against the number of clusters, with the lines of SG-B and SG-2B for B = K.
 
     Args:
-        counts: K.
-        variances: Name to variance at each K.
+        counts: Numbers of clusters, K.
+        variances: Variances at each K, by name.
     """
     drawn, axes = figure(1, height=3.0)
     styles = {"SG-B": "-", "SG-2B": "--"}
@@ -236,10 +239,10 @@ def distortion_curve(counts: Sequence[int], variances: Mapping[str, Sequence[flo
 
 
 def nearest_pictures(rows: Mapping[str, ArrayLike]) -> Figure:
-    """Pictures of some clusters, a row each: those whose gradients lie nearest to the centre.
+    """Pictures of some clusters, one row each: those whose gradients lie nearest to the centre.
 
     Args:
-        rows: Title to pictures, ``(M, H, W)``.
+        rows: Pictures by title, ``(M, H, W)``.
     """
     count = max(len(np.asarray(pictures)) for pictures in rows.values())
     drawn, axes = figure(count, len(rows), height=0.95)

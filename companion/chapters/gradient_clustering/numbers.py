@@ -1,7 +1,9 @@
 """Numbers of chapter 2's claims that are more than arithmetic: functions of records of one seed.
 
-Log ratios are natural logarithms: below zero the first is smaller. Of random features the record
-has logarithms of variances, by cell: features an example, learning rate and width of the teacher.
+Log ratios are natural logarithms: below zero the first is smaller. The estimators are ``sg``
+(SG-B, the mean of a batch of B uniform draws), ``gc`` (gradient clustering) and ``svrg``. Records
+of random features have logarithms of variances, by cell: features per example, learning rate and
+width of the teacher.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def _slope(points: Sequence[tuple[float, float]]) -> float:
 
 
 def late_log_ratio(arm: Record, one: str, other: str, factor: float = 1.0) -> float:
-    """Log ratio of a curve to another times a factor, mean after the first quarter of the run."""
+    """Log ratio of a curve to ``factor`` times another, mean after the run's first quarter."""
     late = [arm["curves"][name] for name in (one, other)]
     pairs = zip(*(values[len(values) // 4 :] for values in late), strict=True)
     return _mean([max(FLOOR, math.log(max(a, 1e-300) / (factor * b))) for a, b in pairs])
@@ -74,7 +76,7 @@ def second_quarter(arm: Record, curve: str) -> float:
 
 
 def rate_slope(rates: Record) -> float:
-    """Slope of log variance on log learning rate at equal steps, mean over the numbers of data."""
+    """Slope of log variance on log learning rate at equal steps, mean over sizes of the data."""
     metrics = rates["metrics"]
     slopes = []
     for tau in SWEPT_TAUS:
@@ -84,7 +86,10 @@ def rate_slope(rates: Record) -> float:
 
 
 def equal_loss_slope(rates: Record) -> float:
-    """The same slope where each run first has the training loss that the slowest one ends with."""
+    """Slope of log variance on log learning rate at equal training loss, mean over the sizes.
+
+    Every run is read where it first has the loss with which the slowest one ends.
+    """
     curves = rates["curves"]
     slopes = []
     for tau in SWEPT_TAUS:
@@ -114,6 +119,7 @@ def _cell(tau: float, lr: float, teacher: int) -> str:
 
 
 def _values(grid: Record, name: str) -> dict[tuple[float, float, int], float]:
+    """A metric of the cells of the whole grid, by features per example, rate and teacher."""
     metrics = grid["metrics"]
     cells = [(tau, lr, h) for tau in TAUS for lr in RATES for h in TEACHERS]
     return {cell: float(metrics[f"{_cell(*cell)}/{name}"]) for cell in cells}
@@ -135,7 +141,7 @@ def worst_gc_over_sg(grid: Record) -> float:
 
 
 def svrg_over_sg(grid: Record, tau: float) -> float:
-    """Log ratio of SVRG to SG-B, mean over the cells with so many features an example."""
+    """Log ratio of SVRG to SG-B, mean over the cells with ``tau`` features per example."""
     return _mean([ratio for (t, _, _), ratio in _over_sg(grid, "svrg").items() if t == tau])
 
 
@@ -145,7 +151,7 @@ def worst_svrg_over_sg(grid: Record, lr: float) -> float:
 
 
 def svrg_slope(grid: Record) -> float:
-    """Slope of the log ratio of SVRG to SG-B on the log of the features an example."""
+    """Slope of the log ratio of SVRG to SG-B on the log of the features per example."""
     return _slope([(math.log(t), ratio) for (t, _, _), ratio in _over_sg(grid, "svrg").items()])
 
 
@@ -163,9 +169,9 @@ def rank_correlation(grid: Record, name: str, lr: float | None = None) -> float:
         name: Which variance.
         lr: The learning rate of the cells that count, if not all.
     """
-    cells_of = [_values(grid, what).items() for what in (name, "half")]
-    of_rate = [[v for (_, rate, _), v in cells if lr in (None, rate)] for cells in cells_of]
-    one, other = map(_centred_ranks, of_rate)
+    both = [_values(grid, what).items() for what in (name, "half")]
+    selected = [[v for (_, rate, _), v in cells if lr in (None, rate)] for cells in both]
+    one, other = map(_centred_ranks, selected)
     size = math.sqrt(sum(a * a for a in one) * sum(b * b for b in other))
     products = sum(a * b for a, b in zip(one, other, strict=True))
     return products / size if size else math.nan

@@ -38,12 +38,12 @@ CONTENT = {"digits": "digits", "fashion": "fashion_mnist"}  # names in the regis
 CIFAR = "cifar-10-binary.tar.gz"
 # examples for validation and for the test
 HELD_OUT = {"digits": (297, 500), "fashion": (3000, 2000), "cifar10": (5000, 10_000)}
-LARGEST = {"digits": 16}  # of a pixel as stored, else 255
+LARGEST = {"digits": 16}  # largest value of a pixel as stored; 255 for the others
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Disjoint parts; *val* chooses and gives the steps to a target, *test* is looked at once.
+    """Disjoint parts; *val* chooses and gives the steps to a target, *test* is evaluated once.
 
     ``copy_of`` numbers the distinct training examples, ``(N,)``: equal numbers are exact copies.
     """
@@ -64,7 +64,7 @@ class Problem:
 
 @lru_cache(maxsize=2)
 def pictures(data: str) -> tuple[Tensor, Tensor, int]:
-    """All pictures as stored, their classes, and how many rows may be trained on."""
+    """All pictures as stored, their classes, and how many, from the first, may be trained on."""
     if data == "cifar10":
         arrays = load_cifar(DATA_CACHE / CIFAR, 10)
     else:
@@ -73,8 +73,9 @@ def pictures(data: str) -> tuple[Tensor, Tensor, int]:
     if data != "cifar10":
         side = 8 if data == "digits" else 28
         x = x.reshape(len(x), 1, side, side)
-    official = len(x) if data == "digits" else len(arrays["train_y"])
-    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)), official
+    # digits have no official test set
+    trainable = len(x) if data == "digits" else len(arrays["train_y"])
+    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)), trainable
 
 
 def problem(
@@ -94,9 +95,9 @@ def problem(
             of the last two the test part is from the official test set.
         seed: Seed of the draw.
         num_train: Training examples, copies included.
-        copies: Share of them that are exact copies of some chosen ones, as many of each.
+        copies: Share of them that are exact copies of a few, equally many of each.
         noise: Share of the distinct training labels replaced by another class at random.
-        points: Examples that the copies repeat.
+        points: Number of examples that the copies repeat.
         held_out: Examples for validation and for the test; those of `HELD_OUT` by default.
 
     Raises:
@@ -106,12 +107,12 @@ def problem(
         raise ValueError(f"data must be one of {', '.join(HELD_OUT)}, got {data!r}")
     if not (0 <= copies < 1 and 0 <= noise < 1):
         raise ValueError(f"need 0 <= copies, noise < 1, got {copies}, {noise}")
-    x, y, official = pictures(data)
+    x, y, trainable = pictures(data)
     num_val, num_test = held_out or HELD_OUT[data]
     g = stream(seed, "parts")
-    order = torch.randperm(official, generator=g)
-    if official < len(x):
-        test = official + torch.randperm(len(x) - official, generator=g)[:num_test]
+    order = torch.randperm(trainable, generator=g)
+    if trainable < len(x):
+        test = trainable + torch.randperm(len(x) - trainable, generator=g)[:num_test]
         val, rest = order[:num_val], order[num_val:]
     else:
         val, test, rest = torch.split(order, [num_val, num_test, len(order) - num_val - num_test])
@@ -142,7 +143,7 @@ class PictureSettings(Settings):
         num_train: Training examples, copies included.
         copies: Share of them that are exact copies.
         noise: Share of wrong labels among the distinct ones.
-        points: Examples that the copies repeat.
+        points: Number of examples that the copies repeat.
         num_val: Examples of the validation part.
         num_test: Examples of the test part.
         hidden: Hidden units of the MLP.
@@ -196,7 +197,7 @@ def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.M
 
 
 def plain_resnet8(generator: torch.Generator, in_channels: int) -> nn.Module:
-    """Build a ResNet-8 whose BatchNorms do nothing, as the paper's."""
+    """Build a ResNet-8 whose BatchNorms are identities, as in the paper."""
     model = ResNet8(10, generator, in_channels=in_channels)
     for module in list(model.modules()):
         for name, child in module.named_children():

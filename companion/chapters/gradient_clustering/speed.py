@@ -50,25 +50,26 @@ Sampler = Literal["uniform", "snooze", "reweighted", "random", "stratified"]
 class Sampling(PictureSettings):
     """Training an MLP with a sampler of batches.
 
-    What has no default its records have always stated.
+    Settings without a default are stated by all records.
 
     Attributes:
-        sampler: Uniform batches; those of a snooze, as they are or weighted so that their mean
-            stays right; of a snooze that sleeps ``random``; or ``stratified`` by clusters.
+        sampler: ``uniform`` batches; ``snooze``, where examples of small loss sleep for some
+            epochs; ``reweighted``, a snooze with weights that keep the mean right; ``random``, its
+            control, where as many sleep at random; or ``stratified`` by clusters of gradients.
         lr: Learning rate.
-        control_lr: Learning rate of the control that a snooze is run with.
-        momentum: Of SGD.
+        control_lr: Learning rate of the control that is run after a snooze.
+        momentum: Momentum of SGD.
         decay: Weight decay.
         batch: Examples in a batch.
         steps: Updates.
-        rule: From what a snooze takes its threshold.
-        tau: The threshold, as a multiple.
+        rule: What the threshold of a snooze is measured by, such as the ``mean`` loss.
+        tau: Threshold of a snooze, as a multiple of that.
         clusters: K.
         iterations: Passes of the first clustering; later ones have one.
         refresh: Epochs between two clusterings.
         target_accuracy: Validation accuracy that is to be reached, which a tuned uniform run does.
-        evaluate_every: Steps between two looks at the validation part.
-        window: Looks that are averaged.
+        evaluate_every: Steps between two evaluations on the validation part.
+        window: Evaluations that are averaged.
         curve_points: Points that a record keeps of each curve.
     """
 
@@ -115,7 +116,7 @@ class Sampling(PictureSettings):
         return replace(self, sampler="random", lr=self.control_lr)
 
     def shortened(self, share: float) -> Self:
-        # five looks, so that there is a mean
+        # five evaluations: as many as are averaged
         return replace(self, steps=max(100, round(self.steps * share)))
 
     def tiny(self) -> Self:
@@ -132,7 +133,7 @@ class Sampling(PictureSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class HalfCopies(Sampling):
-    """The same where half of the examples are copies."""
+    """`Sampling` where half of the training examples are copies."""
 
     target_accuracy: float = 0.82
 
@@ -142,7 +143,7 @@ class HalfCopies(Sampling):
 
 @dataclass(frozen=True, kw_only=True)
 class MostlyCopies(Sampling):
-    """The same where 90 per cent of the examples are copies."""
+    """`Sampling` where 90 per cent of the training examples are copies."""
 
     target_accuracy: float = 0.77
 
@@ -152,7 +153,7 @@ class MostlyCopies(Sampling):
 
 @dataclass(frozen=True, kw_only=True)
 class WrongLabels(Sampling):
-    """The same with a tenth of wrong labels."""
+    """`Sampling` with a tenth of wrong training labels."""
 
     target_accuracy: float = 0.83
 
@@ -162,17 +163,17 @@ class WrongLabels(Sampling):
 
 @dataclass
 class Trained:
-    """A run: validation accuracy, with the examples spent until then, extras included."""
+    """A run: accuracy at each evaluation, and what was spent until then."""
 
-    accuracy: list[float] = field(default_factory=list)
-    examples: list[float] = field(default_factory=list)  # through forward and backward
-    extra: list[float] = field(default_factory=list)  # of them, for clustering
-    seconds: float = 0.0
-    test: float = 0.0
-    active_counts: list[int] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)  # on the validation part
+    examples: list[float] = field(default_factory=list)  # through forward and backward, all
+    extra: list[float] = field(default_factory=list)  # those of them that clustering took
+    seconds: float = 0.0  # of the training
+    test: float = 0.0  # accuracy at the end
+    active_counts: list[int] = field(default_factory=list)  # examples awake in each epoch
 
     def reached(self, target: float, window: int) -> int | None:
-        """Look at which the mean of the last ones first reached the target, or ``None``."""
+        """First evaluation at which the mean of the last ones reaches the target, or ``None``."""
         for end in range(window, len(self.accuracy) + 1):
             if sum(self.accuracy[end - window : end]) >= window * target:
                 return end - 1
@@ -180,7 +181,7 @@ class Trained:
 
 
 class _Clustered:
-    """A stratified sampler that clusters anew every few epochs, after a first one without."""
+    """A stratified sampler that clusters anew every few epochs; its first epoch is uniform."""
 
     def __init__(self, model: nn.Module, data: Problem, settings: Sampling, seed: int) -> None:
         n = len(data.train)
@@ -196,12 +197,13 @@ class _Clustered:
         self.weights = self.sampler.weights
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = self.epoch == 1
+        is_first = self.epoch == 1
         if self.epoch > 0 and (self.epoch - 1) % self.settings.refresh == 0:
-            passes = self.settings.iterations if first else 1
+            passes = self.settings.iterations if is_first else 1
             strata = self.clustering.fit(self.batches, passes).assign
-            started = self.clustering.num_clusters if first else 0  # the first centres
-            self.extra += passes * len(strata) + started
+            # the first centres are gradients of as many examples
+            initial = self.clustering.num_clusters if is_first else 0
+            self.extra += passes * len(strata) + initial
             self.sampler.set_clusters(strata)
         self.epoch += 1
         return iter(self.sampler)
@@ -222,8 +224,8 @@ def train_sampler(
     Args:
         settings: Those of the arm, or of a snooze's control.
         seed: Seed of parts, weights, order.
-        counts: Active examples of each epoch, of the control.
-        measured: Whether the validation part is looked at; off in timings.
+        counts: Examples awake in each epoch, for the control of a snooze.
+        measured: Whether accuracy is evaluated; off in timings.
     """
     device = run_device()
     data = settings.problem(seed).to(device)
@@ -276,6 +278,7 @@ def _sampler(
     seed: int,
     counts: Sequence[int] | None,
 ) -> AnySampler:
+    """Make the sampler of an arm."""
     n, batch, g = len(data.train), settings.batch, stream(seed, "order")
     name = settings.sampler
     if name == "uniform":
@@ -291,12 +294,12 @@ def _sampler(
 
 
 def counts_of_snooze(settings: Sampling, seed: int) -> list[int]:
-    """How many are awake in each epoch of a snooze, by which its control is tuned."""
+    """Number of examples awake in each epoch of a snooze, with which its control is tuned."""
     return train_sampler(settings, seed, measured=False).active_counts
 
 
 def run_sampling(settings: Sampling, seed: int) -> Result:
-    """Train with a sampler; a snoozing one also with its control, as many awake but at random."""
+    """Train with a sampler, and after a snooze its control, which has as many awake at random."""
     runs = {"": train_sampler(settings, seed)}
     if settings.sampler == "snooze":
         counts = runs[""].active_counts

@@ -1,4 +1,4 @@
-"""Small exact checks, and what three departures of the authors' code change."""
+"""Small exact checks, and what departures of the authors' code from the paper change."""
 
 from __future__ import annotations
 
@@ -49,16 +49,17 @@ __all__ = [
 
 
 def partitions(n: int, strata: int) -> Iterator[Tensor]:
-    """All labellings of ``n`` examples in which no stratum is empty."""
+    """Yield all labellings of ``n`` examples in which no stratum is empty."""
     for labels in itertools.product(range(strata), repeat=n):
         if len(set(labels)) == strata:
             yield torch.tensor(labels)
 
 
 def published_sweeps(gradients: Tensor, assign: Tensor, strata: int, sweeps: int) -> list[Tensor]:
-    """Partitions after each published sweep: all assigned with frozen sizes, then the means.
+    """Follow the published sweeps from a partition, and return the partition after each.
 
-    A stratum that got nothing keeps its mean, and counts as one.
+    A sweep assigns all gradients while sizes and means are frozen, and then renews these. An empty
+    stratum keeps its mean, and its size counts as one.
     """
     partitions_after = []
     means = torch.stack([gradients[assign == k].mean(0) for k in range(strata)])
@@ -78,8 +79,8 @@ class Enumeration(PictureSettings):
     """All partitions of a few gradients.
 
     Attributes:
-        few: Gradients.
-        strata: M.
+        few: Number of gradients.
+        strata: Number of strata, M.
         sweeps: Published sweeps that are followed.
     """
 
@@ -89,9 +90,9 @@ class Enumeration(PictureSettings):
 
 
 def run_enumeration(settings: Enumeration, seed: int) -> Result:
-    """Check mean, variance and optimum on a few real gradients in strata, over all draws.
+    """Check mean, variance and optimum of stratified sampling by enumeration of a few gradients.
 
-    Errors are shares of the mean's length and of the variance.
+    Errors are relative to the length of the mean and to the variance.
     """
     few, strata = settings.few, settings.strata
     data = settings.problem(seed).to(run_device())
@@ -109,12 +110,13 @@ def run_enumeration(settings: Enumeration, seed: int) -> Result:
     costs = [total_distortion(gradients, a).item() for a in (start, *sweeps)]
     rises = sum(after > before * (1 + 1e-9) for before, after in itertools.pairwise(costs))
     moved = exact_moves(gradients @ gradients.T, start, strata)
-    one = total_distortion(gradients, torch.zeros(few).long()).item() / few**2  # one uniform draw
+    # a single stratum: the variance of one uniform draw
+    uniform = total_distortion(gradients, torch.zeros(few).long()).item() / few**2
     metrics = errors | {
         "optimum_error": exact[tuple(best.tolist())] / least - 1,
         "published_over_best": costs[-1] / few**2 / least,
         "moves_over_best": total_distortion(gradients, moved).item() / few**2 / least,
-        "uniform_over_best": one / strata / least,
+        "uniform_over_best": uniform / strata / least,
         "published_rises": rises / settings.sweeps,
     }
     return make_result(metrics)
@@ -123,7 +125,7 @@ def run_enumeration(settings: Enumeration, seed: int) -> Result:
 def _compare_all(
     gradients: Tensor, strata: int
 ) -> tuple[dict[str, float], dict[tuple[int, ...], float]]:
-    """Compare the formulas with all draws, for every partition.
+    """Compare the formulas for mean and variance with all draws, for every partition.
 
     Returns:
         The largest errors, and the variance of each partition.
@@ -162,15 +164,15 @@ class Departures(PictureSettings):
 
     Attributes:
         lr: Learning rate.
-        momentum: Of SGD.
+        momentum: Momentum of SGD.
         decay: Weight decay.
         batch: Examples in a batch.
         clusters: K.
         iterations: Passes of a clustering.
         steps: Updates.
         dropout: Share of hidden units that are dropped.
-        views: Masks of each example that are measured.
-        quantum: That distances are rounded to.
+        views: Dropout masks of each example that are measured.
+        quantum: Distances are rounded to multiples of this.
         mean_over: Batch size of the mean loss whose gradients are clustered.
     """
 
@@ -194,7 +196,7 @@ class Departures(PictureSettings):
 
 
 def run_departures(settings: Departures, seed: int) -> Result:
-    """Variance over that of uniform draws, with a departure of the authors' code and without."""
+    """Compare variances, over that of uniform draws, with the authors' departures and without."""
     data = settings.problem(seed).to(run_device())
     return make_result(_rounding(settings, data, seed) | _dropout(settings, data, seed))
 
@@ -202,7 +204,7 @@ def run_departures(settings: Departures, seed: int) -> Result:
 def _clusters(
     settings: Departures, data: Problem, model: nn.Module, seed: int, *, rounded: bool = False
 ) -> Tensor:
-    """Strata of the gradients of a mean loss."""
+    """Cluster the gradients as they are under a mean loss; return the strata, ``(N,)``."""
     rows = torch.split(torch.arange(len(data.train)), settings.batch)
     batches = [(data.train.x[r], data.train.y[r], r) for r in rows]
     clustering = GradientClustering(
@@ -217,13 +219,14 @@ def _clusters(
 
 
 def _fit(settings: Departures, data: Problem, model: nn.Module, seed: int) -> None:
+    """Train a model in place by SGD."""
     optimizer = SGD(model.parameters(), settings.lr, settings.momentum, weight_decay=settings.decay)
     sampler = RandomBatchSampler(len(data.train), settings.batch, stream(seed, "order"))
     train(model, data.train, sampler, losses_of, optimizer, max_steps=settings.steps)
 
 
 def _rounding(settings: Departures, data: Problem, seed: int) -> dict[str, float]:
-    """Clusters of exact and of rounded distances, before and after training."""
+    """Log variance ratios with clusters by exact and rounded distances, untrained and trained."""
     metrics: dict[str, float] = {}
     model = make_model("mlp", data, seed, hidden=settings.hidden)
     for when in ("start", "end"):
@@ -241,29 +244,33 @@ def _rounding(settings: Departures, data: Problem, seed: int) -> dict[str, float
 
 
 def _dropout(settings: Departures, data: Problem, seed: int) -> dict[str, float]:
-    """Clusters of the network in eval mode and of its own masks, with dropout and without."""
+    """Log variance ratios of clusters made in eval mode and in train mode, under dropout.
+
+    ``dropout/without`` is the ratio of the former without dropout.
+    """
     x, y, batch, views = data.train.x, data.train.y, settings.batch, settings.views
-    noisy = _with_dropout(settings, x[0].numel(), seed).to(x.device)
+    model = _with_dropout(settings, x[0].numel(), seed).to(x.device)
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        torch.manual_seed(seed)  # dropout has no generator of its own
-        _fit(settings, data, noisy, seed)
-        masked = _clusters(settings, data, noisy.train(), seed)
-        quiet = _clusters(settings, data, noisy.eval(), seed)
-        factors = layer_factors(noisy.train(), losses_of, x.repeat(views, 1, 1, 1), y.repeat(views))
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        _fit(settings, data, model, seed)
+        train_strata = _clusters(settings, data, model.train(), seed)
+        eval_strata = _clusters(settings, data, model.eval(), seed)
+        factors = layer_factors(model.train(), losses_of, x.repeat(views, 1, 1, 1), y.repeat(views))
     gram = gram_matrix(factors, factors)
     uniform = variances(gram)[0] / batch
     metrics: dict[str, float] = {}
-    for name, assign in (("eval", quiet), ("train", masked)):
+    for name, assign in (("eval", eval_strata), ("train", train_strata)):
         ratio = stratified(gram, assign.repeat(views), batch) / uniform
         metrics[f"dropout/{name}"] = math.log(ratio)
-    still = layer_factors(noisy.eval(), losses_of, x, y)
-    gram = gram_matrix(still, still)
-    ratio = stratified(gram, quiet, batch) / (variances(gram)[0] / batch)
+    undropped = layer_factors(model.eval(), losses_of, x, y)
+    gram = gram_matrix(undropped, undropped)
+    ratio = stratified(gram, eval_strata, batch) / (variances(gram)[0] / batch)
     metrics["dropout/without"] = math.log(ratio)
     return metrics
 
 
 def _with_dropout(settings: Departures, pixels: int, seed: int) -> nn.Module:
+    """Make an MLP with dropout of its hidden units, with the initial weights of a seed."""
     with torch.device("meta"):
         first, last = nn.Linear(pixels, settings.hidden), nn.Linear(settings.hidden, 10)
     model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Dropout(settings.dropout), last)

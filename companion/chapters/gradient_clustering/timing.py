@@ -86,14 +86,14 @@ class Timing(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetTiming(Timing):
-    """The same with the convolutional network."""
+    """`Timing` with the convolutional network."""
 
     model: str = field()  # no default: its records have always stated it
     repeats: int = 2
 
 
 def run_timing(settings: Timing, seed: int) -> Result:
-    """Seconds of forward and backward, of assigning, and of assigning and collecting, in turn."""
+    """Time forward and backward, assigning to clusters, and assigning with collecting, in turn."""
     device = run_device()
     torch.zeros(7 << 20)  # once freed, blocks of such a size are used again, as in training
     batch = settings.batch
@@ -112,7 +112,8 @@ def run_timing(settings: Timing, seed: int) -> Result:
         centers.append(layer_factors(model, losses_of, x[:count], y[:count]))
 
         def assign(centers: GradientCenters = centers) -> None:
-            factors = layer_factors(model, losses_of, x, y, verify=False)  # as a pass has it
+            # unverified: a pass verifies its first batch only
+            factors = layer_factors(model, losses_of, x, y, verify=False)
             centers.sq_distances(factors).argmin(1)
 
         def both(centers: GradientCenters = centers) -> None:
@@ -129,7 +130,7 @@ class SamplerTiming(Sampling):
 
     Attributes:
         timed_steps: Updates that are timed, whatever ``steps`` says.
-        warm_up: Updates before that.
+        warm_up: Updates before those.
     """
 
     timed_steps: int = 300
@@ -140,7 +141,7 @@ class SamplerTiming(Sampling):
 
 
 def run_sampler_timing(settings: SamplerTiming, seed: int) -> Result:
-    """Seconds of some updates with each sampler, clustering included, without measuring."""
+    """Time some updates with each sampler, clustering included, without evaluations."""
     warm = replace(settings, sampler="stratified", steps=settings.warm_up)
     train_sampler(warm, seed, measured=False)
     metrics: dict[str, float] = {}
@@ -157,7 +158,7 @@ def interleaved(
     seed: int,
     device: torch.device | None = None,
 ) -> dict[str, float]:
-    """Median seconds of each task, on the CPU by default; the order turns round with the seed."""
+    """Median seconds of each task, on the CPU by default; even seeds reverse the order."""
     device = torch.device("cpu") if device is None else device
     names = list(tasks) if seed % 2 else list(tasks)[::-1]
     for name in names:  # warm up

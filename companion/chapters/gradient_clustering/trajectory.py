@@ -64,7 +64,7 @@ class Trajectory(PictureSettings):
         augment: Whether it trains on random shifts and flips.
         lr: Learning rate.
         drop: Factor of the learning rate at half of the steps.
-        momentum: Of SGD.
+        momentum: Momentum of SGD.
         decay: Weight decay.
         batch: Examples in a batch.
         clusters: K.
@@ -73,9 +73,9 @@ class Trajectory(PictureSettings):
         iterations: Passes of a clustering.
         variants: Whether other centres and rules are compared too.
         measured: Examples that are clustered and measured, if not all.
-        views: Of each picture that are measured, where pictures are augmented.
+        views: Views of each picture that are measured, where pictures are augmented.
         shift: Pixels by which a picture is shifted at most.
-        device: ``cpu``, or the best ``auto`` finds.
+        device: ``cpu``, or ``auto`` for the best that the machine has.
     """
 
     model: str = "mlp"
@@ -114,7 +114,7 @@ class Trajectory(PictureSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class FashionTrajectory(Trajectory):
-    """The same on Fashion-MNIST."""
+    """`Trajectory` on Fashion-MNIST."""
 
     data: str = field()  # no default: its records have always stated it
     num_val: int = HELD_OUT["fashion"][0]
@@ -123,7 +123,7 @@ class FashionTrajectory(Trajectory):
 
 @dataclass(frozen=True, kw_only=True)
 class CifarTrajectory(Trajectory):
-    """The same on CIFAR-10, for a GPU."""
+    """`Trajectory` on CIFAR-10, for a GPU."""
 
     data: str = field()  # no default: its records have always stated it
     num_val: int = HELD_OUT["cifar10"][0]
@@ -135,7 +135,10 @@ class CifarTrajectory(Trajectory):
 
 
 def variances(gram: Tensor) -> tuple[float, float]:
-    """Variance of one uniform draw and the squared length of the mean, of inner products."""
+    """Variance of one uniform draw, and squared length of the mean gradient.
+
+    ``gram`` has the inner products of the gradients, ``(N, N)``.
+    """
     mean = gram.mean().item()
     return max(gram.diagonal().mean().item() - mean, 0.0), mean
 
@@ -143,7 +146,8 @@ def variances(gram: Tensor) -> tuple[float, float]:
 def stratified(gram: Tensor, assign: Tensor, batch: int) -> float:
     r"""Variance of the stratified estimator with B / M draws from each of M strata.
 
-    From $N^2\mathbb V=\sum_kN_kS_k$, $S_k=\sum_{a_i=k}G_{ii}-\frac1{N_k}\sum_{a_i=a_j=k}G_{ij}$.
+    From $N^2\mathbb V=\sum_kN_kS_k$, $S_k=\sum_{a_i=k}G_{ii}-\frac1{N_k}\sum_{a_i=a_j=k}G_{ij}$ for
+    one draw from each stratum, with inner products $G$ and stratum $a_i$ of size $N_{a_i}$.
     """
     labels, numbers = torch.unique(assign.to(gram.device), return_inverse=True)
     sizes = torch.bincount(numbers).double()
@@ -155,7 +159,7 @@ def stratified(gram: Tensor, assign: Tensor, batch: int) -> float:
 
 
 def shifted(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
-    """Flip pictures left to right with probability 1/2 and shift them by so many pixels at most."""
+    """Flip each picture left to right with probability 1/2; shift it by at most ``most`` pixels."""
     flips = torch.rand(len(x), generator=generator) < 0.5
     x = torch.where(flips[:, None, None, None].to(x.device), x.flip(3), x)
     moves = torch.randint(-most, most + 1, (len(x), 2), generator=generator)
@@ -163,9 +167,11 @@ def shifted(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
     height, width = x.shape[2:]
     rows = most + moves[:, :1] + torch.arange(height)  # (B, H)
     columns = most + moves[:, 1:] + torch.arange(width)
-    each = torch.arange(len(x))[:, None, None].to(x.device)
+    picture = torch.arange(len(x))[:, None, None].to(x.device)
     rows, columns = rows.to(x.device), columns.to(x.device)
-    return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    return (
+        padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    )
 
 
 def cluster(
@@ -178,7 +184,7 @@ def cluster(
     centers: CenterKind = "means",
     rule: Rule = "running",
 ) -> Clustering:
-    """Cluster the gradients of pictures in a run's own random stream."""
+    """Cluster the gradients of pictures; every call with a seed draws from the same stream."""
     parts = torch.split(torch.arange(len(x)), settings.batch)
     batches = [(x[rows], y[rows], rows) for rows in parts]
     generator = stream(seed, "clusters")
@@ -189,12 +195,12 @@ def cluster(
 
 
 def run_trajectory(settings: Trajectory, seed: int) -> Result:
-    """Train one network and measure, without disturbing it.
+    """Train one network, and measure variances on the way without disturbing the training.
 
-    Every ``refresh`` steps the gradients are clustered and SVRG takes its snapshot; all four
-    variances are measured half-way to the next refresh and, as *old*, just before it. With
-    augmentation the clusters come from one view of each picture and the variance is that of
-    others.
+    Every ``refresh`` steps the gradients are clustered and SVRG takes its snapshot. The variances
+    are measured then (``fresh``), half-way to the next refresh (``mid``) and just before it
+    (``old``). With augmentation the clusters come from the plain pictures, and the variance is that
+    of shifted and flipped views; ``still`` is the variance of the plain ones.
     """
     data = settings.problem(seed).to(run_device(settings.device))
     model = make_model(settings.model, data, seed, hidden=settings.hidden)
@@ -230,7 +236,7 @@ def run_trajectory(settings: Trajectory, seed: int) -> Result:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What is kept of a refresh: strata, and the gradients of all views."""
+    """What is kept of a refresh: strata, and gradients of all views with their inner products."""
 
     assign: Tensor
     factors: Mapping[str, Factors]
@@ -238,7 +244,7 @@ class _Snapshot:
 
 
 class _Observer:
-    """Clusters and measures along a training, before the updates of some steps."""
+    """Cluster and measure along a training, before the updates of some steps."""
 
     def __init__(self, data: Problem, settings: Trajectory, seed: int) -> None:
         self.data, self.settings, self.seed = data, settings, seed
@@ -255,7 +261,7 @@ class _Observer:
         self.labels = self.y.repeat(self.copies)
 
     def observe(self, model: nn.Module, step: int, index: Tensor, losses: Tensor) -> None:
-        """Refresh and measure where the step is due for it."""
+        """Refresh and measure at the steps for which it is due; an observer of `train`."""
         age = step % self.settings.refresh
         if age == self.settings.refresh - 1 and self.snapshot is not None:
             self._measure(model, self.snapshot, "old")
@@ -272,7 +278,7 @@ class _Observer:
         self.curves.setdefault(name, []).append(float(value))
 
     def _refresh(self, model: nn.Module, step: int) -> _Snapshot:
-        """Cluster, keep the gradients of these weights, and measure at age 0."""
+        """Cluster, measure, and return what later measurements need of these weights."""
         batch = self.settings.batch
         clustering = cluster(model.eval(), self.x, self.y, self.settings, self.seed)
         factors = layer_factors(model, losses_of, self.views, self.labels)
@@ -297,19 +303,20 @@ class _Observer:
             The squared length of the mean gradient.
         """
         batch = self.settings.batch
-        now = layer_factors(model.eval(), losses_of, self.views, self.labels)
-        gram = gram_matrix(now, now)
-        draw, mean = variances(gram)
-        self._add(f"{age}/sg", draw / batch)
+        factors = layer_factors(model.eval(), losses_of, self.views, self.labels)
+        gram = gram_matrix(factors, factors)
+        one_draw, mean = variances(gram)
+        self._add(f"{age}/sg", one_draw / batch)
         self._add(f"{age}/gc", stratified(gram, snapshot.assign.repeat(self.copies), batch))
-        cross = gram_matrix(now, snapshot.factors)
+        # SVRG's variance is that of the difference of each gradient from the snapshot's
+        cross = gram_matrix(factors, snapshot.factors)
         lengths = gram.diagonal() - 2 * cross.diagonal() + snapshot.gram.diagonal()
         moved = gram.mean() - 2 * cross.mean() + snapshot.gram.mean()
         self._add(f"{age}/svrg", max((lengths.mean() - moved).item(), 0.0) / batch)
         return mean
 
     def _compare(self, model: nn.Module, gram: Tensor) -> None:
-        """Variance of the stratified estimator at age 0 for other centres and rules."""
+        """Measure the stratified estimator with other centres and rules, and random strata."""
         x, settings = self.x, self.settings
         for name, centers, rule in VARIANTS:
             clustering = cluster(model, x, self.y, settings, self.seed, centers=centers, rule=rule)

@@ -1,4 +1,8 @@
-"""The arms of chapter 1: what each trains, and whose learning rate it has."""
+"""The arms of chapter 1: what each trains, and whose learning rate it has.
+
+Arms named ``family_...`` are tested on new concepts, arms named ``vendor_...`` on an icon set, and
+so a drawing style, that was not trained on.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +37,11 @@ class Profile(BaseProfile):
     """How much of chapter 1 is run; the defaults are *standard*.
 
     Attributes:
-        seeds: Of the two losses and of the ridge. A seed draws the split, the initial weights and
-            the order.
-        factorial_seeds: Of the arms with free pictures.
-        extended_seeds: Of the extended arms.
-        deep_seeds: Of the picture CNN and the GRU.
+        seeds: Seeds of the two losses and of the ridge regression. A seed draws the split, the
+            initial weights and the order.
+        factorial_seeds: Seeds of the arms whose picture embeddings have any length.
+        extended_seeds: Seeds of the extended arms.
+        deep_seeds: Seeds of the picture CNN and the GRU.
         max_epochs: Longest training; most runs reach their plateau before.
         patience: Evaluations without a gain in validation rsum that end a run.
         timing_blocks: Interleaved blocks of the timing of the losses.
@@ -61,16 +65,16 @@ def trained(
     lr: str,
     run: Callable[[Training, int], Result] = run_training,
 ) -> Arm:
-    """A row that trains at the learning rate which was tuned for the arm ``lr``."""
+    """Make an arm that trains at the learning rate which was tuned for the arm ``lr``."""
     return arm(name, settings, run, seeds, seconds, tuned={"lr": lr}, version=2)
 
 
 def arms(profile: Profile) -> list[Arm]:
-    """The rows of the chapter."""
+    """List the arms of the chapter at the sizes of a profile."""
     epochs, patience = profile.max_epochs, profile.patience
     family = Training(max_epochs=epochs, patience=patience)  # new concepts
     vendor = replace(family, split="vendor")  # a new drawing style
-    # these are dear, and have fewer epochs at most
+    # these cost much, so that their longest training is shorter
     order = OrderTraining(score="order", max_epochs=min(epochs, 40), patience=patience)
     cnn = replace(family, encoder="cnn", max_epochs=min(epochs, 30))
     gru = GRUTraining(captions="gru", max_epochs=min(epochs, 20), patience=patience)
@@ -78,7 +82,7 @@ def arms(profile: Profile) -> list[Arm]:
     part = min(1.0, 0.1 + epochs / 60)
     # fmt: off
     return [
-        # two losses by two splits, and with pictures of any length
+        # two losses by two splits, and with picture embeddings of any length
         trained("family_sum", family, "seeds", 5.5 * part, lr="family_sum"),
         trained("family_max", replace(family, loss="max"), "seeds", 5.5 * part, lr="family_max"),
         trained("vendor_sum", vendor, "seeds", 11.5 * part, lr="vendor_sum"),
@@ -129,18 +133,18 @@ def score_training(settings: Training, seed: int) -> float:
 
 
 def searches(chosen: Tuned) -> Sequence[Search[Training]]:
-    """The same trials for every arm that has a learning rate of its own."""
+    """List the searches of every arm with its own learning rate, all with the same seeds."""
     return [
         Search(
-            row.name,
-            row.settings,
+            each.name,
+            each.settings,
             "lr",
-            DEEP_LEARNING_RATES if row.seeds == "deep_seeds" else LEARNING_RATES,
+            DEEP_LEARNING_RATES if each.seeds == "deep_seeds" else LEARNING_RATES,
             score_training,
             PILOT_SEEDS,
         )
-        for row in arms(Profile())
-        if row.tuned.get("lr") == row.name and isinstance(row.settings, Training)
+        for each in arms(Profile())
+        if each.tuned.get("lr") == each.name and isinstance(each.settings, Training)
     ]
 
 

@@ -76,9 +76,10 @@ def step_slowdown(records: Sequence[Record]) -> float:
 def collapse(arm: str, margin: float = 0.2) -> dict[str, Estimand]:
     """Make the columns that show whether an arm collapsed.
 
-    Loss of a pair at the end over twice the margin (collapsed: one for the maximum, the number of
-    negatives for the sum), length of the mean picture embedding there (collapsed: one), test R@1
-    of the best validation epoch, and whether the plateau rule was met.
+    They are the loss of a pair at the end over twice the margin (after a collapse 1 for the
+    maximum, the number of negatives for the sum), the length of the mean picture embedding at the
+    end (1 after a collapse), test R@1 of the best validation epoch, and whether the plateau rule
+    was met.
     """
     return {
         "loss / 2 margins": lambda records: float(
@@ -112,14 +113,14 @@ def chosen_over_ridge(name: str) -> Estimand:
 def concept_differences(
     records: Sequence[Record], direction: str, tested: Callable[[int], Sequence[int]]
 ) -> list[float]:
-    """R@1 of the chosen loss minus the ridge's, in points, one value a test concept.
+    """R@1 of the chosen loss minus that of the ridge regression, in points, by test concept.
 
     Args:
         records: All records of the chapter.
         direction: ``i2t`` or ``t2i``.
         tested: Concepts of a seed's test part, in the order of the records' digits.
     """
-    right: dict[int, list[float]] = {}
+    differences: dict[int, list[float]] = {}
     for seed in sorted({record["seed"] for record in records if record["arm"] == "family_ridge"}):
         group = [record for record in records if record["seed"] == seed]
         chosen, ridge = find(group, f"family_{chosen_loss(group)}"), find(group, "family_ridge")
@@ -133,5 +134,5 @@ def concept_differences(
         for concept, ours, theirs, count in digits:
             if int(count):
                 difference = 100 * (int(ours) - int(theirs)) / int(count)
-                right.setdefault(concept, []).append(difference)
-    return [math.fsum(values) / len(values) for _, values in sorted(right.items())]
+                differences.setdefault(concept, []).append(difference)
+    return [math.fsum(values) / len(values) for _, values in sorted(differences.items())]

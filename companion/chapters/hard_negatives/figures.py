@@ -34,7 +34,12 @@ GRID = 60  # points of a curve at most: whole epochs, evenly on a log scale
 
 
 def score_matrices(scores: ArrayLike, counted: Mapping[str, ArrayLike]) -> Figure:
-    """A matrix of scores, and beside it which negatives each loss counts, by their hinge."""
+    """A matrix of scores, and for each loss the hinges of the negatives that it counts.
+
+    Args:
+        scores: Shape ``(B, B)``, pictures by captions.
+        counted: Hinges by loss, ``(B, B)``; 0 for a negative that is not counted.
+    """
     drawn, axes = figure(1 + len(counted), height=2.9)
     values = np.asarray(scores)
     for axis, (title, table) in zip(axes, {"scores": values, **counted}.items(), strict=True):
@@ -54,12 +59,12 @@ def score_matrices(scores: ArrayLike, counted: Mapping[str, ArrayLike]) -> Figur
 
 
 def drawings(pictures: ArrayLike, captions: Sequence[str], vendors: Sequence[str]) -> Figure:
-    """Drawings of some concepts: a column for each, with its caption, and a row for each vendor.
+    """Drawings of some concepts: one column each, with its caption, and one row for each vendor.
 
     Args:
         pictures: uint8 ``(N, V, H, W, 3)``.
         captions: Text below each column.
-        vendors: Name of each row.
+        vendors: Name of each row's icon set.
     """
     images = np.asarray(pictures)
     drawn, axes = figure(len(images), len(vendors), height=1.25)
@@ -180,7 +185,7 @@ def category_gains(records: Sequence[Record], split: str) -> Figure:
 
 
 def negative_sizes(records: Sequence[Record]) -> Figure:
-    """R@1 by the number of negatives of a query, at fixed batch size: median and range."""
+    """R@1 by the number of negatives per query, at fixed batch size: median and range."""
     drawn, axes = figure(1, height=3.0)
     sizes = {2: "negatives_2_", 8: "negatives_8_", 32: "negatives_32_", 127: ""}
     arms = [f"vendor_{part}{loss}" for part in sizes.values() for loss in LOSS_LABELS]

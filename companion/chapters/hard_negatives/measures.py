@@ -1,4 +1,4 @@
-"""How well scores retrieve: metrics of galleries, and what a run states of its test part."""
+"""How well scores retrieve: metrics of galleries, and what a record states of the test part."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 #: Picture to caption, caption to picture.
 BothDirections = tuple[RetrievalMetrics, RetrievalMetrics]
-#: Scores of a gallery's drawings (rows) and captions.
+#: Gives the scores of a gallery, drawings by captions.
 ScoreGallery = Callable[[Gallery], Tensor]
 
 
@@ -54,10 +54,10 @@ def measure_test(
     """Score the test part.
 
     Returns:
-        Metrics, means over galleries, and notes. In the metrics are lenient ones, which forgive
-        near-synonyms, and those of each category. In the notes ``hits`` has a digit for each
-        concept of the test part, how many of its drawings were right at rank one, and
-        ``galleries`` in how many galleries it was.
+        Metrics, means over galleries, and notes. The metrics include lenient ones, which forgive
+        near-synonyms, and those of each category. In the notes ``hits`` and ``galleries`` have one
+        digit for each concept of the test part: how many of its drawings were right at rank one,
+        and how many galleries contain it.
     """
     by_gallery: dict[str, list[float]] = {}
     count = len(pairs.tokens)
@@ -68,24 +68,24 @@ def measure_test(
         scores, ids = score(gallery), gallery.concepts
         times[ids] += 1
         for direction, view in (("i2t", scores), ("t2i", scores.T)):
-            one = retrieval_metrics(view, ids, ids)
+            strict = retrieval_metrics(view, ids, ids)
             hits = retrieval_ranks(view, ids, ids) == 0
             right[direction][ids] += hits
             lenient = lenient_hits(view, alike[ids][:, ids])
-            values = asdict(one) | {"r1_lenient": _percent(lenient)}
+            values = asdict(strict) | {"r1_lenient": _percent(lenient)}
             values |= _by_category("r1", hits, ids) | _by_category("r1_lenient", lenient, ids)
             for name, value in values.items():
                 by_gallery.setdefault(f"test/{direction}/{name}", []).append(value)
     metrics = {name: sum(values) / len(values) for name, values in by_gallery.items()}
     recalls = [f"test/{direction}/{r}" for direction in DIRECTIONS for r in ("r1", "r5", "r10")]
-    # the sum of what the record states
+    # the sum of the numbers as the record states them
     metrics["test/rsum"] = sum(rounded(metrics[name], 9) for name in recalls)
     digits = {name: _digits(values[pairs.tested]) for name, values in right.items()}
     return metrics, {"galleries": _digits(times[pairs.tested]), "hits": digits}
 
 
 def _by_category(name: str, hits: Tensor, ids: Tensor) -> dict[str, float]:
-    """Percentage of hits by category; one that has no query in the gallery is absent."""
+    """Percentage of hits by category; a category without a query in the gallery is left out."""
     categories = emoji_captions().categories
     values: dict[str, float] = {}
     for category in sorted(set(categories)):
@@ -104,18 +104,23 @@ def _digits(counts: Tensor) -> str:
 
 
 def lenient_hits(scores: Tensor, synonyms: Tensor) -> Tensor:
-    """Whether no item that is not a near-synonym scores as high as the positive, ``(N,)``."""
+    """Whether the positive scores higher than all items that are not its near-synonyms, ``(N,)``.
+
+    Args:
+        scores: Shape ``(N, N)``, positives on the diagonal.
+        synonyms: Near-synonyms, an item of itself included, bool ``(N, N)``.
+    """
     best = scores.diagonal().unsqueeze(1)
     return ((scores >= best) & ~synonyms).sum(1) == 0
 
 
 def near_synonyms(share: float) -> Tensor:
-    """Which concepts share this part of the words of the two together, bool ``(N, N)``."""
+    """Which pairs of concepts share at least this part of all their words, bool ``(N, N)``."""
     words = [set(split_words(text)) for text in captions(emoji_captions())]
     number = {word: i for i, word in enumerate(sorted(set().union(*words)))}
     counts = torch.zeros(len(words), len(number))
-    for row, known in enumerate(words):
-        counts[row, [number[word] for word in known]] = 1.0
+    for concept, known_words in enumerate(words):
+        counts[concept, [number[word] for word in known_words]] = 1.0
     both = counts @ counts.T
     size = counts.sum(1)
     return both / (size.unsqueeze(0) + size.unsqueeze(1) - both) >= share

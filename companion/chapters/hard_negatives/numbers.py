@@ -23,7 +23,7 @@ def recall(arm: Record) -> float:
 
 
 def item_values(arm: Record, metric: str) -> NDArray[np.float64] | None:
-    """R@1 of each concept of the test part in per cent, over the galleries that hold it.
+    """R@1 of each concept of the test part in per cent, over the galleries that contain it.
 
     Returns:
         Shape ``(N,)``, the same concepts for every seed, NaN for one in no gallery; ``None`` for
@@ -32,13 +32,14 @@ def item_values(arm: Record, metric: str) -> NDArray[np.float64] | None:
     direction = metric.removeprefix("test/").removesuffix("/r1")
     if metric != f"test/{direction}/r1" or direction not in arm.get("hits", {}):
         return None
-    right, times = (_digits(text) for text in (arm["hits"][direction], arm["galleries"]))
-    shares = np.full(len(right), np.nan)
-    np.divide(100 * right, times, out=shares, where=times > 0)
+    hits, galleries = (_digits(text) for text in (arm["hits"][direction], arm["galleries"]))
+    shares = np.full(len(hits), np.nan)
+    np.divide(100 * hits, galleries, out=shares, where=galleries > 0)
     return shares
 
 
 def _digits(text: str) -> NDArray[np.float64]:
+    """Read a text of digits, one for each concept, as numbers."""
     return np.frombuffer(text.encode("ascii"), np.uint8).astype(np.float64) - ord("0")
 
 
@@ -55,8 +56,8 @@ def early_lead(one: Record, other: Record) -> float:
     """
     curves = [one["curves"], other["curves"]]
     moment = math.ceil(EARLY * max(curve["epoch"][-1] for curve in curves))
-    there = [
+    values = [
         next(v for e, v in zip(curve["epoch"], curve["val/r1"], strict=True) if e >= moment)
         for curve in curves
     ]
-    return float(there[0] - there[1])
+    return float(values[0] - values[1])

@@ -29,15 +29,17 @@ class Retrieval(Settings):
     """What is trained on, validated on and tested on, and how a test query is judged.
 
     Attributes:
-        split: ``family``: new concepts, drawings of all four vendors. ``vendor``: trained on noto
-            and fluent-emoji-flat, validated on twemoji, tested on openmoji, all concepts.
+        split: ``family``: new concepts, drawings of all four vendors (icon sets). ``vendor``:
+            trained on noto and fluent-emoji-flat, validated on twemoji, tested on openmoji, all
+            concepts.
         encoder: What pictures are given as: fixed ``features``, or the pictures for a ``cnn``.
         num_crops: Random crops of each picture, made once; the whole picture is kept as well.
         picture_size: Side of the pictures that a CNN is given.
         least_deviation: Features that vary less over training are divided by this.
         largest_feature: Standardised features are clamped to this size.
         num_train: Training items that are kept, or a few more, evenly spread; all by default.
-        num_gallery: Concepts that are kept of each gallery, the first; all by default.
+        num_gallery: Number of concepts that are kept of each gallery, from the first; all by
+            default.
         synonyms: Concepts that share this part of their words count as near-synonyms.
     """
 
@@ -64,14 +66,14 @@ class Retrieval(Settings):
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise a ValueError for a setting that is none of the choices."""
+    """Raise a ValueError if a setting is not one of its choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Concepts and the drawings of one vendor that are scored together."""
+    """Concepts whose drawings by one vendor (icon set) and captions are scored together."""
 
     concepts: Tensor  # int64 (N,)
     vendor: int
@@ -88,8 +90,8 @@ class Pairs:
         in_name: bool ``(N, T)``, which tokens belong to the name.
         vocabulary: Number of words of the training captions.
         train: Concept and vendor of each training item, int64 ``(M, 2)``.
-        val: Galleries of the validation part. Left out are drawings that repeat an earlier one of
-            the vendor, and concepts none of whose words occurs in training.
+        val: Galleries of the validation part. They leave out drawings that repeat an earlier one of
+            the vendor, and concepts without a word that occurs in training.
         test: Galleries of the test part, likewise.
         tested: All concepts of the test part, int64.
     """
@@ -104,7 +106,7 @@ class Pairs:
     tested: Tensor
 
     def to(self, device: torch.device) -> Pairs:
-        """Return the same split with pictures and tokens on a device; numbers of rows stay."""
+        """Return the same split with pictures and tokens on a device; index tensors stay."""
         return replace(
             self,
             pictures=self.pictures.to(device),
@@ -120,10 +122,16 @@ def captions(data: EmojiCaptions) -> list[str]:
 
 @lru_cache(maxsize=2)
 def _views(encoder: Encoder, num_crops: int, size: int) -> Tensor:
-    """Whole pictures and crops of all drawings, as features or small pictures; the same always."""
+    """Whole pictures and crops of all drawings, as features or as pictures of side ``size``.
+
+    The crops are the same in every run.
+
+    Returns:
+        Shape ``(N, V, 1 + num_crops, ...)``, concepts by vendors by views.
+    """
     data = torch.tensor(emoji_captions().pictures).permute(0, 1, 4, 2, 3)  # (N, V, 3, 64, 64)
     generator = stream(0, "crops")
-    rows = []
+    chunks = []
     for part in torch.split(data.flatten(0, 1), 64):  # bounds the memory of the features
         whole = part.float() / 255
         views = [whole, *(random_crops(whole, generator=generator) for _ in range(num_crops))]
@@ -131,12 +139,12 @@ def _views(encoder: Encoder, num_crops: int, size: int) -> Tensor:
             views = [picture_features(view) for view in views]
         else:
             views = [F.adaptive_avg_pool2d(view, size) * 2 - 1 for view in views]
-        rows.append(torch.stack(views, 1))
-    return torch.cat(rows).view(*data.shape[:2], *rows[0].shape[1:])
+        chunks.append(torch.stack(views, 1))
+    return torch.cat(chunks).view(*data.shape[:2], *chunks[0].shape[1:])
 
 
 def load_pairs(settings: Retrieval, seed: int) -> Pairs:
-    """Build a split; the seed draws the family split."""
+    """Build a split; with ``split="family"`` the seed draws which concepts go to which part."""
     data = emoji_captions()
     if settings.split == "family":
         parts = family_split(data.families, seed)
@@ -165,13 +173,16 @@ def load_pairs(settings: Retrieval, seed: int) -> Pairs:
 
 
 def _pictures(settings: Retrieval, train: Tensor, vendors: Sequence[int]) -> Tensor:
-    """All views; features are standardised by the whole pictures of the training part."""
+    """All views of all drawings; features are standardised.
+
+    Mean and deviation are those of the training part's whole pictures.
+    """
     pictures = _views(settings.encoder, settings.num_crops, settings.picture_size)
     if settings.encoder == "cnn":
         return pictures
-    seen = pictures[train][:, list(vendors), 0].flatten(0, 1)  # (M, F)
-    deviation = seen.std(0).clamp_min(settings.least_deviation)
-    standardised = (pictures - seen.mean(0)) / deviation
+    trained_on = pictures[train][:, list(vendors), 0].flatten(0, 1)  # (M, F)
+    deviation = trained_on.std(0).clamp_min(settings.least_deviation)
+    standardised = (pictures - trained_on.mean(0)) / deviation
     return standardised.clamp_(-settings.largest_feature, settings.largest_feature)
 
 
@@ -185,6 +196,7 @@ def _in_name(data: EmojiCaptions, tokens: Tensor, vocabulary: dict[str, int]) ->
 def _galleries(
     settings: Retrieval, part: Tensor, vendors: Iterable[int], scored: Tensor
 ) -> tuple[Gallery, ...]:
+    """Make a gallery for each vendor, of those concepts of a part whose drawing is scored."""
     return tuple(
         Gallery(part[scored[part, vendor]][: settings.num_gallery], vendor) for vendor in vendors
     )
@@ -199,7 +211,7 @@ class PairsDataset:
 
     Args:
         pairs: The split.
-        crops: Whether the view is drawn; the whole picture without.
+        crops: Whether the view is drawn at random; otherwise it is the whole picture.
         word_drop: Share of the words that are dropped.
         feature_drop: Share of the features that are dropped.
         generator: Draws everything, in the order of the visits.

@@ -25,7 +25,7 @@ class Ridge(Retrieval):
     """Ridge regression, chosen on the validation part.
 
     Attributes:
-        strengths: Penalties on the squared weights that are tried, with and without crops.
+        strengths: Penalties on the squared weights; each is tried with and without crops.
     """
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")  # in float64
@@ -40,8 +40,8 @@ class FittedRidge:
     Attributes:
         pairs: The split.
         words: tf-idf weights of all captions, ``(N, W)``.
-        weight: Of the map, ``(F, W)``.
-        mean: What it adds, ``(W,)``.
+        weight: Weights of the map, ``(F, W)``.
+        mean: Constant that the map adds, ``(W,)``.
         strength: Penalty on the squared weights.
         crops: Whether the random crops were trained on as well.
     """
@@ -54,7 +54,7 @@ class FittedRidge:
     crops: bool
 
     def gallery_scores(self, gallery: Gallery) -> Tensor:
-        """Cosines of predicted and true tf-idf, rows pictures, on the CPU."""
+        """Cosines of predicted and true tf-idf weights, drawings by captions, on the CPU."""
         x = self.pairs.pictures[gallery.concepts, gallery.vendor, 0].double()
         predicted = F.normalize(x @ self.weight + self.mean, dim=1)  # (N, W)
         return (predicted @ self.words[gallery.concepts].T).cpu()
@@ -63,9 +63,9 @@ class FittedRidge:
 def fit_ridge(pairs: Pairs, strengths: Sequence[float]) -> tuple[FittedRidge, float]:
     """Fit every strength, with and without crops; return the best and its validation rsum."""
     concept, vendor = pairs.train.unbind(1)
-    trained = torch.unique(concept)
+    trained_on = torch.unique(concept)
     device = pairs.pictures.device
-    words = tf_idf(pairs.tokens.cpu(), trained, pairs.vocabulary).double().to(device)  # (N, W)
+    words = tf_idf(pairs.tokens.cpu(), trained_on, pairs.vocabulary).double().to(device)  # (N, W)
     best: tuple[FittedRidge, float] | None = None
     for crops in (False, True):
         views = pairs.pictures[concept, vendor].double()  # (M, 1 + K, F)
@@ -77,6 +77,7 @@ def fit_ridge(pairs: Pairs, strengths: Sequence[float]) -> tuple[FittedRidge, fl
         gram = views.flatten(0, 1).T @ views.flatten(0, 1) - count * torch.outer(centre, centre)
         cross = (views - centre).sum(1).T @ target  # (F, W)
         for strength in strengths:
+            # the Gram matrix is a sum over the views, so the penalty grows with their number
             penalty = strength * views.shape[1] * torch.eye(len(gram)).to(gram)
             weight = torch.linalg.solve(gram + penalty, cross)
             ridge = FittedRidge(pairs, words, weight, mean - centre @ weight, strength, crops)
@@ -89,7 +90,7 @@ def fit_ridge(pairs: Pairs, strengths: Sequence[float]) -> tuple[FittedRidge, fl
 
 
 def run_ridge(settings: Ridge, seed: int) -> Result:
-    """Fit the ridge and score its test part."""
+    """Fit the ridge regression and score the test part."""
     pairs = load_pairs(settings, seed).to(run_device())
     ridge, validation = fit_ridge(pairs, settings.strengths)
     metrics, notes = measure_test(pairs, ridge.gallery_scores, settings.synonyms)

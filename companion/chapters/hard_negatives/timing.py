@@ -29,12 +29,12 @@ __all__ = ["Timing", "run_timing", "time_steps"]
 
 @dataclass(frozen=True, kw_only=True)
 class Timing(Settings):
-    """Forward and backward of the losses in turn, and training steps on new concepts.
+    """Seconds of forward and backward of the losses in turn, and of training steps.
 
     Attributes:
         shapes: Batch sizes and embedding sizes at which the losses are timed alone.
-        repeats: Of each shape.
-        warm_up: First repeats, and first steps, that do not count.
+        repeats: Repetitions at each shape.
+        warm_up: First repetitions, and first steps, that do not count.
         batch_size: Pairs in the batch of a training step.
     """
 
@@ -51,7 +51,7 @@ class Timing(Settings):
 
 
 def run_timing(settings: Timing, seed: int) -> Result:
-    """Seconds of forward and backward, the losses in turn, and of whole training steps."""
+    """Time forward and backward of the losses in turn, and whole training steps."""
     metrics: dict[str, float] = {}
     generator = stream(seed, "timing")
     losses = {"sum": SumOfHinges(), "max": MaxOfHinges()}
@@ -67,6 +67,7 @@ def run_timing(settings: Timing, seed: int) -> Result:
 def _interleaved(
     losses: Mapping[str, nn.Module], scores: Tensor, repeats: int, warm_up: int
 ) -> dict[str, float]:
+    """Median seconds of forward and backward of each loss; first one loss begins, then another."""
     spent: dict[str, list[float]] = {name: [] for name in losses}
     for number in range(repeats + warm_up):
         for name in _turn(list(losses), number):
@@ -81,7 +82,7 @@ def _interleaved(
 
 
 def time_steps(settings: Timing, seed: int) -> dict[str, float]:
-    """Median seconds of a whole training step with each loss, on new concepts."""
+    """Median seconds of a whole training step with each loss, on the split by new concepts."""
     training = Training(batch_size=settings.batch_size)
     device = run_device()
     pairs = load_pairs(training, seed).to(device)
@@ -113,9 +114,10 @@ def time_steps(settings: Timing, seed: int) -> dict[str, float]:
 
 
 def _median(seconds: Sequence[float]) -> float:
-    """The upper median: a time that was measured."""
+    """The upper median, which is one of the measured times."""
     return sorted(seconds)[len(seconds) // 2]
 
 
 def _turn(names: Sequence[str], number: int) -> Iterator[str]:
+    """The names in order in odd rounds, in reverse order in even ones."""
     return iter(names if number % 2 else reversed(names))

@@ -1,4 +1,4 @@
-"""Train one dual encoder of chapter 1 to its plateau, and what a run states of it."""
+"""Train one dual encoder of chapter 1 to its plateau, and make the record of the run."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ class Training(Retrieval):
             the order violation.
         loss: ``sum`` of hinges, ``max`` of hinges, or the ``average`` over the negatives of a query
             in place of their sum.
-        margin: Of the hinges.
+        margin: Margin of the hinges.
         crops: Whether the random crops are trained on as well.
-        siblings: Other drawings of a concept in the same batch: ``none``, batches have no two;
-            ``masked``, they count as no negatives; ``negatives``.
-        negatives: Candidates of each query, 0 for all others of the batch.
+        siblings: Drawings of the same concept in a batch: ``none``, a batch never has two;
+            ``masked``, they are not negatives of each other; ``negatives``, they are.
+        negatives: Candidates for the negatives of each query, 0 for all others of the batch.
         warmup: Epochs with the sum before the maximum.
         reset: Whether the optimiser forgets its averages at that switch.
-        clip: Largest norm of the gradient, 0 for any.
+        clip: Largest norm of the gradient, 0 for no limit.
         reduction: Loss of a batch, ``mean`` or ``sum`` over its pairs.
         batch_size: Pairs in a batch.
         lr: Learning rate of Adam; it rises linearly over the first epoch and then stays.
@@ -156,7 +156,7 @@ class Training(Retrieval):
 
 @dataclass(frozen=True, kw_only=True)
 class OrderTraining(Training):
-    """The same by the order violation, whose margin is smaller."""
+    """`Training` by the order violation, whose margin is smaller."""
 
     score: Score = field()  # no default: its records have always stated it
     margin: float = 0.05
@@ -164,7 +164,7 @@ class OrderTraining(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class GRUTraining(Training):
-    """The same with a GRU, whose embeddings are smaller."""
+    """`Training` with a GRU, whose embeddings are smaller."""
 
     captions: Captions = field()  # no default: its records have always stated it
     dim: int = 128
@@ -211,7 +211,7 @@ def build_model(settings: Training, pairs: Pairs, seed: int) -> DualEncoder:
 
 
 def _loss(settings: Training, batches: int) -> HingeCurriculum | MaxOfHinges | SumOfHinges:
-    """Loss of each pair of a batch, where an epoch has so many batches."""
+    """Make the loss of each pair, ``(B,)``; ``batches`` is the number of batches of an epoch."""
     if settings.warmup:
         return HingeCurriculum(settings.warmup * batches, settings.margin, "none")
     if settings.loss == "max":
@@ -223,6 +223,7 @@ def _loss(settings: Training, batches: int) -> HingeCurriculum | MaxOfHinges | S
 def _criterion(
     settings: Training, loss: nn.Module, seed: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make the loss of scores and concepts, with negatives left out as the settings say."""
     generator = stream(seed, "candidates")
 
     def criterion(scores: Tensor, concepts: Tensor) -> Tensor:
@@ -233,7 +234,7 @@ def _criterion(
             true_pairs = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
             mask = subsample_negatives(true_pairs, settings.negatives, generator=generator)
         losses: Tensor = loss(scores, mask)
-        # the loop takes the mean
+        # the loop takes the mean over the pairs, which makes this their sum
         return losses * len(losses) if settings.reduction == "sum" else losses
 
     return criterion
@@ -249,7 +250,7 @@ def _sampler(
 
 
 def _optimizer(settings: Training, model: nn.Module, rise: int) -> tuple[Adam, LambdaLR]:
-    """A new optimiser whose learning rate rises over so many steps."""
+    """Make an optimiser, and the schedule by which its learning rate rises over ``rise`` steps."""
     optimizer = Adam(model.parameters(), lr=settings.lr, fused=True)
 
     def clip(*_: object) -> None:
@@ -263,8 +264,8 @@ def _optimizer(settings: Training, model: nn.Module, rise: int) -> tuple[Adam, L
 def train_pairs(settings: Training, pairs: Pairs, seed: int) -> Trained:
     """Train with Adam to the plateau of the validation rsum; keep the best validation epoch.
 
-    Validation is after every epoch; ``patience`` evaluations in a row that are not ``plateau``
-    points above an earlier one end the run.
+    Validation follows every epoch. A gain is a value at least ``plateau`` points above the one at
+    the last gain; ``patience`` evaluations in a row without a gain end the run.
     """
     device = run_device()
     pairs = pairs.to(device)
@@ -277,8 +278,8 @@ def train_pairs(settings: Training, pairs: Pairs, seed: int) -> Trained:
     optimizer, scheduler = _optimizer(settings, model, rise=len(sampler))
     trained = Trained(model)
     weights = copy.deepcopy(model.state_dict())
-    best = level = -math.inf
-    since = 0
+    best = level = -math.inf  # of the rsum: the largest, and that at the last gain
+    evaluations_since_gain = 0
     for epoch in range(settings.max_epochs):
         if curriculum is not None and settings.reset and epoch == settings.warmup:
             optimizer, scheduler = _optimizer(settings, model, rise=1)
@@ -299,11 +300,11 @@ def train_pairs(settings: Training, pairs: Pairs, seed: int) -> Trained:
             best = value
             trained.best_epoch = epoch
             weights = copy.deepcopy(model.state_dict())
-        since += 1
+        evaluations_since_gain += 1
         if value >= level + settings.plateau:
             level = value
-            since = 0
-        if since >= settings.patience:
+            evaluations_since_gain = 0
+        if evaluations_since_gain >= settings.patience:
             trained.plateau = True
             break
     model.load_state_dict(weights)
@@ -311,7 +312,7 @@ def train_pairs(settings: Training, pairs: Pairs, seed: int) -> Trained:
 
 
 def _note_validation(trained: Trained, pairs: Pairs) -> float:
-    """Validate and note what came of it; return the rsum."""
+    """Validate after an epoch, note the results in ``trained``, and return the rsum."""
     to_caption, to_picture = validate(trained.model, pairs)
     value = rsum(to_caption, to_picture)
     trained.validation.append(value)
@@ -327,7 +328,7 @@ def validate(model: DualEncoder, pairs: Pairs) -> BothDirections:
 
 @torch.no_grad()
 def gallery_scores(model: DualEncoder, pairs: Pairs, gallery: Gallery) -> Tensor:
-    """Scores of a gallery's drawings (rows) and captions, in eval mode, on the CPU."""
+    """Scores of a gallery, drawings by captions, in eval mode; the result is on the CPU."""
     training = model.training
     model.eval()
     tokens = pairs.tokens[gallery.concepts]
@@ -339,6 +340,7 @@ def gallery_scores(model: DualEncoder, pairs: Pairs, gallery: Gallery) -> Tensor
 
 @torch.no_grad()
 def _mean_norm(model: DualEncoder, pairs: Pairs) -> float:
+    """Length of the mean of normalised picture embeddings: 1 if they have collapsed to a point."""
     training = model.training
     model.eval()
     gallery = pairs.val[0]
@@ -348,7 +350,7 @@ def _mean_norm(model: DualEncoder, pairs: Pairs) -> float:
 
 
 def run_training(settings: Training, seed: int) -> Result:
-    """Train an arm and score its test part."""
+    """Train an arm and score the test part."""
     pairs = load_pairs(settings, seed).to(run_device())
     trained = train_pairs(settings, pairs, seed)
     score = partial(gallery_scores, trained.model, pairs)
@@ -370,12 +372,12 @@ def run_training(settings: Training, seed: int) -> Result:
     counters = {"updates": trained.updates, "pairs": epochs * len(pairs.train)}
     notes |= {"plateau": trained.plateau}
     result = make_result(metrics, curves, counters, notes=notes)
-    # the ends of the curves, with their digits
+    # the last points of the curves, rounded as in the curves
     ends = {f"final_{name}": result.curves[name][-1] for name in ("loss", "norm")}
     return replace(result, metrics={**result.metrics, **ends})
 
 
 def run_demonstration(settings: Training, seed: int) -> Result:
-    """The same, of an arm that may fail to train: its plateaus count for no claim."""
+    """As `run_training`, for an arm that may fail to train: its plateaus count for no claim."""
     result = run_training(settings, seed)
     return replace(result, notes={**result.notes, "demonstration": True})

@@ -29,7 +29,7 @@ class Adversarial(Stepped):
 
     Attributes:
         fractions: The radii, in units of $\varepsilon^*$.
-        lr: Step length at the start of training at each radius.
+        lr: Learning rate at the start of training, for each radius.
         curve_points: Points of the curves.
     """
 
@@ -39,11 +39,11 @@ class Adversarial(Stepped):
 
 
 def run_adversarial(settings: Adversarial, seed: int) -> Result:
-    """Train at every radius; the radius that is reached."""
-    # the first recorded step is behind w = 0, whose radius is undefined
-    moments = log_spaced(settings.steps, settings.curve_points)
+    """Train against attacks of every radius, and record the robust radius that is reached."""
+    # from step 10 on: at the start, w = 0 has no radius
+    recorded_steps = log_spaced(settings.steps, settings.curve_points)
     metrics: dict[str, float] = {}
-    curves: dict[str, list[float]] = {"step": [float(step) for step in moments]}
+    curves: dict[str, list[float]] = {"step": [float(step) for step in recorded_steps]}
     problems = load_problems(settings, seed)
     device = run_device()
     fractions = torch.tensor(settings.fractions, dtype=torch.float64, device=device)
@@ -51,7 +51,7 @@ def run_adversarial(settings: Adversarial, seed: int) -> Result:
         eps = max_margin(X, y, "linf").eps_star * fractions  # (E,), solved on the CPU
         X, y = X.to(device), y.to(device)
         paths = adversarial_paths(
-            signed_rows(X, y), "linf", eps, lr=settings.lr, record_at=moments
+            signed_rows(X, y), "linf", eps, lr=settings.lr, record_at=recorded_steps
         )  # (K, E, D)
         radii = robust_radius(paths, X, y, "linf")  # (K, E)
         for j, fraction in enumerate(settings.fractions):
@@ -62,9 +62,12 @@ def run_adversarial(settings: Adversarial, seed: int) -> Result:
 
 
 def score_adversarial(settings: Adversarial, seed: int) -> Mapping[str, float]:
-    """Score training at one radius by its worst-case margin, by problem.
+    """Score training at one radius by its worst-case margin over the length of the weights.
 
-    It is relative to the length of the weights: the quantity whose maximum training approaches.
+    Training approaches the maximum of this quantity.
+
+    Returns:
+        The score of each problem, by name.
     """
     device = run_device()
     fractions = torch.tensor(settings.fractions, dtype=torch.float64, device=device)

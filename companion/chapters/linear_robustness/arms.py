@@ -1,4 +1,4 @@
-"""The arms of chapter 6: what each solves or trains, and how its step length was found."""
+"""The arms of chapter 6: what each solves or trains, and how its learning rate was tuned."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ __all__ = [
     "share_curve",
 ]
 
+# names under which tuning keeps a learning rate: one for each depth, one for each radius
 CONVOLUTIONAL_RATES = ("convolutional-1", "convolutional-2", "convolutional-3", "convolutional-4")
 ADVERSARIAL_RATES = (
     "adversarial-0", "adversarial-0.5", "adversarial-0.8", "adversarial-0.9", "adversarial-0.95",
@@ -79,8 +80,10 @@ class Profile(BaseProfile):
     """How much of chapter 6 is run; the defaults are *standard*.
 
     Attributes:
-        seeds: Of the exact solutions, the descents and the networks. A seed draws the problems.
-        extended_seeds: Of the constant steps, the penalties, adversarial training and pictures.
+        seeds: Seeds of the exact solutions, the descents and the networks. A seed draws the
+            problems.
+        extended_seeds: Seeds of the constant steps, the penalties, adversarial training and
+            pictures.
         sizes: Numbers of examples of the Gaussian problems, in 100 dimensions.
         gaussian_steps: Steps of each optimiser on the Gaussian problems.
         digits_steps: Steps on pairs of digits, 60 examples in 64 dimensions.
@@ -110,37 +113,42 @@ class Profile(BaseProfile):
 
 
 def descent(name: str, settings: Descent, seeds: str, seconds: float) -> Arm:
-    """A row of steepest descent; the seconds are those of 10 000 steps."""
+    """Make an arm of steepest descent; ``seconds`` are those of 10 000 steps."""
     return arm(name, settings, run_descent, seeds, seconds * settings.steps / 10_000)
 
 
 def regularised(name: str, settings: Regularised) -> Arm:
-    """A row of regularisation paths."""
+    """Make an arm of regularisation paths."""
     return arm(name, settings, run_regularised, "extended_seeds", 4.0 * settings.steps / 1000)
 
 
 def convolutional(name: str, settings: Convolutional) -> Arm:
-    """A row of convolutional networks, each depth at its own step length."""
+    """Make an arm of convolutional networks, each depth at its own learning rate."""
     seconds = 7.0 * settings.steps / 10_000
     rates = {"lr": CONVOLUTIONAL_RATES}
     return arm(name, settings, run_convolutional, "seeds", seconds, tuned=rates, version=2)
 
 
 def dense(name: str, settings: Dense) -> Arm:
-    """A row of fully connected networks."""
+    """Make an arm of fully connected networks."""
     seconds = 2.5 * settings.steps / 10_000
     return arm(name, settings, run_dense, "seeds", seconds, tuned={"lr": "dense-2"}, version=2)
 
 
 def adversarial(name: str, settings: Adversarial) -> Arm:
-    """A row of adversarial training, each radius at its own step length."""
+    """Make an arm of adversarial training, each radius at its own learning rate."""
     seconds = 3.5 * settings.steps / 10_000
     rates = {"lr": ADVERSARIAL_RATES}
     return arm(name, settings, run_adversarial, "extended_seeds", seconds, tuned=rates)
 
 
 def pictures(name: str, settings: PictureAttack, *, epoch: float, attack: float, lr: str) -> Arm:
-    """A row of a picture classifier; seconds of an epoch, and of ten steps on 100 pictures."""
+    """Make an arm of a picture classifier.
+
+    ``epoch`` and ``attack`` are the seconds of one epoch, and of ten steps of an attack on 100
+    pictures.
+    """
+    # by band, on all frequencies and in the box; in l-inf without and with the box; in l2
     attacks = (settings.bands + 2) * len(settings.eps) + 2 * len(settings.linf_eps) + 1
     work = settings.images * settings.steps / 1000
     seconds = settings.epochs * epoch + attacks * attack * work + 3
@@ -149,7 +157,7 @@ def pictures(name: str, settings: PictureAttack, *, epoch: float, attack: float,
 
 
 def arms(profile: Profile) -> list[Arm]:
-    """The rows of the chapter."""
+    """List the arms of the chapter at the sizes of a profile."""
     gaussian, digits, fashion = profile.gaussian_steps, profile.digits_steps, profile.fashion_steps
     sizes, rate, path = profile.sizes, profile.rate_steps, profile.path_steps
     network, attacked = profile.network_steps, profile.adversarial_steps
@@ -200,16 +208,16 @@ _STANDARD = arms(Profile())
 
 
 def _settings_of(kind: type[S]) -> list[S]:
-    """Settings of one kind, of all standard rows."""
-    return [row.settings for row in _STANDARD if isinstance(row.settings, kind)]
+    """Settings of one kind, of all arms at their standard sizes."""
+    return [each.settings for each in _STANDARD if isinstance(each.settings, kind)]
 
 
 def _by_data(kind: type[ProblemSettings]) -> dict[str, str]:
-    """Names of the rows of one kind, by data set."""
+    """Names of the arms with settings of one kind, by data set."""
     names: dict[str, str] = {}
-    for row in _STANDARD:
-        if isinstance(row.settings, kind):
-            names[row.settings.data] = row.name
+    for each in _STANDARD:
+        if isinstance(each.settings, kind):
+            names[each.settings.data] = each.name
     return names
 
 
@@ -217,15 +225,15 @@ def descent_arm(optimiser: str, data: str, step_size: float = 1.0) -> str:
     """Name of the arm that runs an optimiser with a multiple of the theorem's step.
 
     Raises:
-        KeyError: If none does.
+        KeyError: If no arm does.
     """
     wanted = (OPTIMISERS[optimiser], data, step_size, "log_loss")
-    for row in _STANDARD:
-        each = row.settings
-        if not isinstance(each, Descent):
+    for each in _STANDARD:
+        settings = each.settings
+        if not isinstance(settings, Descent):
             continue
-        if (each.weight_norm, each.data, each.step_size, each.rule) == wanted:
-            return row.name
+        if (settings.weight_norm, settings.data, settings.step_size, settings.rule) == wanted:
+            return each.name
     raise KeyError(f"no arm runs {optimiser} descent on {data} with step_size={step_size:g}")
 
 
@@ -237,11 +245,11 @@ CLASSIFIERS = {"cnn": "fashion_cnn", "mlp": "fashion_mlp"}  # by model
 
 
 # --- tuning ---------------------------------------------------------------------------------------
-# Nothing that a claim is about is looked at; every arm of a group has the same grid and trials.
+# No score is a quantity that a claim is about. All arms of a group have the same grid and trials.
 
 
 def convolutional_searches(chosen: Tuned) -> Sequence[Search[Convolutional]]:
-    """One depth after the other, on the problems of both arms."""
+    """List a search for each depth, on the problems of both arms."""
     return [
         Search(
             name,
@@ -256,7 +264,7 @@ def convolutional_searches(chosen: Tuned) -> Sequence[Search[Convolutional]]:
 
 
 def dense_searches(chosen: Tuned) -> Sequence[Search[Dense]]:
-    """The same for the fully connected networks."""
+    """List the searches of the fully connected networks, which share one learning rate."""
     return [
         Search("dense-2", settings, "lr", NETWORK_GRID, score_dense)
         for settings in _settings_of(Dense)
@@ -264,7 +272,7 @@ def dense_searches(chosen: Tuned) -> Sequence[Search[Dense]]:
 
 
 def adversarial_searches(chosen: Tuned) -> Sequence[Search[Adversarial]]:
-    """One radius after the other, on the problems of both arms."""
+    """List a search for each radius, on the problems of both arms."""
     return [
         Search(
             name,
@@ -279,7 +287,7 @@ def adversarial_searches(chosen: Tuned) -> Sequence[Search[Adversarial]]:
 
 
 def picture_searches(chosen: Tuned) -> Sequence[Search[PictureAttack]]:
-    """Both classifiers."""
+    """List the searches of both classifiers."""
     return [
         Search(settings.model, settings, "lr", PICTURE_GRID, score_pictures)
         for settings in _settings_of(PictureAttack)
@@ -287,10 +295,11 @@ def picture_searches(chosen: Tuned) -> Sequence[Search[PictureAttack]]:
 
 
 def share_curve(trials: Sequence[Trial]) -> dict[float, float]:
-    """Mean over problems and seeds of an arm's score in units of the best one on the grid.
+    """Average, at each value, the log ratio of an arm's score to the best score on the grid.
 
-    Where a score can be negative for every setting (adversarial training beyond eps*) the
-    difference from the best one, over its size, is averaged instead of the logarithm.
+    The mean is over problems and seeds. Where no score of a problem is positive (adversarial
+    training beyond eps*), the difference from the best score, over its size, takes the place of
+    the log ratio.
     """
     shares: dict[float, list[float]] = {}
     for case in sorted({(trial.problem, trial.seed) for trial in trials}):
@@ -306,9 +315,10 @@ def share_curve(trials: Sequence[Trial]) -> dict[float, float]:
 
 
 def percent_curve(trials: Sequence[Trial]) -> dict[float, float]:
-    """The same in percent: scores are averaged as logarithms, so it is of the geometric mean.
+    """How much, in percent, the geometric mean of the scores lies above the best, by value.
 
-    Where all scores are negative the curve holds differences already.
+    It is `share_curve` without its logarithm. Where all scores are negative, that curve already
+    holds relative differences.
     """
     is_difference = all(trial.score < 0 for trial in trials)
     return {

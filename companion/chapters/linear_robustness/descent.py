@@ -1,4 +1,4 @@
-"""Steepest descent of chapter 6: three optimisers on the problems whose solutions are known.
+"""Steepest descent of chapter 6: three optimisers on the problems with known exact solutions.
 
 All problems of one data set and seed are stacked in one tensor and form one run.
 """
@@ -42,17 +42,20 @@ OPTIMISERS: dict[str, PlainNorm] = {"coordinate": "l1", "gradient": "l2", "sign"
 
 @dataclass(frozen=True, kw_only=True)
 class Descent(Stepped):
-    """Steepest descent; records never stated the norm or the rule, so each has its own kind.
+    """Steepest descent on all problems of a data set.
+
+    Each norm and rule has a class of its own with these as defaults, since records state only what
+    differs from a default and have never stated them.
 
     Attributes:
-        weight_norm: In which a step is the steepest one.
+        weight_norm: Norm in which a step is the steepest one.
         rule: ``log_loss`` for the theorem's step $1/B^2$ on the logarithm of the loss, or a
             ``constant`` step on the mean loss.
         step_size: Multiple of that step.
         steps: Updates of every model.
         published_steps: The number of steps of the published experiments, after which the radii
             are noted as well.
-        curve_points: Points of the curves before this one is added.
+        curve_points: Points of the curves; those of the noted steps come in addition.
     """
 
     weight_norm: PlainNorm
@@ -73,48 +76,52 @@ class Descent(Stepped):
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinateDescent(Descent):
-    """Along one coordinate a step: the steepest in l1."""
+    """Descent along one coordinate at each step: the steepest in l1."""
 
     weight_norm: PlainNorm = "l1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientDescent(Descent):
-    """Along the gradient: the steepest in l2."""
+    """Descent along the gradient: the steepest in l2."""
 
     weight_norm: PlainNorm = "l2"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignDescent(Descent):
-    """Along the gradient's signs: the steepest in l-inf."""
+    """Descent along the signs of the gradient: the steepest in l-inf."""
 
     weight_norm: PlainNorm = "linf"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantCoordinateDescent(CoordinateDescent):
-    """The same with a constant step on the mean loss."""
+    """`CoordinateDescent` with a constant step on the mean loss."""
 
     rule: StepRule = "constant"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantGradientDescent(GradientDescent):
-    """The same with a constant step on the mean loss."""
+    """`GradientDescent` with a constant step on the mean loss."""
 
     rule: StepRule = "constant"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantSignDescent(SignDescent):
-    """The same with a constant step on the mean loss."""
+    """`SignDescent` with a constant step on the mean loss."""
 
     rule: StepRule = "constant"
 
 
 def run_descent(settings: Descent, seed: int) -> Result:
-    """Train on all problems; the radius on the way, and the bound that the gradients certify."""
+    r"""Train on all problems, and record the robust radius and the bound that gradients certify.
+
+    Curves ``<problem>/lower``, the radius of the iterate, and ``<problem>/upper`` enclose the
+    largest radius, $\varepsilon^*$. Metrics are the radii under every attack at the noted steps.
+    """
     problems = load_on_device(settings, seed)
     Z, mask = stacked(problems)
     recorded = sorted({*log_spaced(settings.steps, settings.curve_points), *settings.noted})
@@ -126,13 +133,13 @@ def run_descent(settings: Descent, seed: int) -> Result:
         step=settings.rule,
         mask=mask,
     )
-    predicted = dual(settings.weight_norm)
+    attacked_norm = dual(settings.weight_norm)  # under it the theory predicts the largest radius
     metrics: dict[str, float] = {}
     errors: dict[str, float] = {}
     curves: dict[str, list[float]] = {"step": [float(step) for step in recorded]}
     for i, (name, X, y, _, _) in enumerate(problems):
         iterates = path.weights[:, i, 0]  # (K, D)
-        lower = robust_radius(iterates, X, y, predicted)  # (K,)
+        lower = robust_radius(iterates, X, y, attacked_norm)  # (K,)
         upper = path.upper[:, i, 0]  # (K,)
         curves[f"{name}/lower"] = lower.tolist()
         curves[f"{name}/upper"] = upper.tolist()
@@ -141,8 +148,8 @@ def run_descent(settings: Descent, seed: int) -> Result:
             for attack in NORMS:
                 metrics[f"{name}/{attack}/radius@{step}"] = float(robust_radius(w, X, y, attack))
         metrics[f"{name}/upper"] = float(upper[-1])
-        errors[f"{name}/train_error"] = float(robust_error(iterates[-1], X, y, predicted, 0.0))
+        errors[f"{name}/train_error"] = float(robust_error(iterates[-1], X, y, attacked_norm, 0.0))
     counters = {"gradients": settings.steps * len(problems)}
     result = make_result(metrics, curves, counters, digits=12)
-    # shares of so few rows were never rounded
+    # records have always had these shares of a few examples unrounded
     return replace(result, metrics={**result.metrics, **errors})

@@ -102,11 +102,11 @@ def exact(data: str, name: str) -> Estimand:
 def enclosures(
     records: Sequence[Record], problems: Sequence[tuple[str, str]]
 ) -> list[tuple[str, str, float, float, float, float]]:
-    """Rows of the enclosure table, one a data set, problem and attack.
+    """List the rows of the enclosure table, one for each problem and attack.
 
     Args:
         records: All records of one seed.
-        problems: Data sets and problems.
+        problems: Data set and name of each problem.
 
     Returns:
         Problem, attack, proved lower and upper bound of eps*, and what the two solvers say.
@@ -115,9 +115,9 @@ def enclosures(
     for data, problem in problems:
         metrics = exact_metrics(records, data)
         for attack in attacks_on(data):
-            at = f"{problem}/{attack}"
+            prefix = f"{problem}/{attack}"
             names = ("proved_lower", "proved_upper", "eps_star", "second")
-            lower, upper, first, second = (metrics[f"{at}/{name}"] for name in names)
+            lower, upper, first, second = (metrics[f"{prefix}/{name}"] for name in names)
             rows.append((f"{data} {problem}", str(attack), lower, upper, first, second))
     return rows
 
@@ -155,7 +155,11 @@ def adversarial_ratio(data: str, problem: str, fraction: float) -> Estimand:
 
 
 def band_accuracy(model: str, eps: float, part: str, norm: str = "fourier_linf") -> Estimand:
-    """Make the estimand: accuracy (%) under an attack; ``part`` is a band, ``all`` or ``box``."""
+    """Make the estimand: accuracy (%) under an attack.
+
+    ``part`` is a band of frequencies (``band=0`` the lowest), ``all`` of them, or ``box``: all of
+    them with pixels that stay in [0, 1].
+    """
     return metric(CLASSIFIERS[model], f"{norm}/{eps:g}/{part}", 100)
 
 

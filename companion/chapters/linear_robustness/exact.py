@@ -52,7 +52,8 @@ def run_exact(settings: Exact, seed: int) -> Result:
             measured = _solution(problem, attack, exact, settings)
             if len(problem.y_test):
                 measured |= _test_errors(problem, attack, solutions, settings.test_fraction)
-            metrics |= {f"{problem.name}/{attack}/{name}": v for name, v in measured.items()}
+            prefix = f"{problem.name}/{attack}"
+            metrics |= {f"{prefix}/{name}": value for name, value in measured.items()}
     counters = {"solves": 2 * len(attacks) * len(problems)}
     return make_result(metrics, counters=counters, digits=12)
 
@@ -60,7 +61,7 @@ def run_exact(settings: Exact, seed: int) -> Result:
 def _solution(
     problem: Problem, attack: Norm, exact: MaxMargin, settings: Exact
 ) -> dict[str, float]:
-    """How good a solution is, and what explicit perturbations of several sizes do to it."""
+    """Measure how good a solution is, and what explicit perturbations of several sizes do to it."""
     X, y = problem.X, problem.y
     second = max_margin(X, y, attack, solver=second_solver(attack))
     proved = enclosure(X, y, attack, exact.w, exact.lam)
@@ -88,7 +89,7 @@ def _test_errors(
     """Test errors of the solution for one attack: without an attack, and under each of them."""
     w, X, y = solutions[attack].w, problem.X_test, problem.y_test
     errors = {"test_error": float(robust_error(w, X, y, attack, 0.0))}
-    for under, other in solutions.items():
-        wrong = robust_error(w, X, y, under, fraction * other.eps_star)
-        errors[f"test_error_under/{under}"] = float(wrong)
+    for tested, solution in solutions.items():
+        wrong = robust_error(w, X, y, tested, fraction * solution.eps_star)
+        errors[f"test_error_under/{tested}"] = float(wrong)
     return errors

@@ -228,11 +228,12 @@ def perturbation_images(picture: ArrayLike, perturbations: Mapping[str, ArrayLik
 def _series(
     seeds: Sequence[Sequence[Record]], estimands: Sequence[Callable[[Sequence[Record]], float]]
 ) -> list[list[float]]:
+    """Values of the estimands, a list for each seed."""
     return [[estimand(seed) for estimand in estimands] for seed in seeds]
 
 
 def band_curves(records: Sequence[Record]) -> Figure:
-    """Accuracy of CNN and MLP by radius and band, and where an l2 attack puts its energy."""
+    """Accuracy of CNN and MLP by radius and frequency band, and how an l2 attack uses the bands."""
     drawn, axes = figure(3, height=3.1)
     seeds = by_seed(records, *CLASSIFIERS.values())
     for axis, model in zip(axes, CLASSIFIERS, strict=False):
@@ -254,6 +255,7 @@ def band_curves(records: Sequence[Record]) -> Figure:
 
 
 def _draw_energy(axis: Axes, seeds: Sequence[Sequence[Record]]) -> None:
+    """Draw the share of an l2 attack's energy in each band, mean and range over seeds."""
     for model, colour, shift in zip(CLASSIFIERS, PALETTE, (-0.2, 0.2), strict=False):
         estimands = [energy_share(model, number) for number in range(BANDS)]
         shares = np.array(_series(seeds, estimands)) * 100  # (S, 4)

@@ -58,11 +58,11 @@ class Networks(Stepped):
 
 @dataclass(frozen=True, kw_only=True)
 class Convolutional(Networks):
-    """Convolutional networks of several depths, side by side.
+    """Convolutional networks of several depths, trained together.
 
     Attributes:
         depths: Numbers of layers.
-        lr: Step length of each depth.
+        lr: Learning rate of each depth.
     """
 
     depths: tuple[int, ...] = DEPTHS
@@ -74,7 +74,7 @@ class Dense(Networks):
     """Fully connected networks of depth two.
 
     Attributes:
-        lr: Step length.
+        lr: Learning rate.
     """
 
     lr: float = 1.0
@@ -83,6 +83,7 @@ class Dense(Networks):
 def _convolutional_path(
     settings: Convolutional, seed: int, Z: Tensor, mask: Tensor, moments: list[int]
 ) -> NetworkPath:
+    """Train networks of all depths on stacked problems, and keep them at the steps ``moments``."""
     return convolutional_paths(
         Z,
         settings.shape,
@@ -102,7 +103,7 @@ def _dense_path(
 
 
 def run_convolutional(settings: Convolutional, seed: int) -> Result:
-    """Train convolutional networks of all depths side by side."""
+    """Train convolutional networks of all depths together, on all problems."""
     problems = load_on_device(settings, seed)
     moments = log_spaced(settings.steps, settings.curve_points)
     path = _convolutional_path(settings, seed, *stacked(problems), moments)
@@ -110,7 +111,7 @@ def run_convolutional(settings: Convolutional, seed: int) -> Result:
 
 
 def run_dense(settings: Dense, seed: int) -> Result:
-    """Train fully connected networks of depth two."""
+    """Train fully connected networks of depth two on all problems."""
     problems = load_on_device(settings, seed)
     moments = log_spaced(settings.steps, settings.curve_points)
     path = _dense_path(settings, seed, *stacked(problems), moments)
@@ -120,21 +121,26 @@ def run_dense(settings: Dense, seed: int) -> Result:
 def _describe(
     problems: Sequence[Problem], settings: Networks, path: NetworkPath, depths: Sequence[int]
 ) -> Result:
+    """Describe trained networks by problem and depth.
+
+    Metrics are those of the last network; curves are the radius under the Fourier-l-inf attack
+    along training, and the last network's ranked spectrum.
+    """
     fourier = FourierNorm("linf", settings.shape)
     metrics: dict[str, float] = {}
     curves: dict[str, list[float]] = {"step": [float(step) for step in path.steps.tolist()]}
     spectra: dict[str, list[float]] = {}
     for i, problem in enumerate(problems):
         for j, depth in enumerate(depths):
-            at = f"{problem.name}/depth={depth}"
+            prefix = f"{problem.name}/depth={depth}"
             beta = path.beta[:, i, j]  # (K, D)
-            curves[at] = robust_radius(beta, problem.X, problem.y, fourier).tolist()
+            curves[prefix] = robust_radius(beta, problem.X, problem.y, fourier).tolist()
             moduli = fourier.transform(beta[-1]).abs()
             measured = _last_network(problem, beta[-1], moduli, fourier, depth, settings.active)
-            metrics |= {f"{at}/{name}": value for name, value in measured.items()}
+            metrics |= {f"{prefix}/{name}": value for name, value in measured.items()}
             ranked = moduli.sort(descending=True).values / moduli.max()
             ranks = torch.linspace(0, len(ranked) - 1, len(path.steps)).round().long()
-            spectra[f"{at}/spectrum"] = [rounded(value, 4) for value in ranked[ranks].tolist()]
+            spectra[f"{prefix}/spectrum"] = [rounded(value, 4) for value in ranked[ranks].tolist()]
     counters = {"gradients": int(path.steps[-1]) * len(problems)}
     result = make_result(metrics, curves, counters, digits=12)
     # a figure of spectra needs no more than four digits
@@ -144,7 +150,11 @@ def _describe(
 def _last_network(
     problem: Problem, beta: Tensor, moduli: Tensor, fourier: Norm, depth: int, active: float
 ) -> dict[str, float]:
-    """Radii of a trained network, its share of active frequencies, and its cost."""
+    """Radii of a trained network, its share of active frequencies, and its cost.
+
+    ``beta`` are the weights of the linear function that it computes, ``moduli`` those of its
+    Fourier transform.
+    """
     X, y = problem.X, problem.y
     attacks: tuple[Norm, ...] = ("l2", "linf", fourier)
     measured = {f"{attack}/radius": float(robust_radius(beta, X, y, attack)) for attack in attacks}
@@ -158,7 +168,11 @@ def _last_network(
 
 
 def network_margins(path: NetworkPath, Z: Tensor, mask: Tensor, depths: Sequence[int]) -> Tensor:
-    r"""Smallest margin over $(\sum_l\|w_l\|^2)^{L/2}$, which training raises; ``(K, P, M)``."""
+    r"""Smallest margin over $(\sum_l\|w_l\|^2)^{L/2}$, the quantity that training raises.
+
+    Returns:
+        Shape ``(K, P, M)``: recorded steps, problems, depths.
+    """
     scores = (path.beta @ Z.mT).masked_fill(~mask.unsqueeze(1), torch.inf)  # (K, P, M, N)
     powers = torch.tensor(depths, dtype=Z.dtype, device=Z.device) / 2
     margins: Tensor = scores.amin(-1) / path.cost**powers
@@ -166,7 +180,7 @@ def network_margins(path: NetworkPath, Z: Tensor, mask: Tensor, depths: Sequence
 
 
 def score_convolutional(settings: Convolutional, seed: int) -> Mapping[str, float]:
-    """Score networks of one depth by the margin that their own training raises, by problem."""
+    """Score networks of one depth by the margin that training raises, by problem."""
     problems = load_on_device(settings, seed)
     Z, mask = stacked(problems)
     path = _convolutional_path(settings, seed, Z, mask, [settings.steps])
@@ -175,7 +189,7 @@ def score_convolutional(settings: Convolutional, seed: int) -> Mapping[str, floa
 
 
 def score_dense(settings: Dense, seed: int) -> Mapping[str, float]:
-    """The same for a fully connected network."""
+    """Score fully connected networks by the margin that training raises, by problem."""
     problems = load_on_device(settings, seed)
     Z, mask = stacked(problems)
     path = _dense_path(settings, seed, Z, mask, [settings.steps])

@@ -1,8 +1,9 @@
 r"""Numbers of chapter 6's claims that are more than arithmetic: functions of records of one seed.
 
 Ratios are $\rho(w)/\varepsilon^*$ with $\varepsilon^*$ from the exact solution of the same problem,
-and the *gap* is one minus the ratio. Arms in *pairs* are the exact solutions of a data set and a
-run on the same problems, in turn. An argument ``at`` is a number of steps, or ``"end"``.
+and the *gap* is one minus the ratio. An argument ``exact`` is the record of the exact solutions of
+a data set. Records in ``pairs`` alternate: such a record, then a run on the same problems. An
+argument ``at`` is a number of steps, or ``"end"``.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def _in_pairs(arms: Sequence[Record]) -> Iterator[tuple[Record, Record]]:
+    """Yield exact solutions and run of each data set from records that alternate."""
     return zip(arms[::2], arms[1::2], strict=True)
 
 
@@ -82,7 +84,7 @@ def _in_pairs(arms: Sequence[Record]) -> Iterator[tuple[Record, Record]]:
 
 
 def _of_exact(name: str, exact: Sequence[Record]) -> list[float]:
-    """A metric of every problem under every attack."""
+    """Values of a metric of exact solutions, for every problem under every attack."""
     ending = "/eps_star"
     return [
         float(record["metrics"][f"{each.removesuffix(ending)}/{name}"])
@@ -130,7 +132,7 @@ def excess(bound: str, exact: Record, *models: Record) -> float:
 
 
 def descent_ratio(at: int | str, exact: Record, run: Record, problem: str, attack: str) -> float:
-    """Ratio of one optimiser under one attack."""
+    """Ratio of one optimiser on one problem under one attack, after ``at`` steps."""
     steps = int(run["curves"]["step"][-1]) if at == "end" else at
     radius = run["metrics"][f"{problem}/{attack}/radius@{steps}"]
     return float(radius / eps_star(exact, problem, attack))
@@ -139,7 +141,7 @@ def descent_ratio(at: int | str, exact: Record, run: Record, problem: str, attac
 def matrices(
     at: int | str, exact: Record, coordinate: Record, gradient: Record, sign: Record
 ) -> dict[str, Matrix]:
-    """Ratios of each (optimiser, attack) by problem."""
+    """Ratios of each optimiser under each attack, by problem."""
     runs = dict(zip(OWN_ATTACKS, (coordinate, gradient, sign), strict=True))
     return {
         problem: {
@@ -154,7 +156,10 @@ def matrices(
 def _decided(
     by_problem: Mapping[str, Matrix], largest_n: float, smallest_n: float = 0
 ) -> list[Matrix]:
-    """Matrices of all pairs, and of the Gaussian problems ``n=...`` of so many examples."""
+    """Keep the matrices of all pairs of classes, and of Gaussian problems of an allowed size.
+
+    A Gaussian problem of ``n`` examples is named ``n=...``.
+    """
     kept = [
         matrix
         for name, matrix in by_problem.items()
@@ -211,14 +216,17 @@ def _advantage(matrix: Matrix) -> float:
 def _mean_exponent(
     of_step: Callable[[float], float], exact: Record, descents: tuple[Record, ...]
 ) -> float:
-    """Mean slope of the log of the gap, Gaussian problems, each optimiser under its own attack."""
+    """Mean slope of the log of the gap on ``of_step(step)`` over optimisers and Gaussian problems.
+
+    Each optimiser is measured under the attack for which theory predicts it to be the best.
+    """
     slopes = []
     for attack, run in zip(OWN_ATTACKS.values(), descents, strict=True):
         for size in RATE_SIZES:
             eps = eps_star(exact, f"n={size}", attack)
             curve = zip(run["curves"]["step"], run["curves"][f"n={size}/lower"], strict=True)
             late = [(step, lower) for step, lower in curve if step >= LATE]
-            # curves keep six digits, so a gap below 1e-6 is not told from zero
+            # curves keep six digits, so a gap below 1e-6 cannot be told from zero
             gaps = [max(1 - lower / eps, 1e-6) for _, lower in late]
             slopes.append(_slope([of_step(step) for step, _ in late], [math.log(g) for g in gaps]))
     return _mean(slopes)
@@ -332,6 +340,7 @@ def _trained_problems(trained: Record) -> list[str]:
 
 
 def _best(exact: Record, trained: Record, problem: str) -> float:
+    """Largest ratio that adversarial training has reached over the radii below eps*."""
     return max(adversarial_ratio(fraction, exact, trained, problem) for fraction in BELOW)
 
 

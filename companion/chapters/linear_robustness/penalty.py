@@ -25,7 +25,7 @@ class Regularised(Stepped):
     r"""Paths of four penalties, $\ell_1$, $\ell_2$, $\ell_\infty$ and Fourier $\ell_1$.
 
     Attributes:
-        strengths: Of the penalty, $\lambda / \lambda_{\max}$.
+        strengths: Strengths of the penalty, $\lambda / \lambda_{\max}$.
     """
 
     strengths: tuple[float, ...] = STRENGTHS
@@ -35,9 +35,9 @@ class Regularised(Stepped):
 
 
 def run_regularised(settings: Regularised, seed: int) -> Result:
-    """Solve the paths of all problems, which have equally many rows."""
+    """Solve the paths of all problems; record radius and residual at every strength."""
     problems = load_on_device(settings, seed)
-    Z, _ = stacked(problems)
+    Z, _ = stacked(problems)  # equally many examples in each, so that nothing is padded
     norms: tuple[Norm, ...] = ("l1", "l2", "linf", FourierNorm("l1", settings.shape))
     metrics: dict[str, float] = {}
     for weight_norm in norms:

@@ -47,7 +47,7 @@ class PictureAttack(Settings):
 
     Attributes:
         data: ``fashion_mnist``; stated by every record.
-        model: ``cnn`` or ``mlp``; records never stated it, so each has its own kind.
+        model: ``cnn`` or ``mlp``; records never stated it, so each has a subclass that does.
         examples: Training pictures.
         epochs: Passes over them.
         lr: Learning rate at the start; it falls linearly to zero.
@@ -114,7 +114,17 @@ def train_classifier(
     batch: int = 64,
     hidden: int = 256,
 ) -> nn.Module:
-    """Train a classifier with AdamW and a linearly decaying rate."""
+    """Train a classifier of Fashion-MNIST with AdamW and a learning rate that falls to zero.
+
+    Args:
+        model: ``cnn`` or ``mlp``.
+        examples: Training pictures, drawn from the training part.
+        epochs: Passes over them.
+        lr: Learning rate at the start.
+        seed: Draws the pictures, the initial weights and the order.
+        batch: Examples in a batch.
+        hidden: Hidden units of the MLP.
+    """
     pictures = fashion_mnist_tensors("train")
     chosen = torch.randperm(len(pictures), generator=stream(seed, "subset"))[:examples]
     x, y, _ = pictures[chosen.tolist()]
@@ -124,7 +134,7 @@ def train_classifier(
     device = run_device()
     net = net.to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, fused=True)
-    steps = epochs * -(-examples // batch)
+    steps = epochs * -(-examples // batch)  # the last batch of an epoch may be smaller
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / steps)
     train(
         net,
@@ -168,7 +178,7 @@ class _Attacked:
     def attack(
         self, norm: AttackNorm, eps: float, *, box: Box | None = None, band: Tensor | None = None
     ) -> Tensor:
-        """Pictures after an attack, inside a box of pixels or not."""
+        """Attack the pictures, within a band of frequencies and a box of pixels if given."""
         steps = self.settings.steps
         return pgd(
             self.net,
@@ -195,12 +205,13 @@ def run_pictures(settings: PictureAttack, seed: int) -> Result:
     bands = [band.to(x.device) for band in equal_bands(SHAPE, settings.bands)]
     metrics = {"clean": attacked.accuracy(x)}
     for eps in settings.eps:
-        at = f"fourier_linf/{eps:g}"
+        prefix = f"fourier_linf/{eps:g}"
         for number, band in enumerate(bands):
             moved = attacked.attack("fourier_linf", eps, band=band)
-            metrics[f"{at}/band={number}"] = attacked.accuracy(moved)
-        metrics[f"{at}/all"] = attacked.accuracy(attacked.attack("fourier_linf", eps))
-        metrics[f"{at}/box"] = attacked.accuracy(attacked.attack("fourier_linf", eps, box=PIXELS))
+            metrics[f"{prefix}/band={number}"] = attacked.accuracy(moved)
+        metrics[f"{prefix}/all"] = attacked.accuracy(attacked.attack("fourier_linf", eps))
+        in_box = attacked.attack("fourier_linf", eps, box=PIXELS)
+        metrics[f"{prefix}/box"] = attacked.accuracy(in_box)
     for eps in settings.linf_eps:
         metrics[f"linf/{eps:g}/all"] = attacked.accuracy(attacked.attack("linf", eps))
         metrics[f"linf/{eps:g}/box"] = attacked.accuracy(attacked.attack("linf", eps, box=PIXELS))
@@ -213,6 +224,6 @@ def run_pictures(settings: PictureAttack, seed: int) -> Result:
 
 
 def score_pictures(settings: PictureAttack, seed: int) -> dict[str, float]:
-    """Score a learning rate by the accuracy on validation pictures."""
+    """Score a learning rate by the accuracy on validation pictures, in [0, 1]."""
     net = _trained(settings, seed)
     return {"validation": evaluate(net, fashion_mnist_tensors("val"), "val")["val/accuracy"]}

@@ -44,14 +44,14 @@ SHAPES = {"digits": (8, 8), "fashion_mnist": (28, 28)}
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemSettings(Settings):
-    """Two-class problems of one data set, which a run treats side by side.
+    """Two-class problems of one data set, which one run treats together.
 
     Attributes:
         data: ``gaussian``, ``digits`` or ``fashion_mnist``.
         sizes: Numbers of examples of the Gaussian problems.
         features: Dimension of the Gaussian problems.
         pairs: Classes of the other problems; by default those of `PAIRS`.
-        examples: Training examples of each of these; by default as in `EXAMPLES`.
+        examples: Training examples of each pair of classes; by default as in `EXAMPLES`.
     """
 
     data: str = "gaussian"
@@ -80,7 +80,7 @@ class ProblemSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped(ProblemSettings):
-    """The same with a number of steps.
+    """`ProblemSettings` of runs that take steps.
 
     Attributes:
         steps: Updates of every model.
@@ -141,7 +141,7 @@ def load_on_device(settings: ProblemSettings, seed: int) -> list[Problem]:
 
 
 def shape_of(data: str, features: int = 100) -> tuple[int, ...]:
-    """Shape of an example of a data set; Gaussian ones have so many features."""
+    """Shape of an example of a data set; ``features`` is the dimension of Gaussian ones."""
     return (features,) if data == "gaussian" else SHAPES[data]
 
 
@@ -158,7 +158,11 @@ def attacks_on(data: str, features: int = 100) -> tuple[Norm, ...]:
 
 
 def stacked(problems: Sequence[Problem]) -> tuple[Tensor, Tensor]:
-    """Signed rows of all problems, padded to ``(P, N, D)``, and the mask of real rows."""
+    """Stack the signed examples $y_i x_i$ of all problems.
+
+    Returns:
+        The examples, padded to ``(P, N, D)``, and the mask of those that are real, ``(P, N)``.
+    """
     rows = [signed_rows(problem.X, problem.y) for problem in problems]
     lengths = torch.tensor([len(Z) for Z in rows], device=rows[0].device)
     Z = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (P, N, D)
@@ -166,7 +170,7 @@ def stacked(problems: Sequence[Problem]) -> tuple[Tensor, Tensor]:
 
 
 def log_spaced(steps: int, points: int) -> list[int]:
-    """At most so many step numbers, from 10 to ``steps``, evenly spread on a logarithmic axis."""
+    """At most ``points`` steps from 10 to ``steps``, evenly spread on a logarithmic axis."""
     last = log10(torch.tensor(float(steps))).item()
     spaced = torch.logspace(1, last, points, dtype=torch.float64)
     chosen = {round(step) for step in spaced.tolist()} | {steps}

@@ -1,4 +1,7 @@
-"""The arms of chapter 4: what each trains, whose step length it has, and how it was found."""
+"""The arms of chapter 4: what each trains, whose learning rate it has, and how that was tuned.
+
+*The source* is the thesis (Simionescu 2022) with its released code.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from companion.lab.tune import Search
 
 __all__ = ["COUNTS", "PROBLEMS", "SCORES", "SEARCHES", "Profile", "arms"]
 
-SCORES = ("min_loss", "delta_abs", "delta_target")  # one of each family of the source
+SCORES = ("min_loss", "delta_abs", "delta_target")  # one of each kind in the source
 PROBLEMS = ("digits", "fashion_mnist")
 COUNTS = (2, 4, 16)
 STEP_LENGTHS = (
@@ -28,11 +31,11 @@ class Profile(BaseProfile):
     """How much of chapter 4 is run; the defaults are *standard*.
 
     Attributes:
-        seeds: Of the trained headline arms and of what the scores select. A seed draws the parts,
-            the initial weights and the orders.
-        order_seeds: Of the exhaustive study of one epoch.
-        later_seeds: Of the exhaustive study of later epochs.
-        extended_seeds: Of the extended arms.
+        seeds: Seeds of the trained headline arms and of what the scores select. A seed draws the
+            parts, the initial weights and the orders.
+        order_seeds: Seeds of the exhaustive study of one epoch.
+        later_seeds: Seeds of the exhaustive study of later epochs.
+        extended_seeds: Seeds of the extended arms.
         order_epochs: Epochs of the study of later epochs, which replays each from four states.
         timing_blocks: Interleaved blocks of the timing.
     """
@@ -46,17 +49,17 @@ class Profile(BaseProfile):
 
 
 def trained(name: str, settings: Training, seeds: str, seconds: float, *, lr: str) -> Arm:
-    """A row that trains at the step length which was tuned for the arm ``lr``."""
+    """Make an arm that trains at the learning rate which was tuned for the arm ``lr``."""
     return arm(name, settings, run_training, seeds, seconds, tuned={"lr": lr}, version=2)
 
 
 def arms(profile: Profile) -> list[Arm]:
-    """The rows of the chapter."""
+    """List the arms of the chapter at the sizes of a profile."""
     fashion = FashionTraining(data="fashion_mnist")
     epochs = profile.order_epochs
     # fmt: off
     return [
-        # random reshuffling and three scores: at its step length, and at their own
+        # random reshuffling and three scores: at its learning rate, and at their own
         trained("digits_random", Training(), "seeds", 0.3, lr="digits_random"),
         trained("digits_min_loss", Training(order="min_loss"), "seeds", 0.35, lr="digits_random"),
         trained("digits_min_loss_tuned", Training(order="min_loss"), "seeds", 0.35, lr="digits_min_loss_tuned"),
@@ -109,8 +112,8 @@ def arms(profile: Profile) -> list[Arm]:
         trained("paced_noisy_random_list", replace(fashion, order="random_list", noise=0.4), "extended_seeds", 1, lr="paced_noisy_random_list"),
         trained("units_fixed", Training(model="linear", order="fixed", steps=640), "extended_seeds", 2, lr="units_fixed"),
         trained("units_grab", Training(model="linear", order="grab", steps=640), "extended_seeds", 2, lr="units_grab"),
-        # every order of six batches: the source's kind of network at the step length of the best
-        # mean in pilots, and an MLP at several, with the source's momentum and without
+        # every order of six batches: the source's kind of network at the learning rate of the
+        # best mean in pilots, and an MLP at several, with the source's momentum and without
         arm("orders_cnn_bn", Orders(model="cnn_bn", lr=0.1), run_orders, "order_seeds", 1.8, version=3),
         arm("orders_mlp_lr005", Orders(lr=0.05), run_orders, "order_seeds", 0.2, version=2),
         arm("orders_mlp_plain_lr005", Orders(lr=0.05, momentum=0.0), run_orders, "order_seeds", 0.2, version=2),
@@ -128,7 +131,7 @@ def arms(profile: Profile) -> list[Arm]:
 
 
 def score_training(settings: Training, seed: int) -> float:
-    """Score a step length by what its arm was made for, on the validation part.
+    """Score a learning rate by what its arm is meant to show, on the validation part.
 
     Arms with fixed batches are scored by their training loss, paced ones by their accuracy, all
     others by minus the logarithm of the steps to the target.
@@ -142,11 +145,11 @@ def score_training(settings: Training, seed: int) -> float:
 
 
 def searches(chosen: Tuned) -> Sequence[Search[Training]]:
-    """The same grid and trials for every arm that has a step length of its own."""
+    """List the searches of every arm with its own learning rate, all on the same grid."""
     return [
-        Search(row.name, row.settings, "lr", STEP_LENGTHS, score_training)
-        for row in arms(Profile())
-        if row.tuned.get("lr") == row.name and isinstance(row.settings, Training)
+        Search(each.name, each.settings, "lr", STEP_LENGTHS, score_training)
+        for each in arms(Profile())
+        if each.tuned.get("lr") == each.name and isinstance(each.settings, Training)
     ]
 
 

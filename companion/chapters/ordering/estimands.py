@@ -1,8 +1,8 @@
 """Estimands of chapter 4's tables and figures: functions of all records of one seed.
 
 Ratios are natural logarithms of an arm over random reshuffling with the same seed: below zero the
-arm is quicker. A run that never reached its target counts with its full budget. Tables
-show them as percent saved or as factors.
+arm is quicker. A run that never reached its target counts with its full budget. Tables show the
+ratios as percent saved or as factors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def share(arm: str, position: str, what: str = "accuracy") -> Estimand:
 
 
 def ranked(arm: str, score: str, what: str = "loss") -> Estimand:
-    """Make the estimand: percentile of a greedy order among the 720, 0 the best, chance 50."""
+    """Make the estimand: percentile of a greedy order among all 720; 0 is the best, 50 chance."""
     return metric(arm, f"rank/{score}/{what}")
 
 
@@ -45,7 +45,7 @@ def cost_ratio(arm: str, other: str, cost: str = "steps") -> Estimand:
 
 
 def seconds_ratio(data: str, order: str) -> Estimand:
-    """Make the estimand: log ratio of seconds to the target, timed in turn."""
+    """Make the estimand: log ratio of seconds to the target, which were timed in turn."""
 
     def estimand(records: Sequence[Record]) -> float:
         metrics = find(records, f"timing_{data}")["metrics"]
@@ -64,12 +64,12 @@ def gain_by_balance(records: Sequence[Record], arm: str) -> dict[float, tuple[fl
     """Accuracy of the orders that end in a batch, minus that of all orders, by the batch's labels.
 
     Args:
-        records: Of any number of seeds.
+        records: Records of any number of seeds.
         arm: An exhaustive study.
 
     Returns:
-        Share of the second class in the last batch to the mean over the batches of all seeds with
-        that share, in points, and to how many these are.
+        By share of the second class in the last batch: the mean, in points, over the batches of all
+        seeds with that share, and the number of these batches.
     """
     gains: dict[float, list[float]] = defaultdict(list)
     for seed in by_seed(records, arm):

@@ -41,7 +41,7 @@ NETS = {
 
 
 def order_spread(records: Sequence[Record]) -> Figure:
-    """Accuracy after one epoch of every order, sorted, a line a seed, for two networks."""
+    """Accuracy after one epoch in every order, sorted, one line per seed, for two networks."""
     arms = {"orders_cnn_bn": "conv net with BatchNorm", "orders_mlp_lr020": "MLP, step 0.2"}
     drawn, axes = figure(2, height=3.0)
     for axis, (arm, title) in zip(axes, arms.items(), strict=True):
@@ -101,21 +101,21 @@ def scored_by(records: Sequence[Record], steps: Sequence[int]) -> Figure:
     """Rank correlation of each trial score with loss, gradient norm and alignment, by step."""
     drawn, axes = figure(3, height=2.6)
     names = {"loss": "batch loss", "norm": "gradient norm", "align": "alignment with target"}
-    rows = ("delta_abs", "delta_rel", "delta_target")
+    scores = ("delta_abs", "delta_rel", "delta_target")
     for axis, (what, title) in zip(axes, names.items(), strict=True):
         table = [
             [
                 np.mean(
                     [
-                        find(seed, "selection")["metrics"][f"{row}/{what}/{step}"]
+                        find(seed, "selection")["metrics"][f"{score}/{what}/{step}"]
                         for seed in by_seed(records, "selection")
                     ]
                 )
                 for step in steps
             ]
-            for row in rows
+            for score in scores
         ]
-        shown = rows if what == "loss" else [""] * len(rows)
+        shown = scores if what == "loss" else [""] * len(scores)
         columns = [str(step) for step in steps]
         matrix(axis, table, rows=shown, columns=columns, limits=(-0.5, 1))
         axis.set_title(title)
@@ -124,7 +124,7 @@ def scored_by(records: Sequence[Record], steps: Sequence[int]) -> Figure:
 
 
 def cost_ratios(records: Sequence[Record]) -> Figure:
-    """Cost to the target over that of random reshuffling, on three axes, both data sets."""
+    """Cost to the target over that of random reshuffling, in three units, on both data sets."""
     drawn, axes = figure(2, height=3.4)
     for axis, data in zip(axes, PROBLEMS, strict=True):
         for number, score in enumerate(SCORES):
@@ -167,7 +167,7 @@ def _log_scale(axis: Axes) -> None:
 
 
 def learning_curves(records: Sequence[Record]) -> Figure:
-    """Validation accuracy against steps and against forward-equivalents, median and range."""
+    """Validation accuracy against steps, and against cost in forward passes; median and range."""
     drawn, axes = figure(2, 2, height=2.7)
     for row, data in enumerate(PROBLEMS):
         for order, colour in COLOURS.items():
@@ -189,10 +189,10 @@ def learning_curves(records: Sequence[Record]) -> Figure:
 
 
 def step_lengths(curves: Mapping[str, Mapping[float, float]]) -> Figure:
-    """Steps to the target against the step length, every arm on the same grid of pilot trials.
+    """Steps to the target against the learning rate, every arm on the same grid of pilot trials.
 
     Args:
-        curves: Arm to step length to mean score, minus the log of the steps.
+        curves: By arm and learning rate, the mean score: minus the log of the steps.
     """
     drawn, axes = figure(2, height=3.0)
     for axis, data in zip(axes, PROBLEMS, strict=True):

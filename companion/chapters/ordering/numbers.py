@@ -15,7 +15,7 @@ CANDIDATES = (1, 2, 4, 8, 16)
 def last_lead(orders: Record) -> float:
     """Log ratio of the last position's share of variance to the largest other one.
 
-    Zero where all orders end with one accuracy: there is no variance, and no position leads.
+    Zero where all orders end with the same accuracy: there is no variance, and no position leads.
     """
     metrics = orders["metrics"]
     if metrics["val_accuracy/max"] == metrics["val_accuracy/min"]:
@@ -25,7 +25,10 @@ def last_lead(orders: Record) -> float:
 
 
 def slope_of_candidates(*arms: Record) -> float:
-    """Slope of log steps to the target on log2 of the candidates; arms with 1, 2, 4, 8 and 16."""
+    """Slope of log steps to the target on log2 of the number of candidates.
+
+    The arms are given in the order 1, 2, 4, 8 and 16 candidates.
+    """
     x = [math.log2(count) for count in CANDIDATES]
     y = [math.log(arm["metrics"]["steps_to_target"]) for arm in arms]
     centre = math.fsum(x) / len(x)

@@ -47,11 +47,11 @@ class Orders(Settings):
 
     Attributes:
         model: ``mlp`` or ``cnn_bn``.
-        lr: Step length.
-        momentum: Nesterov's.
-        weight_decay: Of all weights.
+        lr: Learning rate.
+        momentum: Nesterov momentum.
+        weight_decay: Weight decay, of all weights.
         epochs: Epochs that are replayed, each in every order.
-        batch: Examples in a batch; 48 of them are trained on.
+        batch: Examples in a batch; there are 48 training examples.
         states: Start states of an epoch, from the best to the worst end of the one before.
         quantiles: Points that a record keeps of the sorted accuracies.
     """
@@ -81,7 +81,10 @@ class Orders(Settings):
 
 
 def _evaluator(data: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """Loss and accuracy in percent on the two held-out halves, from outputs on both."""
+    """Return the function that evaluates a model, and the held-out inputs of which it takes logits.
+
+    It gives the numbers of `MEASURES`: loss, and accuracy in percent, of both held-out parts.
+    """
     half, y = len(data.val), torch.cat([data.val.y, data.test.y])
 
     def evaluate(logits: Tensor) -> Tensor:
@@ -95,7 +98,11 @@ def _evaluator(data: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
 
 
 def run_orders(settings: Orders, seed: int) -> Result:
-    """Replay all orders of each epoch, from the second epoch on from several states."""
+    """Train each epoch in every order of its batches, and record how the results spread.
+
+    The first epoch starts from the initial weights. Each later one starts from several of the
+    states in which the epoch before ended, spread from the best to the worst.
+    """
     data = pair_problem(seed).to(run_device())
     evaluate, held_out = _evaluator(data)
     generator = stream(seed, "order")
@@ -103,7 +110,7 @@ def run_orders(settings: Orders, seed: int) -> Result:
     states: list[State] = [(model, settings.optimizer(model))]
     metrics: dict[str, float] = {}
     curves: dict[str, list[float]] = {name: [] for name in ("range", "best", "mean", "worst")}
-    started: Tensor | None = None  # validation loss of each start state
+    start_losses: Tensor | None = None  # validation loss of each start state
     for epoch in range(1, settings.epochs + 1):
         indices = torch.split(torch.randperm(len(data.train), generator=generator), settings.batch)
         batches = [(data.train.x[i], data.train.y[i]) for i in indices]
@@ -112,8 +119,8 @@ def run_orders(settings: Orders, seed: int) -> Result:
             orders, measures = exhaustive_orders(*state, losses_of, batches, evaluate, held_out)
             return orders, measures.cpu()
 
-        orders, first = replay(states[0])
-        values = torch.stack([first, *(replay(state)[1] for state in states[1:])])  # (S, K, E)
+        orders, first = replay(states[0])  # (K, M) batch numbers, (K, 4) measures
+        values = torch.stack([first, *(replay(state)[1] for state in states[1:])])  # (S, K, 4)
         accuracy, loss = values[..., 1], values[..., 0]  # (S, K)
         curves["range"].append(float((accuracy.amax(1) - accuracy.amin(1)).mean()))
         for name, reduce in (
@@ -124,31 +131,33 @@ def run_orders(settings: Orders, seed: int) -> Result:
             curves[name].append(float(reduce(1).mean()))
         if epoch == 1:
             metrics |= _first_epoch(data, seed, settings, batches, orders, first)
-            ordered = accuracy[0].sort().values
-            places = torch.linspace(0, len(ordered) - 1, settings.quantiles).long()
-            curves["sorted"] = ordered[places].tolist()
-        if started is not None:
-            pairs = torch.stack([started, loss.mean(1)])
+            ascending = accuracy[0].sort().values
+            kept = torch.linspace(0, len(ascending) - 1, settings.quantiles).long()
+            curves["sorted"] = ascending[kept].tolist()
+        if start_losses is not None:
+            pairs = torch.stack([start_losses, loss.mean(1)])
             curves.setdefault("persistence", []).append(float(torch.corrcoef(pairs)[0, 1]))
         if epoch < settings.epochs:
             ranked = loss.flatten().argsort(stable=True)
             chosen = ranked[torch.linspace(0, len(ranked) - 1, settings.states).long()].tolist()
-            started = loss.flatten()[chosen]
-            ends = [divmod(position, len(orders)) for position in chosen]
+            start_losses = loss.flatten()[chosen]
+            ends = [divmod(position, len(orders)) for position in chosen]  # state, order
             states = [_trained(states[s], settings, batches, orders[o].tolist()) for s, o in ends]
             if epoch == 1:  # the same batches once more: do the same orders win again?
-                again = replay(states[settings.states // 2])[1]
-                pairs = torch.stack([loss[0], again[:, 0]])
+                repeated = replay(states[settings.states // 2])[1]
+                pairs = torch.stack([loss[0], repeated[:, 0]])
                 metrics["repeat"] = float(torch.corrcoef(pairs)[0, 1])
-    # where all orders end alike, their variance has no shares
+    # where all orders end alike there is no variance, and its shares are NaN
     defined = {name: value for name, value in metrics.items() if not math.isnan(value)}
     return make_result(defined, curves, {"orders": len(orders)})
 
 
 def _trained(state: State, settings: Orders, batches: Batches, order: list[int]) -> State:
+    """Return copies of a model and its optimiser after training on the batches in an order."""
     model = copy.deepcopy(state[0])
     optimizer = settings.optimizer(model)
-    optimizer.load_state_dict(copy.deepcopy(state[1].state_dict()))  # it would share the momentum
+    # without the copy both optimisers would share the momentum
+    optimizer.load_state_dict(copy.deepcopy(state[1].state_dict()))
     train_in_order(model, optimizer, losses_of, batches, order)
     return model, optimizer
 
@@ -161,19 +170,24 @@ def _first_epoch(
     orders: Tensor,
     values: Tensor,
 ) -> dict[str, float]:
-    """Spread, shares of variance by position, their controls, and ranks of greedy orders."""
+    """Spread, shares of variance by position, their controls, and ranks of greedy orders.
+
+    ``orders`` has every order as a row of batch numbers, ``(K, M)``; ``values`` has the `MEASURES`
+    after each, ``(K, 4)``.
+    """
     metrics: dict[str, float] = {}
     for name, column in zip(MEASURES, values.unbind(1), strict=True):
-        for what, number in (("min", column.min()), ("mean", column.mean()), ("max", column.max())):
-            metrics[f"{name}/{what}"] = float(number)
+        metrics[f"{name}/min"] = float(column.min())
+        metrics[f"{name}/mean"] = float(column.mean())
+        metrics[f"{name}/max"] = float(column.max())
     # (M,) share of the second class
     balance = torch.stack([y.float().mean() for _, y in batches]).cpu()
-    mixed = torch.rand(orders.shape, generator=stream(seed, "control")).argsort(1)
+    permutations = torch.rand(orders.shape, generator=stream(seed, "control")).argsort(1)
     last = orders[:, -1]
     for name, column in (("accuracy", values[:, 1]), ("loss", values[:, 0])):
         for position, share in enumerate(position_shares(orders, column).tolist(), 1):
             metrics[f"share/{name}/{position}"] = share
-        control = position_shares(orders.gather(1, mixed), column)
+        control = position_shares(orders.gather(1, permutations), column)
         metrics[f"share/{name}/permuted"] = float(control.mean())
         by_balance = position_shares(balance[last].unsqueeze(1), column)
         metrics[f"share/{name}/last_balance"] = float(by_balance)
@@ -183,8 +197,8 @@ def _first_epoch(
     best = int(values[:, 1].argmax())
     metrics["best_on_val/test_accuracy"] = float(values[best, 3])
     for score in get_args(Score):
-        taken = torch.tensor(_greedy(score, data, seed, settings, batches))
-        for ending, order in (("", taken), ("/reversed", taken.flip(0))):
+        greedy = torch.tensor(_greedy(score, data, seed, settings, batches))
+        for ending, order in (("", greedy), ("/reversed", greedy.flip(0))):
             row = int((orders == order).all(1).nonzero())
             for name, column in (("loss", values[:, 0]), ("accuracy", -values[:, 1])):
                 better, equal = column < column[row], column == column[row]
@@ -200,7 +214,10 @@ def _greedy(
     settings: Orders,
     batches: Batches,
 ) -> list[int]:
-    """The order that the greedy sampler takes when it may choose among all remaining batches."""
+    """Order, as batch numbers, in which the greedy sampler takes the batches of the first epoch.
+
+    It may choose among all remaining batches.
+    """
     model = make_model(settings.model, data, seed)
     optimizer = settings.optimizer(model)
     target = data.target.x, data.target.y
@@ -215,10 +232,11 @@ def _greedy(
         generator=stream(seed, "order"),  # the same permutation as the exhaustive study
         candidate_generator=stream(seed, "candidates"),
     )
-    taken = []
+    order = []
     for indices in sampler:
         x = data.train[indices][0]
-        number = next(i for i, (other, _) in enumerate(batches) if torch.equal(other, x))
+        # the sampler gives examples: look up the number of their batch
+        number = next(i for i, (inputs, _) in enumerate(batches) if torch.equal(inputs, x))
         train_in_order(model, optimizer, losses_of, batches, [number])
-        taken.append(number)
-    return taken
+        order.append(number)
+    return order

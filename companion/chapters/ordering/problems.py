@@ -39,11 +39,11 @@ class Sizes:
     """Examples of each part.
 
     Attributes:
-        train: Trained on.
-        target: What ``delta_target`` and ``grad_align`` look at.
-        val: Decides the steps to an accuracy, and every choice.
-        test: Reported at the end of a run, never looked at before.
-        teacher: Trains the model whose losses sort a curriculum; 0 for none.
+        train: Examples that are trained on.
+        target: Examples on which the scores ``delta_target`` and ``grad_align`` judge a batch.
+        val: Examples that decide the steps to an accuracy, and every choice.
+        test: Examples that are evaluated once, at the end of a run.
+        teacher: Examples for the model whose losses sort a curriculum; 0 without such a model.
     """
 
     train: int
@@ -53,7 +53,7 @@ class Sizes:
     teacher: int = 0
 
     def drawn(self) -> dict[str, int]:
-        """Sizes of the parts that there are, in the order in which they are drawn."""
+        """Sizes by name in the order in which the parts are drawn, without an empty teacher."""
         teacher = {"teacher": self.teacher} if self.teacher else {}
         return (
             {"train": self.train, "target": self.target, "val": self.val}
@@ -71,7 +71,7 @@ PAIR = Sizes(48, 32, 138, 139)  # digits 3 and 8
 
 @dataclass(frozen=True)
 class Problem:
-    """Disjoint parts of one data set; ``rows`` are their rows in it."""
+    """Disjoint parts of one data set; ``rows`` are the numbers of their examples in it."""
 
     train: IndexedDataset
     target: IndexedDataset
@@ -82,7 +82,7 @@ class Problem:
     teacher: IndexedDataset | None = None
 
     def to(self, device: torch.device) -> Problem:
-        """Return the same parts on a device; the rows, which nothing computes with, stay."""
+        """Return the same parts on a device; ``rows``, which no computation uses, stay."""
 
         def moved(part: IndexedDataset) -> IndexedDataset:
             return IndexedDataset(part.x.to(device), part.y.to(device))
@@ -99,15 +99,23 @@ class Problem:
 
 @lru_cache(maxsize=2)
 def _arrays(data: str) -> tuple[Tensor, Tensor, int, float]:
-    """All pictures as stored, their classes, how many rows may be trained on, the largest value."""
+    """Read a data set.
+
+    Returns:
+        All pictures as stored, their classes, how many, from the first, may be trained on, and the
+        largest value of a pixel.
+    """
     arrays = registry.load(data)
     x, y = (np.concatenate([arrays[f"train_{k}"], arrays[f"test_{k}"]]) for k in "xy")
-    official = len(x) if data == "digits" else len(arrays["train_y"])
+    # digits have no official test set
+    trainable = len(x) if data == "digits" else len(arrays["train_y"])
+    largest = 16 if data == "digits" else 255
     pictures = torch.from_numpy(x.reshape(len(x), 1, *SHAPES[data]))
-    return pictures, torch.from_numpy(y.astype(np.int64)), official, 16 if data == "digits" else 255
+    return pictures, torch.from_numpy(y.astype(np.int64)), trainable, largest
 
 
 def _part(data: str, rows: Tensor, y: Tensor) -> IndexedDataset:
+    """Pictures with the numbers ``rows``, pixels scaled to [0, 1], with the labels ``y``."""
     x, _, _, largest = _arrays(data)
     return IndexedDataset(x[rows].float() / largest, y)
 
@@ -120,7 +128,7 @@ def problem(data: str, seed: int, *, noise: float = 0.0, sizes: Sizes | None = N
             test set and the others from the official training set.
         seed: Seed of the draw.
         noise: Share of the training labels replaced by another class at random.
-        sizes: Of the parts; those of `SIZES` by default.
+        sizes: Sizes of the parts; those of `SIZES` by default.
 
     Raises:
         ValueError: If the data set is unknown.
@@ -128,13 +136,13 @@ def problem(data: str, seed: int, *, noise: float = 0.0, sizes: Sizes | None = N
     if data not in SIZES:
         raise ValueError(f"data must be one of {', '.join(SIZES)}, got {data!r}")
     counts = (sizes or SIZES[data]).drawn()
-    x, y, official, _ = _arrays(data)
+    x, y, trainable, _ = _arrays(data)
     g = stream(seed, "parts")
-    order = torch.randperm(official, generator=g)
-    if official < len(x):
-        outside = official + torch.randperm(len(x) - official, generator=g)
+    order = torch.randperm(trainable, generator=g)
+    if trainable < len(x):
+        official_test = trainable + torch.randperm(len(x) - trainable, generator=g)
         used = sum(counts.values()) - counts["test"]
-        order = torch.cat([order[:used], outside])
+        order = torch.cat([order[:used], official_test])
     rows = _split(order, counts)
     targets = {part: y[index] for part, index in rows.items()}
     if noise:
@@ -151,7 +159,13 @@ def _split(order: Tensor, counts: dict[str, int]) -> dict[str, Tensor]:
 
 
 def pair_problem(seed: int, classes: tuple[int, int] = (3, 8), *, sizes: Sizes = PAIR) -> Problem:
-    """Draw the two-class problem of the exhaustive study: 48 training digits, six batches of 8."""
+    """Draw the two-class problem of the exhaustive study: 48 training digits, six batches of 8.
+
+    Args:
+        seed: Seed of the draw.
+        classes: The two digits; the second has label 1.
+        sizes: Sizes of the parts.
+    """
     y = _arrays("digits")[1]
     members = torch.cat([(y == c).nonzero().squeeze(1) for c in classes])
     order = members[torch.randperm(len(members), generator=stream(seed, "parts"))]
@@ -195,7 +209,7 @@ def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.M
 def source_sgd(
     model: nn.Module, lr: float, momentum: float = 0.9, weight_decay: float = 1e-4
 ) -> SGD:
-    """The source's optimiser: by default Nesterov momentum 0.9 and weight decay 1e-4."""
+    """Make the optimiser of the thesis: by default Nesterov momentum 0.9 and weight decay 1e-4."""
     return SGD(
         model.parameters(),
         lr=lr,

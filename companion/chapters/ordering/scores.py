@@ -1,4 +1,4 @@
-"""What the scores of batches follow, and what they cost in seconds."""
+"""What the scores of batches are correlated with, and what they cost in seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMED: tuple[Order, ...] = ("random", "min_loss", "delta_abs", "delta_target")
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(Training):
-    """Ordinary training on digits, looked at before some of its steps.
+    """Ordinary training on digits, before some steps of which all batches are scored.
 
     Attributes:
         snapshots: Steps before which the scores of all batches are compared.
@@ -48,7 +48,11 @@ class Selection(Training):
 
 
 def run_selection(settings: Selection, seed: int) -> Result:
-    """Rank correlation of each score with batch loss, gradient norm and alignment, in training."""
+    """Train in random order, and compare the scores of batches before some steps.
+
+    Metrics ``<score>/<quantity>/<step>`` are rank correlations, over the batches of a fresh
+    permutation, with the batch's loss, the norm of its gradient and its alignment with the target.
+    """
     data = settings.problem(seed)
     model, optimizer = settings.build(data, seed)
     count, batch = len(data.train), settings.batch
@@ -74,17 +78,19 @@ def run_selection(settings: Selection, seed: int) -> Result:
                 scores[name] = scorer(x, y)
             loss = batch_losses(model, losses_of, x, y, independent=True)
             norm = _gradient_norms(model, x, y)
-            followed = {"loss": loss, "norm": norm, "align": scores["grad_align"]}
+            quantities = {"loss": loss, "norm": norm, "align": scores["grad_align"]}
             for name in ("delta_abs", "delta_rel", "delta_target", "grad_align"):
-                for what, values in followed.items():
-                    metrics[f"{name}/{what}/{step}"] = _rank_correlation(scores[name], values)
+                for quantity, values in quantities.items():
+                    metrics[f"{name}/{quantity}/{step}"] = _rank_correlation(scores[name], values)
             metrics[f"loss/norm/{step}"] = _rank_correlation(loss, norm)
-        rows = indices[position]
-        train_in_order(model, optimizer, losses_of, [(data.train.x[rows], data.train.y[rows])], [0])
+        index = indices[position]
+        one_batch = [(data.train.x[index], data.train.y[index])]
+        train_in_order(model, optimizer, losses_of, one_batch, [0])
     return make_result(metrics, counters={"steps": max(settings.snapshots) + 1})
 
 
 def _gradient_norms(model: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Norm of the gradient of each batch's mean loss, ``(M,)``."""
     norms = []
     for number in range(len(x)):
         loss = losses_of(model(x[number]), y[number]).mean()
@@ -94,18 +100,18 @@ def _gradient_norms(model: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _rank_correlation(a: Tensor, b: Tensor) -> float:
-    # a few numbers: on the CPU they have float64 wherever the run is
+    # on the CPU, which has float64 whatever the device of the run
     ranks = torch.stack([a, b]).cpu().argsort(1).argsort(1).double()
     return float(torch.corrcoef(ranks)[0, 1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing(Settings):
-    """Seconds to the target on a data set, every headline order at the step length of `random`.
+    """Seconds to the target on a data set, every headline order at the learning rate of `random`.
 
     Attributes:
         data: ``digits`` or ``fashion_mnist``.
-        lr: Step length.
+        lr: Learning rate.
     """
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
@@ -124,7 +130,10 @@ class Timing(Settings):
 
 
 def run_timing(settings: Timing, seed: int) -> Result:
-    """Seconds to the target of every headline order, in turn, without the measuring."""
+    """Time every headline order over the steps that it needs to the target, in turn.
+
+    A first training finds that number of steps; the timed one evaluates nothing.
+    """
     needed: dict[str, int] = {}
     for order in TIMED:
         training = settings.training(order)

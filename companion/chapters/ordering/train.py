@@ -45,7 +45,7 @@ __all__ = ["FashionTraining", "Trained", "Training", "run_training", "train_arm"
 Order = Literal[
     Score, "random", "random_more", "ascending", "descending", "random_list", "grab", "fixed"
 ]
-FORWARDS = 3  # a training step: one forward pass, and a backward pass that costs two
+FORWARDS = 3  # cost of a training step: one forward pass, and a backward pass that costs two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,22 +56,23 @@ class Training(Settings):
         data: ``digits`` or ``fashion_mnist``.
         model: ``linear``, ``mlp``, ``cnn`` or ``cnn_bn``.
         order: A score by which batches are chosen, or another order; ``random_more`` also trains
-            on the target part, which the scores only look at.
+            on the target part, with which the others only score.
         candidates: Batches to choose from.
         pool: Whether candidates are a ``partition`` of what remains, or ``resampled``.
-        steps: Budget of updates; the step length falls linearly to zero over it.
+        steps: Budget of updates; the learning rate falls linearly to zero over it.
         noise: Share of wrong training labels.
-        lr: Step length.
-        momentum: Nesterov's.
-        weight_decay: Of all weights.
+        lr: Learning rate.
+        momentum: Nesterov momentum.
+        weight_decay: Weight decay, of all weights.
         batch: Examples in a batch.
         hidden: Hidden units of the MLP.
-        num_train: Examples of the training part, and so the others; see `Sizes`.
+        num_train: Examples of the training part; ``num_target`` to ``num_teacher`` are those of the
+            other parts, see `Sizes`.
         target_accuracy: Validation accuracy whose first passing counts.
         pacing_a: Share of the steps after which a paced pool holds all examples.
         pacing_b: Share of the examples with which it begins.
-        teacher_lr: Step length of the model whose losses sort a curriculum.
-        teacher_epochs: Its passes.
+        teacher_lr: Learning rate of the model whose losses sort a curriculum.
+        teacher_epochs: Epochs of that model.
         entropy_steps: First steps over which the entropy of the batches' labels is averaged.
         curve_points: Points that a record keeps of each curve.
     """
@@ -137,7 +138,7 @@ class Training(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class FashionTraining(Training):
-    """The same on Fashion-MNIST, which is larger and harder."""
+    """`Training` on Fashion-MNIST, which is larger and harder."""
 
     data: str = field()  # no default: its records have always stated it
     num_train: int = 2048
@@ -172,7 +173,7 @@ class Trained:
 
 
 class _Units:
-    """Fixed batches in an order of their own: balanced by GraB, or reshuffled every epoch."""
+    """The same batches in every epoch, in an order that GraB balances or that is reshuffled."""
 
     def __init__(self, data: Problem, batch: int, dim: int, balanced: bool, seed: int) -> None:
         g = stream(seed, "order")
@@ -192,7 +193,7 @@ class _Units:
             yield self.batches[unit].tolist()
 
     def observe(self, model: nn.Module, step: int, index: Tensor, losses: Tensor) -> None:
-        """Hand the gradient of the batch to GraB."""
+        """Hand the gradient of the present batch to GraB."""
         if self.grab is not None:
             grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
             self.grab.update(self.now, torch.cat(grads))
@@ -206,12 +207,15 @@ def train_arm(
     Args:
         settings: Those of the arm.
         seed: Draws the parts, the initial weights and the orders.
-        steps: Stop after so many steps and measure nothing, for timing.
+        steps: Stop after this number of steps and measure nothing, for timing.
         early: Stop when the target accuracy is reached.
+
+    Returns:
+        The problem, the trained model, and what was measured after each step.
     """
     device = run_device()
     data = settings.problem(seed)
-    if settings.order == "random_more":  # a control: trained on what the others only look at
+    if settings.order == "random_more":  # a control: is it better to train on the target part?
         x = torch.cat([data.train.x, data.target.x])
         y = torch.cat([data.train.y, data.target.y])
         data = replace(data, train=IndexedDataset(x, y))
@@ -258,6 +262,7 @@ def train_arm(
 def _sampler(
     settings: Training, data: Problem, model: nn.Module, optimizer: Optimizer, seed: int
 ) -> tuple[Iterable[Sequence[int]], BatchScorer | None]:
+    """Make the sampler of an arm, and its scorer if it scores batches."""
     order = settings.order
     if order in ("fixed", "grab"):
         dim = sum(p.numel() for p in model.parameters())
@@ -295,7 +300,7 @@ def _paced(
     seed: int,
     order: Literal["ascending", "descending", "random"],
 ) -> PacedSampler:
-    """A curriculum by the losses of a teacher that was trained on other, clean examples."""
+    """Make a curriculum by the losses of a teacher that was trained on other, clean examples."""
     if data.teacher is None:
         raise ValueError(f"order {settings.order!r} needs num_teacher above 0")
     teacher = make_model(settings.model, data, seed, hidden=settings.hidden)
@@ -314,18 +319,18 @@ def _paced(
 
 
 def run_training(settings: Training, seed: int) -> Result:
-    """Train an arm; what it cost to reach the target, and what it has learnt."""
+    """Train an arm, and record what it cost to reach the target and how well it has learnt."""
     trained = train_arm(settings, seed)
     steps = len(trained.accuracy)
-    first = trained.reached(settings.target_accuracy)
+    steps_needed = trained.reached(settings.target_accuracy)
     entropy = trained.entropy[: settings.entropy_steps]
     metrics = evaluate(trained.model, trained.data.test, "test")
     metrics |= evaluate(trained.model, trained.data.train, "train")
     metrics |= {
         "val/accuracy": trained.accuracy[-1],
-        "reached": float(first is not None),
-        "steps_to_target": float(first or steps),
-        "forwards_to_target": trained.forwards[(first or steps) - 1],
+        "reached": float(steps_needed is not None),
+        "steps_to_target": float(steps_needed or steps),
+        "forwards_to_target": trained.forwards[(steps_needed or steps) - 1],
         "forwards": trained.forwards[-1],
         "entropy": sum(entropy) / len(entropy),
     }
