@@ -328,7 +328,8 @@ class _Attack:
         return delta + length * self.ball.direction(gradient)
 
     def is_inside(self, delta: Tensor) -> Tensor | None:
-        """Tell which points are in the ball; None if all are, since clipping to the box keeps it."""
+        """Tell which points are in the ball, ``(B,)``, or return None where all are."""
+        # projecting and clipping in turn leaves no ball but those of Fourier moduli
         if not self.ball.is_fourier or self.bounds is None:
             return None
         # the rounding errors of a transform add up in the sum of moduli of fourier_l1
