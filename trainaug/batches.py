@@ -45,10 +45,11 @@ def check_ranks(num_replicas: int, rank: int) -> None:
 def batch_sizes(
     num_examples: int, batch_size: int, num_replicas: int = 1, *, drop_last: bool = False
 ) -> list[int]:
-    """Return the sizes of an epoch's global batches; ranks share each of them, equally up to one.
+    """Return the sizes of an epoch's global batches, which the ranks share.
 
-    All but the last have ``batch_size * num_replicas`` examples. Where the last would leave a rank
-    without an example, the last two share their examples evenly.
+    The ranks' shares of a batch differ by at most one. All batches but the last have ``batch_size *
+    num_replicas`` examples. Where the last would leave a rank without an example, the last two
+    share their examples evenly.
 
     Raises:
         ValueError: If there is no batch, or too few examples to give each rank one in each batch.
@@ -74,7 +75,7 @@ def from_all_ranks(value: T, num_replicas: int) -> list[T] | None:
     """Return the values of all ranks in rank order, or None where ranks cannot communicate.
 
     They can where `torch.distributed` is initialised with ``num_replicas`` processes. All of these
-    must then make this call, each at the same point of its program.
+    must then make this call, which waits for every one of them.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -132,7 +133,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
 
         Args:
             loader_counts: Whether a stateful loader has just loaded the state. It counts this
-                iteration as the interrupted epoch, so if no batch is left, it must get none.
+                iteration as the interrupted epoch, so it must be empty if no batch is left.
         """
         self._loader = _asking_loader(sys._getframe(1))  # in a generator: the caller of next()
         self._given.clear()

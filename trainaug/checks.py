@@ -110,7 +110,7 @@ def whole_number(name: str, value: int) -> int:
 
 
 def source_of_randomness(name: str, generator: torch.Generator) -> torch.Generator:
-    """Return the generator unchanged; if it is none, the error says how to make one.
+    """Return the generator unchanged; the error for anything else says how to make one.
 
     Args:
         name: What it is called, for the message.

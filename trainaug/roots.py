@@ -135,7 +135,7 @@ def log10(x: Tensor) -> Tensor:
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
-    """Return ``x**exponent``, by `sqrt` for 0.5: for this exponent alone torch takes its own root.
+    """Return ``x**exponent``, by `sqrt` for 0.5, where alone torch uses its square root.
 
     Example:
         >>> power(torch.tensor([4.0, 9.0]), 0.5)

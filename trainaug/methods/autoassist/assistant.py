@@ -226,7 +226,7 @@ class AssistantTrainer:
             values: Their losses ``(B,)``, B at least 1; in translation, losses per token.
 
         Raises:
-            ValueError: If the shapes differ, there are none, the indices are not integers from 0,
+            ValueError: If the shapes differ, there is no loss, the indices are not integers from 0,
                 or the Assistant's logits are not ``(B,)``.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """

@@ -139,7 +139,7 @@ class LossTable:
             values: Their losses ``(B,)``, B at least 1.
 
         Raises:
-            ValueError: If the shapes differ, there are none, or an example is not one of N.
+            ValueError: If the shapes differ, there is no loss, or an example is not one of N.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
         _store(self.losses, indices, values)
@@ -291,7 +291,7 @@ class SelfPacedWeights:
             values: Their losses ``(B,)``, B at least 1.
 
         Raises:
-            ValueError: If the shapes differ, there are none, or an example is not one of N.
+            ValueError: If the shapes differ, there is no loss, or an example is not one of N.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
         _store(self.losses, indices, values)
@@ -361,7 +361,7 @@ class ScreenerWeights:
             values: Their losses ``(B,)``, B at least 1.
 
         Raises:
-            ValueError: If the shapes differ, there are none, or the indices are not integers
+            ValueError: If the shapes differ, there is no loss, or the indices are not integers
                 from 0.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
             RuntimeError: If the screener does not give one logit for each example.

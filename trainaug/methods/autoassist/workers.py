@@ -198,7 +198,7 @@ class AsyncBatches:
             values: Their losses ``(b,)``.
 
         Raises:
-            ValueError: If the shapes differ, or there are none or more than B.
+            ValueError: If the shapes differ, or there is no loss or more than B.
             TypeError: If the indices are not integers.
             IndexError: If an example does not exist, naming it.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
@@ -386,7 +386,7 @@ class AsyncBatches:
                 self._handle(message)
 
     def _handle(self, message: Message) -> None:
-        """Take note of a message of the worker."""
+        """Store what a message of the worker says."""
         match message:
             case Used(slot, counters):
                 self._free_feedback.append(slot)
@@ -459,7 +459,7 @@ def _death(code: int | None, started: bool) -> str:
 
 
 def _advice(text: str) -> str:
-    """Return what to add to a traceback that ends with a name missing in ``__main__``."""
+    """Return advice if a traceback ends with a name that ``__main__`` lacks, else nothing."""
     if "main__" in text.rstrip().rpartition("\n")[2]:
         return (
             "\nbuild, and the classes of args, must be importable from a module: a worker sees "
