@@ -1,8 +1,8 @@
-"""What every batch sampler shares: the epoch, the share of a rank, and resuming where training is.
+"""Bases of the batch samplers: epochs, each rank's share, resuming from the last batch trained on.
 
 A loader with workers asks its sampler for batches long before they are trained on. So a sampler
-remembers what it has given away, and learns from the loader's iterator which of these batches the
-training loop has got: the others are part of its state, and come first after a resume.
+remembers the batches that it has handed out, and reads from the loader's iterator which of them the
+training loop has received. The others are part of its state, and come first after a resume.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-_FRAMES = 12  # between a sampler and the loader that asks it: wrappers of samplers add one each
-_REMEMBERED = 64  # batches that were trained on, for `untrained`
+_FRAMES = 12  # stack frames searched for the asking loader; each wrapper of a sampler adds one
+_REMEMBERED = 64  # received batches that are remembered, for `state_dict(untrained=...)`
 
 
 def check_ranks(num_replicas: int, rank: int) -> None:
@@ -45,10 +45,11 @@ def check_ranks(num_replicas: int, rank: int) -> None:
 def batch_sizes(
     num_examples: int, batch_size: int, num_replicas: int = 1, *, drop_last: bool = False
 ) -> list[int]:
-    """Sizes of an epoch's global batches, of which each rank gets an equal share up to one.
+    """Return the sizes of an epoch's global batches, which the ranks share.
 
-    All have ``batch_size * num_replicas`` examples but the last. Where that would leave a rank
-    without an example, the last two share their examples evenly.
+    The ranks' shares of a batch differ by at most one. All batches but the last have ``batch_size *
+    num_replicas`` examples. Where the last would leave a rank without an example, the last two
+    share their examples evenly.
 
     Raises:
         ValueError: If there is no batch, or too few examples to give each rank one in each batch.
@@ -71,10 +72,10 @@ def batch_sizes(
 
 
 def from_all_ranks(value: T, num_replicas: int) -> list[T] | None:
-    """Return the values of all ranks in their order, or None where they cannot be asked.
+    """Return the values of all ranks in rank order, or None where ranks cannot communicate.
 
-    They can where `torch.distributed` is initialised with ``num_replicas`` processes; all of them
-    must call this at the same place.
+    They can where `torch.distributed` is initialised with ``num_replicas`` processes. All of these
+    must then make this call, which waits for every one of them.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -87,67 +88,76 @@ def from_all_ranks(value: T, num_replicas: int) -> list[T] | None:
 
 
 class EpochBatchSampler(Sampler[list[int]], ABC):
-    """Base of samplers that give an epoch in batches, one iteration an epoch.
+    """Base of samplers whose iterations are epochs, each given in batches.
 
     A subclass says how an epoch begins (`_begin`), what the next global batch is (`_next`), what
-    `_next` changes (`_position`, `_return_to`) and what else is its state (`_own_state`,
-    `_load_own_state`); here are epochs, ranks, workers and resuming. Where the length of an epoch
-    is known, ``len()`` is that of the present epoch until it is trained on, then of the next; of
-    an interrupted one it is the whole, as with PyTorch's loaders.
+    `_next` changes (`_position`, `_return_to`) and what else belongs to its state (`_own_state`,
+    `_load_own_state`). This class handles epochs, ranks, workers and resuming. Where the length of
+    an epoch is known, ``len()`` is that of the present epoch until it is trained on, then that of
+    the next. For an interrupted epoch it counts all batches, as PyTorch's loaders do.
 
     Args:
-        num_replicas: Processes that train together; global batches have so many times
-            ``batch_size`` examples, drawn alike in all of them from generators of equal seeds.
+        num_replicas: Processes that train together. A global batch has ``num_replicas`` times
+            ``batch_size`` examples; generators of equal seeds draw the same one in each process.
         rank: This process; it gets every ``num_replicas``-th example of a global batch.
 
     Attributes:
         epoch: Number of the epoch begun last, from 0; -1 before the first.
     """
 
-    _fixed: tuple[str, ...] = ("num_replicas",)  # attributes in which a state must agree
+    _fixed: tuple[str, ...] = ("num_replicas",)  # attributes in which a loaded state must agree
 
     def __init__(self, num_replicas: int = 1, rank: int = 0) -> None:
         check_ranks(num_replicas, rank)
         self.num_replicas, self.rank = num_replicas, rank
         self.epoch = -1
         self._begun = False  # whether the epoch may have batches left; else the next is to begin
-        self._resuming = False
-        self._resumes_exactly = False  # this epoch was asked for, even if nothing is left of it
-        self._iteration: object | None = None  # the one that goes on now
-        self._given: deque[tuple[int, list[int]]] = deque()  # batch of the loader, global batch
-        self._pending: deque[list[int]] = deque()  # of a loaded state: drawn, not trained on
-        self._loader: Mapping[str, Any] | None = None
-        self._is_counted = False  # whether a loader that counts for itself has just loaded a state
-        self._snapshots: deque[tuple[int, StateDict]] = deque()  # states it was given
+        self._resuming = False  # whether the next iteration finishes an interrupted epoch
+        self._resumes_exactly = False  # `set_epoch` asked for it, even if no batch of it is left
+        self._iteration: object | None = None  # token of the running iteration, if there is one
+        self._given: deque[tuple[int, list[int]]] = deque()  # the loader's number, global batch
+        self._pending: deque[list[int]] = deque()  # from a loaded state: drawn, not trained on
+        self._loader: Mapping[str, Any] | None = None  # attributes of the asking loader's iterator
+        # A stateful loader, say torchdata's StatefulDataLoader, saves and loads the state itself.
+        self._is_counted = False  # whether such a loader has just loaded a state
+        self._snapshots: deque[tuple[int, StateDict]] = deque()  # the loader's number, state it got
 
     def __iter__(self) -> Iterator[list[int]]:
-        is_counted, self._is_counted = self._is_counted, False
-        return self._iterate(is_counted)
+        # Read here, since the generator's body starts only with the first next(): the flag is for
+        # the iteration that the loader asks for right after it has loaded a state.
+        loader_counts, self._is_counted = self._is_counted, False
+        return self._iterate(loader_counts)
 
-    def _iterate(self, is_counted: bool) -> Iterator[list[int]]:
-        self._loader = _asking_loader(sys._getframe(1))
+    def _iterate(self, loader_counts: bool) -> Iterator[list[int]]:
+        """Yield this rank's share of each batch of the next, or the rest of an interrupted, epoch.
+
+        Args:
+            loader_counts: Whether a stateful loader has just loaded the state. It counts this
+                iteration as the interrupted epoch, so it must be empty if no batch is left.
+        """
+        self._loader = _asking_loader(sys._getframe(1))  # in a generator: the caller of next()
         self._given.clear()
-        this = self._iteration = object()
+        iteration_token = self._iteration = object()
         resumed, self._resuming = self._resuming, False
         try:
             if not resumed:
                 self._begin_next()
             batch = self._draw()
-            if resumed and not (batch or is_counted or self._resumes_exactly):
+            if resumed and not (batch or loader_counts or self._resumes_exactly):
                 self._begin_next()  # nothing was left of the interrupted epoch
                 batch = self._draw()
             while batch:
                 self._given.append((self._batch_of_loader(), batch))
                 self._forget()
                 yield batch[self.rank :: self.num_replicas]
-                if self._iteration is not this:
+                if self._iteration is not iteration_token:
                     raise RuntimeError(
                         "another epoch was begun or loaded during this one: each loader that is "
                         "used at the same time needs its own sampler"
                     )
                 batch = self._draw()
         finally:
-            if self._iteration is this:
+            if self._iteration is iteration_token:
                 self._iteration = None
 
     @property
@@ -156,10 +166,10 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         return self.epoch if self._resuming and not self._is_over() else self.epoch + 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is; it draws what it would in a run from the start.
+        """Choose the next iteration's epoch; it draws what it would in an uninterrupted run.
 
-        The present epoch or an interrupted one, and the next in turn, simply go on. Any other is
-        entered by drawing again, from the first, what the epochs before it draw.
+        The present or interrupted epoch and the one that follows it simply go on. To enter any
+        other, all draws of the epochs before it are repeated from the first.
 
         Raises:
             ValueError: If ``epoch`` is negative.
@@ -183,20 +193,22 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
     def state_dict(self, *, untrained: int = 0) -> StateDict:
         """Return all that decides what comes next, as of the last batch that was trained on.
 
-        A batch counts as trained on when the training loop has got it, however many its loader's
-        workers have fetched in advance. The state is the same on all ranks, unless it says so.
+        A batch counts as trained on once the training loop has received it, however many the
+        loader's workers have fetched in advance. The state is the same on all ranks, unless a
+        subclass says otherwise.
 
         Args:
-            untrained: Batches that the loop got but has not trained on, say 1 where a library asks
-                the loader for the next batch before it trains on the present one.
+            untrained: Batches that the loop has received but not trained on, say 1 where a library
+                asks the loader for the next batch before it trains on the present one.
 
         Raises:
-            ValueError: If there are not so many, or the loader does not keep the order of batches.
+            ValueError: If the loop has not received so many remembered batches, or the loader does
+                not keep their order.
         """
-        # A stateful loader counts itself what it has fetched, and asks for the state of that.
-        is_counted = _asking_loader(sys._getframe(1)) is not None
-        is_between = is_counted and self._iteration is None and not self._resuming
-        ahead = [] if is_counted else self._untrained(untrained)
+        # A stateful loader that asks counts the batches itself, so its state has none ahead.
+        loader_counts = _asking_loader(sys._getframe(1)) is not None
+        is_between = loader_counts and self._iteration is None and not self._resuming
+        ahead = [] if loader_counts else self._untrained(untrained)
         state = {
             "settings": {name: getattr(self, name) for name in self._fixed},
             "epoch": self.epoch,
@@ -204,7 +216,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
             "pending": [list(batch) for batch in (*ahead, *self._pending)],
             **self._own_state(),
         }
-        if is_counted:
+        if loader_counts:
             self._open_snapshots()
             self._snapshots.append((self._batch_of_loader(), state))
         return state
@@ -213,12 +225,12 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         """Continue from ``state``: the next iteration first finishes the interrupted epoch.
 
         Raises:
-            ValueError: If the state belongs to a sampler of other sizes.
+            ValueError: If the state belongs to a sampler with other sizes, say another batch size.
         """
         for name, value in state["settings"].items():
             if getattr(self, name) != value:
-                what = f"{value} examples" if name == "num_examples" else f"{name}={value}"
-                raise ValueError(f"state of {what}, need {getattr(self, name)}")
+                size = f"{value} examples" if name == "num_examples" else f"{name}={value}"
+                raise ValueError(f"state of {size}, need {getattr(self, name)}")
         self._load_own_state(state)
         self._forget_epoch()
         self.epoch, self._iteration = state["epoch"], None
@@ -230,34 +242,34 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
 
     @abstractmethod
     def _begin(self) -> None:
-        """Draw what is drawn when the epoch ``self.epoch`` begins."""
+        """Begin the epoch ``self.epoch``, with the draws that are made once for all of it."""
 
     @abstractmethod
     def _next(self) -> list[int]:
         """Draw the next global batch; empty at the end of the epoch."""
 
     def _has_no_more(self) -> bool:
-        """Whether `_next` is known to give nothing."""
+        """Whether it is known that `_next` would return no batch."""
         return False
 
     @abstractmethod
     def _position(self) -> Any:
-        """What `_next` changes: safe from later changes, plain data and tensors."""
+        """Return what `_next` changes, as plain data and tensors that later calls do not alter."""
 
     @abstractmethod
     def _return_to(self, position: Any) -> None:
-        """Take back a position."""
+        """Restore what `_position` returned."""
 
     @abstractmethod
     def _own_state(self) -> StateDict:
-        """What stays the same during an epoch, or follows the training rather than the loader."""
+        """Return the other state: fixed for an epoch, or changed by training instead of drawing."""
 
     @abstractmethod
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `_own_state` gave; refuse what does not fit before changing anything."""
+        """Restore what `_own_state` returned; refuse what does not fit before changing anything."""
 
     def _enter(self, epoch: int) -> None:
-        """Go to the place where ``epoch`` begins, out of turn."""
+        """Go to the start of ``epoch`` out of turn; overridden where that can be done."""
         self._refuse_to_enter(epoch)
 
     def _refuse_to_enter(self, epoch: int) -> NoReturn:
@@ -267,6 +279,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         )
 
     def _begin_next(self) -> None:
+        """Begin the epoch after the present one; if that fails, ``epoch`` stays as it was."""
         self._forget_epoch()
         self.epoch += 1
         try:
@@ -286,32 +299,34 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
             self._loader = None
 
     def _draw(self) -> list[int]:
+        """Return the next global batch, first those that a loaded state holds."""
         return self._pending.popleft() if self._pending else self._next()
 
     def _batch_of_loader(self) -> int:
-        """Number of the loader's batch for which a batch is drawn now."""
+        """Return the number that the loader gives to the batch which is drawn now."""
         if self._loader is None:
             return 0
+        # only a loader with workers has "_send_idx": batches that it has asked them for
         number: int = self._loader.get("_send_idx", self._loader["_num_yielded"])
         return number
 
     def _is_handed_out(self, number: int) -> bool:
-        """Whether the training loop has got this batch of the loader."""
+        """Whether the training loop has received the loader's batch of this number."""
         if self._loader is None:
             return True
-        if "_task_info" in self._loader:  # with workers: what they were asked for
+        if "_task_info" in self._loader:  # with workers: batches asked of them, not yet given
             return number not in self._loader["_task_info"]
         return bool(number < self._loader["_num_yielded"])
 
     def _forget(self) -> None:
-        """Keep the batches that a state may still need."""
+        """Drop batches received before the last ``_REMEMBERED``: no state needs them."""
         while len(self._given) > _REMEMBERED and all(
             self._is_handed_out(self._given[position][0]) for position in (0, _REMEMBERED)
         ):
             self._given.popleft()
 
     def _untrained(self, number: int) -> list[list[int]]:
-        """Batches given that are not trained on, ``number`` more than the loader knows of."""
+        """Return the last ``number`` batches that the loop has received, and those it has not."""
         handed_out = [batch for n, batch in self._given if self._is_handed_out(n)]
         ahead = [batch for n, batch in self._given if not self._is_handed_out(n)]
         if not 0 <= number <= len(handed_out):
@@ -321,18 +336,19 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         return [*handed_out[len(handed_out) - number :], *ahead]
 
     def _open_snapshots(self) -> list[StateDict]:
-        """States that a loader asked for with its batches, of the last handed out and later ones.
+        """Return the states given to a stateful loader that it may still save.
 
-        What is learnt from the training of these batches belongs into them.
+        They belong to the last batch that was handed out and to later ones. So what is learnt from
+        training on these batches must be written into them as well.
         """
         while len(self._snapshots) > 1 and self._is_handed_out(self._snapshots[1][0]):
             self._snapshots.popleft()
         return [state for _, state in self._snapshots]
 
     def _is_over(self) -> bool:
-        """Whether the next iteration begins an epoch: the last is trained on, or abandoned.
+        """Whether the next iteration begins an epoch, since the last was finished or abandoned.
 
-        Behind persistent workers this is so from the moment when the last batch was handed out.
+        With persistent workers this is so as soon as the last batch has been handed out.
         """
         if self._resuming:
             return self._has_no_more() and not self._pending and not self._resumes_exactly
@@ -341,34 +357,35 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         loader = self._loader
         if loader is None or "_task_info" not in loader or loader.get("_shutdown", False):
             return True
-        is_handed_out = not loader["_task_info"] and loader.get("_persistent_workers", False)
-        return bool(is_handed_out) and not self._awaits_last()
+        all_handed_out = not loader["_task_info"] and loader.get("_persistent_workers", False)
+        return bool(all_handed_out) and not self._awaits_last()
 
     def _awaits_last(self) -> bool:
-        """Whether the last batch is known to be still in training."""
+        """Whether it is known that the last batch is still being trained on."""
         return False
 
     def __getstate__(self) -> StateDict:
-        # A loader's iterator can be neither copied nor sent to another process, nor its iteration.
+        # Neither a loader's iterator nor an iteration over it can be copied or pickled. A stand-in
+        # keeps what matters: batch 0 stands for those received, batch 1 for the others.
         given = deque((int(not self._is_handed_out(n)), batch) for n, batch in self._given)
-        left: StateDict = {
+        stand_in: StateDict = {
             "_loader": {"_num_yielded": 1},
             "_iteration": None,
             "_snapshots": deque(),
         }
-        return vars(self) | left | {"_given": given}
+        return vars(self) | stand_in | {"_given": given}
 
 
 class OrderedBatchSampler(EpochBatchSampler):
     """Base of samplers that draw the order of an epoch's examples when it begins.
 
     Args:
-        num_examples: N.
-        batch_size: B, of each rank.
+        num_examples: Number of examples N.
+        batch_size: Batch size B of each rank.
         generator: Source of the orders, with equal seeds on all ranks.
         drop_last: Leave out an incomplete last batch.
-        num_replicas: Processes that train together.
-        rank: This process.
+        num_replicas: Number of processes that train together.
+        rank: Number of this process, from 0.
     """
 
     _fixed = ("num_examples", "batch_size", "drop_last", "num_replicas")
@@ -387,14 +404,14 @@ class OrderedBatchSampler(EpochBatchSampler):
         self.num_examples = whole_number("num_examples", num_examples)
         self.batch_size, self.drop_last = whole_number("batch_size", batch_size), drop_last
         self.generator = source_of_randomness("generator", generator)
-        self._first_state: Tensor | None = None  # of the generator, before the first epoch
+        self._first_state: Tensor | None = None  # the generator's, before the first epoch
         self._order = torch.empty(0, dtype=torch.int64, device="cpu")
-        self._ends: list[int] = []  # of the batches in the order
-        self._place = 0  # batches given
+        self._ends: list[int] = []  # where each batch ends in `_order`
+        self._place = 0  # batches drawn in this epoch
 
     @abstractmethod
     def _draw_epoch(self) -> tuple[Tensor, Sequence[int]]:
-        """Order of the examples of this epoch, on the CPU, and the sizes of its global batches."""
+        """Return the order of this epoch's examples, on the CPU, and its global batches' sizes."""
 
     def _permutation(self, count: int) -> Tensor:
         g = self.generator
@@ -403,7 +420,9 @@ class OrderedBatchSampler(EpochBatchSampler):
     def _begin(self) -> None:
         first = self.generator.get_state() if self._first_state is None else self._first_state
         self._order, sizes = self._draw_epoch()
-        self._ends, self._place, self._first_state = list(itertools.accumulate(sizes)), 0, first
+        self._ends = list(itertools.accumulate(sizes))
+        self._place = 0
+        self._first_state = first
 
     def _next(self) -> list[int]:
         if self._has_no_more():
@@ -431,7 +450,7 @@ class OrderedBatchSampler(EpochBatchSampler):
             self._pass_over()
 
     def _pass_over(self) -> None:
-        """Draw what `_next` draws in an epoch."""
+        """Repeat the draws that `_next` makes in an epoch; here it makes none."""
 
     def _own_state(self) -> StateDict:
         return {
@@ -448,17 +467,18 @@ class OrderedBatchSampler(EpochBatchSampler):
 
 
 def _asking_loader(frame: FrameType | None) -> Mapping[str, Any] | None:
-    """Attributes of the loader's iterator that is asking, if one is.
+    """Return the attributes of the loader's iterator that is asking, or None if none is.
 
-    They outlive the iterator: no reference to itself is kept, so that its workers end with it.
+    It is recognised among the callers of ``frame`` by private attributes of torch's loaders. They
+    are kept instead of the iterator, so that it can be freed, which ends its workers.
     """
     for _ in range(_FRAMES):
         if frame is None:
             break
-        asking = frame.f_locals.get("self")
-        if hasattr(asking, "_next_index") and isinstance(
-            getattr(asking, "_num_yielded", None), int
+        caller = frame.f_locals.get("self")
+        if hasattr(caller, "_next_index") and isinstance(
+            getattr(caller, "_num_yielded", None), int
         ):
-            return vars(asking)
+            return vars(caller)
         frame = frame.f_back
     return None

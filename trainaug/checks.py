@@ -1,7 +1,7 @@
-"""What every method asks of the tensors that it is given, asked in one way and with one message.
+"""Checks of arguments that all methods share, so that each has one wording of its error.
 
 Functions that only compute (losses, scores, norms) let NaN through to their result, where a
-training loop and `torch.amp.GradScaler` find it. Functions that decide, count, order, project or
+training loop and `torch.amp.GradScaler` notice it. Functions that decide, count, order, project or
 store refuse it, because their result would hide it.
 """
 
@@ -26,35 +26,35 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def finite(name: str, values: Tensor) -> None:
-    """Raise a ValueError that names the first row with NaN or infinity.
+    """Raise a ValueError that names the first row with NaN or infinity, if there is one.
 
     Args:
         name: What the values are, for the message.
-        values: Any shape and type; integers are finite.
+        values: Tensor of any shape and type; integers always pass.
     """
     good = values.detach().isfinite()
     if bool(good.all()):
         return
     if values.ndim == 0:
         raise ValueError(f"{name} must be finite, got {float(values)}")
-    bad = (
+    row = (
         int((~good).flatten(1).any(1).nonzero()[0])
         if values.ndim > 1
         else int((~good).nonzero()[0])
     )
-    wrong = values.detach()[bad]
-    shown = float(wrong[~wrong.isfinite()].flatten()[0]) if wrong.ndim else float(wrong)
-    raise ValueError(f"{name} must be finite, row {bad} holds {shown}")
+    held = values.detach()[row]
+    shown = float(held[~held.isfinite()].flatten()[0]) if held.ndim else float(held)
+    raise ValueError(f"{name} must be finite, row {row} holds {shown}")
 
 
 def class_labels(y: Tensor, num_classes: int | None = None) -> Tensor:
     """Return class numbers as int64, whatever type of integer they come in.
 
-    Unsigned bytes index as a mask and wrap round below 0, so no method computes with them.
+    Unsigned bytes would act as a mask when they index, and wrap round below 0.
 
     Args:
         y: Class numbers, any shape, an integer type or bool.
-        num_classes: Number of classes, to check the range.
+        num_classes: Number of classes, to check the range; None for no check.
 
     Raises:
         ValueError: If ``y`` is floating point or complex, or a number is out of range.
@@ -76,7 +76,7 @@ def sign_labels(y: Tensor) -> Tensor:
         y: Labels, any shape. ``2 * y - 1`` of unsigned bytes gives 255 for -1 and is refused.
 
     Raises:
-        ValueError: If a label is another number, or the type is bool or complex.
+        ValueError: If a label is neither -1 nor +1, or the type is bool or complex.
     """
     if y.dtype == torch.bool or y.is_complex():
         raise ValueError(f"labels must be the numbers -1 and +1, got {y.dtype}")
@@ -95,11 +95,11 @@ def whole_number(name: str, value: int) -> int:
     """Return a count as an int.
 
     Args:
-        name: What it is, for the message.
-        value: Anything that counts, NumPy's integers too.
+        name: What the count is called, for the message.
+        value: A whole number of any type, say one of NumPy's.
 
     Raises:
-        TypeError: If it is no whole number, but a data set, say.
+        TypeError: If it is not a whole number; for a data set the message suggests its length.
     """
     try:
         return operator.index(value)
@@ -110,14 +110,14 @@ def whole_number(name: str, value: int) -> int:
 
 
 def source_of_randomness(name: str, generator: torch.Generator) -> torch.Generator:
-    """Return a generator, or say how to make one.
+    """Return the generator unchanged; the error for anything else says how to make one.
 
     Args:
         name: What it is called, for the message.
-        generator: The generator.
+        generator: The generator to check.
 
     Raises:
-        TypeError: If it is something else, as a seed is.
+        TypeError: If it is something else, such as a seed.
     """
     if not isinstance(generator, torch.Generator):
         kind = type(generator).__name__
@@ -131,11 +131,11 @@ def indices(index: Tensor, count: int) -> Tensor:
 
     Args:
         index: Shape ``(B,)``, an integer type.
-        count: Number of examples.
+        count: Number of examples, which are numbered from 0.
 
     Raises:
-        TypeError: If they are no tensor.
-        ValueError: If the shape or the type is another, or an index is out of range.
+        TypeError: If ``index`` is not a tensor.
+        ValueError: If its shape or type is another, or an index is out of range.
     """
     if not isinstance(index, Tensor):
         kind = type(index).__name__
@@ -150,5 +150,5 @@ def indices(index: Tensor, count: int) -> Tensor:
 
 
 def widened(values: Tensor) -> Tensor:
-    """Return half-precision values in float32, where their sums are accumulated; others as is."""
+    """Return half-precision values in float32, to add them up in; others unchanged."""
     return values.float() if values.dtype in _HALF else values

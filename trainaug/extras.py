@@ -10,13 +10,13 @@ __all__ = ["extra"]
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Name the extra to install where an import inside fails.
+    """Turn a failed import inside the ``with`` block into advice on what to install.
 
     Args:
         name: One of the extras in ``pyproject.toml``: ``"proofs"`` or ``"data"``.
 
     Raises:
-        ModuleNotFoundError: If a package is missing; it says what brings it.
+        ModuleNotFoundError: If a package is missing; the message names the extra that brings it.
     """
     try:
         yield

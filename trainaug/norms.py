@@ -2,8 +2,8 @@ r"""Names of norms, one vocabulary for attacks and for linear classifiers.
 
 A norm is a string or a `FourierNorm`: ``"l1"``, ``"l2"`` and ``"linf"`` measure coordinates,
 ``"fourier_l1"`` and ``"fourier_linf"`` the moduli of a signal's unitary discrete Fourier transform.
-A string says nothing of the signal's shape. Each function that takes a norm says what it stands
-for there; in linear robustness it is one signal that fills the vector, ``FourierNorm(..., (D,))``.
+A string does not say which shape the signal has, so each function that takes a norm documents it;
+in linear robustness it is one signal that fills the vector, ``FourierNorm(..., (D,))``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FourierNorm:
             where the norm is used.
 
     Raises:
-        ValueError: If the order is unknown or a side is no whole number or below 1.
+        ValueError: If the order is unknown, or a side is not a whole number of at least 1.
 
     Example:
         >>> picture = FourierNorm("linf", (1, 2))
@@ -118,7 +118,7 @@ class FourierNorm:
         return signal.flatten(-len(self.shape))
 
     def on_moduli(self, x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
-        r"""Apply an operation to the moduli $|\hat x|$ and keep the phases; $0$ has none.
+        r"""Apply an operation to the moduli $|\hat x|$ and keep the phases; a modulus of 0 stays 0.
 
         Args:
             x: Signals, flattened, shape ``(..., D)``.
@@ -143,16 +143,16 @@ Norm = PlainNorm | FourierName | FourierNorm
 
 
 def check_norm(norm: str | FourierNorm) -> Norm:
-    """Return ``norm`` if it is one.
+    """Return ``norm`` unchanged if it is a known norm.
 
     Args:
         norm: One of the five names, or a `FourierNorm`.
 
     Returns:
-        The same.
+        ``norm`` itself.
 
     Raises:
-        ValueError: If it is not; the message lists the names.
+        ValueError: If it is unknown; the message lists the names.
 
     Example:
         >>> check_norm("fourier_linf")
@@ -167,7 +167,7 @@ def check_norm(norm: str | FourierNorm) -> Norm:
 
 
 def shaped_norm(norm: str | FourierNorm, shape: tuple[int, ...]) -> PlainNorm | FourierNorm:
-    """Return the norm that a name stands for where signals have a shape.
+    """Return the norm that a name stands for, given the shape of the signals.
 
     Args:
         norm: Any norm; a `FourierNorm` has a shape already and is returned as it is.
@@ -177,7 +177,7 @@ def shaped_norm(norm: str | FourierNorm, shape: tuple[int, ...]) -> PlainNorm | 
         A `FourierNorm` for a Fourier name, any other norm as it is.
 
     Raises:
-        ValueError: If there is no such norm.
+        ValueError: If the norm is unknown.
 
     Example:
         >>> shaped_norm("fourier_l1", (8, 8))

@@ -14,19 +14,19 @@ def default_generator(
 ) -> torch.Generator:
     """Return the generator that was given, or a new one that follows ``torch.manual_seed``.
 
-    The seed of the new one is ``torch.initial_seed()``, which is read: the global generator is
-    neither advanced nor seeded. The workers of a loader have a seed each, so theirs differ. Keep
-    the new generator: another call returns one that draws the same numbers again.
+    The new one is seeded by ``torch.initial_seed()``; the global generator is neither advanced nor
+    seeded. Each worker of a loader has a seed of its own, so their generators differ. Keep the new
+    generator: another call returns one that draws the same numbers again.
 
     Args:
         generator: Source of randomness, or None.
-        device: Where a new one draws.
+        device: Device of a new generator.
 
     Returns:
-        A generator; the one that was given as it is, on whatever device it draws.
+        ``generator`` unchanged, on whatever device it draws, or the new one.
 
     Raises:
-        TypeError: If something else was given, as a seed is.
+        TypeError: If ``generator`` is something else, such as a seed.
 
     Example:
         >>> _ = torch.manual_seed(3)

@@ -25,10 +25,10 @@ __all__ = ["log", "log2", "log10", "power", "sqrt"]
 
 
 def _by_numpy(function: Callable[..., Any], x: Tensor) -> Tensor:
-    """Return a NumPy function of a CPU tensor, in its type and memory layout."""
-    x = x.detach().resolve_neg()
+    """Apply a NumPy function to a CPU tensor and keep its type and memory layout."""
+    x = x.detach().resolve_neg()  # `numpy()` refuses a tensor whose sign is still to be flipped
     result = torch.empty_like(x)
-    with np.errstate(divide="ignore", invalid="ignore"):  # inf and nan are values here, as in torch
+    with np.errstate(divide="ignore", invalid="ignore"):  # as in torch, inf and nan are results
         function(x.numpy(), out=result.numpy())
     return result
 
@@ -96,6 +96,7 @@ class _Logarithm10(_Logarithm):
 
 
 def _is_covered(x: Tensor) -> bool:
+    """Whether this module's functions apply to ``x``; torch's own are used otherwise."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
@@ -134,7 +135,7 @@ def log10(x: Tensor) -> Tensor:
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
-    """Return ``x**exponent``; only for an exponent of a half does torch take its square root.
+    """Return ``x**exponent``, by `sqrt` for 0.5, where alone torch uses its square root.
 
     Example:
         >>> power(torch.tensor([4.0, 9.0]), 0.5)

@@ -1,4 +1,4 @@
-"""What comes wrapped: batches nested in tuples, lists and mappings, and models inside wrappers."""
+"""Access to what comes wrapped: batches in tuples, lists and mappings, models inside wrappers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["StateDict", "eagerly", "full_precision", "logits_of", "losses_of_output", "map_tensors"]
 __all__ += ["model_losses", "num_rows", "run_on", "take_rows", "unwrapped"]
 
-# What is saved and taken back, as by torch's own `state_dict`: numbers, text, lists and mappings of
-# them, and tensors. Each class has keys of its own, and only the class itself reads them again.
+# A state to save and load, like that of torch's own `state_dict`: numbers, text, lists and mappings
+# of them, and tensors. Each class defines its keys, and it alone reads them again.
 StateDict = dict[str, Any]
 
 _PLAIN = (str, bytes, bool, int, float, type(None))
@@ -30,7 +30,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Apply ``function`` to each tensor in nested tuples, lists and mappings; leave the rest.
 
     Args:
-        function: Maps a tensor to what takes its place.
+        function: Maps a tensor to its replacement.
         value: A tensor, or nested tuples, lists and mappings that hold tensors.
 
     Returns:
@@ -42,10 +42,10 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 def num_rows(value: Any) -> int:
     """Return how many examples a nested batch has, the first size of all its tensors.
 
-    A list of plain values, say of captions, is a column, too.
+    A list of plain values, one for each example, say of captions, must have the same length.
 
     Raises:
-        TypeError: If there is no tensor, or something that is neither a tensor nor plain.
+        TypeError: If there is neither, or something that is neither a tensor nor a plain value.
         ValueError: If a tensor is a scalar, or the sizes differ.
     """
     sizes = []
@@ -64,8 +64,8 @@ def take_rows(value: Any, rows: Tensor) -> Any:
     """Return some examples of a nested batch, in its structure.
 
     Args:
-        value: As for ``num_rows``, whose errors this has.
-        rows: Which, ``(M,)`` int64; it may be on another device.
+        value: A nested batch as for `num_rows`, whose errors are raised here, too.
+        rows: Numbers of the examples, ``(M,)`` int64, on any device.
     """
 
     def taken(leaf: Any) -> Any:
@@ -75,13 +75,13 @@ def take_rows(value: Any, rows: Tensor) -> Any:
             return type(leaf)(leaf[i] for i in rows.tolist())
         return leaf
 
-    for _ in _columns(value):
+    for _ in _columns(value):  # raises on what is not a batch
         pass
     return _rebuilt(value, taken)
 
 
 def _is_column(value: Any) -> bool:
-    """Tell a list of values, one for each example, from a list of tensors."""
+    """Whether a list holds plain values, one for each example, rather than tensors."""
     is_list = type(value) in (list, tuple) and len(value) > 0
     return is_list and all(isinstance(item, _PLAIN) for item in value)
 
@@ -90,7 +90,7 @@ def _rebuilt(value: Any, function: Callable[[Any], Any]) -> Any:
     """Apply ``function`` to the leaves and columns, and keep the structure."""
     if type(value) is dict:
         return {key: _rebuilt(item, function) for key, item in value.items()}
-    if isinstance(value, MutableMapping):  # of Hugging Face, whose items are attributes, too
+    if isinstance(value, MutableMapping):  # as Hugging Face's, whose items are attributes, too
         result = copy.copy(value)
         for key, item in value.items():
             result[key] = _rebuilt(item, function)
@@ -99,11 +99,13 @@ def _rebuilt(value: Any, function: Callable[[Any], Any]) -> Any:
         return {key: _rebuilt(item, function) for key, item in value.items()}
     if isinstance(value, tuple | list) and not _is_column(value):
         items = [_rebuilt(item, function) for item in value]
+        # a named tuple takes its fields one by one
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return function(value)
 
 
 def _columns(value: Any) -> Iterator[Any]:
+    """Yield the tensors of a nested batch and its lists of plain values; refuse anything else."""
     if isinstance(value, Tensor) or _is_column(value):
         yield value
     elif isinstance(value, PackedSequence):
@@ -130,7 +132,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def logits_of(output: Any) -> Any:
-    """Return the logits that a model's output names, as Hugging Face's do; any other as it is.
+    """Return the ``logits`` of a model's output, as Hugging Face's have them, or else the output.
 
     Args:
         output: What a model gave: a tensor, an object with ``.logits``, a mapping with
@@ -144,10 +146,10 @@ def logits_of(output: Any) -> Any:
 
 
 def losses_of_output(criterion: Callable[[Any, Any], Any], output: Any, y: Any) -> Any:
-    """Return what a criterion makes of a model's output: of its logits, if it names any.
+    """Return what a criterion gives for the logits of a model's output, or for all of the output.
 
-    A criterion that reads the whole output instead, say ``output["logits"]``, cannot read a tensor
-    so: it then gets the whole. If that fails too, the first error is raised.
+    A criterion that reads the whole output, say ``output["logits"]``, fails on the logits alone: it
+    is then called with the whole. If that fails too, the first error is raised.
     """
     logits = logits_of(output)
     if logits is output:
@@ -163,7 +165,7 @@ def losses_of_output(criterion: Callable[[Any, Any], Any], output: Any, y: Any) 
 
 
 class _Unnamed(TorchFunctionMode):
-    """Refuse a name as the index of a tensor, of which PyTorch makes a warning and a puzzle."""
+    """Raise a KeyError for a tensor indexed by a string; PyTorch would warn and fail obscurely."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -174,12 +176,12 @@ class _Unnamed(TorchFunctionMode):
 
 
 def run_on(model: nn.Module, x: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
-    """Run a model on a batch of inputs: ``model(x)``, or ``model(**x)`` where it takes them so.
+    """Run a model on a batch of inputs: ``model(x)``, or ``model(**x)`` if it takes keywords.
 
     Args:
         model: The model, wrapped or not.
-        x: Inputs. A mapping is given by keywords if ``forward`` names one of them and takes all,
-            as Hugging Face's models do with ``input_ids`` and ``attention_mask``.
+        x: Inputs. A mapping is passed as keywords if ``forward`` names one of its keys and accepts
+            all, as Hugging Face's models do with ``input_ids`` and ``attention_mask``.
         tensors: Parameters and buffers to run with, by name; the model's own by default.
     """
     arguments: tuple[Any, ...] = (x,)
@@ -192,6 +194,7 @@ def run_on(model: nn.Module, x: Any, tensors: Mapping[str, Tensor] | None = None
 
 
 def _takes_keywords(model: nn.Module, x: Mapping[Any, Any]) -> bool:
+    """Whether ``model.forward`` names one of the keys of ``x`` and accepts all as keywords."""
     if not all(isinstance(key, str) for key in x):
         return False
     signature = inspect.signature(model.forward)
@@ -211,12 +214,12 @@ def model_losses(
     y: Any,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> Any:
-    """Return what ``criterion`` gives for a batch, see ``run_on`` and ``losses_of_output``."""
+    """Return the criterion's value for a batch, by `run_on` and then `losses_of_output`."""
     return losses_of_output(criterion, run_on(model, x, tensors), y)
 
 
 def eagerly() -> AbstractContextManager[Any]:
-    """Run what is compiled as it was written: compiled code runs no hooks and one backward pass."""
+    """Run compiled models as written: compiled code skips hooks and allows one backward pass."""
     if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and the import is slow
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -224,7 +227,7 @@ def eagerly() -> AbstractContextManager[Any]:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Switch off autocast, which would round the products of a method's own sums."""
+    """Switch off autocast, which would round the products in a method's sums."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -1,17 +1,17 @@
-r"""Balls of perturbations: projection, steepest step, length and draws.
+r"""Balls of perturbations: projection, steepest step, length and random draws.
 
 Chapter: notebooks/06_linear_robustness.ipynb
 Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
 2021, arXiv 2102.08868, the Fourier attack.
 
-A ball holds the perturbations $\delta$ of one example with norm at most $\varepsilon$: ``"linf"``,
-``"l2"`` and ``"l1"`` over the whole example, the Fourier norms channel by channel, of the unitary
-transform over the dimensions after the channel (of inputs ``(B, D)``: over ``D``).
+A ball holds the perturbations $\delta$ of one example with norm at most $\varepsilon$. ``"linf"``,
+``"l2"`` and ``"l1"`` measure the whole example. The Fourier norms measure each channel alone, by
+its unitary transform over the dimensions after the channel (for inputs ``(B, D)``: over ``D``).
 ``"fourier_linf"`` bounds every modulus, $|\hat\delta_{c,k}|\le\varepsilon r_k$, with factors $r_k$
 that are 1, or a band; ``"fourier_l1"`` bounds their sum, $\sum_k|\hat\delta_{c,k}|\le\varepsilon$.
 
-A `FourierNorm` stands for the same as the string, if its shape is that of the dimensions after the
-channel; of flattened inputs ``(B, D)`` it may have any shape with product ``D``.
+A `FourierNorm` whose shape is that of the dimensions after the channel means the same as the
+string. For flattened inputs ``(B, D)`` it may have any shape with product ``D``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["AttackNorm", "project_ball", "steepest_step"]
 
 #: Any norm of the library; each bounds an attack.
 AttackNorm = Norm
-_TOLERANCE = 1e-5  # of the largest radius: how far clipping may leave a band
+_TOLERANCE = 1e-5  # share of the largest radius by which clipping to the box may leave a band
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -39,8 +39,9 @@ _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class _Ball:
     """A ball and its geometry.
 
-    ``sides`` are those of a signal, which takes the last ``dims`` dimensions of the inputs: one
-    dimension if it comes flattened. ``factors`` are the band on the half spectrum, ones without.
+    ``sides`` is the shape of one signal, which fills the last ``dims`` dimensions of the inputs:
+    one dimension if signals come flattened. ``factors`` is the band on the half spectrum, the part
+    that ``rfftn`` gives; it is all ones without a band.
     """
 
     norm: PlainNorm | FourierNorm
@@ -63,12 +64,14 @@ class _Ball:
         return isinstance(self.norm, FourierNorm) and self.norm.order == "linf"
 
     def transform(self, x: Tensor) -> Tensor:
+        """Return the half spectrum of each signal."""
         if self.dims != len(self.sides):
             x = x.reshape(*x.shape[:-1], *self.sides)
         z: Tensor = torch.fft.rfftn(x, dim=self.axes, norm="ortho")  # (B, C, H, W // 2 + 1)
         return z
 
     def invert(self, z: Tensor) -> Tensor:
+        """Return the real signals of half spectra, in the shape of the inputs."""
         x: Tensor = torch.fft.irfftn(z, s=self.sides, dim=self.axes, norm="ortho")
         return x if self.dims == len(self.sides) else x.flatten(-len(self.sides))
 
@@ -77,7 +80,7 @@ class _Ball:
         return x.flatten(-self.dims) if self.is_fourier else x.flatten(1)
 
     def spread(self, values: Tensor, x: Tensor) -> Tensor:
-        """Give numbers, one for each of the vectors, the dimensions of the inputs."""
+        """Append dimensions of size 1 to one value per vector, to broadcast it over the inputs."""
         return values.view(*values.shape, *[1] * (x.ndim - values.ndim))
 
     def project(self, delta: Tensor) -> Tensor:
@@ -86,12 +89,14 @@ class _Ball:
         z = self.transform(delta)
         moduli, radii = z.abs(), self.eps * self.factors
         shrink = torch.where(moduli > radii, radii / moduli, 1.0)
+        # what is inside is returned as it is, without the rounding of two transforms
         outside = self.spread(shrink.amin(self.axes) < 1, delta)  # (B, C, 1, 1)
         return torch.where(outside, self.invert(z * shrink), delta)
 
     def direction(self, gradient: Tensor) -> Tensor:
+        """Return the steepest steps of length one, as `steepest_step` describes them."""
         flat = gradient.flatten(1)
-        scale = flat.abs().amax(1, keepdim=True)  # (B, 1), else squares of small values are lost
+        scale = flat.abs().amax(1, keepdim=True)  # (B, 1); unscaled, squares of small values vanish
         flat = torch.where(scale > 0, flat / scale, 0.0)
         if not self.is_fourier:
             return dual_vector(flat, dual(self.norm)).view(gradient.shape)
@@ -100,21 +105,22 @@ class _Ball:
             return dual_vector(self.vectors(scaled), dual(self.norm)).view(gradient.shape)
         z = self.transform(scaled)
         moduli = z.abs()
-        noise = torch.finfo(moduli.dtype).eps * moduli.amax(self.axes, keepdim=True)
-        return self.invert(torch.where(moduli > noise, self.factors * z / moduli, 0.0))
+        # a modulus below the rounding error of the largest has a random phase: it counts as zero
+        rounding = torch.finfo(moduli.dtype).eps * moduli.amax(self.axes, keepdim=True)
+        return self.invert(torch.where(moduli > rounding, self.factors * z / moduli, 0.0))
 
     def gauge(self, delta: Tensor) -> Tensor:
-        """Return length over radius, at most 1 in the ball; in a band up to the tolerance."""
+        """Return norm over radius, at most 1 in the ball; a factor of 0 counts as the tolerance."""
         if not self.is_product:
             return self.spread(norm(self.vectors(delta), self.norm) / self.eps, delta)
         radii = self.eps * self.factors.clamp(min=_TOLERANCE * float(self.factors.max()))
         return self.spread((self.transform(delta).abs() / radii).amax(self.axes), delta)
 
     def farthest(self, gradient: Tensor, room: Tensor) -> Tensor:
-        """Return the point of ball and box at which a linear loss is largest; l1 only.
+        """Return the point of the l1 ball and the box at which a linear loss is largest.
 
-        That is a fractional knapsack: coordinates by the modulus of the gradient, each filled up to
-        its room, the distance to the box on the side to which its gradient points.
+        That is a fractional knapsack: the coordinates are filled by decreasing modulus of the
+        gradient, each up to its ``room``, the distance to the box in the gradient's direction.
         """
         flat = gradient.flatten(1)
         order = flat.abs().argsort(dim=1, descending=True, stable=True)
@@ -125,10 +131,10 @@ class _Ball:
     def narrowed(
         self, x: Tensor, target: Tensor, bounds: tuple[float | Tensor, float | Tensor] | None = None
     ) -> Tensor:
-        """Round points near ``x`` to its type; towards ``x`` where they would leave ball or box.
+        """Round ``target`` to the type of ``x``; towards ``x`` where it would leave ball or box.
 
-        That shortens the coordinates of the perturbation, so it keeps both, but for balls of
-        Fourier moduli.
+        Towards ``x`` the coordinates of the perturbation get shorter, so it stays in the box and in
+        any ball but those of Fourier moduli.
         """
         if target.dtype == x.dtype:
             return target
@@ -143,6 +149,7 @@ class _Ball:
         return torch.where(is_longer & is_out, torch.nextafter(nearest, x), nearest)
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a start for each example: uniform in a linf ball, else projected white noise."""
         noise = torch.empty(x.shape, dtype=x.dtype, device=generator.device)
         if self.norm == "linf":
             return noise.uniform_(-self.eps, self.eps, generator=generator).to(x.device)
@@ -153,6 +160,7 @@ class _Ball:
 
 
 def _ball(x: Tensor, norm: Norm, eps: float, band: Tensor | None) -> _Ball:
+    """Check what `project_ball` takes, with ``x`` for ``delta``, and return the ball."""
     check_norm(norm)
     if isinstance(eps, Tensor) and eps.numel() != 1:
         raise ValueError(f"eps must be one number for all examples, got {tuple(eps.shape)}")
@@ -169,8 +177,9 @@ def _ball(x: Tensor, norm: Norm, eps: float, band: Tensor | None) -> _Ball:
     if x.is_meta:
         raise ValueError("need values, got a tensor on the meta device")
     x = widened(x)
-    sides = tuple(x.shape[min(2, x.ndim - 1) :])
-    dims, shaped = len(sides), shaped_norm(norm, sides)
+    sides = tuple(x.shape[min(2, x.ndim - 1) :])  # those after the channel, or D
+    dims = len(sides)
+    shaped = shaped_norm(norm, sides)
     if isinstance(shaped, FourierNorm) and shaped.shape != sides:
         if x.ndim > 2 or math.prod(shaped.shape) != x.shape[1]:
             raise ValueError(
@@ -178,13 +187,13 @@ def _ball(x: Tensor, norm: Norm, eps: float, band: Tensor | None) -> _Ball:
                 f"the signals are {sides}, and only inputs (B, D) unfold to other shapes"
             )
         sides = shaped.shape
-    half = (*sides[:-1], sides[-1] // 2 + 1)
+    half_shape = (*sides[:-1], sides[-1] // 2 + 1)  # of the half spectrum
     if band is None:
-        factors = torch.ones(half, dtype=x.dtype, device=x.device)
+        factors = torch.ones(half_shape, dtype=x.dtype, device=x.device)
     elif str(shaped) != "fourier_linf":
         raise ValueError(f"only fourier_linf takes a band, got {norm!r}")
     else:
-        factors = check_band(band, x, sides)[..., : half[-1]]
+        factors = check_band(band, x, sides)[..., : half_shape[-1]]
     return _Ball(shaped, eps, sides, dims, factors)
 
 
@@ -209,10 +218,10 @@ def project_ball(delta: Tensor, norm: Norm, eps: float, band: Tensor | None = No
         Fourier modulus may exceed its radius by the rounding error of the result.
 
     Raises:
-        TypeError: If ``delta`` is no tensor.
-        ValueError: If the norm is unknown or its signals do not fit, ``eps`` negative or not
-            finite, ``delta`` not finite, not of a floating type or without values, or the band is
-            not symmetric, empty, of the wrong shape or with another norm.
+        TypeError: If ``delta`` is not a tensor.
+        ValueError: If the norm is unknown or its signals do not fit; if ``eps`` is negative or not
+            finite; if ``delta`` is not finite, not of a floating type or without values; or if the
+            band is not symmetric, empty, of the wrong shape or given with another norm.
 
     Example:
         >>> project_ball(torch.tensor([[3.0, 1.0]]), "l1", 2.0)
@@ -234,12 +243,12 @@ def project_ball(delta: Tensor, norm: Norm, eps: float, band: Tensor | None = No
 def steepest_step(gradient: Tensor, norm: Norm, band: Tensor | None = None) -> Tensor:
     r"""Return the perturbation of length one that raises a linear loss most (Lemma 1).
 
-    $\mathrm{sign}(g)$ for ``"linf"``, $g/\|g\|_2$ for ``"l2"``, the first coordinate of largest
-    modulus of each example for ``"l1"``, $\mathcal F^{-1}[r\,\hat g/|\hat g|]$ for
-    ``"fourier_linf"``, the first frequency of largest modulus of each channel, shared with its
-    mirror, for ``"fourier_l1"`` (Lemma 4). Where the gradient is zero so is the step; for
-    ``"fourier_linf"`` a frequency below the rounding error of the channel's largest one counts as
-    zero, its phase is noise.
+    For ``"linf"`` it is $\mathrm{sign}(g)$, for ``"l2"`` $g/\|g\|_2$. For ``"l1"`` it lies on the
+    first coordinate of largest modulus of each example. For ``"fourier_linf"`` it is
+    $\mathcal F^{-1}[r\,\hat g/|\hat g|]$; for ``"fourier_l1"`` it lies on the first frequency of
+    largest modulus of each channel and on its mirror (Lemma 4). Where the gradient is zero, so is
+    the step. With ``"fourier_linf"`` a frequency below the rounding error of the channel's largest
+    one counts as zero, since its phase is noise.
 
     Args:
         gradient: Gradients of the loss, floating point, shape ``(B, D)`` or ``(B, C, ...)``.
@@ -250,10 +259,9 @@ def steepest_step(gradient: Tensor, norm: Norm, band: Tensor | None = None) -> T
         Steps, same shape and type.
 
     Raises:
-        TypeError: If ``gradient`` is no tensor.
-        ValueError: If the norm is unknown or its signals do not fit, ``gradient`` is not finite,
-            not of a floating type or without values, or the band is one that `project_ball`
-            refuses.
+        TypeError: If ``gradient`` is not a tensor.
+        ValueError: If the norm is unknown or its signals do not fit; if ``gradient`` is not finite,
+            not of a floating type or without values; or if `project_ball` would refuse the band.
 
     Example:
         >>> steepest_step(torch.tensor([[3.0, -4.0]]), "l1")

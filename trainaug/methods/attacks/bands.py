@@ -1,4 +1,4 @@
-r"""Bands of frequencies: masks over the full spectrum, by radius, and what a ball takes as one.
+r"""Bands of frequencies: masks of the full spectrum by radius, and the check of a ball's band.
 
 Chapter: notebooks/06_linear_robustness.ipynb
 Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
@@ -19,13 +19,13 @@ __all__ = ["equal_bands", "radial_band"]
 
 
 def _mirror(spectrum: Tensor) -> Tensor:
-    """Return the tensor of a full spectrum with the entry of ``-k`` at place ``k``."""
+    """Return a full spectrum with the entry of frequency ``-k`` at ``k``."""
     axes = tuple(range(spectrum.ndim))
     return spectrum.flip(axes).roll([1] * spectrum.ndim, axes)
 
 
 def check_band(band: Tensor, x: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """Return the factors of a band over the full spectrum, like ``x``, or name what is wrong."""
+    """Return the factors of a band, in type and on device of ``x``; ValueError if it is not one."""
     if band.shape != sides or band.is_complex():
         raise ValueError(f"need a real band of {sides}, got {band.dtype} {tuple(band.shape)}")
     if band.is_meta:
@@ -35,13 +35,14 @@ def check_band(band: Tensor, x: Tensor, sides: tuple[int, ...]) -> Tensor:
         raise ValueError(f"factors of a band are finite and at least 0, got {factors.min()}")
     if not bool(factors.any()):
         raise ValueError(f"the band is empty: none of {factors.numel()} frequencies")
-    odd = (factors != _mirror(factors)).nonzero()
-    if len(odd):
-        raise ValueError(f"the band differs between k and -k, first at k = {odd[0].tolist()}")
+    unequal = (factors != _mirror(factors)).nonzero()
+    if len(unequal):
+        raise ValueError(f"the band differs between k and -k, first at k = {unequal[0].tolist()}")
     return factors
 
 
 def _radii(shape: tuple[int, ...]) -> Tensor:
+    """Return the radius of each frequency in cycles per pixel, float64, of the given shape."""
     if not shape or min(shape) < 1:
         raise ValueError(f"the shape of a spectrum needs sides of at least 1, got {shape}")
     axes = [torch.fft.fftfreq(n, dtype=torch.float64, device="cpu") for n in shape]
@@ -54,7 +55,7 @@ def radial_band(shape: tuple[int, ...], low: float, high: float) -> Tensor:
 
     Args:
         shape: Sides of the signal, ``(H, W)`` or ``(D,)``.
-        low: Lower edge in cycles a pixel; radii of pictures run from 0 to 0.7071.
+        low: Lower edge in cycles per pixel; radii of pictures run from 0 to 0.7071.
         high: Upper edge, not in the band.
 
     Returns:
@@ -75,10 +76,10 @@ def radial_band(shape: tuple[int, ...], low: float, high: float) -> Tensor:
 
 
 def equal_bands(shape: tuple[int, ...], count: int) -> Tensor:
-    r"""Split all frequencies by radius into bands of equally many.
+    r"""Split all N frequencies by radius into bands with about equal numbers of frequencies.
 
-    Frequencies are sorted by radius, then by their place in the spectrum; a cut that would part
-    $k$ from $-k$ moves up by one. So sizes differ by at most two.
+    Frequencies are sorted by radius, then by position in the spectrum. A cut that would part $k$
+    from $-k$ moves up by one. Each size is within two of N / ``count``.
 
     Args:
         shape: Sides of the signal, ``(H, W)`` or ``(D,)``.
@@ -98,15 +99,19 @@ def equal_bands(shape: tuple[int, ...], count: int) -> Tensor:
     """
     radii = _radii(shape)
     index = torch.arange(radii.numel(), device=radii.device).view(shape)
-    pair = torch.minimum(index, _mirror(index)).flatten()  # the same number for k and -k
-    order = pair.argsort(stable=True)
+    pair_ids = torch.minimum(index, _mirror(index)).flatten()  # the same number for k and -k
+    # The second sort is stable, so k and -k, which have one radius, stay next to each other.
+    order = pair_ids.argsort(stable=True)
     order = order[radii.flatten()[order].argsort(stable=True)]
-    ranks = pair[order].tolist()
-    cuts = [round(i * len(ranks) / count) for i in range(count + 1)] if count >= 1 else [0, 0]
-    cuts = [c + (0 < c < len(ranks) and ranks[c - 1] == ranks[c]) for c in cuts]
+    sorted_ids = pair_ids[order].tolist()
+    size = len(sorted_ids)
+    # a count below 1 gives an empty band, which is refused below
+    cuts = [round(i * size / count) for i in range(count + 1)] if count >= 1 else [0, 0]
+    # True counts as 1: such a cut moves up by one
+    cuts = [c + (0 < c < size and sorted_ids[c - 1] == sorted_ids[c]) for c in cuts]
     if any(a >= b for a, b in pairwise(cuts)):
-        raise ValueError(f"cannot split {len(ranks)} frequencies into {count} bands")
-    bands = torch.zeros(count, len(ranks), dtype=torch.bool, device=radii.device)
+        raise ValueError(f"cannot split {size} frequencies into {count} bands")
+    bands = torch.zeros(count, size, dtype=torch.bool, device=radii.device)
     for band, (low, high) in zip(bands, pairwise(cuts), strict=True):
         band[order[low:high]] = True
     return bands.view(count, *shape)

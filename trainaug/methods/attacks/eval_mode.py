@@ -20,18 +20,19 @@ from torch.nn.parameter import is_lazy
 
 __all__ = ["eval_mode"]
 
-_MOST_OBJECTS = 10_000  # looked through; modules further away are seen when called
+_MOST_OBJECTS = 10_000  # searched for modules; those further away are noticed when called
 _SYNC = ("require_backward_grad_sync", "require_forward_param_sync")
 
 
 def _names(code: CodeType) -> Iterator[str]:
+    """Yield the names of globals and attributes in code, inner functions included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):  # a function inside
             yield from _names(constant)
 
 
-def _of_function(function: FunctionType) -> Iterator[Any]:
+def _function_contents(function: FunctionType) -> Iterator[Any]:
     """Yield what a function holds: its closure, defaults, attributes and the globals it names."""
     for cell in function.__closure__ or ():
         try:
@@ -46,17 +47,18 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
             yield function.__globals__[name]
 
 
-def _held(item: Any) -> Iterator[Any]:
-    if isinstance(item, nn.Module):  # modules that are no submodules, as in a list
+def _contents(item: Any) -> Iterator[Any]:
+    """Yield what an object holds, any of which may be a module or hold one."""
+    if isinstance(item, nn.Module):  # modules that are not submodules, as in a list
         for part in item.modules():
-            held = (value for name, value in vars(part).items() if name[0] != "_")
-            yield from (value for value in held if not isinstance(value, torch.ScriptMethod))
+            values = (value for name, value in vars(part).items() if name[0] != "_")
+            yield from (value for value in values if not isinstance(value, torch.ScriptMethod))
     elif isinstance(item, functools.partial):
         yield from (item.func, *item.args, *item.keywords.values())
     elif isinstance(item, MethodType):
         yield from (item.__self__, item.__func__)
     elif isinstance(item, FunctionType):
-        yield from _of_function(item)
+        yield from _function_contents(item)
     elif isinstance(item, dict):
         yield from item.values()
     elif isinstance(item, (list, tuple, set, frozenset)):
@@ -66,9 +68,9 @@ def _held(item: Any) -> Iterator[Any]:
 
 
 def _reached(model: Callable[..., Any]) -> list[Any]:
-    """Return what a callable holds, the nearest first."""
+    """Return a callable and all that it holds, directly or through others, the nearest first."""
     waiting: deque[Any] = deque([model])
-    known: dict[int, Any] = {}  # with the objects, so that no address is used twice
+    known: dict[int, Any] = {}  # it holds the objects, so that no id is used twice
     while waiting and len(known) < _MOST_OBJECTS:
         item = waiting.popleft()
         if id(item) in known:
@@ -76,18 +78,19 @@ def _reached(model: Callable[..., Any]) -> list[Any]:
         if isinstance(item, torch.ScriptMethod):
             raise TypeError("pass a scripted module itself, or a function of it: not its method")
         known[id(item)] = item
-        waiting.extend(_held(item))
+        waiting.extend(_contents(item))
     return list(known.values())
 
 
 def _is_compiled(item: Any) -> bool:
+    """Whether an object is, or has a part that is, compiled by ``torch.compile``."""
     if isinstance(item, nn.Module):
         return any("_orig_mod" in m._modules or m._compiled_call_impl for m in item.modules())
     return isinstance(item, FunctionType) and hasattr(item, "_torchdynamo_orig_callable")
 
 
 class _Modules:
-    """Modules in eval mode, with the modes and buffers that they had."""
+    """Modules that were put into eval mode, with the modes, flags and buffers that they had."""
 
     def __init__(self) -> None:
         self.known: set[int] = set()
@@ -96,6 +99,7 @@ class _Modules:
         self.buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
     def add(self, module: nn.Module) -> None:
+        """Put a module and its parts into eval mode, unless they are already known."""
         if id(module) in self.known:
             return
         parts = [part for part in module.modules() if id(part) not in self.known]
@@ -113,6 +117,7 @@ class _Modules:
                 part.require_backward_grad_sync = False
 
     def restore(self) -> None:
+        # backwards: a module added later may share a mode that was switched off already
         for part, mode in reversed(self.modes):
             part.training = mode
         for part, values in self.syncs:
@@ -130,6 +135,7 @@ _attacked = threading.local()  # the modules of the attacks that a thread is in,
 
 
 def _before_forward(module: nn.Module, _: Any) -> None:
+    """Add a module that is about to run to the innermost attack of this thread, if there is one."""
     for modules in getattr(_attacked, "stack", [])[-1:]:  # other threads may train meanwhile
         modules.add(module)
 
@@ -138,16 +144,16 @@ def _before_forward(module: nn.Module, _: Any) -> None:
 def eval_mode(model: Callable[..., Any]) -> Iterator[None]:
     """Keep every module that a callable runs in eval mode; restore modes and buffers at the end.
 
-    Modules are looked for in what the callable holds: bound objects, arguments of partials,
-    closures, attributes, globals that it names. Any other module is seen when it is called, before
-    its forward pass, unless something in the callable is compiled: that would be compiled anew for
-    each attack. Buffers are put back also where eval mode does not protect them.
+    Modules are searched for in what the callable holds: bound objects, arguments of partials,
+    closures, attributes, globals that it names. Any other module is noticed when it is called,
+    before its forward pass, unless something in the callable is compiled: the hook that notices it
+    would make that compile anew for each attack. Buffers that change in eval mode are restored.
 
     Args:
-        model: A module, or any callable that runs some.
+        model: A module, or any callable that runs modules.
 
     Raises:
-        TypeError: If the callable is a method of a scripted module, which cannot be reached.
+        TypeError: If the callable is a method of a scripted module, which hides its module.
     """
     modules = _Modules()
     items = _reached(model)

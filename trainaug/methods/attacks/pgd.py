@@ -1,4 +1,4 @@
-"""One steepest step and projected steepest steps, in a ball and a box at once.
+"""Attacks by one steepest step or by projected steepest steps, in a ball and a box at once.
 
 Chapter: notebooks/06_linear_robustness.ipynb
 Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
@@ -30,25 +30,26 @@ Criterion = Callable[[Any, Tensor], Tensor]
 Keep = Literal["worst", "last"]
 Model = Callable[[Tensor], Any]
 _STEP_SWEEPS = 2  # projections on ball and box after each step
-_LAST_SWEEPS = 10  # at the end of a restart, before the result is scaled down
-_MEET_SWEEPS = 200  # at most, where a band has frequencies of factor 0
+_LAST_SWEEPS = 10  # the same at the end of a restart, before the result is scaled down
+_MEET_SWEEPS = 200  # most Douglas-Rachford steps, for bands with frequencies of factor 0
 
 
 @contextmanager
 def _attacking(model: Model) -> Iterator[None]:
-    """Compute without gradients but for those of a step, the modules of the model in eval mode."""
-    is_inference = torch.is_inference_mode_enabled()
+    """Keep the model in eval mode and gradients off; `_Attack.step` enables them for itself."""
+    is_inference = torch.is_inference_mode_enabled()  # in which no gradient could be enabled
     mode = torch.inference_mode(False) if is_inference else nullcontext()
     with mode, torch.no_grad(), eval_mode(model):
         yield
 
 
 def _ordinary(x: Tensor) -> Tensor:
-    """Return a tensor that autograd may save; those made in inference mode it may not."""
+    """Return a detached tensor that autograd may save, unlike one made in inference mode."""
     return x.detach().clone() if x.is_inference() else x.detach()
 
 
 def _check_finite(name: str, values: Tensor, when: str) -> None:
+    """Raise a FloatingPointError that names the first example with NaN or infinity."""
     good = values.isfinite().flatten(1).all(1) if values.ndim > 1 else values.isfinite()
     if not bool(good.all()):
         row = int((~good).nonzero()[0])
@@ -60,7 +61,7 @@ def _check_finite(name: str, values: Tensor, when: str) -> None:
 
 
 def _logits(output: Any, count: int) -> Tensor | None:
-    """Return the logits of what a model gives: a tensor, or an output that names them, or none."""
+    """Return the logits in a model's output for ``count`` examples, or None if it has none."""
     logits = output
     if isinstance(output, Mapping):
         logits = output.get("logits")
@@ -79,7 +80,7 @@ def _logits(output: Any, count: int) -> Tensor | None:
 
 
 def _box(bounds: Bounds | None, x: Tensor) -> Bounds | None:
-    """Return a box as numbers or as tensors like ``x``, or name what is wrong."""
+    """Return bounds as numbers or as tensors like ``x``; ValueError if they are not a box."""
     if bounds is None:
         return None
     if len(bounds) != 2:
@@ -103,24 +104,26 @@ def _box(bounds: Bounds | None, x: Tensor) -> Bounds | None:
 
 
 def _rises_with_the_label(criterion: Criterion, logits: Tensor, labels: Tensor) -> bool:
-    """Whether a criterion grows with the score of its label, here and for other labels.
+    """Whether a criterion grows with the score of its label, as no loss does.
 
-    A loss falls with it. Two sets of labels, since a criterion that ignores them can rise with one.
+    For most examples with a gradient it must do so with their labels and again with others, since a
+    criterion that ignores labels can grow with the scores of one set by chance.
     """
-    others = -labels if logits.ndim == 1 else (labels + 1) % logits.shape[1]
+    other_labels = -labels if logits.ndim == 1 else (labels + 1) % logits.shape[1]
     votes = []
-    for given in (labels, others):
+    for tested in (labels, other_labels):
         with torch.enable_grad():
             leaf = logits.detach().clone().requires_grad_()
-            losses = criterion(leaf, given)
+            losses = criterion(leaf, tested)
             if not losses.requires_grad:
                 return False
             (slope,) = torch.autograd.grad(losses.sum(), leaf)
         if logits.ndim == 1:
-            rise, rest = slope * given, torch.zeros_like(slope)
+            rise = slope * tested
+            rest = torch.zeros_like(slope)
         else:
-            rise = slope.gather(1, given[:, None]).squeeze(1)
-            rest = slope.scatter(1, given[:, None], -math.inf).amax(1)
+            rise = slope.gather(1, tested[:, None]).squeeze(1)
+            rest = slope.scatter(1, tested[:, None], -math.inf).amax(1)
         counted = (slope != 0).view(len(slope), -1).any(1)
         if bool(counted.any()):
             votes.append(2 * int(((rise > 0) & (rise > rest)).sum()) > int(counted.sum()))
@@ -128,16 +131,16 @@ def _rises_with_the_label(criterion: Criterion, logits: Tensor, labels: Tensor) 
 
 
 class _Worst:
-    """The worst candidate of each example so far, and whose gradient was zero on the way."""
+    """The worst candidate of each example so far, and which examples had a gradient of zero."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self.hits = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.hits = torch.zeros(len(x), dtype=torch.bool, device=x.device)  # attack succeeded
         self.losses: Tensor | None = None
-        self.blind = torch.zeros_like(self.hits)
+        self.blind = torch.zeros_like(self.hits)  # gradient was exactly zero at a step
 
     def add(self, x: Tensor, hits: Tensor, losses: Tensor, is_valid: Tensor | None = None) -> None:
-        """Take candidates that are worse: a hit before no hit, then the larger loss."""
+        """Keep candidates that are valid and worse: success before failure, then larger loss."""
         if self.losses is None:
             self.x, self.hits, self.losses = x, hits, losses
             return
@@ -148,7 +151,7 @@ class _Worst:
         self.hits, self.losses = self.hits | hits, torch.where(is_worse, losses, self.losses)
 
     def warn(self, name: str, start: Tensor) -> None:
-        """Name the examples that count as robust only because the attack could not see or move."""
+        """Warn of examples that resisted only for want of a gradient or of room to move."""
         blind, total = self.blind & ~self.hits, len(self.hits)
         if bool(blind.any()):
             warnings.warn(
@@ -172,7 +175,7 @@ class _Worst:
 
 
 class _Attack:
-    """What stays the same over the steps: model, inputs, labels, ball and box."""
+    """What all steps of an attack share: model, inputs, labels, ball and box."""
 
     def __init__(
         self,
@@ -198,7 +201,7 @@ class _Attack:
         self.targeted, self.keep = targeted, keep
         self.labels: Tensor | None = None
         self.is_checked = False
-        # in the type of the inputs, in which a bound that they were clipped to is rounded as well
+        # Inputs that were clipped to a bound hold it rounded to their type: compare in that type.
         low, high = (-math.inf, math.inf) if self.bounds is None else self.bounds
         if isinstance(low, Tensor) and isinstance(high, Tensor):
             low, high = low.to(x.dtype), high.to(x.dtype)
@@ -210,7 +213,7 @@ class _Attack:
             )
 
     def read_labels(self, logits: Tensor | None) -> None:
-        """Set the labels that tell success; without, the criterion alone decides."""
+        """Set ``labels``, which decide about success; if they stay None, the criterion decides."""
         y = self.y
         if logits is None:  # class numbers of any type of integer, for the criterion
             is_whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
@@ -237,10 +240,10 @@ class _Attack:
             self.labels = sign_labels(y) if is_sign else None
 
     def judge(self, x: Tensor, when: str) -> tuple[Tensor, Tensor]:
-        """Return whether the attack succeeds on each example, and what it raises, both ``(B,)``."""
+        """Return where the attack succeeds and the values that it maximises, each ``(B,)``."""
         output = self.model(x)
         logits = _logits(output, len(x))
-        if logits is not None:  # minus infinity masks a class
+        if logits is not None:  # clamped, for minus infinity is allowed: it masks a class
             _check_finite("logits", logits.detach().clamp(min=0), when)
         elif self.criterion is None:
             raise TypeError(
@@ -255,8 +258,8 @@ class _Attack:
             scores, classes = widened(cast(Tensor, logits)), cast(Tensor, labels)
             losses = nn.functional.cross_entropy(scores, classes, reduction="none")
         else:
-            judged = output if logits is None else logits
-            losses = self.criterion(judged, self.y if labels is None else labels)
+            scored = output if logits is None else logits
+            losses = self.criterion(scored, self.y if labels is None else labels)
         if not isinstance(losses, Tensor) or losses.shape != (len(x),):
             shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(
@@ -277,6 +280,7 @@ class _Attack:
         return hits, -losses if self.targeted else losses
 
     def check_direction(self, logits: Tensor) -> None:
+        """Refuse a criterion that grows with the score of ``y``, so that it is no loss of ``y``."""
         criterion, labels = self.criterion, self.labels
         if criterion is None or labels is None:
             return
@@ -287,7 +291,7 @@ class _Attack:
             )
 
     def point(self, delta: Tensor) -> Tensor:
-        """Return inputs to look at, in their own type."""
+        """Return the inputs moved by ``delta``, in the type of the given inputs."""
         x = self.x + delta
         if self.keep == "worst" or self.x is not self.inputs:
             x = self.boxed(x)
@@ -296,7 +300,10 @@ class _Attack:
     def step(
         self, delta: Tensor, length: float, worst: _Worst | None = None, when: str = ""
     ) -> Tensor:
-        """Return the point after one steepest step; the one before it is a candidate."""
+        """Return the perturbation after one steepest step from ``delta``.
+
+        The point before the step is a candidate for ``worst``; ``when`` names the step in errors.
+        """
         x = self.point(delta)
         with torch.enable_grad():
             x.requires_grad_()
@@ -321,10 +328,11 @@ class _Attack:
         return delta + length * self.ball.direction(gradient)
 
     def is_inside(self, delta: Tensor) -> Tensor | None:
-        """Tell whether points are in the ball; ``None`` where the last projection sees to it."""
+        """Tell which points are in the ball, ``(B,)``, or return None where all are."""
+        # projecting and clipping in turn leaves no ball but those of Fourier moduli
         if not self.ball.is_fourier or self.bounds is None:
             return None
-        # the rounding errors of a transform add up in a sum of moduli
+        # the rounding errors of a transform add up in the sum of moduli of fourier_l1
         count = 1 if self.ball.is_product else math.prod(self.ball.sides)
         limit = 1 + 4 * torch.finfo(delta.dtype).eps * math.sqrt(count)
         return (self.ball.gauge(delta) <= limit).flatten(1).all(1)
@@ -334,30 +342,33 @@ class _Attack:
         assert self.bounds is not None
         low, high = self.bounds
         room = torch.where(gradient > 0, high - self.x, self.x - low)
-        way = (self.ball.farthest(gradient, room) - delta).flatten(1)
-        uphill = (gradient.flatten(1).sign() * way).clamp(min=0).sum(1, keepdim=True)
-        # As if a step uphill were projected: what it adds counts, what makes place for it does not.
-        long = torch.maximum(uphill, way.abs().sum(1, keepdim=True) / 2)
-        share = length / long.clamp(min=length)  # at most all the way
-        moves = (gradient != 0).flatten(1).any(1, keepdim=True)
-        return delta + torch.where(moves, share * way, 0.0).view(delta.shape)
+        path = (self.ball.farthest(gradient, room) - delta).flatten(1)
+        uphill = (gradient.flatten(1).sign() * path).clamp(min=0).sum(1, keepdim=True)
+        # The length is that of a projected step: what it adds counts, what it removes does not.
+        path_length = torch.maximum(uphill, path.abs().sum(1, keepdim=True) / 2)
+        share = length / path_length.clamp(min=length)  # at most the whole path
+        has_gradient = (gradient != 0).flatten(1).any(1, keepdim=True)
+        return delta + torch.where(has_gradient, share * path, 0.0).view(delta.shape)
 
     def boxed(self, x: Tensor) -> Tensor:
+        """Clip inputs to the box."""
         if self.bounds is None:
             return x
         return x.clamp(*cast("tuple[float, float]", self.bounds))  # or two tensors
 
     def clip(self, delta: Tensor) -> Tensor:
+        """Shorten perturbations so that the moved inputs are in the box."""
         return delta if self.bounds is None else self.boxed(self.x + delta) - self.x
 
     def sweep(self, delta: Tensor, sweeps: int) -> Tensor:
-        """Project on the ball and on the box in turn; the box holds in the end."""
+        """Project on the ball and on the box in turn, on the box last."""
+        # for linf once is exact: the ball is a box, too
         for _ in range(1 if self.bounds is None or self.ball.norm == "linf" else sweeps):
             delta = self.clip(self.ball.project(delta))
         return delta
 
     def meet(self, delta: Tensor) -> Tensor:
-        """Look for a point near by in box and band at once, by Douglas-Rachford steps."""
+        """Search near ``delta`` for a point in both box and ball, by Douglas-Rachford steps."""
         point = self.sweep(delta, 1)
         is_met = self.ball.gauge(point) <= 1 + _TOLERANCE  # (B, C, 1, 1)
         for sweep in range(1, _MEET_SWEEPS + 1):
@@ -371,7 +382,8 @@ class _Attack:
         return point
 
     def finish(self, delta: Tensor) -> Tensor:
-        """Return valid inputs: what still leaves the ball is scaled towards 0 in the end."""
+        """Return inputs in ball and box; a perturbation still outside is scaled towards 0."""
+        # with a factor of 0 the ball is flat: it has no interior
         is_flat = self.bounds is not None and not bool(self.ball.factors.all())
         delta = self.meet(delta) if is_flat else self.sweep(delta, _LAST_SWEEPS)
         x = self.boxed(self.x + delta / self.ball.gauge(delta).clamp(min=1))
@@ -392,13 +404,13 @@ def fgsm(
 ) -> Tensor:
     r"""Move every input by one steepest step of full length $\varepsilon$.
 
-    Without a box this is the worst perturbation of a linear model (Lemma 1), in an ``"l1"`` ball
-    also with one. Inputs move also where that does not raise the loss; with ``targeted=True`` they
-    stay where ``x`` is nearer to the target. With ``"linf"`` it is the fast gradient sign method
-    of Goodfellow et al., ICLR 2015, section 4.
+    Without a box this is the worst perturbation of a linear model (Lemma 1); in an ``"l1"`` ball it
+    is so with a box as well. Inputs move even where that does not raise the loss; only with
+    ``targeted=True`` do they stay where ``x`` is nearer to the target. With ``"linf"`` it is the
+    fast gradient sign method of Goodfellow et al., ICLR 2015, section 4.
 
     Args:
-        model: As in `pgd`, also what it may give.
+        model: As in `pgd`, with the same outputs.
         x: Inputs in the box, floating point, shape ``(B, D)`` or ``(B, C, ...)``.
         y: Labels as in `pgd`, shape ``(B,)``.
         norm: Norm of the ball, any as in `pgd`.
@@ -459,24 +471,24 @@ def pgd(
 ) -> Tensor:
     r"""Search box and ball by steepest steps, each followed by projections on ball and box.
 
-    Candidates of an example are ``x`` itself, the points on the way that lie in box and ball, and
-    the last point of each restart, brought into both. The worst is kept: success beats failure,
-    then the larger loss, then the earlier candidate. Success is a prediction other than ``y``. The
-    steps are those of Madry et al. 2018, section 2.1, the Fourier ball is that of Faghri et al.
-    2021.
+    Candidates for an example are ``x`` itself, the points on the way that lie in box and ball, and
+    the last point of each restart, brought into both. The worst one is returned: success beats
+    failure, then the larger loss, then the earlier candidate. Success is a prediction other than
+    ``y``. The steps are those of Madry et al. 2018, section 2.1, the Fourier ball is that of Faghri
+    et al. 2021.
 
     Args:
-        model: Maps ``x`` to logits ``(B, C)``, or to ``(B,)`` with the decision in the sign. An
-            output with an attribute or an entry ``logits``, as Hugging Face gives it, is taken
-            apart first. Any other output that is no tensor goes to the criterion as it is, which
-            alone then decides what is worst. Modules run in eval mode, also those inside
+        model: Maps ``x`` to logits ``(B, C)``, or to ``(B,)`` with the decision in the sign. Of an
+            output with an attribute or an entry ``logits``, as Hugging Face gives it, only the
+            logits are used. Any other output that is not a tensor goes to the criterion unchanged,
+            which alone then decides what is worst. Modules run in eval mode, also those inside
             functions, partials and bound methods; modes, parameters, gradients and buffers stay as
             they were.
         x: Inputs in the box, shape ``(B, D)`` or ``(B, C, ...)``. Half precision is attacked in
-            float32 and rounded to points that the model sees and the result holds.
+            float32; each point is rounded before the model sees it, and so is the result.
         y: Class numbers, shape ``(B,)``, of any type of integer, or labels -1 and 1 for outputs
-            ``(B,)``. Anything else, such as soft labels, is floating point and goes to a criterion
-            of the caller, whose value alone then decides what is worst.
+            ``(B,)``. Anything else, such as soft labels, must be floating point and goes to the
+            caller's criterion, whose value alone then decides what is worst.
         norm: Norm of the ball: ``"linf"``, ``"l2"`` or ``"l1"`` over the example;
             ``"fourier_linf"`` or ``"fourier_l1"`` over the dimensions after the channel, or a
             `FourierNorm` of their shape; of inputs ``(B, D)`` one of any shape with product ``D``.
@@ -484,9 +496,9 @@ def pgd(
         steps: Steps of a restart, at least 1.
         step_size: Length of a step in ``norm``, above 0; ``None`` for ``2.5 * eps / steps``, with
             which any start in the ball can reach its edge (after Madry et al. 2018).
-        generator: Source of the random starts, one draw for the batch a restart. ``None`` for a new
-            one in each call, seeded by ``torch.initial_seed()``: it leaves the global generator
-            alone and draws the same starts in each call. Pass one to draw others.
+        generator: Source of the random starts; a restart takes one draw for the whole batch.
+            ``None`` for a new one in each call, seeded by ``torch.initial_seed()``: it leaves the
+            global generator alone and draws the same starts in each call. Pass one to draw others.
         restarts: Number of starts, at least 1.
         random_start: Start from a draw: uniform in the ``"linf"`` ball, else white noise of
             standard deviation ``eps`` (times the band) projected on the ball. Otherwise from
@@ -498,7 +510,7 @@ def pgd(
         criterion: Maps logits, or an output without them, and ``y`` to losses ``(B,)``, larger the
             further the output is from ``y``; cross-entropy by default.
         targeted: ``y`` are targets: success is the prediction ``y``, and the loss is minimised.
-        keep: ``"last"`` leaves out the points on the way.
+        keep: ``"worst"``, or ``"last"`` to leave out the points on the way.
 
     Returns:
         Adversarial inputs, shape and type of ``x``, exactly in the box and in the ball up to the
@@ -506,13 +518,14 @@ def pgd(
         Fourier moduli. Frequencies of factor 0 hold at most 1e-5 of the largest radius.
 
     Raises:
-        TypeError: If ``x`` or ``y`` is no tensor, or the model gives no logits and there is no
+        TypeError: If ``x`` or ``y`` is not a tensor, or the model gives no logits and there is no
             criterion to read its output.
         ValueError: If an option is out of range, norm or band is refused by `project_ball`, an
-            input is outside the box, lengths and shapes do not fit, labels are none, the criterion
-            grows with the score of ``y``, or the loss has no gradient with respect to ``x``.
-        FloatingPointError: If logits, a loss or a gradient are not finite; minus infinity is a
-            logit. The message names step and example.
+            input is outside the box, lengths and shapes do not fit, labels are invalid, the
+            criterion grows with the score of ``y``, or the loss has no gradient with respect to
+            ``x``.
+        FloatingPointError: If logits, a loss or a gradient are not finite, except for logits of
+            minus infinity. The message names step and example.
 
     Example:
         >>> x, y = torch.tensor([[0.5, 0.5]]), torch.tensor([1.0])
@@ -523,10 +536,10 @@ def pgd(
     Notes:
         Clipping to the box leaves a Fourier ball. So a restart ends with 10 sweeps over both, or,
         where factors are 0, with up to 200 Douglas-Rachford steps; a channel still outside the ball
-        is scaled towards 0, which keeps the box. The result is always valid but can be weak: of
-        a picture whose background lies on the edge of the box, a band without the mean, of sum
-        zero, can change almost nothing; in ``"fourier_l1"`` clipping undoes most of a step along
-        one frequency. Compare both with ``bounds=None``. An ``"l1"`` step in a
+        is scaled towards 0, which keeps it in the box. The result is always valid but can be weak.
+        A band without the mean has perturbations of sum zero, which can change almost nothing in a
+        picture whose background lies on the edge of the box. In ``"fourier_l1"`` clipping undoes
+        most of a step along one frequency. Compare both with ``bounds=None``. An ``"l1"`` step in a
         box goes towards the point of ball and box at which the linear loss is largest: coordinates
         by modulus of the gradient, each filled up to the box. Cross-entropy has gradient zero where
         a float32 probability rounds to 1; examples that stay correct with a gradient of exactly

@@ -1,4 +1,4 @@
-r"""Assistants: models so small that they can guess, for every example, whether the Boss needs it.
+r"""Assistants: tiny models that guess for every example whether the Boss, the main model, needs it.
 
 Reference: Zhang, Yu, Dhillon, "AutoAssist: A Framework to Accelerate Training of Deep Neural
 Networks", NeurIPS 2019, arXiv 1905.03381, and its authors' code for features and targets.
@@ -30,8 +30,8 @@ class ImageAssistant(nn.Module):
     $d+K$ parameters, drawn from $0.001\,\mathcal N(0,1)$ as in the authors' code.
 
     Args:
-        num_features: Numbers an example, d, at least 1.
-        num_classes: K, at least 1.
+        num_features: Numbers per example, d, at least 1.
+        num_classes: Number of classes K, at least 1.
         generator: Source of the initial weights, which are made on its device.
         scale: Their standard deviation.
 
@@ -57,11 +57,11 @@ class ImageAssistant(nn.Module):
         """Return the logits of being hard, ``(B,)``, in the type of the weights.
 
         Args:
-            x: Inputs ``(B, ...)`` of d numbers an example, of any real type.
+            x: Inputs ``(B, ...)`` of d numbers per example, of any real type.
             y: Class numbers ``(B,)`` from 0 to K - 1, of any integer type.
 
         Raises:
-            ValueError: If shapes do not fit, or a class is no integer from 0 to K - 1.
+            ValueError: If shapes do not fit, or a class is not an integer from 0 to K - 1.
         """
         labels, size = class_labels(y, len(self.class_bias)), len(self.weight)
         if x.ndim < 2 or labels.shape != x.shape[:1] or x.flatten(1).shape[1] != size:
@@ -76,13 +76,13 @@ class ImageAssistant(nn.Module):
 class TextAssistant(nn.Module):
     r"""Logit of a sentence pair being hard, from its bags of tokens.
 
-    Source and target each give the mean weight of their distinct tokens, a product with their
-    tf-idf, and a weight times their number of distinct tokens over 10; plus a bias. Token 0 is
-    padding.
+    Source and target each add three terms: the mean weight of their distinct tokens, the product of
+    further weights with their tf-idf, and a weight times a tenth of their number of distinct
+    tokens. A bias comes to that. Token 0 is padding.
 
     Args:
         source_size: Tokens of the source vocabulary, padding included, at least 1.
-        target_size: Of the target vocabulary, likewise.
+        target_size: Tokens of the target vocabulary, likewise.
         generator: Source of the initial weights, which are made on its device.
         scale: Their standard deviation; 1e-4 in the authors' code.
 
@@ -114,14 +114,14 @@ class TextAssistant(nn.Module):
 
         Args:
             source: Distinct tokens of each source sentence, ``(B, T)``, of any integer type, from
-                0 to ``source_size`` - 1; 0 fills up.
-            source_tfidf: Their tf-idf, ``(B, T)``; where a token is 0 it does not count.
-            target: Distinct tokens of each target sentence, likewise, below ``target_size``; T may
-                be another.
+                0 to ``source_size`` - 1; 0 is padding.
+            source_tfidf: Their tf-idf, ``(B, T)``, ignored where a token is 0.
+            target: Distinct tokens of each target sentence, likewise, below ``target_size``; its T
+                may differ from that of ``source``.
             target_tfidf: Their tf-idf, of the shape of ``target``.
 
         Raises:
-            ValueError: If shapes do not fit, or a token is no integer in its vocabulary.
+            ValueError: If shapes do not fit, or a token is not an integer in its vocabulary.
         """
         logits = self.bias.expand(len(source))
         sides = ((source, source_tfidf), (target, target_tfidf))
@@ -131,6 +131,7 @@ class TextAssistant(nn.Module):
                     f"need (B, T) twice a side, got {tuple(numbers.shape)}, {tuple(tfidf.shape)}"
                 )
             tokens = class_labels(numbers, len(self.counted[side]))
+            # integers and half precision are computed in the type of the weights
             if not tfidf.is_floating_point() or widened(tfidf) is not tfidf:
                 tfidf = tfidf.to(self.bias)
             present = (tokens != 0).to(tfidf)  # (B, T)
@@ -143,25 +144,26 @@ class TextAssistant(nn.Module):
 
 
 class AssistantTrainer:
-    r"""Train an Assistant on the losses that the Boss has made anyway.
+    r"""Train an Assistant on the losses that the Boss has computed anyway.
 
-    The target is $t_i=\mathbb 1[\ell_i>\bar\ell]$ with $\bar\ell$ a mean of the Boss's losses:
-    ``running``, $\bar\ell\leftarrow m\bar\ell+(1-m)\cdot$ mean of the batch, or that of the
-    ``epoch`` before, which `end_epoch` closes. One step of SGD with L2 a batch.
+    The target is $t_i=\mathbb 1[\ell_i>\bar\ell]$ with $\bar\ell$ a mean of the Boss's losses. A
+    ``running`` mean moves with each batch, $\bar\ell\leftarrow m\bar\ell+(1-m)\cdot$ mean of the
+    batch. An ``epoch`` mean is that of the epoch before, which `end_epoch` closes. Each batch makes
+    one step of SGD with an L2 penalty.
 
     Args:
         assistant: ``assistant(*features_of(indices))`` gives logits ``(B,)``.
-        features_of: What the Assistant sees of examples: a tuple for indices ``(B,)``, int64 on
-            the CPU; the same for an example at all times.
+        features_of: Maps indices ``(B,)``, int64 on the CPU, to the tuple that the Assistant sees
+            of these examples, which must be the same at all times.
         lr: Learning rate; the authors use 0.01 for images, 0.5 for text.
-        weight_decay: L2; 0.001 for images, 0.1 for text.
-        mean: Kind of mean.
-        momentum: m, in ``[0, 1)``, of the running mean.
+        weight_decay: Factor of the L2 penalty; 0.001 for images, 0.1 for text.
+        mean: Kind of mean, ``running`` or ``epoch``.
+        momentum: Weight m of the past in the running mean, in ``[0, 1)``.
 
     Attributes:
         mean_loss: The mean that the next targets compare with; ``None`` before there is one.
-        confidence: Running accuracy $\kappa\leftarrow0.95\,\kappa+0.05\,\mathrm{acc}$ from 0, of
-            predictions before they are learnt from; for the sampler's guard.
+        confidence: Running accuracy $\kappa\leftarrow0.95\,\kappa+0.05\,\mathrm{acc}$ from 0, where
+            acc is that of a batch's predictions before its step; for `guarded_base`.
         positives: Share of hard examples among those learnt from.
         num_steps: Steps so far.
 
@@ -193,7 +195,7 @@ class AssistantTrainer:
         self.mean_loss: float | None = None
         self.confidence, self.num_steps = 0.0, 0
         self._hard, self._seen = 0, 0
-        self._epoch = (0.0, 0)  # sum and number of the present epoch's losses
+        self._epoch = (0.0, 0)  # sum and number of the losses since `end_epoch`
 
     @property
     def positives(self) -> float:
@@ -214,17 +216,17 @@ class AssistantTrainer:
         return self._logits(indices).sigmoid()
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Learn from the Boss's losses: one step towards who is above the mean.
+        """Learn in one step which of the Boss's losses are above the mean.
 
-        A running mean takes this batch in first. Of ``epoch`` means the first epoch's losses are
-        only collected.
+        A running mean takes in this batch first. With an epoch mean, the losses of the first epoch
+        are only collected.
 
         Args:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0.
-            values: Their losses ``(B,)``, B at least 1; in translation per token.
+            values: Their losses ``(B,)``, B at least 1; in translation, losses per token.
 
         Raises:
-            ValueError: If the shapes differ, there are none, the indices are not integers from 0,
+            ValueError: If the shapes differ, there is no loss, the indices are not integers from 0,
                 or the Assistant's logits are not ``(B,)``.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
@@ -235,8 +237,8 @@ class AssistantTrainer:
         self._epoch = (total + mean * len(losses), count + len(losses))
         if self.mean == "running":
             m = self.momentum
-            last = mean if self.mean_loss is None else self.mean_loss
-            self.mean_loss = m * last + (1 - m) * mean
+            previous = mean if self.mean_loss is None else self.mean_loss
+            self.mean_loss = m * previous + (1 - m) * mean
         if self.mean_loss is not None:
             self.step(indices, losses > self.mean_loss)
 
@@ -276,7 +278,7 @@ class AssistantTrainer:
         return loss.item()
 
     def _logits(self, indices: Tensor) -> Tensor:
-        """Logits ``(B,)``, in float32 of a half-precision Assistant."""
+        """Return the Assistant's logits ``(B,)``, those of half precision in float32."""
         logits: Tensor = self.assistant(*self.features_of(example_numbers(indices)))
         if logits.shape != indices.shape:
             raise ValueError(
@@ -304,7 +306,7 @@ def guarded_base(base: float, confidence: float) -> float:
 
     Args:
         base: Base pass rate $\gamma_0$, in ``[0, 1]``.
-        confidence: $\kappa$ in ``[0, 1]``, as `AssistantTrainer.confidence`.
+        confidence: Accuracy $\kappa$ in ``[0, 1]``, as `AssistantTrainer.confidence`.
 
     Raises:
         ValueError: If a number is outside ``[0, 1]``.
@@ -318,14 +320,14 @@ def example_numbers(indices: Tensor, num_examples: int | None = None) -> Tensor:
     """Return indices ``(B,)`` as int64 on the CPU: unsigned bytes would index as a mask.
 
     Raises:
-        ValueError: If they are no integers, or an example is not one of N.
+        ValueError: If they are not integers from 0 to ``num_examples`` - 1.
     """
     count = torch.iinfo(torch.int64).max if num_examples is None else num_examples
     return checked_indices(indices, count)
 
 
 def check_losses(index: Tensor, losses: Tensor) -> None:
-    """Raise a ValueError on shapes, a FloatingPointError on a loss that is not finite."""
+    """Raise a ValueError unless each index has a loss, a FloatingPointError for one not finite."""
     if index.ndim != 1 or losses.shape != index.shape:
         raise ValueError(f"losses must have shape {tuple(index.shape)}, got {tuple(losses.shape)}")
     if len(index) == 0:
@@ -337,5 +339,6 @@ def check_losses(index: Tensor, losses: Tensor) -> None:
 
 
 def _drawn(size: int, generator: torch.Generator, scale: float) -> nn.Parameter:
+    """Draw a parameter ``(size,)`` from a normal distribution of deviation ``scale``."""
     values = torch.randn(size, generator=generator, device=generator.device)
     return nn.Parameter(scale * values)

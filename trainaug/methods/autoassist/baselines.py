@@ -1,7 +1,7 @@
-"""What AutoAssist has to beat: other ways to spend less on easy examples, or none.
+"""Baselines of AutoAssist: other ways to skip examples, or to weigh them, by their losses.
 
-Each is a pair of stations of a training loop: ``predict`` for an `AssistedSampler`, ``weights`` of
-the losses, and ``update``, which hears the losses.
+Each offers some of three functions to a training loop: ``predict`` tells an `AssistedSampler` whom
+to keep, ``weights`` weighs the losses of a batch, and ``update`` takes these losses.
 
 Reference: Kumar, Packer, Koller, "Self-Paced Learning", NeurIPS 2010; Kim, Choi, "ScreenerNet",
 arXiv 1801.00904; Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers",
@@ -26,13 +26,13 @@ __all__ = ["LossTable", "RandomSkip", "ScreenerWeights", "SelectiveBackprop", "S
 
 
 class RandomSkip:
-    """Skip at random, at the rates of another sampler's passes: the mandatory control.
+    """Skip at random, at the rates of another sampler's passes: the control to be beaten.
 
     Pass ``predict`` and ``on_pass`` to an `AssistedSampler` with ``base=0``.
 
     Args:
-        rates: Share kept in each pass, in ``(0, 1]``, say `AssistedSampler.keep_rates`; after the
-            last, it goes on.
+        rates: Share kept in each pass, in ``(0, 1]``, say `AssistedSampler.keep_rates`; the last
+            rate holds for all later passes.
 
     Raises:
         ValueError: If there is no rate, or one is not in ``(0, 1]``.
@@ -47,7 +47,7 @@ class RandomSkip:
         """Return the rate of this pass for every example, ``(B,)``, in ``(0, 1]``.
 
         Args:
-            indices: Shape ``(B,)``; nothing but their number and device is read.
+            indices: Numbers of examples, ``(B,)``; only their length and device are used.
         """
         rate = self.rates[min(self.passes, len(self.rates) - 1)]
         return torch.full((len(indices),), rate, device=indices.device)
@@ -66,21 +66,21 @@ class RandomSkip:
 
 
 class LossTable:
-    r"""InfoBatch-style pruning with rescaling: who was below the mean is kept with rate $\gamma_0$.
+    r"""InfoBatch-style pruning with rescaling: losses below the mean are kept at a rate $\gamma_0$.
 
-    Pass ``predict`` to an `AssistedSampler` with the same ``base``, ``on_pass``, ``weights`` and
-    ``update``. Weights $1/p$ make up for the pruned, so the gradient has no bias in direction,
-    unlike in shrinking. The last passes may keep all.
+    Pass ``predict`` and ``on_pass`` to an `AssistedSampler` with the same ``base``, and call
+    ``weights`` and ``update`` in the loop. Weights $1/p$ make up for the pruned examples, so the
+    gradient has no bias in direction, unlike in shrinking. The last passes may keep all examples.
 
     Args:
-        num_examples: N, at least 1.
-        base: Share $\gamma_0$ kept of those below the mean, in ``(0, 1]``, without ``rescale``
-            also 0; InfoBatch's r is $1-\gamma_0=0.5$.
-        rescale: Whether to weigh.
+        num_examples: Number of examples N, at least 1.
+        base: Share $\gamma_0$ kept of the examples below the mean, in ``(0, 1]``, or 0 without
+            ``rescale``; InfoBatch's r is $1-\gamma_0=0.5$.
+        rescale: Whether to weigh by $1/p$.
         full_from: Pass from which all are kept with weight 1; never by default.
 
     Attributes:
-        losses: Last loss of each example, ``(N,)``, infinite before the first.
+        losses: Last loss of each example, ``(N,)``, infinite before its first.
 
     Raises:
         ValueError: If there is no example, ``base`` is outside ``[0, 1]``, or it is 0 and
@@ -117,9 +117,9 @@ class LossTable:
         return (~self._is_low[example_numbers(indices, len(self.losses))]).float()
 
     def weights(self, indices: Tensor) -> Tensor:
-        """Return $1/p$, ``(B,)``, with the examples' probabilities p of being kept in this pass.
+        """Return weights $1/p$, ``(B,)``; p is an example's probability of being kept in this pass.
 
-        All are 1 without ``rescale``.
+        Without ``rescale`` all are 1.
 
         Args:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
@@ -132,22 +132,23 @@ class LossTable:
         return (1 / p if self.rescale else torch.ones_like(p)).to(indices.device)
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Take in the Boss's losses; of an example that repeats, the last.
+        """Store the Boss's losses; of an example that repeats, the last counts.
 
         Args:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
             values: Their losses ``(B,)``, B at least 1.
 
         Raises:
-            ValueError: If the shapes differ, there are none, or an example is not one of N.
+            ValueError: If the shapes differ, there is no loss, or an example is not one of N.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
         _store(self.losses, indices, values)
 
     def on_pass(self) -> None:
-        """Compare with the mean of the losses known, for the next pass."""
+        """Begin a pass: mark the examples whose loss is below the mean of all known losses."""
         self.passes += 1
         known = self.losses[self.losses.isfinite()]
+        # before the first loss no example is low
         self._is_low = self.losses < (known.mean() if len(known) else -torch.inf)
         if self.full_from is not None and self.passes >= self.full_from:
             self._is_low = torch.zeros_like(self._is_low)
@@ -170,13 +171,13 @@ class SelectiveBackprop:
     r"""Keep with probability $\mathrm{cdf}(\ell)^\beta$ among recent losses, after a forward pass.
 
     Pass ``predict`` to an `AssistedSampler` with ``base=0``. Every candidate costs a forward pass,
-    which ``forwards`` counts; those that are kept are passed again with their batch.
+    which ``forwards`` counts; those that are kept cost another one with their batch.
 
     Args:
-        losses_of: Gives the present losses ``(b,)`` of examples ``(b,)``, int64 on the CPU; must
-            leave the model undisturbed.
-        beta: $\beta>0$; larger keeps fewer.
-        history: Number of recent losses that the distribution is of, at least 1.
+        losses_of: Maps indices ``(b,)``, int64 on the CPU, to the present losses ``(b,)`` of these
+            examples; must leave the model as it is.
+        beta: Exponent $\beta>0$; a larger one keeps fewer.
+        history: Number of recent losses in the distribution, at least 1.
 
     Raises:
         ValueError: If ``beta`` is not positive and finite, or ``history`` below 1.
@@ -194,7 +195,7 @@ class SelectiveBackprop:
     def predict(self, indices: Tensor) -> Tensor:
         r"""Return $\mathrm{cdf}(\ell)^\beta$ of the examples, ``(B,)``, in ``[0, 1]``.
 
-        The distribution has the examples' own losses in it already.
+        These examples' losses are part of the distribution already.
 
         Args:
             indices: Numbers of the examples, ``(B,)``, of an integer type, which ``losses_of``
@@ -211,6 +212,7 @@ class SelectiveBackprop:
         self._recent.extend(losses.tolist())
         recent = torch.tensor(sorted(self._recent), dtype=torch.float64, device="cpu")
         below = torch.searchsorted(recent, losses, right=True)
+        # at least 1, as for a loss that a history shorter than the batch has dropped already
         return (below.clamp(min=1) / len(recent)).clamp(max=1.0).float() ** self.beta
 
     def state_dict(self) -> StateDict:
@@ -224,20 +226,20 @@ class SelectiveBackprop:
 
 
 class SelfPacedWeights:
-    r"""Self-paced learning: weigh easy examples up, and reach out to harder ones with time.
+    r"""Self-paced learning: weigh easy examples up, and include harder ones over time.
 
     Pace and weights are those of the code of AutoAssist's authors (2019). In epoch e the pace
-    $\lambda$ is a quantile of the last losses, $\mathrm{linspace}(0.25,1,5)_e$, 1 at last; weights
-    are $(1-\ell/\lambda)_+^{1/(q-1)}+0.01$, divided by their mean in the batch. It weighs and so
-    saves no computation. Pass ``weights`` and ``update``.
+    $\lambda$ is a quantile of the last losses, that of $\mathrm{linspace}(0.25,1,5)_e$ and finally
+    that of 1, the largest. Weights are $(1-\ell/\lambda)_+^{1/(q-1)}+0.01$, divided by their mean
+    in the batch. All examples are computed, so nothing is saved. Call ``weights`` and ``update``.
 
     Args:
-        num_examples: N, at least 1.
-        epoch_steps: Updates of an epoch, at least 1.
+        num_examples: Number of examples N, at least 1.
+        epoch_steps: Updates per epoch, at least 1.
         start: Loss of an example not seen yet, above 0; the authors of AutoAssist take 1000, in
             translation 100.
-        epochs: Epochs until the pace is 1, at least 1; they take 5, in translation 10.
-        q: Of the mixture weighting, above 1.
+        epochs: Epochs until the quantile is that of 1, at least 1; they take 5, in translation 10.
+        q: Parameter of the exponent of the mixture weighting, above 1.
 
     Raises:
         ValueError: If a setting is out of range, or ``start`` or ``q`` is not finite.
@@ -254,8 +256,8 @@ class SelfPacedWeights:
         epochs: int = 5,
         q: float = 4.0,
     ) -> None:
-        numbers = 1 < q < torch.inf and 0 < start < torch.inf
-        if min(num_examples, epoch_steps, epochs) < 1 or not numbers:
+        is_in_range = 1 < q < torch.inf and 0 < start < torch.inf
+        if min(num_examples, epoch_steps, epochs) < 1 or not is_in_range:
             raise ValueError(
                 f"out of range: {num_examples=}, {epoch_steps=}, {epochs=}, {q=}, {start=}"
             )
@@ -272,24 +274,24 @@ class SelfPacedWeights:
         Raises:
             ValueError: If the indices are not integers of N examples, or not ``(B,)``.
         """
-        e, late = self._steps // self.epoch_steps, self._steps % self.epoch_steps
-        if late == 0:
-            share = 1.0 if self.epochs == 1 else min(1.0, 0.25 + 0.75 * e / (self.epochs - 1))
+        epoch, step = self._steps // self.epoch_steps, self._steps % self.epoch_steps
+        if step == 0:
+            share = 1.0 if self.epochs == 1 else min(1.0, 0.25 + 0.75 * epoch / (self.epochs - 1))
             self._pace = float(self.losses.quantile(share))
         last = self.losses[example_numbers(indices, len(self.losses))]
-        easy = (1 - last / max(self._pace, 1e-12)).clamp(min=0)
-        w = power(easy, 1 / (self.q - 1)) + 0.01
+        easiness = (1 - last / max(self._pace, 1e-12)).clamp(min=0)  # losses and pace may be 0
+        w = power(easiness, 1 / (self.q - 1)) + 0.01
         return (w / w.mean()).to(indices.device)
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Take in the Boss's losses; of an example that repeats, the last.
+        """Store the Boss's losses; of an example that repeats, the last counts.
 
         Args:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
             values: Their losses ``(B,)``, B at least 1.
 
         Raises:
-            ValueError: If the shapes differ, there are none, or an example is not one of N.
+            ValueError: If the shapes differ, there is no loss, or an example is not one of N.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
         _store(self.losses, indices, values)
@@ -307,18 +309,18 @@ class SelfPacedWeights:
 
 
 class ScreenerWeights:
-    r"""ScreenerNet: a second network weighs the losses, and learns from them to weigh.
+    r"""ScreenerNet: a second network, the screener, weighs the losses and learns from them.
 
-    Weights are $s(x)\in(0,1)$; its own loss is the mean of
-    $(1-s)^2\ell+s^2\max(M-\ell,0)$ plus $0.01$ times the mean size of its parameters. It saves no
-    computation and costs its own. Pass ``weights`` and ``update``.
+    Weights are $s(x)\in(0,1)$. The screener's loss is the mean of
+    $(1-s)^2\ell+s^2\max(M-\ell,0)$ plus $0.01$ times the mean modulus of its parameters. It saves
+    no computation and adds its own. Call ``weights`` and ``update``.
 
     Args:
         screener: ``screener(x)`` gives logits of s, ``(B,)`` or ``(B, 1)``.
-        inputs_of: Inputs ``x`` ``(B, ...)`` of examples ``(B,)``, on the screener's device.
-        optimizer: Of the screener; the authors take Adam with 1e-4 (MNIST).
-        margin: $M>0$; 1 for MNIST, 10 for CIFAR.
-        penalty: Factor of the mean size, at least 0.
+        inputs_of: Maps indices ``(B,)`` to inputs ``x`` ``(B, ...)`` on the screener's device.
+        optimizer: Optimiser of the screener; the authors take Adam with 1e-4 (MNIST).
+        margin: Margin $M>0$; 1 for MNIST, 10 for CIFAR.
+        penalty: Factor of the mean modulus, at least 0.
 
     Raises:
         ValueError: If ``margin`` is not positive, ``penalty`` is negative, or one is not finite.
@@ -359,7 +361,7 @@ class ScreenerWeights:
             values: Their losses ``(B,)``, B at least 1.
 
         Raises:
-            ValueError: If the shapes differ, there are none, or the indices are not integers
+            ValueError: If the shapes differ, there is no loss, or the indices are not integers
                 from 0.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
             RuntimeError: If the screener does not give one logit for each example.
@@ -375,20 +377,21 @@ class ScreenerWeights:
             self.optimizer.step()
 
     def _weigh(self, indices: Tensor) -> Tensor:
+        """Return s, ``(B,)``, with gradients, in float32 or wider."""
         s: Tensor = self.screener(self.inputs_of(indices)).reshape(len(indices))
         return widened(s).sigmoid()
 
 
 def _store(table: Tensor, index: Tensor, losses: Tensor) -> None:
-    """Write losses ``(B,)`` into a table ``(N,)``; of an example that repeats, the last."""
+    """Write losses ``(B,)`` into a table ``(N,)``; of an example that repeats, the last counts."""
     losses = losses.detach().float().cpu()
     check_losses(index, losses)
-    where = example_numbers(index, len(table))
-    if len(torch.unique(where)) < len(where):
-        last = {example: last_row for last_row, example in enumerate(where.tolist())}
-        places = torch.tensor(list(last.values()), device="cpu")
-        where, losses = where[places], losses[places]
-    table[where] = losses
+    examples = example_numbers(index, len(table))
+    if len(torch.unique(examples)) < len(examples):  # torch would write any of the repeated ones
+        last_row = {example: row for row, example in enumerate(examples.tolist())}
+        rows = torch.tensor(list(last_row.values()), device="cpu")
+        examples, losses = examples[rows], losses[rows]
+    table[examples] = losses
 
 
 def _check_length(given: Tensor, expected: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What Boss and Assistant hand to each other: slots in shared memory and tiny messages."""
+"""How Boss and Assistant exchange data: slots in shared memory, and small messages about them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Event"]
 
 
 class Event(NamedTuple):
-    """What a process did, between two readings of ``time.perf_counter``, which all share.
+    """What a process did between ``start`` and ``end``, in seconds of `clock`.
 
-    ``batches`` were ready for the Boss at the end, ``feedbacks`` not yet used by the Assistant.
+    At the end ``batches`` were ready for the Boss and ``feedbacks`` waited for the Assistant.
     """
 
     who: Literal["boss", "assistant"]
@@ -29,7 +29,10 @@ class Event(NamedTuple):
 
 
 class Formed(NamedTuple):
-    """A batch is in a slot; ``used`` feedbacks were learnt from when it was decided."""
+    """A batch of ``rows`` examples is in ``slot``, formed after learning from ``used`` feedbacks.
+
+    Since the message before, ``scanned`` examples were scanned, and ``kept`` of them were kept.
+    """
 
     slot: int
     rows: int
@@ -39,7 +42,7 @@ class Formed(NamedTuple):
 
 
 class PassEnd(NamedTuple):
-    """The pass is over, after scanning a rest without a batch."""
+    """The pass is over with this share kept; the last examples scanned gave no further batch."""
 
     keep_rate: float
     scanned: int
@@ -47,18 +50,18 @@ class PassEnd(NamedTuple):
 
 
 class Used(NamedTuple):
-    """A feedback slot is free again; the trainer's counters are now these."""
+    """A feedback was learnt from: its slot is free, and the trainer's counters are these."""
 
     slot: int
     counters: StateDict
 
 
 class Started(NamedTuple):
-    """The worker runs, and has yet to build."""
+    """The worker runs, but has not built sampler and Assistant yet."""
 
 
 class Failed(NamedTuple):
-    """The worker raised."""
+    """The worker raised; ``text`` is the end of its traceback."""
 
     text: str
 
@@ -67,14 +70,14 @@ Message = Formed | PassEnd | Used | Started | Failed
 
 
 class Slots:
-    """Places for batches and feedback in shared memory, and four counts with one writer each.
+    """Slots for batches and feedback in shared memory, and four counts with one writer each.
 
-    Who may write to a slot follows from messages, so nobody locks anything.
+    Messages decide who may write to a slot, so no lock is needed.
 
     Args:
         num_batches: Slots for batches.
         num_feedbacks: Slots for feedback.
-        batch_size: Rows of each.
+        batch_size: Most examples in a slot.
         x: Inputs ``(N, ...)`` on the CPU, moved to shared memory, or ``None``.
         y: Targets ``(N, ...)``, likewise.
     """
@@ -95,7 +98,7 @@ class Slots:
         self.counts = _shared((4,), torch.int64)
 
     def count(self, what: Literal["made", "taken", "given", "used"]) -> None:
-        """Add one to a count, before the message that tells of it."""
+        """Add one to a count; to be called before the message about it is sent."""
         self.counts[("made", "taken", "given", "used").index(what)] += 1
 
     def depths(self) -> tuple[int, int]:
@@ -120,7 +123,7 @@ class Slots:
         self.losses[slot, : len(index)] = losses
 
     def feedback(self, slot: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return index and losses, not copied."""
+        """Return the indices and the losses in a feedback slot, ``(count,)`` each, not copied."""
         return self.fed_index[slot, :count], self.losses[slot, :count]
 
 
@@ -128,7 +131,7 @@ def check_feedback(index: Tensor, losses: Tensor, num_examples: int, batch_size:
     """Raise unless every loss is finite and belongs to one of the N examples.
 
     Raises:
-        ValueError: If the shapes differ, or there are none or more than B.
+        ValueError: If the shapes differ, or there is no loss or more than ``batch_size``.
         TypeError: If the index is not of integers.
         IndexError: If an example does not exist, naming it.
         FloatingPointError: If a loss is NaN or infinite, naming the example.
@@ -145,7 +148,7 @@ def check_feedback(index: Tensor, losses: Tensor, num_examples: int, batch_size:
 
 
 def clock() -> float:
-    """Seconds of the clock that the processes of a machine share."""
+    """Return the seconds of a clock that all processes of a machine share."""
     return time.perf_counter()
 
 

@@ -1,4 +1,4 @@
-"""The worker's side of asynchronous AutoAssist: forming batches and learning, by turns."""
+"""The worker's side of asynchronous AutoAssist: forming batches and learning, alternately."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ from trainaug.structures import StateDict
 
 __all__ = ["Build"]
 
+# build(*args, attempt=number of restarts)
 Build = Callable[..., tuple[AssistedSampler, AssistantTrainer | None]]
 
 
 class Packed:
-    """Values that are unpickled by the worker's own code, where what goes wrong can be told.
+    """Values that the worker's own code unpickles, so that it can report what goes wrong.
 
-    All tensors that a worker gets must be in one: a process cannot be handed the same shared memory
-    twice.
+    All tensors for a worker must be in one of these, since the same shared memory cannot be sent to
+    a process twice.
     """
 
     def __init__(self, values: Any) -> None:
@@ -49,6 +50,7 @@ class Packed:
         self.pickled = b""
 
     def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+        """Pickle the values to bytes, which stay bytes until `unpack`."""
         return _packed, (bytes(ForkingPickler.dumps(self.values)),)
 
     def unpack(self) -> Any:
@@ -57,20 +59,21 @@ class Packed:
 
 
 def _packed(pickled: bytes) -> Packed:
+    """Return, in the worker, the values as they came."""
     packed = Packed(None)
     packed.pickled = pickled
     return packed
 
 
 class Maker:
-    """A sampler and its Assistant at work: form a batch, learn from a feedback.
+    """A sampler and its Assistant at work: form a batch, or learn from feedback.
 
     Args:
-        build: Gives sampler and trainer for ``args`` and the keyword ``attempt``.
-        args: As said.
-        attempt: Number of restarts.
+        build: Returns sampler and trainer, called as ``build(*args, attempt=attempt)``.
+        args: Positional arguments of ``build``.
+        attempt: Number of restarts so far.
         sizes: Number of examples and batch size that the sampler must have.
-        counters: Of the trainer that died, or nothing.
+        counters: Counters of the trainer before the restart, as `learn` returned them, or empty.
 
     Raises:
         ValueError: If the sampler has other sizes, or several ranks whose Assistants differ.
@@ -95,26 +98,31 @@ class Maker:
             )
         if self.trainer is not None:
             vars(self.trainer).update(counters)
-        self.used = 0
+        self.feedbacks_used = 0
         self._pass = iter(self.sampler)
 
     def form(self) -> tuple[list[int], Formed | PassEnd]:
-        """Return the next batch, empty at the end of a pass, and what to tell of it (slot -1)."""
+        """Return the next batch, empty at the end of a pass, and the message about it.
+
+        The caller replaces the message's slot of -1.
+        """
         sampler = self.sampler
-        scanned, kept = sampler.scanned, sampler.kept
+        scanned_before, kept_before = sampler.scanned, sampler.kept
         batch = next(self._pass, [])
-        scanned, kept = sampler.scanned - scanned, sampler.kept - kept
+        scanned = sampler.scanned - scanned_before
+        kept = sampler.kept - kept_before
         if batch:
-            return batch, Formed(-1, len(batch), self.used, scanned, kept)
+            return batch, Formed(-1, len(batch), self.feedbacks_used, scanned, kept)
         self._pass = iter(sampler)
         return batch, PassEnd(sampler.keep_rates[-1], scanned, kept)
 
     def learn(self, index: Tensor, losses: Tensor) -> StateDict:
         """Make one step of the Assistant, if there is one, and return the trainer's counters."""
-        self.used += 1
+        self.feedbacks_used += 1
         if self.trainer is None:
             return {}
         self.trainer.update(index, losses)
+        # The Boss keeps the counters: after a restart a new trainer goes on with them.
         return {name: getattr(self.trainer, name) for name in self.trainer._counters}
 
 
@@ -127,11 +135,12 @@ class Loop:
 
     def __init__(self, pipe: Connection, slots: Slots, train_when: int, trace: bool) -> None:
         self.pipe, self.slots, self.train_when, self.trace = pipe, slots, train_when, trace
-        self.free = deque(range(len(slots.index)))
-        self.fed: deque[tuple[int, int]] = deque()  # slot, count
+        self.free = deque(range(len(slots.index)))  # batch slots to fill
+        self.fed: deque[tuple[int, int]] = deque()  # feedback to learn from: slot, count
         self.events: list[Event] = []
 
     def run(self, maker: Maker) -> NoReturn:
+        """Learn or form, whichever is due, else wait; ended by `Gone`."""
         while True:
             self.receive()
             start = clock()
@@ -159,20 +168,22 @@ class Loop:
         try:
             while self.pipe.poll():
                 match self.pipe.recv():
-                    case int(slot):
+                    case int(slot):  # the Boss has taken the batch out of it
                         self.free.append(slot)
-                    case (slot, count):
+                    case (slot, count):  # feedback is in it
                         self.fed.append((slot, count))
-                    case _:
+                    case _:  # None: the Boss closes
                         raise Gone
         except (EOFError, OSError):
             raise Gone from None
 
     def send(self, message: Message) -> None:
+        """Send a message, and the events since the one before."""
         events, self.events = self.events, []
         _tell(self.pipe, message, events)
 
     def record(self, what: Any, start: float) -> None:
+        """With ``trace``, add an event that ends now."""
         if self.trace:
             self.events.append(Event("assistant", what, start, clock(), *self.slots.depths()))
 
@@ -181,20 +192,20 @@ def work(pipe: Connection, train_when: int, trace: bool, packed: Packed) -> None
     """Run the worker's process, until the Boss is gone.
 
     Args:
-        pipe: The worker's end.
+        pipe: The worker's end of the pipe.
         train_when: As in `AsyncBatches`.
         trace: As in `AsyncBatches`.
         packed: The slots, and the arguments of a `Maker`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the Boss, which then ends this
     threading.Thread(target=_watch_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         _tell(pipe, Started(), [])
-        slots, what = packed.unpack()
-        Loop(pipe, slots, train_when, trace).run(Maker(*what))
+        slots, maker_args = packed.unpack()
+        Loop(pipe, slots, train_when, trace).run(Maker(*maker_args))
     except Gone:
-        os._exit(0)  # at once: to take torch's modules down takes a second
+        os._exit(0)  # at once: to unload torch's modules takes a second
     except Exception:
         with contextlib.suppress(Gone):
             _tell(pipe, Failed(traceback.format_exc()[-4000:]), [])
@@ -202,6 +213,7 @@ def work(pipe: Connection, train_when: int, trace: bool, packed: Packed) -> None
 
 
 def _tell(pipe: Connection, message: Message, events: list[Event]) -> None:
+    """Send a message with events; `Gone` if nobody listens."""
     try:
         pipe.send((message, events))
     except OSError:
@@ -209,7 +221,7 @@ def _tell(pipe: Connection, message: Message, events: list[Event]) -> None:
 
 
 def _watch_parent() -> None:
-    """End this process with its parent, whatever it is doing."""
+    """End this process once its parent has ended, whatever it is doing then."""
     parent = parent_process()
     assert parent is not None
     while os.getppid() == parent.pid:

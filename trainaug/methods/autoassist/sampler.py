@@ -1,4 +1,4 @@
-"""The batch sampler of AutoAssist: random order, and an Assistant that lets through."""
+"""The batch sampler of AutoAssist: a random order, of which an Assistant keeps some examples."""
 
 from __future__ import annotations
 
@@ -18,43 +18,45 @@ __all__ = ["AssistedSampler"]
 
 
 class AssistedSampler(EpochBatchSampler):
-    r"""Batches of the examples that pass; an iteration scans all N once, in a fresh random order.
+    r"""Batches of the examples that are kept; an iteration is a pass over all N, in random order.
 
-    The synchronous form: decisions for a batch use what ``utility_of`` knows when the batch is
-    asked for, so with an ``update`` of the Assistant after every step they are never stale, and
-    runs repeat exactly. The order comes from ``generator`` and the decisions from
-    ``keep_generator``, drawn once a pass: with ``base=1`` the batches are those of a plain random
-    sampler with the same generator.
+    This is the synchronous form. Decisions for a batch use what ``utility_of`` knows when the batch
+    is asked for, so with an ``update`` of the Assistant after every step they are never stale, and
+    runs repeat exactly. Each pass draws its order from ``generator`` and its decisions from
+    ``keep_generator``: with ``base=1`` the batches are those of a plain random sampler with the
+    same generator.
 
-    A loader with workers asks some batches earlier, so that its decisions are older. Batches that
-    were decided and not trained on are in the `state_dict`, and come as they are after a resume.
+    A loader with workers asks for batches some steps ahead, so that decisions are older. Batches
+    that were decided and not trained on are in the `state_dict`, and come unchanged after a resume.
     How many batches a pass will have is not known before it, so there is no ``len()``.
 
     Args:
-        num_examples: N.
-        batch_size: B, of each rank; a pass ends with a smaller batch unless ``drop_last``.
-        utility_of: Gives r in ``[0, 1]``, ``(b,)``, of examples ``(b,)``, int64 on the CPU, say
-            ``AssistantTrainer.predict``; constant r is random skipping.
+        num_examples: Number of examples N.
+        batch_size: Batch size B of each rank; a pass ends with a smaller batch unless
+            ``drop_last``.
+        utility_of: Maps indices ``(b,)``, int64 on the CPU, to utilities r in ``[0, 1]``, ``(b,)``,
+            say ``AssistantTrainer.predict``; with constant r examples are skipped at random.
         generator: Source of the order, with equal seeds on all ranks.
-        keep_generator: Source of the decisions; another one than ``generator``, likewise.
+        keep_generator: Source of the decisions, another generator, with equal seeds likewise.
         base: Base pass rate $\gamma_0$, in ``[0, 1]``.
-        confidence: Returns $\kappa$; then $\max(\gamma_0,1-\kappa)$ is the rate, and so all pass
-            until the Assistant has proved itself.
+        confidence: Returns the Assistant's accuracy $\kappa$. The pass rate is then
+            $\max(\gamma_0,1-\kappa)$, so that all are kept until the Assistant has proved itself.
         on_pass: Called at the start of every pass but the first, say
             ``AssistantTrainer.end_epoch``.
-        shuffle: Scan in random order; without, in file order as the authors' code does.
+        shuffle: Scan in random order; if false, in file order as the authors' code does.
         drop_last: Leave out the smaller batch at the end of a pass.
         max_scans: Examples scanned for one batch before giving up; N by default.
         num_replicas: Processes that train together. All must decide alike: where
             `torch.distributed` is initialised with so many processes, r and the rate are the means
-            of what the ranks' Assistants say; elsewhere give every Assistant the losses of all.
+            over the ranks' Assistants; elsewhere give every Assistant the losses of all ranks.
             So that no rank is left without a batch at the end, ``num_replicas`` examples of the
-            next batch are decided with each; with ``batch_size=1`` fewer at the end are left out.
-        rank: This process.
+            next batch are decided together with each batch; with ``batch_size=1`` fewer than that
+            at the end of a pass are left out.
+        rank: Number of this process, from 0.
 
     Attributes:
-        scanned: Examples scanned so far, ahead of the training behind a loader with workers.
-        kept: Of them those that passed.
+        scanned: Examples scanned so far; with a loader's workers, ahead of the training.
+        kept: How many of them were kept.
         keep_rates: Share kept in each finished pass, for the random control.
 
     Raises:
@@ -90,7 +92,7 @@ class AssistedSampler(EpochBatchSampler):
         if min(num_examples, batch_size) < 1 or fewest > num_examples:
             shown = f"{num_examples=}, {batch_size=}, {drop_last=}, {num_replicas=}"
             raise ValueError(f"no batch: {shown}")
-        self._together = batch_size * num_replicas
+        self._together = batch_size * num_replicas  # examples in a global batch
         if max_scans is not None and max_scans < self._together:
             each = "" if num_replicas == 1 else f" times {num_replicas=}"
             raise ValueError(f"max_scans must be at least {batch_size=}{each}, got {max_scans}")
@@ -105,9 +107,10 @@ class AssistedSampler(EpochBatchSampler):
         self.scanned, self.kept = 0, 0
         self.keep_rates: list[float] = []
         self._order = torch.empty(0, dtype=torch.int64, device="cpu")
-        self._draws = torch.empty(0, device="cpu")
-        self._place, self._kept_before = 0, 0
-        self._held: list[int] = []  # passed already, for the next batch
+        self._draws = torch.empty(0, device="cpu")  # uniform numbers, in step with `_order`
+        self._place = 0  # examples of `_order` that were scanned
+        self._kept_before = 0  # `kept` when the pass began
+        self._held: list[int] = []  # kept already, for the next batch
 
     def __len__(self) -> NoReturn:
         raise TypeError(
@@ -122,7 +125,7 @@ class AssistedSampler(EpochBatchSampler):
         return (self.num_examples + rounding) // self._together
 
     def rates_so_far(self) -> list[float]:
-        """Return ``keep_rates`` and, if a pass has been begun, the share of what it scanned."""
+        """Return ``keep_rates`` and, for a pass that has begun, the share kept of those scanned."""
         if not 0 < self._place < self.num_examples:
             return list(self.keep_rates)
         return [*self.keep_rates, (self.kept - self._kept_before) / self._place]
@@ -130,11 +133,11 @@ class AssistedSampler(EpochBatchSampler):
     def _begin(self) -> None:
         if self.epoch > 0 and self.on_pass is not None:
             self.on_pass()
-        n, g, k = self.num_examples, self.generator, self.keep_generator
+        n, g, keep_g = self.num_examples, self.generator, self.keep_generator
         self._order = torch.arange(n, device="cpu")
         if self.shuffle:
             self._order = torch.randperm(n, generator=g, device=g.device).cpu()
-        self._draws = torch.rand(n, generator=k, device=k.device).cpu()
+        self._draws = torch.rand(n, generator=keep_g, device=keep_g.device).cpu()
         self._place, self._kept_before, self._held = 0, self.kept, []
 
     def _has_no_more(self) -> bool:
@@ -151,7 +154,10 @@ class AssistedSampler(EpochBatchSampler):
         return []
 
     def _shared_with_next(self, batch: list[int]) -> list[int]:
-        """Hold examples for the next batch; share both evenly if they are too few for the ranks."""
+        """Return ``batch`` after holding examples for the next, so that no rank goes without.
+
+        If too few are left for all ranks, both batches share their examples evenly.
+        """
         if self.num_replicas == 1:
             return batch
         self._held = self._scan(self.num_replicas)
@@ -165,6 +171,7 @@ class AssistedSampler(EpochBatchSampler):
         return batch
 
     def _end_pass(self) -> None:
+        """Record the share that the pass kept; raise if that was too little for a batch."""
         kept = self.kept - self._kept_before
         self.keep_rates.append(kept / self.num_examples)
         if kept < (self._together if self.drop_last else self.num_replicas):
@@ -174,11 +181,11 @@ class AssistedSampler(EpochBatchSampler):
             )
 
     def _scan(self, missing: int) -> list[int]:
-        """Go on in the order until so many pass, the pass is over, or it was too long."""
+        """Scan on until ``missing`` examples are kept or the pass is over; return those kept."""
         base = self.base
         if self.confidence is not None:
             base = guarded_base(base, self.confidence())
-        batch: list[Tensor] = []
+        parts: list[Tensor] = []
         started = self._place
         while missing > 0 and self._place < self.num_examples:
             if self._place - started >= self.max_scans:
@@ -193,20 +200,21 @@ class AssistedSampler(EpochBatchSampler):
                 raise ValueError(
                     f"utility_of must give {tuple(candidates.shape)}, got {tuple(r.shape)}"
                 )
-            passing = keep(*self._of_all_ranks(r, base), self._draws[self._place : end])
-            places = passing.nonzero().squeeze(1)[:missing]  # of those that are taken
-            used = int(places[-1]) + 1 if len(places) == missing else len(candidates)
-            batch.append(candidates[places])
+            passing = keep(*self._mean_over_ranks(r, base), self._draws[self._place : end])
+            positions = passing.nonzero().squeeze(1)[:missing]  # of those that are taken
+            # what comes after the last one taken is scanned again, for the next batch
+            used = int(positions[-1]) + 1 if len(positions) == missing else len(candidates)
+            parts.append(candidates[positions])
             self._place += used
             self.scanned += used
-            self.kept += len(places)
-            missing -= len(places)
+            self.kept += len(positions)
+            missing -= len(positions)
         if started < self._place == self.num_examples:
             self._end_pass()
-        return torch.cat(batch).tolist() if batch else []
+        return torch.cat(parts).tolist() if parts else []
 
-    def _of_all_ranks(self, r: Tensor, base: float) -> tuple[Tensor, float]:
-        """Means over the ranks, the same on all, of what each has learnt from its own losses."""
+    def _mean_over_ranks(self, r: Tensor, base: float) -> tuple[Tensor, float]:
+        """Return the means of utilities and rate over the ranks, where these can communicate."""
         gathered = None if self.num_replicas == 1 else from_all_ranks((r, base), self.num_replicas)
         if gathered is None:
             return r, base
@@ -227,7 +235,7 @@ class AssistedSampler(EpochBatchSampler):
             "scanned": self.scanned,
             "kept": self.kept,
             "keep_rates": list(self.keep_rates),
-            "order": self._order,  # neither is ever changed in place
+            "order": self._order,  # neither this nor `_draws` is ever changed in place
             "draws": self._draws,
             "generators": states,
         }

@@ -1,4 +1,4 @@
-"""Shrinking: an example of small utility gives no gradient, and no other is weighted up for it.
+"""Shrinking: examples of small utility are skipped, and no others are weighted up for them.
 
 Reference: Zhang, Yu, Dhillon, "AutoAssist: A Framework to Accelerate Training of Deep Neural
 Networks", NeurIPS 2019, arXiv 1905.03381; thresholds, bias and theorem in chapter 3's notebook.
@@ -63,18 +63,18 @@ def keep_probability(r: Tensor, base: float) -> Tensor:
 
 
 def keep(r: Tensor, base: float, u: Tensor) -> Tensor:
-    r"""Decide who is kept, with one uniform number an example.
+    r"""Decide which examples are kept, with one uniform number for each.
 
-    Kept is who has $u<\gamma_0$, or else $(u-\gamma_0)/(1-\gamma_0)<r$, which happens with
+    An example is kept if $u<\gamma_0$ or $(u-\gamma_0)/(1-\gamma_0)<r$; the probability of this is
     `keep_probability`. With ``base=1`` all are kept, with ``base=0`` and ``r=0`` none is.
 
     Args:
         r: As in `keep_probability`, ``(B,)``.
         base: Base pass rate $\gamma_0$, in ``[0, 1]``.
-        u: Uniform in ``[0, 1)``, ``(B,)``.
+        u: Uniform numbers in ``[0, 1)``, ``(B,)``.
 
     Returns:
-        Booleans ``(B,)``.
+        Booleans ``(B,)``, true for those that are kept.
 
     Raises:
         ValueError: If a number is out of range, or the shapes differ.
@@ -90,11 +90,12 @@ def keep(r: Tensor, base: float, u: Tensor) -> Tensor:
     if base == 1:
         return torch.ones_like(r, dtype=torch.bool)
     r, u = widened(r), widened(u)
-    return (u < base) | ((u - base) / (1 - base) < r) | (r == 1)  # the quotient may round to 1
+    # r == 1 apart, since the quotient may round to 1
+    return (u < base) | ((u - base) / (1 - base) < r) | (r == 1)
 
 
 def constant_threshold(value: float) -> Threshold:
-    """Return $T_k=T$: leaves a floor under the distance to the optimum (`threshold_floor`).
+    """Return $T_k=T$, under which the distance to the optimum has a floor (`threshold_floor`).
 
     Args:
         value: $T\\ge0$, in the unit of the utility that is compared with it, say a norm of
@@ -112,7 +113,7 @@ def constant_threshold(value: float) -> Threshold:
 
 
 def decaying_threshold(c: float) -> Threshold:
-    """Return $T_k=c/k$ for $k=1,2,\\ldots$: keeps the rate of SGD (`distance_bound`).
+    """Return $T_k=c/k$ for $k=1,2,\\ldots$, under which SGD keeps its rate (`distance_bound`).
 
     Args:
         c: $c\\ge0$, the threshold of the first iterate.
@@ -141,11 +142,12 @@ def _decaying(c: float, k: int) -> float:
 def shrinking_bias(gradients: Tensor, p: Tensor) -> Tensor:
     r"""Return the bias $b=-\frac1N\sum_i(1-p_i)\nabla f_i$ of the shrunk gradient.
 
-    Its mean over a uniform draw and the decision to keep is $\nabla F+b$.
+    Over a uniformly drawn example and the decision to keep it, the mean of the shrunk gradient is
+    $\nabla F+b$.
 
     Args:
         gradients: Gradients $\nabla f_i$, ``(N, P)``.
-        p: Probabilities of keeping, ``(N,)``, in ``[0, 1]``.
+        p: Probabilities that the examples are kept, ``(N,)``, in ``[0, 1]``.
 
     Returns:
         Shape ``(P,)``.
@@ -158,7 +160,7 @@ def shrinking_bias(gradients: Tensor, p: Tensor) -> Tensor:
         raise ValueError(
             f"need (N, P) and (N,) with N >= 1, got {tuple(gradients.shape)}, {tuple(p.shape)}"
         )
-    skipped = 1 - (p.to(gradients) if p.dtype == torch.bool else p)
+    skipped = 1 - (p.to(gradients) if p.dtype == torch.bool else p)  # torch subtracts no booleans
     return -(skipped[:, None] * gradients).mean(0)
 
 
@@ -170,9 +172,9 @@ def distance_bound(k: int, gradient: float, c: float, sigma: float, base: float 
     on the norm of the gradient.
 
     Args:
-        k: Iterate, from 2.
+        k: Number of the iterate, from 2.
         gradient: G, the largest norm of an example's gradient along the iterates.
-        c: Of the threshold.
+        c: The c of the threshold $c/k$, at least 0.
         sigma: Strong convexity $\sigma>0$.
         base: Base pass rate $\gamma_0$, in ``[0, 1]``.
 
@@ -187,18 +189,18 @@ def distance_bound(k: int, gradient: float, c: float, sigma: float, base: float 
         1.0
     """
     check_base(base)
-    good = gradient >= 0 and c >= 0 and sigma > 0  # NaN is not
+    good = gradient >= 0 and c >= 0 and sigma > 0  # false for NaN
     if k < 2 or not good or not all(math.isfinite(v) for v in (gradient, c, sigma)):
         raise ValueError(f"need k >= 2, G, c >= 0, sigma > 0, got {k}, {gradient}, {c}, {sigma}")
     return 4 * (gradient**2 + ((1 - base) * c) ** 2) / (sigma**2 * (k + 1))
 
 
 def threshold_floor(value: float, sigma: float) -> float:
-    r"""Return $T/\sigma$, the distance that a constant threshold need not get below.
+    r"""Return $T/\sigma$, a distance below which a constant threshold need not bring the weights.
 
-    Chapter 3's Proposition B: the recursion of Theorem A allows it in the limit, and the two
-    functions $\frac12(w-1)^2$ and $sw$ with $s<T$, $\sigma=\frac12$, come as near to it as $s$ to
-    $T$.
+    This is chapter 3's Proposition B. The recursion of Theorem A allows this distance to the
+    optimum in the limit, and the two functions $\frac12(w-1)^2$ and $sw$ with $s<T$,
+    $\sigma=\frac12$, come as near to it as $s$ is to $T$.
 
     Args:
         value: The threshold $T\ge0$ on the norm of an example's gradient.

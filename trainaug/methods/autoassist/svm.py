@@ -36,19 +36,19 @@ __all__ = [
 
 Project = Literal["ball", "sphere", "none"]
 Utility = Literal["loss", "gradient"]
-# keep(k, i, margin, norm of w): iterate from 1, example, y <w, x>
+# keep(k, i, margin, norm): iteration k from 1, example i, its margin y_i <w, x_i>, norm of w
 Keep = Callable[[int, int, float, float], bool]
 
 
 @dataclass
 class Path:
-    """The iterates of a run, at the recorded updates; costs are counts until then.
+    """The recorded iterates of a run, and what each had cost.
 
     Attributes:
         weights: Recorded iterates, each ``(D,)``.
-        updates: Examples that gave a gradient (kept, though it may be 0).
-        products: Inner products of D numbers, those that score included.
-        steps: Iterations, skipped ones included.
+        updates: Number of examples kept until then, also of those whose gradient was 0.
+        products: Number of inner products of D numbers until then, including those for scoring.
+        steps: Number of iterations until then, including skipped ones.
         largest_gradient: Largest norm of a gradient that `pegasos` met.
     """
 
@@ -60,7 +60,7 @@ class Path:
 
 
 def _check_problem(X: Tensor, y: Tensor, lam: float) -> Tensor:
-    """Return the labels in a signed type; ValueError on whatever a machine cannot be trained on."""
+    """Return the labels in a signed type; ValueError if the problem cannot be trained on."""
     if X.ndim != 2 or y.shape != X.shape[:1] or len(X) == 0:
         raise ValueError(f"need X (N, D) and y (N,), got {tuple(X.shape)}, {tuple(y.shape)}")
     if X.dtype not in (torch.float32, torch.float64):
@@ -80,7 +80,7 @@ def _check_weights(w: Tensor, X: Tensor, dims: tuple[int, ...]) -> None:
 
 
 def svm_objective(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
-    """Return F(w), a scalar, or ``(M,)`` of M weight vectors.
+    """Return F(w), a scalar, or ``(M,)`` for M weight vectors.
 
     Args:
         w: Weights ``(D,)`` or ``(M, D)``, of X's type.
@@ -99,7 +99,7 @@ def svm_objective(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
 
 
 def svm_gradients(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
-    r"""Return $\lambda w-\mathbb 1[y_i\langle w,x_i\rangle<1]\,y_ix_i$ of all i, ``(N, D)``.
+    r"""Return $\lambda w-\mathbb 1[y_i\langle w,x_i\rangle<1]\,y_ix_i$ for all i, ``(N, D)``.
 
     Args:
         w: Weights ``(D,)``, of X's type.
@@ -115,14 +115,14 @@ def svm_gradients(w: Tensor, X: Tensor, y: Tensor, lam: float) -> Tensor:
 
 
 def violators(base: float, generator: torch.Generator) -> Keep:
-    r"""Keep the violators of the margin, and of the others a share $\gamma_0$.
+    r"""Keep the violators of the margin, and a share $\gamma_0$ of the others.
 
-    With ``base=0`` and loss-only skipping this leaves every iterate of SGD as it was, for the
-    skipped gradients of the hinge are 0.
+    With ``base=0`` and loss-only skipping (``decay_on_skip``) all iterates are those of SGD, since
+    the skipped gradients of the hinge are 0.
 
     Args:
-        base: $\gamma_0$, in ``[0, 1]``.
-        generator: Source of the decisions on those that are no violators.
+        base: Share $\gamma_0$, in ``[0, 1]``.
+        generator: Source of the decisions about the others.
 
     Returns:
         The rule, for `pegasos`; it can be pickled where its generator can.
@@ -137,12 +137,12 @@ def violators(base: float, generator: torch.Generator) -> Keep:
 def authors_rule(x_norms: Tensor, base: float, eps: float, generator: torch.Generator) -> Keep:
     r"""Keep if $u_1<\gamma_0$, else if $u_2<\|x_i\|\,\mathbb 1[m<1]-\epsilon/(k+1)$ with margin m.
 
-    As in the authors' code, with 0.3 and 1.
+    This is the rule of the authors' code, with $\gamma_0=0.3$ and $\epsilon=1$.
 
     Args:
-        x_norms: $\|x_i\|$, ``(N,)``, finite; they act as probabilities only up to 1.
-        base: $\gamma_0$, in ``[0, 1]``.
-        eps: $\epsilon$, finite.
+        x_norms: Norms $\|x_i\|$, ``(N,)``, finite; they act as probabilities only up to 1.
+        base: Share $\gamma_0$, in ``[0, 1]``.
+        eps: Constant $\epsilon$, finite.
         generator: Source of $u_1$ and $u_2$, uniform in ``[0, 1)``.
 
     Returns:
@@ -177,7 +177,8 @@ def gradient_threshold(X: Tensor, y: Tensor, lam: float, threshold: Callable[[in
     return partial(_is_above, X.square().sum(1).tolist(), lam, threshold)
 
 
-# Rules are partial functions of these, so that they can be copied and pickled.
+# Rules are partial functions of these, so that they can be copied and pickled. The last four
+# arguments are those of `Keep`.
 
 
 def _is_violator(
@@ -212,9 +213,9 @@ def _is_above(
 ) -> bool:
     square = lam**2 * norm**2 + (squares[i] - 2 * lam * margin if margin < 1 else 0.0)
     least = threshold(k)
-    if least != least:
+    if least != least:  # NaN
         raise ValueError(f"the threshold of iterate {k} is NaN")
-    return bool(max(square, 0.0) ** 0.5 >= least)
+    return bool(max(square, 0.0) ** 0.5 >= least)  # rounding may have made the square negative
 
 
 def pegasos(
@@ -230,10 +231,10 @@ def pegasos(
     step_scale: float = 1.0,
     record_every: int = 1,
 ) -> Path:
-    r"""Run Pegasos, skipping who is not kept.
+    r"""Run Pegasos, skipping the examples that a rule does not keep.
 
     Iteration k takes the step $\eta_k=s/(\lambda(k+t_0))$: the weights decay by $1-\eta_k\lambda$,
-    a kept violator is added as $\eta_ky_ix_i$. Skipped and kept iterations count alike in k.
+    and a kept violator is added as $\eta_ky_ix_i$. Skipped and kept iterations count alike in k.
 
     Args:
         X: ``(N, D)``, finite, float32 or float64, on the CPU (one example a step is no work for a
@@ -241,14 +242,15 @@ def pegasos(
         y: Labels -1 or 1, ``(N,)``, floating point or integer.
         lam: $\lambda>0$.
         order: Examples of the iterations, integers ``(K,)``: equal orders make runs comparable.
-        keep: The rule; without one all are kept.
+        keep: The rule, say `violators`; without one all are kept.
         decay_on_skip: Whether a skipped iteration still decays the weights (loss-only skipping);
             the authors' code skips the decay, too, and so solves another problem: that with
             $\lambda$ times the share kept (chapter 3's Proposition C).
-        project: After each iteration onto the ``ball`` of radius $1/\sqrt\lambda$, which holds
-            the optimum, onto its ``sphere`` as the authors' code does, or not (``none``).
-        step_offset: $t_0$.
-        step_scale: s; with $t_0=1$, $s=2$ the steps are those of Theorem A.
+        project: Onto what the weights are projected after each iteration: the ``ball`` of radius
+            $1/\sqrt\lambda$, which holds the optimum, its ``sphere`` as in the authors' code, or
+            nothing (``none``).
+        step_offset: Offset $t_0$ of the steps.
+        step_scale: Scale s of the steps; with $t_0=1$, $s=2$ they are those of Theorem A.
         record_every: Iterations between two recorded iterates; the first and last are recorded.
 
     Returns:
@@ -271,14 +273,18 @@ def pegasos(
         )
     rows, labels = list(X), y.tolist()
     squares = X.square().sum(1).tolist()
-    w, square = X.new_zeros(X.shape[1]), 0.0  # and its squared norm
-    path, updates, radius = Path(), 0, lam**-0.5
+    w = X.new_zeros(X.shape[1])
+    square = 0.0  # squared norm of w
+    path = Path()
+    updates = 0
+    radius = lam**-0.5
     _record(path, w, 0, 0, 0)
     for k, i in enumerate(order.tolist(), start=1):
-        step, x, label = step_scale / (lam * (k + step_offset)), rows[i], labels[i]
+        x, label = rows[i], labels[i]
+        step = step_scale / (lam * (k + step_offset))
         margin = label * torch.dot(w, x).item()
         violated = margin < 1
-        path.largest_gradient = max(
+        path.largest_gradient = max(  # squared until the end
             path.largest_gradient,
             (lam**2 * square + (squares[i] - 2 * lam * margin if violated else 0.0)),
         )
@@ -324,13 +330,13 @@ def importance_pegasos(
         lam: $\lambda>0$; the decay needs no draw and is exact.
         num_steps: Updates, at least 1.
         generator: Source of the draws.
-        utility: p in proportion to the ``loss`` or to the norm of the ``gradient``.
-        refresh: Updates between two scorings of all N examples, each N inner products: N (stale,
-            the default) or 1 (exact).
-        floor: Added to a utility, as a share of the mean, so that every p is positive: without
-            it, stale losses of 0 leave the estimate biased.
+        utility: What p is proportional to: the ``loss``, or the norm of the ``gradient``.
+        refresh: Updates between two scorings of all N examples, which cost N inner products each.
+            With N, the default, utilities are stale; with 1 they are exact.
+        floor: Share of the mean utility that is added to each, so that every p is positive:
+            without it, stale losses of 0 leave the estimate biased.
         project: As in `pegasos`.
-        step_offset: $t_0$.
+        step_offset: Offset $t_0$ of the steps, as in `pegasos`.
         record_every: Updates between two recorded iterates; the first and last are recorded.
 
     Returns:
@@ -347,30 +353,37 @@ def importance_pegasos(
     if min(num_steps, refresh, record_every) < 1 or not 0 <= floor < math.inf:
         raise ValueError(f"need >= 1: {num_steps=}, {refresh=}, {record_every=}; {floor=} >= 0")
     rows, labels, n = list(X), y.tolist(), len(X)
-    squares, signed = X.square().sum(1), y[:, None] * X
-    w, path, products, radius = X.new_zeros(X.shape[1]), Path(), 0, lam**-0.5
+    squares = X.square().sum(1)
+    signed_rows = y[:, None] * X
+    w = X.new_zeros(X.shape[1])
+    path = Path()
+    products = 0
+    radius = lam**-0.5
     _record(path, w, 0, 0, 0)
     draws: list[int] = []
-    p: list[float] = []
+    p: list[float] = []  # probabilities of the examples drawn
     for k in range(1, num_steps + 1):
         if (k - 1) % refresh == 0:
-            margins = signed @ w  # (N,)
+            margins = signed_rows @ w  # (N,)
             products += n
             scores = (1 - margins).clamp(min=0)
             if utility == "gradient":
-                part = torch.where(
+                hinge_part = torch.where(
                     margins < 1, squares - 2 * lam * margins, torch.zeros_like(squares)
                 )
-                scores = sqrt((lam**2 * torch.dot(w, w) + part).clamp(min=0))
+                scores = sqrt((lam**2 * torch.dot(w, w) + hinge_part).clamp(min=0))
+            # the smallest normal number, in case all scores are 0
             scores = scores + floor * scores.mean() + torch.finfo(X.dtype).tiny
-            q = scores / scores.sum()
-            many = min(refresh, num_steps - k + 1)
-            draws = torch.multinomial(q, many, replacement=True, generator=generator).tolist()
-            p = q[draws].tolist()
+            all_p = scores / scores.sum()
+            count = min(refresh, num_steps - k + 1)
+            draws = torch.multinomial(all_p, count, replacement=True, generator=generator).tolist()
+            p = all_p[draws].tolist()
         position = (k - 1) % refresh
-        i, weight, step = draws[position], 1 / (n * p[position]), 1 / (lam * (k + step_offset))
+        i = draws[position]
+        weight = 1 / (n * p[position])
+        step = 1 / (lam * (k + step_offset))
         margin = labels[i] * torch.dot(w, rows[i]).item()
-        products += refresh > 1  # the exact scoring has it already
+        products += refresh > 1  # with 1, the scoring has counted this product
         w.mul_(1 - step * lam)
         if margin < 1:
             w.add_(rows[i], alpha=step * labels[i] * weight)
@@ -383,10 +396,12 @@ def importance_pegasos(
 
 
 def _uniform(generator: torch.Generator) -> float:
+    """Draw one number from ``[0, 1)``."""
     return float(torch.rand((), generator=generator, device=generator.device))
 
 
 def _record(path: Path, w: Tensor, updates: int, products: int, steps: int) -> None:
+    """Append a copy of the weights and the counts so far to a path."""
     path.weights.append(w.clone())
     path.updates.append(updates)
     path.products.append(products)

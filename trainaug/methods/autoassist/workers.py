@@ -1,8 +1,8 @@
-"""AutoAssist without waiting: sampler and Assistant in a process of their own beside the Boss.
+"""AutoAssist without waiting: sampler and Assistant run in another process than the Boss.
 
 Reference: Zhang, Yu, Dhillon, "AutoAssist", NeurIPS 2019, arXiv 1905.03381: the Boss's queue of
-batches and the Assistant's of losses. Here a queue is slots in shared memory and a pipe that says
-which are full or free.
+batches and the Assistant's of losses. Here a queue consists of slots in shared memory and of a pipe
+that says which slots are full or free.
 """
 
 from __future__ import annotations
@@ -40,40 +40,41 @@ from trainaug.structures import StateDict
 
 __all__ = ["AsyncBatches", "WorkerError"]
 
-_PATIENCE = 2.0  # seconds that a worker has to end by itself, then again after SIGTERM
+_PATIENCE = 2.0  # seconds that a worker has to end by itself, and again after SIGTERM
 
 
 class WorkerError(RuntimeError):
-    """The worker raised, with its traceback, or died, with its exit code or signal."""
+    """The worker raised, or died; the message has the traceback, or the exit code and signal."""
 
 
 class AsyncBatches:
     """Batches formed by another process, which learns from the Boss's losses in between.
 
     An iteration is one pass of the sampler and gives lists of indices, as the training loop wants
-    them; one that is left early goes on in the next. `tensors` gives data instead. Call `update`
-    after a step. A worker is started at once, by ``spawn``: scripts need the usual
+    them; a pass that is left early goes on in the next iteration. `tensors` gives data instead.
+    Call `update` after a step. A worker is started at once, by ``spawn``: scripts need the usual
     ``if __name__ == "__main__":``, and notebooks must import ``build``, and the classes of what is
     in ``args``, from a module. Use in a ``with`` statement, or call `close`.
 
     The worker forms batches ahead until ``queue_size`` are ready. When ``train_when`` are ready and
-    losses have come, it takes one step of the Assistant first. Which Assistant decides on a batch
-    thus depends on timing: only ``base=1``, constant predictions and ``synchronous`` repeat.
+    losses have come, it takes one step of the Assistant first. Which state of the Assistant decides
+    on a batch thus depends on timing: runs repeat only with ``base=1``, with constant predictions
+    or with ``synchronous``.
 
     Args:
         build: Importable function, not one of a notebook's cell, that returns an `AssistedSampler`
-            and its `AssistantTrainer`, or ``None`` if there is nothing to learn, called in the
-            worker as ``build(*args, attempt=attempt)``; ``attempt`` counts restarts and belongs in
-            the seeds, or a restart repeats orders.
-        args: Picklable; tensors and modules among them are moved to shared memory, so that the
-            Boss sees an Assistant learn and it outlives the worker.
+            and its `AssistantTrainer`, or ``None`` if there is nothing to learn. It is called in
+            the worker as ``build(*args, attempt=attempt)``, where ``attempt`` counts restarts; use
+            it in the seeds, or a restart repeats orders.
+        args: Arguments of ``build``, picklable. Tensors and modules among them are moved to shared
+            memory, so that the Boss sees an Assistant learn, and its weights outlive the worker.
         num_examples: N, as in the sampler.
         batch_size: B, as in the sampler.
-        x: Inputs ``(N, ...)`` on the CPU, for `tensors`; moved to shared memory. Goes with
-        y: targets ``(N, ...)``, likewise.
-        queue_size: Most batches ready.
+        x: Inputs ``(N, ...)`` on the CPU, for `tensors`; moved to shared memory. Needs ``y``.
+        y: Targets ``(N, ...)``, likewise.
+        queue_size: Most batches that are ready at a time.
         warm_up: Batches that must be ready before the first is given, at most ``queue_size``.
-        feedback_slots: Most feedbacks waiting for the Assistant.
+        feedback_slots: Most feedbacks that wait for the Assistant at a time.
         train_when: Ready batches from which the Assistant may learn, at most ``queue_size``.
         timeout: Seconds to wait for a batch, the start of the worker included.
         trace: Whether to fill ``events`` and ``staleness``, which grow with every step.
@@ -82,14 +83,15 @@ class AsyncBatches:
 
     Attributes:
         steps: Batches given.
-        waited_seconds: Spent on waiting for them, without warming up.
-        warm_up_seconds: Spent on that.
+        waited_seconds: Time spent waiting for batches, without the warm-up.
+        warm_up_seconds: Time spent on the warm-up.
         dropped_feedback: Feedbacks thrown away since no slot was free or the worker had ended.
         scanned, kept, keep_rates: As of the sampler, up to the batch given last.
-        counters: The trainer's at its last step; a restarted one goes on with them.
+        counters: Counters of the trainer at its last step; after a restart it goes on with them.
         attempt: Restarts so far.
-        staleness: With ``trace``, of each batch: feedbacks sent when it was given, less those that
-            the Assistant had learnt from when it was decided; at most AQ + BQ, and the one at work.
+        staleness: With ``trace``, for each batch: feedbacks sent when it was given, less those that
+            the Assistant had learnt from when it was decided. It is at most ``feedback_slots`` plus
+            ``queue_size``, plus one for the batch at work.
 
     Raises:
         ValueError: If a setting is out of range, ``x`` and ``y`` are not both of N examples on the
@@ -149,17 +151,17 @@ class AsyncBatches:
 
     @property
     def events(self) -> list[Event]:
-        """What both did, by start; the Boss's own work is between its waits."""
+        """What both processes did, sorted by start; between its waits the Boss was at work."""
         return sorted(self._events, key=lambda event: event.start)
 
     @property
     def worker_pid(self) -> int | None:
-        """Process id of the worker, while there is one."""
+        """Process id of the worker, or None while there is none."""
         return None if self._process is None else self._process.pid
 
     @property
     def waiting_feedback(self) -> int:
-        """Feedbacks that the Assistant has not learnt from yet."""
+        """Number of feedbacks that the Assistant has not learnt from yet."""
         return self._slots.depths()[1]
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -196,8 +198,8 @@ class AsyncBatches:
             values: Their losses ``(b,)``.
 
         Raises:
-            ValueError: If the shapes differ, or there are none or more than B.
-            TypeError: If the indices are no integers.
+            ValueError: If the shapes differ, or there is no loss or more than B.
+            TypeError: If the indices are not integers.
             IndexError: If an example does not exist, naming it.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
@@ -220,11 +222,11 @@ class AsyncBatches:
         self._send((slot, len(index)))
 
     def restart(self) -> None:
-        """Start a new worker, ending the old one, in a new pass with the Assistant as it is.
+        """End the worker and start a new one, in a new pass with the Assistant as it is.
 
-        Its weights, if they came through ``args``, and the trainer's counters go on (SGD has no
-        other state); ready batches are thrown away, and so are unused feedbacks, which count as
-        dropped.
+        The Assistant keeps its weights, if they came through ``args``, and the trainer its counters
+        (SGD has no other state). Ready batches are thrown away, and so are unused feedbacks, which
+        count as dropped.
         """
         self.close()
         self.dropped_feedback += self.waiting_feedback
@@ -265,26 +267,27 @@ class AsyncBatches:
         self.close()
 
     def _start(self) -> None:
+        """Empty all queues and start a worker, or build here if ``synchronous``."""
         self._slots.counts.zero_()
         self._ready: deque[Formed | PassEnd] = deque()
         self._free_feedback = list(range(len(self._slots.losses)))
         self._given, self._is_warm = 0, False
         self._failure = ""
         self._started = False
-        what = (self._build, self._args, self.attempt, self._sizes, self.counters)
+        maker_args = (self._build, self._args, self.attempt, self._sizes, self.counters)
         if self.synchronous:
-            self._maker = Maker(*what)
+            self._maker = Maker(*maker_args)
             return
         _check_startable(self._build)
         context = mp.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self._pipe, worker_end = context.Pipe()
         process = context.Process(
             target=work,
-            args=(theirs, self.train_when, self.trace, Packed((self._slots, what))),
+            args=(worker_end, self.train_when, self.trace, Packed((self._slots, maker_args))),
             name="autoassist",
             daemon=True,
         )
-        resource_tracker.ensure_running()  # which unblocks SIGINT
+        resource_tracker.ensure_running()  # started later, it would unblock SIGINT again
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the worker inherits it
         try:
             process.start()
@@ -297,17 +300,18 @@ class AsyncBatches:
                 "args picklable"
             ) from error
         finally:
-            theirs.close()  # so that the worker's end closes with the worker
+            worker_end.close()  # the worker now has the only copy, which closes when it ends
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _pass(self) -> Iterator[list[Tensor]]:
-        empty = True
+        """Yield the batches of one pass, or the rest of one that was left early."""
+        is_empty = True
         while True:
             batch = self._next()
             if batch is not None:
-                empty = False
+                is_empty = False
                 yield batch
-            elif not empty:  # else the pass before was left at its last batch
+            elif not is_empty:  # else the pass before was left at its last batch
                 return
 
     def _next(self) -> list[Tensor] | None:
@@ -318,7 +322,7 @@ class AsyncBatches:
             self._record("assistant", "form", start)
             index = torch.tensor(indices, dtype=torch.int64, device="cpu")
             batch = [*(t[index] for t in self._slots.data), index]
-            self._given = self._maker.used
+            self._given = self._maker.feedbacks_used
         else:
             self._await_batches(start)
             message = self._ready.popleft()
@@ -337,16 +341,17 @@ class AsyncBatches:
         return batch
 
     def _await_batches(self, start: float) -> None:
-        need = 1 if self._is_warm else self.warm_up
-        while not self._failure and self._num_ready() < need:
-            left = start + self.timeout - clock()
-            if left <= 0:
+        """Wait until enough messages are ready; ``start`` is when the Boss began to wait."""
+        needed = 1 if self._is_warm else self.warm_up
+        while not self._failure and self._num_ready() < needed:
+            remaining = start + self.timeout - clock()
+            if remaining <= 0:
                 raise TimeoutError(
-                    f"{self._num_ready()} of {need} batches within {self.timeout} s, though the"
+                    f"{self._num_ready()} of {needed} batches within {self.timeout} s, though the"
                     f" worker {self.worker_pid} lives: forming them takes long (raise timeout,"
                     " base, or make the Assistant's features cheaper), or it is stopped"
                 )
-            self._pump(left)
+            self._pump(remaining)
         if not self._ready:
             failure = self._failure
             self.close()
@@ -359,15 +364,17 @@ class AsyncBatches:
         self._is_warm = True
 
     def _num_ready(self) -> int:
+        """Count what is ready for the Boss: batches, and after the warm-up also ends of passes."""
         ends = 0 if self._is_warm else sum(isinstance(m, PassEnd) for m in self._ready)
         return len(self._ready) - ends
 
     def _pump(self, timeout: float) -> None:
-        """Take all messages that have come, waiting for the first."""
+        """Take all messages that have come; wait up to ``timeout`` seconds for the first."""
+        # the sentinel is ready once the process has ended, so a dead worker is not waited for
         while not self._failure and connection.wait([self._pipe, self._process.sentinel], timeout):
             timeout = 0
             try:
-                message, events = self._pipe.recv() if self._pipe.poll() else _end()
+                message, events = self._pipe.recv() if self._pipe.poll() else _raise_end_of_file()
             except (EOFError, OSError):
                 self._process.join(_PATIENCE)
                 self._failure = _death(self._process.exitcode, self._started)
@@ -379,6 +386,7 @@ class AsyncBatches:
                 self._handle(message)
 
     def _handle(self, message: Message) -> None:
+        """Store what a message of the worker says."""
         match message:
             case Used(slot, counters):
                 self._free_feedback.append(slot)
@@ -391,18 +399,19 @@ class AsyncBatches:
                 self._ready.append(message)
 
     def _send(self, what: object) -> None:
-        """Send; that the worker has ended shows when the next batch is awaited."""
+        """Send to the worker; if it has ended, waiting for the next batch will notice."""
         with contextlib.suppress(OSError):
             self._pipe.send(what)
 
     def _record(self, who: Any, what: Any, start: float) -> None:
+        """With ``trace``, add an event that ends now."""
         if self.trace:
             self._events.append(Event(who, what, start, clock(), *self._slots.depths()))
 
 
 def _check_startable(build: Any) -> None:
     """Raise where it is certain that a worker cannot start."""
-    if getattr(current_process(), "_inheriting", False):
+    if getattr(current_process(), "_inheriting", False):  # a spawned process imports its script
         raise RuntimeError(
             "a worker imports the script that started it, and this one starts a worker at import: "
             'put AsyncBatches under if __name__ == "__main__":'
@@ -411,11 +420,11 @@ def _check_startable(build: Any) -> None:
         raise RuntimeError("a worker of a loader cannot start one: use synchronous=True there")
     while isinstance(build, functools.partial):
         build = build.func
-    home = getattr(build, "__module__", None) or type(build).__module__
+    module = getattr(build, "__module__", None) or type(build).__module__
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
     importable = getattr(main, "__spec__", None) is not None or (file and Path(file).exists())
-    if home == "__main__" and not importable:
+    if module == "__main__" and not importable:
         name = getattr(build, "__qualname__", type(build).__qualname__)
         raise ValueError(
             f"a worker cannot import build={name} from __main__, which has no file, as in a "
@@ -424,6 +433,7 @@ def _check_startable(build: Any) -> None:
 
 
 def _unpicklable(build: Any, args: tuple[Any, ...]) -> str:
+    """Name the first of ``build`` and ``args`` that cannot be pickled."""
     for name, value in (("build", build), *((f"args[{i}]", arg) for i, arg in enumerate(args))):
         try:
             pickle.dumps(value)
@@ -433,14 +443,14 @@ def _unpicklable(build: Any, args: tuple[Any, ...]) -> str:
 
 
 def _death(code: int | None, started: bool) -> str:
-    """Say why a worker ended without a word."""
-    again = "restart() goes on with its Assistant"
+    """Say why a worker ended without a message."""
+    advice = "restart() goes on with its Assistant"
     if code is not None and code < 0:
         name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
         memory = ", as where memory runs out" if name == "SIGKILL" else ""
-        return f"the worker was killed by {name}{memory}, exit code {code}: {again}"
+        return f"the worker was killed by {name}{memory}, exit code {code}: {advice}"
     if started:
-        return f"the worker died with exit code {code}: {again}"
+        return f"the worker died with exit code {code}: {advice}"
     return (
         f"the worker died with exit code {code} before it could start; its own words are on stderr."
         " It first imports the script that started it: that must work, and what starts workers "
@@ -449,6 +459,7 @@ def _death(code: int | None, started: bool) -> str:
 
 
 def _advice(text: str) -> str:
+    """Return advice if a traceback ends with a name that ``__main__`` lacks, else nothing."""
     if "main__" in text.rstrip().rpartition("\n")[2]:
         return (
             "\nbuild, and the classes of args, must be importable from a module: a worker sees "
@@ -457,5 +468,6 @@ def _advice(text: str) -> str:
     return ""
 
 
-def _end() -> NoReturn:
+def _raise_end_of_file() -> NoReturn:
+    """Raise what a pipe raises at its end: woken without a message, so the worker has ended."""
     raise EOFError

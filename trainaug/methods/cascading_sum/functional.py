@@ -1,4 +1,4 @@
-r"""Sum Augmentation: one example from the average of K, and from their labels.
+r"""Sum Augmentation: each new example is the average of K examples, and so are its labels.
 
 Chapter: notebooks/05_cascading_sum.ipynb
 Reference: Simionescu, "Deep Learning Training Procedure Augmentations", 2022, arXiv 2211.14395, and
@@ -18,14 +18,14 @@ __all__ = ["equalise_variance", "sum_mix", "weight_type"]
 
 
 def weight_type() -> torch.dtype:
-    """Type of weights: the default one, but float32 where that is half precision."""
+    """Return the type of weights: the default one, but float32 where that is half precision."""
     return torch.promote_types(torch.get_default_dtype(), torch.float32)
 
 
 def sum_mix(
     x: Tensor, labels: Tensor, groups: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Sum K rows of a batch into each new one; draws nothing.
+    r"""Return weighted sums of K rows of a batch and of their labels; draws nothing.
 
     $\tilde x_j=\sum_g w_g\,x_{i_{gj}}$ and $\tilde y_j=\sum_g w_g\,y_{i_{gj}}$: row $i_{gj}$ is the
     sample that group $g$ gives to mix $j$.
@@ -34,8 +34,8 @@ def sum_mix(
         x: Floating inputs, shape ``(N, ...)``; never changed.
         labels: One-hot or soft labels, shape ``(N, C)``.
         groups: Rows of ``x``, shape ``(K, B)``, dtype int64.
-        weights: Shape ``(K,)``, or ``(K, B)`` for weights of each mix, at least 0 with sum 1 over
-            the K (not checked); ``None`` for equal weights 1/K.
+        weights: Shape ``(K,)``, or ``(K, B)`` for different weights in each mix, at least 0 with
+            sum 1 over the K (not checked); ``None`` for equal weights 1/K.
 
     Returns:
         Inputs ``(B, ...)`` in the dtype of ``x``, and labels ``(B, C)`` in that of ``labels``.
@@ -74,9 +74,10 @@ def sum_mix(
             "need inputs, labels and groups on one device, "
             f"got {x.device}, {labels.device} and {groups.device}"
         )
-    k, rows = groups.shape
-    if weights is not None and weights.shape not in ((k,), (k, rows)):
-        raise ValueError(f"expected weights ({k},) or ({k}, {rows}), got {tuple(weights.shape)}")
+    k, num_mixes = groups.shape
+    if weights is not None and weights.shape not in ((k,), (k, num_mixes)):
+        expected = f"({k},) or ({k}, {num_mixes})"
+        raise ValueError(f"expected weights {expected}, got {tuple(weights.shape)}")
     members = groups.T.reshape(-1)
     return mix_inputs(x, members, k, weights), mix_labels(labels, groups, weights)
 
@@ -85,27 +86,27 @@ def mix_inputs(x: Tensor, members: Tensor, k: int, weights: Tensor | None) -> Te
     """Return the inputs ``(B, ...)`` of `sum_mix`, unchecked.
 
     Args:
-        x: Inputs.
-        members: The K rows of each mix side by side, ``(B K,)``.
-        k: K.
+        x: Inputs, ``(N, ...)``.
+        members: The K rows of the first mix, then those of the second and so on, ``(B K,)``.
+        k: Number of rows in a mix, K.
         weights: As in `sum_mix`.
     """
-    rows = len(members) // k
+    num_mixes = len(members) // k
     wide = widened(x)
     if weights is None:
-        weights = wide.new_full((rows * k,), 1 / k)
+        weights = wide.new_full((num_mixes * k,), 1 / k)
     else:
-        weights = weights.to(wide).view(k, -1).expand(k, rows).T.reshape(-1)  # (B K,)
-    # One fused gather and sum: a mix is written once, however many rows it is of. A small batch
-    # costs what the calls of torch cost, so there are few of them here.
+        weights = weights.to(wide).view(k, -1).expand(k, num_mixes).T.reshape(-1)  # (B K,)
+    # One fused gather and sum writes each mix once, however many rows it has. The cost of a small
+    # batch is the number of calls to torch, so there are few of them here.
     mixed = F.embedding_bag(
         members,
         wide.reshape(len(x), -1),  # (N, D)
-        torch.arange(0, rows * k, k, device=members.device),
+        torch.arange(0, num_mixes * k, k, device=members.device),  # where each mix begins
         mode="sum",
         per_sample_weights=weights,
     )
-    mixed = mixed.view(rows, *x.shape[1:])
+    mixed = mixed.view(num_mixes, *x.shape[1:])
     return mixed if wide is x else mixed.to(x.dtype)
 
 
@@ -121,10 +122,10 @@ def mix_labels(labels: Tensor, groups: Tensor, weights: Tensor | None) -> Tensor
 
 
 def mix_classes(y: Tensor, members: Tensor, k: int, num_classes: int) -> Tensor:
-    """Return `mix_labels` of one-hot labels with equal weights, from class numbers ``(N,)``."""
-    rows = len(members) // k
-    counts = torch.zeros(rows, num_classes, dtype=weight_type(), device=y.device)
-    counts.scatter_add_(1, y.take(members).view(rows, k), counts.new_ones(rows, k))
+    """Return what `mix_labels` gives for one-hot labels of classes ``(N,)`` and equal weights."""
+    num_mixes = len(members) // k
+    counts = torch.zeros(num_mixes, num_classes, dtype=weight_type(), device=y.device)
+    counts.scatter_add_(1, y.take(members).view(num_mixes, k), counts.new_ones(num_mixes, k))
     return counts.div_(k).to(torch.get_default_dtype())
 
 

@@ -1,4 +1,4 @@
-r"""Test-time sum augmentation: predict the mean over mixes of an input with known ones.
+r"""Test-time sum augmentation: average the predictions for mixes of an input with training images.
 
 Chapter: notebooks/05_cascading_sum.ipynb
 Reference: public code of Cascading Sum Augmentation (2019-2020); Pang, Xu and Zhu, "Mixup
@@ -23,14 +23,14 @@ class SumTTA(nn.Module):
     r"""A model that predicts from mixes with fixed partners.
 
     $\frac1R\sum_{r=1}^R f(\lambda x+(1-\lambda)x'_r)$. All inputs share the R partners, drawn from
-    a bank of training images: a prediction then depends neither on the other inputs of its batch
-    nor on its place, and an attack can differentiate through all of them.
+    a bank of training images. So a prediction depends neither on the other inputs of its batch nor
+    on its position there, and an attack can differentiate through all partners.
 
     Args:
         model: Maps ``(B, ...)`` to logits ``(B, C)``. Its modes are left as they are: predict with
             it in eval mode, since BatchNorm in train mode mixes the inputs of a batch.
         bank: Images to draw partners from, floating, shape ``(N, ...)``; never test images.
-        lam: Weight of the input, in (0, 1]; at 1 and R = 1 the model itself.
+        lam: Weight of the input, in (0, 1]; at 1 the partners do not count.
         repeats: Number of partners R, at least 1, drawn with replacement.
         average: ``"logits"`` as in the source, or ``"probs"``, whose logarithm is returned.
         generator: Source of the partners.
@@ -38,7 +38,7 @@ class SumTTA(nn.Module):
     Raises:
         ValueError: If an option is out of range, the bank or an input is not floating, a partner
             is not finite, an input's shape is not the partners', or the logits' not ``(B, C)``.
-        TypeError: If the generator is none.
+        TypeError: If ``generator`` is something else, such as a seed.
 
     Example:
         >>> tta = SumTTA(nn.Identity(), torch.eye(2), repeats=2, generator=torch.Generator())
@@ -76,7 +76,7 @@ class SumTTA(nn.Module):
         self.redraw(bank)
 
     def redraw(self, bank: Tensor) -> None:
-        """Take fresh partners from a bank: what an attack has not seen.
+        """Draw new partners from a bank, which no attack has seen yet.
 
         Args:
             bank: Images, floating, shape ``(N, ...)``, N at least 1; R are drawn, with replacement.
@@ -88,7 +88,7 @@ class SumTTA(nn.Module):
             raise ValueError(f"need a bank of floating images, got {bank.dtype} {len(bank)}")
         g = self.generator
         rows = torch.randint(len(bank), (self.repeats,), generator=g, device=g.device)
-        with torch.inference_mode(False):  # else an attack cannot use them later
+        with torch.inference_mode(False):  # else an attack could not differentiate later
             partners = bank.detach()[rows.to(bank.device)]  # (R, ...)
         finite("partners", partners)
         self.partners = partners

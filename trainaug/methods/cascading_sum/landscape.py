@@ -4,10 +4,10 @@ Chapter: notebooks/05_cascading_sum.ipynb
 Reference: Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, filter
 normalisation; Keskar et al., "On Large-Batch Training", ICLR 2017, worst loss in a ball.
 
-All three take the mean of ``criterion(model(x), y)`` over one fixed batch, in eval mode, and leave
-the model as it is. ``x`` and ``y`` may be tuples, lists and mappings of tensors. Parameters in half
-precision are refused: differences of their gradients are rounding. A loss or gradient that is not
-finite is a FloatingPointError.
+All three functions study the mean of ``criterion(model(x), y)`` over one fixed batch, in eval mode,
+and leave the model as it is. ``x`` and ``y`` may be tuples, lists and mappings of tensors.
+Parameters in half precision are refused, since differences of their gradients would be rounding
+errors. A loss or gradient that is not finite raises a FloatingPointError.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ __all__ = ["gradient_lipschitz", "hessian_top_eigenvalue", "sharpness"]
 Criterion = Callable[[Any, Any], Tensor]
 Parameters = dict[str, Tensor]
 Stopping = Literal["residual", "change"]
-MOST_VECTORS, KEPT = 8, 3  # of a basis, and when it begins anew
-ROUNDING = 100  # units in the last place, below which no residual falls
+MOST_VECTORS = 8  # of a basis; it is then restarted
+KEPT = 3  # vectors that a restart keeps
+ROUNDING = 100  # units in the last place: no residual falls below so many
 
 
 class _Objective:
@@ -51,6 +52,7 @@ class _Objective:
                 raise TypeError(f"{name} is {p.dtype}, too coarse for curvature: model.float()")
 
     def loss(self, at: Parameters) -> Tensor:
+        """Return the mean loss at these parameters, in eval mode; modes are put back."""
         modes = [(module, module.training) for module in self.model.modules()]
         try:
             self.model.eval()
@@ -61,22 +63,25 @@ class _Objective:
                 module.training = mode
 
     def gradient(self, at: Parameters) -> Parameters:
-        _, slope = self.loss_and_gradient(at)
-        return slope
+        _, gradient = self.loss_and_gradient(at)
+        return gradient
 
     def loss_and_gradient(self, at: Parameters) -> tuple[float, Parameters]:
+        """Return loss and gradient at these parameters; refuse what is not finite."""
         leaves = {name: p.detach().requires_grad_() for name, p in at.items()}
         with torch.enable_grad(), self.precisely():
             loss = self.loss(leaves)
-            slope = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        if not loss.isfinite() or not all(bool(v.isfinite().all()) for v in slope):
+            slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        if not loss.isfinite() or not all(bool(v.isfinite().all()) for v in slopes):
             raise FloatingPointError(f"the loss, {loss.item()}, or its gradient is not finite")
-        return loss.item(), dict(zip(leaves, slope, strict=True))
+        return loss.item(), dict(zip(leaves, slopes, strict=True))
 
     def precisely(self) -> AbstractContextManager[Any]:
+        """Switch off autocast on the model's device."""
         return full_precision(next(iter(self.start.values())).device)
 
     def draw(self, generator: torch.Generator) -> Parameters:
+        """Draw a standard normal number for each parameter."""
         return {name: _normal_like(p, generator) for name, p in self.start.items()}
 
 
@@ -86,10 +91,12 @@ def _normal_like(p: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _length(vector: Parameters) -> float:
+    """Return the Euclidean norm over all parameters."""
     return math.sqrt(sum(float(v.double().square().sum()) for v in vector.values()))
 
 
 def _add(a: Parameters, b: Parameters, factor: float = 1.0) -> Parameters:
+    """Return ``a + factor * b``."""
     return {name: a[name] + factor * b[name] for name in a}
 
 
@@ -100,13 +107,15 @@ class _Hessian:
         leaves = {name: p.clone().requires_grad_() for name, p in objective.start.items()}
         with torch.enable_grad(), objective.precisely():
             loss = objective.loss(leaves)
-            slope = torch.autograd.grad(
+            slopes = torch.autograd.grad(
                 loss, list(leaves.values()), create_graph=True, materialize_grads=True
             )
         self.objective, self.leaves = objective, leaves
-        self.curved = {n: s for n, s in zip(leaves, slope, strict=True) if s.requires_grad}
+        # gradients that depend on the parameters; the others add nothing to the Hessian
+        self.curved = {n: s for n, s in zip(leaves, slopes, strict=True) if s.requires_grad}
 
     def product(self, vector: Parameters) -> Parameters:
+        """Return the Hessian times ``vector``."""
         with self.objective.precisely():
             product = torch.autograd.grad(
                 list(self.curved.values()),
@@ -131,8 +140,8 @@ def hessian_top_eigenvalue(
 ) -> float:
     r"""Eigenvalue of the Hessian that is largest in modulus, from Hessian-vector products.
 
-    Sign included: negative where the strongest curvature is downward; of two that differ in sign
-    alone, either. Products come from double backward.
+    It comes with its sign: negative where the strongest curvature is downward. Of two eigenvalues
+    that differ in sign alone it may be either. Products come from double backward.
 
     Args:
         model: Any module.
@@ -140,14 +149,15 @@ def hessian_top_eigenvalue(
         x: Inputs, shape ``(B, ...)``.
         y: Targets.
         generator: Source of the first vector.
-        iterations: At most so many products, at least 1.
+        iterations: Most products to make, at least 1.
         tolerance: Largest $\lVert Hv-\lambda v\rVert/|\lambda|$ for the unit vector $v$ that
-            belongs to the result (but no less than 100 units in the last place); with ``change``
-            the share by which the value changes in the last step.
-        stopping: ``residual``: the best $v$ in a space that grows by one residual a product, up
-            to 8 vectors, as Lanczos does. ``change``: power iteration, $v\leftarrow Hv/\lVert
-            Hv\rVert$ and $\langle v, Hv\rangle$, as the chapter has it: a value that changes
-            slowly, or comes last, need not be an eigenvalue, and at a saddle often is none.
+            belongs to the result (but no less than 100 units in the last place); with ``change``,
+            the largest relative change of the value in the last step.
+        stopping: With ``residual``, $v$ is the best vector of a space that each product extends by
+            its residual, up to 8 vectors, as in Lanczos' method. ``change`` is power iteration as
+            in the chapter, $v\leftarrow Hv/\lVert Hv\rVert$ with the value $\langle v, Hv\rangle$.
+            A value that changes slowly, or comes last, need not be an eigenvalue, and at a saddle
+            it often is not.
 
     Returns:
         The eigenvalue, in units of the loss over squared units of the parameters; 0 if the
@@ -178,6 +188,7 @@ def hessian_top_eigenvalue(
 def _by_power_iteration(
     hessian: _Hessian, vector: Parameters, iterations: int, tolerance: float
 ) -> float:
+    """Multiply by the Hessian until the value changes by no more than the relative tolerance."""
     value = 0.0
     for _ in range(iterations):
         length = _length(vector)
@@ -185,9 +196,9 @@ def _by_power_iteration(
             return 0.0
         vector = {name: v / length for name, v in vector.items()}
         product = hessian.product(vector)
-        following = _dot(product, vector)
-        has_settled = abs(following - value) <= tolerance * abs(following)
-        value, vector = following, product
+        new_value = _dot(product, vector)
+        has_settled = abs(new_value - value) <= tolerance * abs(new_value)
+        value, vector = new_value, product
         if has_settled:
             break
     return value
@@ -196,14 +207,18 @@ def _by_power_iteration(
 def _by_residuals(
     hessian: _Hessian, vector: Parameters, iterations: int, tolerance: float
 ) -> float:
-    """Take the Ritz value of largest modulus; the residual of its vector is the next direction."""
+    """Search a growing space for the eigenvalue; the residual of the best vector extends it.
+
+    The value is a Ritz value: an eigenvalue of the Hessian restricted to the space.
+    """
     tolerance = max(tolerance, ROUNDING * max(torch.finfo(v.dtype).eps for v in vector.values()))
     basis: list[Parameters] = []
     images: list[Parameters] = []
     value = residual = math.nan
     for _ in range(iterations):
         if len(basis) == MOST_VECTORS:
-            kept = _ritz(basis, images)[1][:, :KEPT].T
+            _, ritz_weights = _ritz(basis, images)
+            kept = ritz_weights[:, :KEPT].T
             basis, images = (
                 [_mix(vectors, weights) for weights in kept] for vectors in (basis, images)
             )
@@ -214,8 +229,8 @@ def _by_residuals(
             raise FloatingPointError("a product with the Hessian is not finite")
         values, weights = _ritz(basis, images)
         value = float(values[0])
-        best, image = _mix(basis, weights[:, 0]), _mix(images, weights[:, 0])
-        vector = _add(image, best, -value)
+        best, best_image = _mix(basis, weights[:, 0]), _mix(images, weights[:, 0])
+        vector = _add(best_image, best, -value)
         residual = _length(vector)
         if residual <= tolerance * abs(value):
             return value
@@ -230,7 +245,7 @@ def _dot(a: Parameters, b: Parameters) -> float:
 
 
 def _mix(vectors: Sequence[Parameters], weights: Tensor) -> Parameters:
-    """Add up vectors with these weights."""
+    """Return the weighted sum of vectors."""
     pairs = list(zip(vectors, weights.tolist(), strict=True))
     total = {name: v * pairs[0][1] for name, v in pairs[0][0].items()}
     for vector, weight in pairs[1:]:
@@ -239,8 +254,8 @@ def _mix(vectors: Sequence[Parameters], weights: Tensor) -> Parameters:
 
 
 def _orthogonal(vector: Parameters, basis: Sequence[Parameters]) -> Parameters:
-    """Return the unit vector that is left of a vector; twice, because the first one rounds."""
-    for _ in range(2):
+    """Return the unit vector along the part of ``vector`` that is orthogonal to the basis."""
+    for _ in range(2):  # the first time leaves rounding errors along the basis
         length = _length(vector)
         vector = {name: v / length for name, v in vector.items()}
         for other in basis:
@@ -250,9 +265,13 @@ def _orthogonal(vector: Parameters, basis: Sequence[Parameters]) -> Parameters:
 
 
 def _ritz(basis: Sequence[Parameters], images: Sequence[Parameters]) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues and vectors ``(M,)``, ``(M, M)`` within a space, largest modulus first."""
-    small = [[_dot(v, image) for image in images] for v in basis]
-    matrix = torch.tensor(small, dtype=torch.float64, device="cpu")
+    """Return the eigenvalues ``(M,)`` of the Hessian within the span of the basis, and the weights.
+
+    Columns of the weights ``(M, M)`` make eigenvectors of the basis; the largest modulus is first.
+    ``images`` are the Hessian's products with the basis.
+    """
+    entries = [[_dot(v, image) for image in images] for v in basis]
+    matrix = torch.tensor(entries, dtype=torch.float64, device="cpu")
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     order = values.abs().argsort(descending=True, stable=True)
     return values[order], vectors[:, order]
@@ -268,7 +287,7 @@ def gradient_lipschitz(
     generator: torch.Generator,
     draws: int = 10,
 ) -> float:
-    r"""Lower estimate of the gradient's Lipschitz constant around the weights.
+    r"""Estimate the gradient's Lipschitz constant around the weights from below.
 
     $\max_i\lVert\nabla L(\theta+\delta_i)-\nabla L(\theta)\rVert/\lVert\delta_i\rVert$ over random
     $\delta_i$ of length ``radius``.
@@ -351,13 +370,15 @@ def sharpness(
         raise ValueError("the model has no filters")
 
     def scaled(direction: Parameters, share: float) -> Parameters:
-        tiny = torch.finfo(torch.float32).tiny
+        """Give each filter of a direction the length ``share`` times its radius."""
+        tiny = torch.finfo(torch.float32).tiny  # a direction may be zero for a filter
         return {
             n: share * r * direction[n] / _filter_norms(direction[n]).clamp(min=tiny)
             for n, r in radii.items()
         }
 
     def moved(delta: Parameters) -> Parameters:
+        """Return the parameters with ``delta`` added to the filters."""
         return {n: p + delta[n] if n in delta else p for n, p in objective.start.items()}
 
     before, _ = objective.loss_and_gradient(objective.start)
@@ -369,6 +390,7 @@ def sharpness(
             largest = max(largest, loss - before)
             ahead = _add(delta, scaled(gradient, 0.5))
             shrink = {n: _filter_norms(d).div(radii[n]).clamp(min=1.0) for n, d in ahead.items()}
+            # where a radius is 0, shrink is 0 / 0
             delta = {n: torch.where(radii[n] > 0, d / shrink[n], 0.0) for n, d in ahead.items()}
         loss, _ = objective.loss_and_gradient(moved(delta))
         largest = max(largest, loss - before)
@@ -376,5 +398,6 @@ def sharpness(
 
 
 def _filter_norms(p: Tensor) -> Tensor:
+    """Return the norm of each filter, a row of ``p``, shaped to broadcast against ``p``."""
     norms: Tensor = torch.linalg.vector_norm(p.flatten(1), dim=1)
     return norms.view(-1, *[1] * (p.ndim - 1))

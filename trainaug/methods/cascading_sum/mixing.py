@@ -37,7 +37,7 @@ Mode = Literal["groups", "pairing"]
 Remainder = Literal["drop", "wrap", "error"]
 _SMALLEST_ALPHA = 0.01
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
-_GEOMETRY = ("BoundingBoxes", "KeyPoints", "Mask")  # kinds of torchvision that no sum is one of
+_GEOMETRY = ("BoundingBoxes", "KeyPoints", "Mask")  # torchvision's kinds that cannot be summed
 
 
 class SumMix(nn.Module):
@@ -50,18 +50,18 @@ class SumMix(nn.Module):
     or ``Video`` of ``torchvision.tv_tensors``, like every kind of tensor, stays what it is.
 
     Args:
-        num_groups: K, samples in a mix; may be changed between batches, from the main process for
-            a loader's workers too. At 1 the inputs are returned as they are, and nothing is drawn.
-        num_classes: C. Not needed for soft labels, ``(B, C)``.
+        num_groups: Number of samples in a mix, K. It may be changed between batches, in the main
+            process for a loader's workers, too. At 1 inputs are returned unchanged without a draw.
+        num_classes: Number of classes C; not needed for soft labels, ``(B, C)``.
         generator: Source of randomness. In a loader's worker it is seeded once from its own seed
-            and the worker's, else all workers would draw the same. By default a generator that is
-            made at the first draw, as `trainaug.randomness.default_generator` does it: it follows
+            and the worker's, else all workers would draw the same. By default one is made at the
+            first draw by `trainaug.randomness.default_generator`: it follows
             ``torch.manual_seed``, and so is the same on all ranks that were seeded alike.
-        alpha: ``None`` for equal weights, else weights from Dirichlet(alpha), one draw a batch,
+        alpha: ``None`` for equal weights, else weights from Dirichlet(alpha), one draw per batch,
             at least 0.01: with K = 2 they are those of mixup, with a large alpha equal ones.
-        mode: ``"groups"`` as in the source: the shuffled batch is cut into K groups of B / K, each
-            sample is in one mix. ``"pairing"`` as in mixup: the batch and K - 1 permutations of
-            it, B mixes, each sample is in K.
+        mode: ``"groups"`` as in the source: the shuffled batch is cut into K groups of B / K, and
+            each sample is in one mix. ``"pairing"`` as in mixup: the batch and K - 1 permutations
+            of it give B mixes, and each sample is in K.
         remainder: What ``"groups"`` does with a batch that K does not divide: ``"drop"`` the last
             samples, ``"wrap"`` around to the first ones (as often as it takes, where the batch is
             smaller than K), or ``"error"``. ``"pairing"`` takes batches of any size.
@@ -78,7 +78,7 @@ class SumMix(nn.Module):
             smaller than K with ``remainder="drop"``, labels with NaN, class numbers without
             ``num_classes``, tensors inside of sequences or dicts inside of the batch, or bounding
             boxes, key points or masks of torchvision in it, which no sum of pictures has.
-        TypeError: If a generator is given that is none.
+        TypeError: If ``generator`` is something else, such as a seed.
 
     Example:
         >>> mix = SumMix(2, num_classes=3, generator=torch.Generator().manual_seed(0))
@@ -90,7 +90,7 @@ class SumMix(nn.Module):
                rescale=False, mean=0.0, labels_getter='default')
 
     Notes:
-        Further tensors with a row an example, like an index, keep the row of a mix's first sample,
+        Further tensors with a row per example, like an index, keep the row of a mix's first sample,
         and so do lists of that length and tuples of strings. Mix after augmentation and
         normalisation, as the source does. NaN in an input goes on to its mixes.
 
@@ -149,7 +149,7 @@ class SumMix(nn.Module):
 
     @property
     def num_groups(self) -> int:
-        """K, samples in a mix."""
+        """Number of samples in a mix, K."""
         return self._count.read()[0]
 
     @num_groups.setter
@@ -162,14 +162,14 @@ class SumMix(nn.Module):
         return self._count.read()[1]
 
     def set_weights(self, weights: Tensor | None) -> None:
-        """Mix with these weights from now on, as a smooth cascade asks; draws none.
+        """Mix with these weights from now on, as a smooth cascade asks, without drawing any.
 
         Args:
             weights: Shape ``(K,)``, at most 256 of them, at least 0 with sum 1; ``None`` to go
                 back to those of ``alpha`` with the K of now.
 
         Raises:
-            ValueError: If the weights are none.
+            ValueError: If the weights are not such numbers.
         """
         if weights is None:
             self._count.write(self.num_groups, None)
@@ -204,18 +204,19 @@ class SumMix(nn.Module):
         labels = self._labels_of(batch, is_mapping)
         x = self._inputs_of(items, labels)
         n = len(x)
-        known = self._known(labels, n)
+        checked_labels = self._checked_labels(labels, n)
         k, weights = self._count.read()
         self._check_count(n, k, weights)
         groups: Tensor | None = None
         if k > 1:
             groups = self._draw_groups(n, k).to(x.device)
-            mixed, soft = self._mix(x, known, groups, weights)
-            mixed = _of_the_kind_of(x, mixed)
+            mixed, soft = self._mix(x, checked_labels, groups, weights)
+            mixed = _as_subclass_of(x, mixed)
         else:
-            mixed, soft = x, self._soft(known)
+            mixed, soft = x, self._soft(checked_labels)
 
         def changed(item: Any) -> Any:
+            """Return what takes the place of an item of the batch."""
             if item is x or item is labels:
                 return mixed if item is x else soft
             return item if groups is None else _rows_of(item, groups[0], n)
@@ -230,7 +231,7 @@ class SumMix(nn.Module):
     def _mix(
         self, x: Tensor, labels: Tensor, groups: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Mix inputs, and labels as `_known` returns them."""
+        """Mix inputs, and labels as `_checked_labels` returns them."""
         if weights is None and self.alpha is not None:
             weights = _dirichlet((len(groups),), self.alpha, self._seeded_generator())
         members = groups.T.reshape(-1)  # (B K,)
@@ -238,6 +239,7 @@ class SumMix(nn.Module):
         return self._mix_inputs(x, members, len(groups), weights), soft
 
     def _mix_inputs(self, x: Tensor, members: Tensor, k: int, weights: Tensor | None) -> Tensor:
+        """Return the mixed inputs ``(B, ...)``, with their contrast restored if ``rescale``."""
         mixed = mix_inputs(x, members, k, weights)
         if self.rescale:
             wide = widened(x)
@@ -249,40 +251,45 @@ class SumMix(nn.Module):
     def _mix_labels(
         self, labels: Tensor, groups: Tensor, members: Tensor, weights: Tensor | None
     ) -> Tensor:
+        """Return soft labels of the mixes, ``(B, C)``."""
         if weights is None and self.num_classes is not None and labels.ndim == 1:
             return mix_classes(labels, members, len(groups), self.num_classes)
         return mix_labels(self._soft(labels), groups, weights)
 
     def _draw_groups(self, n: int, k: int) -> Tensor:
+        """Draw which of n rows each mix consists of, ``(K, B)``, on the generator's device."""
         g = self._seeded_generator()
         if self.mode == "pairing":
             orders = [torch.randperm(n, generator=g, device=g.device) for _ in range(k - 1)]
             return torch.cat([torch.arange(n, device=g.device), *orders]).view(k, n)  # (K, B)
         order = torch.randperm(n, generator=g, device=g.device)
-        left = n % k
-        if left and self.remainder == "error":
+        left_over = n % k
+        if left_over and self.remainder == "error":
             raise ValueError(
                 f"a batch of {n} cannot be cut into {k} groups: remainder='wrap' repeats samples, "
                 "'drop' leaves the last ones out"
             )
-        if left and self.remainder == "wrap":
+        if left_over and self.remainder == "wrap":
             rounds = -(-k // n)  # more than one where the batch is smaller than K
-            order = torch.cat([order, order.repeat(rounds)[: k - left]])
+            order = torch.cat([order, order.repeat(rounds)[: k - left_over]])
         return order[: len(order) // k * k].view(k, -1)  # (K, B)
 
     def _seeded_generator(self) -> torch.Generator:
+        """Return the generator, in a loader's worker seeded from both seeds."""
         worker = get_worker_info()
-        if self.generator is None:  # seeded by the worker's seed already, inside of one
+        if self.generator is None:  # inside a worker the default follows the worker's seed already
             self.generator = default_generator(None)
             self._worker_seed = None if worker is None else worker.seed
         if worker is not None and self._worker_seed != worker.seed:
-            # An odd constant spreads the generator's seed over all bits; workers count theirs up.
+            # An odd constant spreads the generator's seed over all bits; the seeds of workers are
+            # consecutive numbers.
             spread = self.generator.initial_seed() * 0x9E3779B97F4A7C15
             self.generator.manual_seed((spread + worker.seed) % 2**63)
             self._worker_seed = worker.seed
         return self.generator
 
     def _labels_of(self, batch: Any, is_mapping: bool) -> Tensor:
+        """Return the labels of a batch as ``labels_getter`` says."""
         labels: Any = None
         if self.labels_getter != "default":
             labels = self.labels_getter(batch)
@@ -295,6 +302,7 @@ class SumMix(nn.Module):
         return labels
 
     def _inputs_of(self, items: list[Any], labels: Tensor) -> Tensor:
+        """Return the inputs, the first tensor but for the labels; refuse what cannot be mixed."""
         for item in items:
             if type(item) is Tensor:
                 continue
@@ -320,8 +328,8 @@ class SumMix(nn.Module):
             )
         return x
 
-    def _known(self, labels: Tensor, n: int) -> Tensor:
-        """Return checked labels: class numbers ``(N,)`` as int64, or soft ones ``(N, C)``."""
+    def _checked_labels(self, labels: Tensor, n: int) -> Tensor:
+        """Return labels after a check: class numbers ``(N,)`` as int64, or soft ones ``(N, C)``."""
         if labels.ndim == 0 or len(labels) != n:
             raise ValueError(f"{n} inputs have {len(labels) if labels.ndim else 0} labels")
         if labels.is_floating_point():
@@ -337,12 +345,13 @@ class SumMix(nn.Module):
         return class_labels(labels, self.num_classes)
 
     def _soft(self, labels: Tensor) -> Tensor:
-        """Return labels of `_known` as ``(N, C)``."""
+        """Return labels of `_checked_labels` as soft ones ``(N, C)``."""
         if labels.ndim == 2 or self.num_classes is None:
             return labels
         return F.one_hot(labels, self.num_classes).to(torch.get_default_dtype())
 
     def _check_count(self, n: int, k: int, weights: Tensor | None) -> None:
+        """Raise a ValueError if n samples give no mix of k, or there are not k weights."""
         if weights is not None and len(weights) != k:
             raise ValueError(f"num_groups is {k}, but set_weights gave {len(weights)} weights")
         if k > 1 and n == 0:
@@ -388,7 +397,7 @@ class SumMix(nn.Module):
 
 
 class SingleLabelMix(SumMix):
-    """`SumMix` whose mixes keep the label of their first sample alone (source's ``single_label``).
+    """`SumMix` whose mixes keep only their first sample's label (the source's ``single_label``).
 
     Inoue's SamplePairing (2018) is this with K = 2. Arguments, shapes and errors are those of
     `SumMix`.
@@ -403,10 +412,10 @@ class SingleLabelMix(SumMix):
 class PixelMix(SumMix):
     """`SumMix` with independent weights for every pixel and equally averaged labels.
 
-    The source's ``uniform-random`` (K = 2, ``alpha=1``) and ``beta-random`` (``alpha=0.4``)
-    arms. It is not mixup, whose one weight is also that of the labels. Arguments, shapes and
-    errors are those of `SumMix`; but ``alpha`` is needed, pixels cannot be rescaled, and their
-    weights not be set, which a ValueError says at the first mix.
+    These are the source's ``uniform-random`` (K = 2, ``alpha=1``) and ``beta-random``
+    (``alpha=0.4``) arms. It is not mixup, which has one weight for inputs and labels. Arguments,
+    shapes and errors are those of `SumMix`, except that ``alpha`` is needed and neither ``rescale``
+    nor `set_weights` is allowed, which a ValueError says at the first mix.
     """
 
     def _mix(
@@ -430,19 +439,19 @@ def _whole(k: int) -> int:
 
 
 def _dirichlet(shape: tuple[int, ...], alpha: float, generator: torch.Generator) -> Tensor:
-    """Weights with sum 1 over the last dimension."""
+    """Draw weights of this shape, with sum 1 over the last dimension."""
     # In float32 the shares of a small alpha all underflow now and then, and come out equal.
     dtype = torch.float64 if alpha < 0.1 else weight_type()
     concentration = torch.full(shape, float(alpha), dtype=dtype, device=generator.device)
-    # what torch.distributions.Dirichlet calls, which takes no generator
+    # torch.distributions.Dirichlet calls this, too, but takes no generator
     return torch._sample_dirichlet(concentration, generator=generator).to(weight_type())
 
 
-def _of_the_kind_of(like: Tensor, result: Tensor) -> Tensor:
+def _as_subclass_of(like: Tensor, result: Tensor) -> Tensor:
     """Give a result the subclass of what it was computed from, where the computation lost it.
 
-    A ``tv_tensor`` loses its kind in every operation, by design; other subclasses keep it. A
-    result is no parameter.
+    A ``tv_tensor`` loses its class in every operation, by design; other subclasses keep it. The
+    result of parameters is an ordinary tensor.
     """
     kind = type(like)
     if kind is type(result) or kind is nn.Parameter:
@@ -451,7 +460,7 @@ def _of_the_kind_of(like: Tensor, result: Tensor) -> Tensor:
 
 
 def _is_geometry(item: Any) -> bool:
-    """Whether an item is of a kind of torchvision that belongs to one picture."""
+    """Whether an item is of one of torchvision's kinds that belong to one picture only."""
     kinds = sys.modules.get("torchvision.tv_tensors")  # loaded where there is such an item
     return isinstance(
         item, tuple(getattr(kinds, name) for name in _GEOMETRY if hasattr(kinds, name))
@@ -459,6 +468,7 @@ def _is_geometry(item: Any) -> bool:
 
 
 def _is_nested(item: Any) -> bool:
+    """Whether an item of a batch holds further items, or is an array that is not a tensor."""
     if isinstance(item, Tensor):
         return False
     if isinstance(item, Mapping):
@@ -469,10 +479,10 @@ def _is_nested(item: Any) -> bool:
 
 
 def _rows_of(item: Any, first: Tensor, n: int) -> Any:
-    """Rows of the mixes' first samples of what has a row an example; else the item itself."""
+    """Return the rows of the mixes' first samples, if the item has n rows; else the item itself."""
     if isinstance(item, Tensor):
         has_rows = item.ndim > 0 and len(item) == n
-        return _of_the_kind_of(item, item[first.to(item.device)]) if has_rows else item
+        return _as_subclass_of(item, item[first.to(item.device)]) if has_rows else item
     is_strings = isinstance(item, tuple) and all(isinstance(leaf, str) for leaf in item)
     if (isinstance(item, list) or is_strings) and len(item) == n:
         return type(item)(item[i] for i in first.tolist())

@@ -1,4 +1,4 @@
-r"""Cascades: how the number of mixed samples falls to 1, by a plan or by plateaus.
+r"""Cascades: the number of mixed samples falls to 1, on a schedule or when validation stalls.
 
 Chapter: notebooks/05_cascading_sum.ipynb
 Reference: Simionescu, "Deep Learning Training Procedure Augmentations", 2022, arXiv 2211.14395, and
@@ -27,14 +27,14 @@ Event = Literal["improved", "continue", "reduce_lr", "next_stage", "finished"]
 
 
 def stage_boundaries(shares: Sequence[float], total_steps: int) -> tuple[int, ...]:
-    """Step after the last one of each stage.
+    """Return the end of each stage: one past its last step.
 
     Args:
-        shares: Share of the steps that each stage has, above 0, with sum 1.
+        shares: Share of the steps for each stage, above 0, with sum 1.
         total_steps: Steps of the whole run, enough for every stage to have one.
 
     Returns:
-        The steps, the last one ``total_steps``; a boundary is rounded to the nearest step.
+        The ends, of which the last is ``total_steps``; each is rounded to the nearest step.
 
     Raises:
         ValueError: If shares are not above 0 or do not add up to 1 (up to 1e-9), the number of
@@ -48,19 +48,19 @@ def stage_boundaries(shares: Sequence[float], total_steps: int) -> tuple[int, ..
         raise ValueError(f"shares must be above 0 and add up to 1, got {list(shares)}")
     if not isinstance(total_steps, Integral) or isinstance(total_steps, bool):
         raise ValueError(f"total_steps must be a whole number, got {total_steps}")
-    ends = tuple(round(total_steps * part) for part in accumulate(shares))
+    ends = tuple(round(total_steps * done) for done in accumulate(shares))
     if min(b - a for a, b in zip((0, *ends[:-1]), ends, strict=True)) < 1:
         raise ValueError(f"{total_steps} steps leave a stage of {list(shares)} without a step")
     return ends
 
 
 class CascadeSchedule:
-    r"""Number of samples in a mix, and their weights, at every step; a pure function of the step.
+    r"""Number of samples in a mix, and their weights, as pure functions of the step.
 
-    In ``"step"`` mode the $K_s$ samples of stage $s$ have equal weights. In ``"smooth"`` mode they
-    move on a line to those of the next stage: with $u\in[0,1)$ the share of the stage that is done,
-    $w=(1-u)\,\mathbf 1_{K_s}/K_s+u\,\mathbf 1_{K_{s+1}}/K_{s+1}$, continuous in $u$. With stages
-    $n, n-1, \dots, 1$ that is what the source's gradual cascade means to do.
+    In ``"step"`` mode the $K_s$ samples of stage $s$ have equal weights. In ``"smooth"`` mode their
+    weights move on a line to those of the next stage. With $u\in[0,1)$ the share of the stage that
+    is done they are $w=(1-u)\,\mathbf 1_{K_s}/K_s+u\,\mathbf 1_{K_{s+1}}/K_{s+1}$, continuous in
+    $u$. With stages $n, n-1, \dots, 1$ that is what the source's gradual cascade means to do.
 
     Args:
         stages: Pairs of K and share of the steps. K never rises and ends at 1; shares add up to 1.
@@ -152,11 +152,11 @@ class PlateauCascade:
 
     Args:
         k0: First K, at least 1.
-        factor: K is divided by it, rounded down, at least to 1.
-        patience: Epochs without improvement before the rate is reduced, at K = 1. At K it is K
-            times as many: a mixed epoch has 1/K of the steps.
+        factor: K is divided by it, rounded down, but not below 1.
+        patience: Epochs without improvement before the learning rate is reduced, at K = 1. At a
+            larger K there are K times as many, since a mixed epoch has 1/K of the steps.
         stop_patience: The same for the end of a stage; the source uses 3 to 4 times ``patience``.
-        min_delta: Improvement that counts, relative to the best score.
+        min_delta: Smallest improvement that counts, relative to the best score.
 
     Attributes:
         k: Samples in a mix now.
@@ -207,7 +207,7 @@ class PlateauCascade:
         """
         if self.has_finished:
             raise ValueError("the cascade has finished")
-        score = float(score)  # a tensor might change later, and is no part of a state
+        score = float(score)  # a tensor might change later, and does not belong in a state
         if not math.isfinite(score):
             raise ValueError(f"the score must be finite, got {score}")
         if self.best == -math.inf or score > self.best + self.min_delta * abs(self.best):
@@ -257,7 +257,7 @@ def begin_stage(
         model: Any module.
         optimizer: Its optimiser.
         lr: Learning rate that the stage starts with, finite and at least 0, in every group.
-        weights: ``state_dict`` to go on from, say the best of the stage; ``None``: as it is.
+        weights: ``state_dict`` to go on from, say the best of the stage; ``None`` for the present.
         reset_optimizer: Forget momentum and every other state, as the source does.
 
     Raises:
@@ -271,9 +271,9 @@ def begin_stage(
     if reset_optimizer:
         optimizer.state.clear()
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):  # captured graphs hold it
+        if isinstance(group["lr"], Tensor):  # a captured graph reads this very tensor
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
-        if "initial_lr" in group:  # what a scheduler made from now on starts with
+        if "initial_lr" in group:  # a scheduler that is made from now on starts with it
             group["initial_lr"] = lr

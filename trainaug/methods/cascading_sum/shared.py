@@ -1,4 +1,4 @@
-"""What a mixer and its copies in the workers of a loader know in common.
+"""The state that a mixer shares with its copies in the workers of a loader.
 
 Chapter: notebooks/05_cascading_sum.ipynb
 """
@@ -12,13 +12,13 @@ from trainaug.structures import StateDict
 
 __all__ = ["SharedCount"]
 
-LARGEST = 256  # weights that have room; workers cannot see memory that is allocated later
+LARGEST = 256  # weights that fit; workers cannot see memory that is allocated later
 
 
 class SharedCount:
     """K and the fixed weights of a mix, in memory that the processes of a loader share.
 
-    Forked and spawned workers read what the main process writes. A deep copy, and what comes from
+    Forked and spawned workers read what the main process writes. A deep copy, like one loaded from
     a file, has memory of its own.
 
     Args:
@@ -32,16 +32,17 @@ class SharedCount:
         self.write(k, None)
 
     def _open(self, numbers: Tensor) -> None:
+        """Share ``numbers`` with other processes and keep views of its parts."""
         # Rows 0 and 1 hold K, the number of weights and the weights; row 2 counts the writes. A
-        # write fills the row that is not read and then turns to it.
+        # write fills the row that is not being read, and its count then makes readers turn to it.
         self._numbers = numbers.share_memory_()  # type: ignore[no-untyped-call]
         *self._rows, last = self._numbers.unbind()
         self._turn = last[0]
-        # Every batch reads K, and a call of torch takes longer than all the rest of it.
+        # K is read for every batch, and one call to torch takes longer than the rest of a read.
         self._seen = memoryview(self._numbers.numpy())
 
     def write(self, k: int, weights: Tensor | None) -> None:
-        """Hold K and weights, ``(K,)`` or None."""
+        """Store K and the weights, ``(K,)`` or None."""
         count = 0 if weights is None else len(weights)
         if count > LARGEST:
             raise ValueError(f"at most {LARGEST} weights can be set, got {count}")
@@ -63,9 +64,9 @@ class SharedCount:
                 return k, weights
 
     def __getstate__(self) -> StateDict:
-        """Return the memory itself, which a spawned worker opens."""
+        """Return the memory itself, which a spawned worker then shares."""
         return {"numbers": self._numbers}
 
     def __setstate__(self, state: StateDict) -> None:
-        """Go on with memory that is shared already, as in a worker, or share a copy."""
+        """Use the memory of ``state``: in a worker the one shared already, else a copy to share."""
         self._open(state["numbers"].cpu())

@@ -1,6 +1,7 @@
 r"""Notice the collapsed state, in which all embeddings coincide and the gradient vanishes.
 
-There each query's hardest hinge is the margin, so the max-of-hinges loss of a pair is $2\alpha$.
+There each query's hardest hinge is the margin $\alpha$, so the max-of-hinges loss of a pair is
+$2\alpha$.
 
 Chapter: notebooks/01_vse_hard_negatives.ipynb
 Reference: Faghri et al., VSE++, BMVC 2018, the max of hinges. That training may sit at this value
@@ -23,11 +24,11 @@ __all__ = ["CollapseMonitor", "is_collapsed"]
 
 @torch.no_grad()
 def is_collapsed(scores: Tensor, margin: float = 0.2) -> bool:
-    r"""Whether scores are those of a collapsed model.
+    r"""Whether scores are those of a collapsed model, whose embeddings all coincide.
 
     Args:
         scores: ``(B, B)``, floating and finite, true pairs on the diagonal.
-        margin: That of the loss, above 0.
+        margin: Margin $\alpha$ of the loss, above 0.
 
     Returns:
         True if the max-of-hinges loss of a pair is within 1 % of $2\alpha$ and the scores off the
@@ -38,10 +39,10 @@ def is_collapsed(scores: Tensor, margin: float = 0.2) -> bool:
             device, or the margin is not positive.
 
     Notes:
-        Scores that were rounded to half precision differ by that alone, so the loss may then be
-        off by another $2\varepsilon\max|S|$ (never by more than $\alpha$ in all) and the
-        deviation larger by $\varepsilon\max|S|/2$, with the type's $\varepsilon$. Rounded
-        scores are known by their values: converting them to float32 makes no difference.
+        Rounding to half precision makes equal scores differ. For rounded scores the loss may
+        therefore be off by another $2\varepsilon\max|S|$ (never by more than $\alpha$ in all) and
+        the deviation be larger by $\varepsilon\max|S|/2$, with $\varepsilon$ of the type. They are
+        recognised by their values, so converting them to float32 makes no difference.
     """
     if not margin > 0:
         raise ValueError(f"margin must be positive, got {margin}")
@@ -52,14 +53,14 @@ def is_collapsed(scores: Tensor, margin: float = 0.2) -> bool:
     if len(scores) < 2:
         return False
     scores = widened(scores)
-    off = scores[~torch.eye(len(scores), dtype=torch.bool, device=scores.device)]
-    unit = _spacing(scores)
-    is_at_plateau = (loss - 2 * margin).abs() <= min(0.02 * margin + 2 * unit, margin)
-    return bool(is_at_plateau) and bool(off.std() < 1e-3 + unit / 2)
+    off_diagonal = scores[~torch.eye(len(scores), dtype=torch.bool, device=scores.device)]
+    spacing = _spacing(scores)
+    is_at_plateau = (loss - 2 * margin).abs() <= min(0.02 * margin + 2 * spacing, margin)
+    return bool(is_at_plateau) and bool(off_diagonal.std() < 1e-3 + spacing / 2)
 
 
 def _spacing(scores: Tensor) -> float:
-    """Distance of neighbouring half-precision numbers at the largest score; 0 if none is half."""
+    """Return the gap of half-precision numbers at the largest score, or 0 if none is rounded."""
     for dtype in (torch.bfloat16, torch.float16):
         if torch.equal(scores.to(dtype).to(scores.dtype), scores):
             return torch.finfo(dtype).eps * float(scores.abs().max())
@@ -70,8 +71,8 @@ class CollapseMonitor:
     """Warn once when a training run has sat in the collapsed state for a while.
 
     Args:
-        margin: That of the loss, above 0.
-        patience: Batches in a row that must look collapsed, at least 1.
+        margin: Margin of the loss, above 0.
+        patience: Batches in a row that must be collapsed, at least 1.
 
     Raises:
         ValueError: If the margin is not positive and finite, or ``patience`` below 1.
@@ -83,7 +84,7 @@ class CollapseMonitor:
         self.margin, self.patience, self.streak, self.warned = margin, patience, 0, False
 
     def update(self, scores: Tensor) -> bool:
-        """Look at a batch of scores; the warning is a ``UserWarning``, given once.
+        """Check a batch of scores; the warning is a ``UserWarning``, given once.
 
         Args:
             scores: ``(B, B)``, floating and finite, true pairs on the diagonal.

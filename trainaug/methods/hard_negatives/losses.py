@@ -33,7 +33,8 @@ def group_mask(groups: Tensor) -> Tensor:
         Boolean ``(B, B)``, true where the groups are equal, the diagonal included.
 
     Raises:
-        ValueError: If ``groups`` is not one-dimensional, or as in `check_groups`.
+        ValueError: If ``groups`` is not one-dimensional, or complex, in half precision or not
+            finite.
     """
     if groups.ndim != 1:
         raise ValueError(f"groups must have shape (B,), got {tuple(groups.shape)}")
@@ -47,13 +48,13 @@ def subsample_negatives(
     """Leave each query ``num_negatives`` of its negatives, drawn afresh for each query.
 
     Args:
-        positive_mask: Boolean ``(B, B)``, true where a pair is no negative.
+        positive_mask: Boolean ``(B, B)``, true where a pair is not a negative.
         num_negatives: How many to keep, at least 1; a query with fewer keeps all.
         generator: Source of randomness.
 
     Returns:
-        Two masks of pairs that are no negatives, ``(B, B)`` each: for pictures as queries (by
-        row), for captions as queries (by column). The losses take them in place of one mask.
+        Two masks of pairs that are not negatives, ``(B, B)`` each: one for pictures as queries (by
+        row) and one for captions (by column). The losses take the two in place of one mask.
 
     Raises:
         ValueError: If ``num_negatives`` is below 1 or the mask is not square and boolean.
@@ -65,7 +66,7 @@ def subsample_negatives(
     masks = []
     for excluded in (positive_mask, positive_mask.T):
         draws = torch.rand(size, size, generator=generator, device=generator.device)
-        draws = draws.to(excluded.device).masked_fill(excluded, 2.0)
+        draws = draws.to(excluded.device).masked_fill(excluded, 2.0)  # sorted behind all negatives
         kept = draws.argsort(1)[:, :num_negatives]
         masks.append(torch.ones_like(excluded).scatter(1, kept, False) | excluded)
     return masks[0], masks[1].T
@@ -79,24 +80,24 @@ class _OnScores(nn.Module, ABC):
 
         ``loss(images, captions)`` is ``loss(cosine_scores(images, captions))`` up to rounding, and
         ``loss(images, captions, positive_mask)`` the same with a mask. With a matrix of scores the
-        mask comes second, ``loss(scores, positive_mask)``: what is boolean, or a tuple, is a mask,
-        and what is floating are captions. ``positive_mask=`` works in either form.
+        mask comes second, ``loss(scores, positive_mask)``: a boolean tensor or a tuple is taken for
+        the mask, a floating tensor for captions. ``positive_mask=`` works in either form.
 
         The loss of a pair whose own score is infinite or NaN is NaN, and so is its gradient. The
-        same holds for NaN of a negative; a negative at -inf is as good as masked.
+        same holds where a negative's score is NaN; at -inf a negative counts as masked.
 
         Args:
             scores: ``(B, B)``, floating, rows pictures, columns captions, true pairs on the
                 diagonal; or, before ``captions``, embeddings of pictures, floating, ``(B, D)``.
             captions: Embeddings of the captions, floating, ``(B, D)``; row ``a`` belongs to
                 picture ``a``.
-            positive_mask: Pairs that are no negatives, boolean ``(B, B)`` with the diagonal; one
-                for both directions, or one for pictures and one for captions as queries. By
-                default the diagonal alone.
+            positive_mask: Pairs that are not negatives, boolean ``(B, B)`` with the diagonal; one
+                mask, or a tuple of one for pictures and one for captions as queries. By default
+                the diagonal alone.
 
         Raises:
             ValueError: If a shape, type or device is wrong or a mask lacks the diagonal. Where a
-                mask has no value to look at (``torch.compile``, ``torch.vmap``, the meta device),
+                mask has no values to check (``torch.compile``, ``torch.vmap``, the meta device),
                 the diagonal counts as marked.
         """
         if captions is None:
@@ -125,6 +126,8 @@ class _OnScores(nn.Module, ABC):
 
 
 class _Hinges(_OnScores):
+    """A loss of hinges with a margin, with a reduction over the pairs."""
+
     def __init__(self, margin: float = 0.2, reduction: Reduction = "sum") -> None:
         super().__init__()
         check_margin(margin)
@@ -135,6 +138,7 @@ class _Hinges(_OnScores):
         return f"margin={self.margin}, reduction={self.reduction!r}"
 
     def _reduce(self, losses: Tensor, positive: Tensor) -> Tensor:
+        """Reduce the losses of pairs; NaN where the score of a true pair is not finite."""
         return reduced(visible(losses, positive), self.reduction)
 
 
@@ -146,9 +150,9 @@ class SumOfHinges(_Hinges):
     $S_{aa}$ the scores of the true pairs.
 
     Args:
-        margin: $\alpha\ge0$; the paper uses 0.2.
-        reduction: ``sum`` over the pairs as in the source, ``mean`` of them, or ``none``: the loss
-            of each pair, its row's plus its column's hinges, ``(B,)``.
+        margin: Margin $\alpha\ge0$; the paper uses 0.2.
+        reduction: ``sum`` over the pairs as in the source, ``mean`` of them, or ``none`` for the
+            loss of each pair, its row's plus its column's hinges, ``(B,)``.
         average_negatives: Divide each query's sum by the number of its negatives, which takes
             away the factor of about B by which this loss exceeds `MaxOfHinges`.
 
@@ -200,7 +204,7 @@ class MaxOfHinges(_Hinges):
     Of equally hard negatives one takes the whole gradient. A query without negatives adds 0.
 
     Args:
-        margin: $\alpha\ge0$; the paper uses 0.2.
+        margin: Margin $\alpha\ge0$; the paper uses 0.2.
         reduction: As in `SumOfHinges`.
 
     Raises:
@@ -218,7 +222,8 @@ class MaxOfHinges(_Hinges):
         hardest = _Hardest(scores.detach(), *masks)
         size = len(scores)
         numbers = torch.arange(size, device=scores.device)
-        # All that the loss needs in one gather: the backward pass then fills one matrix, not three.
+        # Flat positions of all scores that the loss needs: with one gather, the backward pass fills
+        # one matrix instead of three.
         cells = torch.cat(
             [
                 numbers * (size + 1),
@@ -226,32 +231,32 @@ class MaxOfHinges(_Hinges):
                 hardest.image * size + numbers,
             ]
         )
-        positive, of_row, of_column = scores.reshape(-1).gather(0, cells).chunk(3)
-        return self._of_three(positive, of_row, of_column, hardest)
+        positive, row_max, column_max = scores.reshape(-1).gather(0, cells).chunk(3)
+        return self._from_three_scores(positive, row_max, column_max, hardest)
 
     def _loss_of_embeddings(self, images: Tensor, captions: Tensor, positive_mask: Mask) -> Tensor:
-        # Gradients pass through three scores a pair: two products of matrices less.
+        # Gradients pass through three scores per pair only, which saves two matrix products.
         images, captions = unit_embeddings(images, captions)
         with without_autocast(images.device):
             scores = images.detach() @ captions.detach().T
             hardest = _Hardest(scores, *_masks(scores, positive_mask))
             positive = (images * captions).sum(1)
-            of_row = (images * captions[hardest.caption]).sum(1)
-            of_column = (images[hardest.image] * captions).sum(1)
-        return self._of_three(positive, of_row, of_column, hardest)
+            row_max = (images * captions[hardest.caption]).sum(1)
+            column_max = (images[hardest.image] * captions).sum(1)
+        return self._from_three_scores(positive, row_max, column_max, hardest)
 
-    def _of_three(
-        self, positive: Tensor, of_row: Tensor, of_column: Tensor, hardest: _Hardest
+    def _from_three_scores(
+        self, positive: Tensor, row_max: Tensor, column_max: Tensor, hardest: _Hardest
     ) -> Tensor:
         """Return the loss from the scores of true pairs and of hardest negatives, each ``(B,)``."""
-        lead = positive - self.margin
-        rows = (of_row - lead).relu().masked_fill(hardest.row_is_alone, 0.0)
-        columns = (of_column - lead).relu().masked_fill(hardest.column_is_alone, 0.0)
+        limit = positive - self.margin  # negatives above it add a hinge
+        rows = (row_max - limit).relu().masked_fill(hardest.row_is_alone, 0.0)
+        columns = (column_max - limit).relu().masked_fill(hardest.column_is_alone, 0.0)
         return self._reduce(rows + columns, positive)
 
 
 class _Hardest:
-    """Where the hardest negatives of all queries lie in a matrix of scores without gradient.
+    """Positions of all queries' hardest negatives in a matrix of scores, which has no gradient.
 
     Attributes:
         caption: Column of each picture's hardest caption, ``(B,)``.
@@ -273,12 +278,12 @@ class _Hardest:
 class HingeCurriculum(_OnScores):
     """Sum of hinges for the first ``warmup_steps`` updates, then max of hinges.
 
-    Call `step` after each update. An optimiser with adaptive step lengths must forget the larger
-    gradients of the sum at the switch, else the maximum moves at a fraction of its step for as
-    long as the averages last: reset its state when `step` returns true, or average the negatives.
+    Call `step` after each update. An optimiser that adapts its steps to past gradients must forget
+    the larger gradients of the sum at the switch. Otherwise its steps are too small for as long as
+    its averages last. Reset its state when `step` returns true, or average the negatives.
 
     Args:
-        warmup_steps: Updates with the sum, at least 0.
+        warmup_steps: Number of updates with the sum, at least 0.
         margin: As in `SumOfHinges`.
         reduction: As in `SumOfHinges`.
         average_negatives: As in `SumOfHinges`.
@@ -300,7 +305,7 @@ class HingeCurriculum(_OnScores):
         if not isinstance(warmup_steps, int) or warmup_steps < 0:
             raise ValueError(f"warmup_steps must be a whole number, at least 0, got {warmup_steps}")
         self.warmup_steps, self.steps = warmup_steps, 0
-        # Asked in `forward` in place of the count, on which torch.compile would specialise.
+        # `forward` reads this flag instead of the count, on which torch.compile would specialise.
         self._has_switched = warmup_steps == 0
         self.sum = SumOfHinges(margin, reduction, average_negatives=average_negatives)
         self.max = MaxOfHinges(margin, reduction)
@@ -341,7 +346,7 @@ def visible(losses: Tensor, positive: Tensor) -> Tensor:
     its value is not. Other losses are multiplied by 1 and get 0 added, which changes no number.
 
     Args:
-        losses: Of the pairs, ``(B,)``.
+        losses: Losses of the pairs, ``(B,)``.
         positive: Scores of the true pairs, ``(B,)``.
     """
     value = losses.detach()
@@ -370,7 +375,7 @@ def check_reduction(reduction: str) -> None:
 
 
 def check_groups(name: str, groups: Tensor) -> None:
-    """Raise a ValueError for numbers that would make one group of two, or two of one.
+    """Raise a ValueError for numbers whose type or values could merge groups or split one.
 
     Half precision rounds whole numbers above 2048 (``bfloat16``: 256), and NaN equals nothing.
     """
@@ -381,12 +386,12 @@ def check_groups(name: str, groups: Tensor) -> None:
 
 
 def _answer(question: Tensor) -> bool | None:
-    """Return the truth of a boolean scalar, or None where it has no value yet."""
+    """Return a boolean scalar as a bool, or None where it has no value yet."""
     if torch.compiler.is_compiling() or question.is_meta:
         return None
     try:
         return bool(question)
-    except RuntimeError:  # inside torch.vmap it is one a batch, and while tracing none at all
+    except RuntimeError:  # torch.vmap has one value per batch element, tracing has none
         return None
 
 
@@ -399,6 +404,7 @@ def _is_a_mask_in_numbers(values: Tensor) -> bool:
 
 
 def _masks(scores: Tensor, positive_mask: Mask) -> tuple[Tensor, Tensor]:
+    """Check scores and masks; return the masks for pictures and for captions as queries."""
     size = len(scores) if scores.ndim else 0
     if scores.shape != (size, size) or size == 0:
         raise ValueError(
@@ -420,6 +426,7 @@ def _masks(scores: Tensor, positive_mask: Mask) -> tuple[Tensor, Tensor]:
 
 
 def _check_mask(mask: Tensor, size: int, device: torch.device) -> Tensor:
+    """Return a boolean mask with the diagonal; mark it where no value can be read."""
     if not isinstance(mask, Tensor):
         raise ValueError(f"a mask must be a boolean tensor, got {type(mask).__name__}")
     if mask.shape != (size, size) or mask.dtype != torch.bool or mask.device != device:
@@ -427,9 +434,9 @@ def _check_mask(mask: Tensor, size: int, device: torch.device) -> Tensor:
             f"a mask must be boolean ({size}, {size}) on {device}, "
             f"got {mask.dtype} {tuple(mask.shape)} on {mask.device}"
         )
-    holds = _answer(mask.diagonal().all())
-    if holds is None:
+    has_diagonal = _answer(mask.diagonal().all())
+    if has_diagonal is None:
         return mask | torch.eye(size, dtype=torch.bool, device=device)
-    if not holds:
+    if not has_diagonal:
         raise ValueError("a mask must hold the diagonal: a true pair is no negative of its own")
     return mask

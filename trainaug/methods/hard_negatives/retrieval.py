@@ -1,4 +1,4 @@
-"""Retrieval metrics from scores: any number of captions a picture, ties counted against the model.
+"""Retrieval metrics from scores: any number of captions per picture, ties against the model.
 
 Chapter: notebooks/01_vse_hard_negatives.ipynb
 Reference: Faghri et al., VSE++, BMVC 2018, the evaluation protocol.
@@ -23,12 +23,12 @@ Ties = Literal["pessimistic", "expected", "optimistic"]
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """Metrics of one direction.
+    """Metrics of one direction, pictures to captions or captions to pictures.
 
     Attributes:
         r1: Percentage of queries whose best positive is ranked first.
-        r5: Among the first five.
-        r10: Among the first ten.
+        r5: The same for the first five.
+        r10: The same for the first ten.
         med_r: Median rank, counted from 1: floor of the median from 0, plus 1.
         mean_r: Mean rank, counted from 1.
     """
@@ -47,10 +47,11 @@ def retrieval_ranks(
 
     Args:
         scores: ``(Q, G)``, floating, higher is better. Rounding to half precision makes ties.
-        query_ids: What each query belongs to, ``(Q,)``, on the scores' device.
-        gallery_ids: What each gallery item belongs to, ``(G,)``; equal ids are positives.
-        ties: ``pessimistic`` puts negatives of equal score first, ``expected`` half of them,
-            ``optimistic`` none, with which a constant score is always right.
+        query_ids: Id of what each query belongs to, ``(Q,)``, on the scores' device.
+        gallery_ids: The same for each gallery item, ``(G,)``; items with a query's id are its
+            positives.
+        ties: ``pessimistic`` puts negatives of equal score first, ``expected`` half of them, and
+            ``optimistic`` none, so that a constant score is always right.
 
     Returns:
         float64 ``(Q,)``.
@@ -59,7 +60,7 @@ def retrieval_ranks(
         ValueError: If shapes, types or devices do not fit, there is no query, a score is not
             finite, they are on the meta device, or a query has no positive.
     """
-    _check(scores, query_ids, gallery_ids)
+    _check_scores_and_ids(scores, query_ids, gallery_ids)
     if ties not in ("pessimistic", "expected", "optimistic"):
         raise ValueError(f"ties must be pessimistic, expected or optimistic, got {ties!r}")
     positive = query_ids.unsqueeze(1) == gallery_ids  # (Q, G)
@@ -67,8 +68,8 @@ def retrieval_ranks(
         raise ValueError(f"query {int((~positive.any(1)).nonzero()[0])} has no positive")
     best = scores.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)  # (Q, 1)
     above = ((scores > best) & ~positive).sum(1).double()
-    level = ((scores == best) & ~positive).sum(1).double()
-    return above + level * {"pessimistic": 1.0, "expected": 0.5, "optimistic": 0.0}[ties]
+    tied = ((scores == best) & ~positive).sum(1).double()
+    return above + tied * {"pessimistic": 1.0, "expected": 0.5, "optimistic": 0.0}[ties]
 
 
 def retrieval_metrics(
@@ -77,9 +78,9 @@ def retrieval_metrics(
     """Recall at 1, 5 and 10, median and mean rank of one direction.
 
     Args:
-        scores: As in `retrieval_ranks`, and so are the others.
-        query_ids: What each query belongs to, ``(Q,)``.
-        gallery_ids: What each gallery item belongs to, ``(G,)``.
+        scores: Scores ``(Q, G)``; all arguments are as in `retrieval_ranks`.
+        query_ids: Id of what each query belongs to, ``(Q,)``.
+        gallery_ids: Id of what each gallery item belongs to, ``(G,)``.
         ties: ``pessimistic``, ``expected`` or ``optimistic``.
 
     Returns:
@@ -96,10 +97,10 @@ def retrieval_metrics(
     ranks = retrieval_ranks(scores, query_ids, gallery_ids, ties)
     recalls = [100.0 * float((ranks < k).double().mean()) for k in (1, 5, 10)]
     ordered = ranks.sort().values
-    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     r1, r5, r10 = recalls
     return RetrievalMetrics(
-        r1, r5, r10, med_r=math.floor(float(middle)) + 1.0, mean_r=float(ranks.mean()) + 1.0
+        r1, r5, r10, med_r=math.floor(float(median)) + 1.0, mean_r=float(ranks.mean()) + 1.0
     )
 
 
@@ -107,10 +108,10 @@ def rsum(*directions: RetrievalMetrics) -> float:
     """Sum of the recalls of both directions, at most 600.
 
     Args:
-        *directions: Metrics of each direction, as `retrieval_metrics` gives them; two, as a rule.
+        *directions: Metrics of each direction from `retrieval_metrics`; usually two.
 
     Returns:
-        The sum of their recalls at 1, 5 and 10, in percent: from 0 to 300 a direction.
+        The sum of their recalls at 1, 5 and 10, in percent: from 0 to 300 per direction.
     """
     return sum(d.r1 + d.r5 + d.r10 for d in directions)
 
@@ -121,20 +122,20 @@ def folded_metrics(
     """Average both directions over disjoint folds of pictures, each with its own captions only.
 
     Args:
-        scores: ``(I, C)``, rows pictures.
-        image_ids: Identity of each picture, ``(I,)``, all different.
-        caption_ids: Picture that each caption belongs to, ``(C,)``.
-        num_folds: Folds, in the order of the pictures; at least 1.
+        scores: Scores ``(I, C)``; rows are pictures, columns captions.
+        image_ids: Id of each picture, ``(I,)``, all different.
+        caption_ids: Id of the picture that each caption belongs to, ``(C,)``.
+        num_folds: Number of folds, cut in the order of the pictures; at least 1.
 
     Returns:
-        Picture to caption, caption to picture. With five folds of 5000 pictures this is the
-        protocol "1K" of the paper.
+        The metrics of picture to caption and of caption to picture. With five folds of 5000
+        pictures this is the protocol "1K" of the paper.
 
     Raises:
         ValueError: As in `retrieval_ranks`, and if ids repeat, a caption belongs to no picture,
             or there are fewer pictures than folds.
     """
-    _check(scores, image_ids, caption_ids)
+    _check_scores_and_ids(scores, image_ids, caption_ids)
     if len(set(image_ids.tolist())) != len(image_ids):
         raise ValueError("image_ids repeat: leave duplicated picture rows out")
     known = torch.isin(caption_ids, image_ids)
@@ -157,7 +158,8 @@ def _mean(metrics: tuple[RetrievalMetrics, ...]) -> RetrievalMetrics:
     return RetrievalMetrics(*(sum(column) / len(metrics) for column in columns))
 
 
-def _check(scores: Tensor, row_ids: Tensor, column_ids: Tensor) -> None:
+def _check_scores_and_ids(scores: Tensor, row_ids: Tensor, column_ids: Tensor) -> None:
+    """Raise a ValueError unless scores are finite, with an id for each row and each column."""
     if scores.ndim != 2 or len(scores) == 0:
         raise ValueError(f"scores must have shape (Q, G), Q >= 1, got {tuple(scores.shape)}")
     if row_ids.shape != scores.shape[:1] or column_ids.shape != scores.shape[1:]:
@@ -170,7 +172,7 @@ def _check(scores: Tensor, row_ids: Tensor, column_ids: Tensor) -> None:
     for name, ids in (("ids of the rows", row_ids), ("ids of the columns", column_ids)):
         if ids.device != scores.device:
             raise ValueError(f"{name} are on {ids.device}, the scores on {scores.device}")
-        check_groups(name, ids)
-    if scores.is_meta:
+        check_groups(name, ids)  # ids must survive a comparison: no half precision, no NaN
+    if scores.is_meta:  # `finite` reads the values
         raise ValueError("scores on the meta device have no values to look at")
     finite("scores", scores)

@@ -22,21 +22,22 @@ __all__ = ["DistinctGroupBatchSampler"]
 class DistinctGroupBatchSampler(OrderedBatchSampler):
     """Batches of distinct groups; each epoch visits every item once in a fresh random order.
 
-    The items of a group stand side by side in a random order of groups and are dealt to the
-    batches in turn. All batches have ``batch_size`` items or a few fewer, equal up to one. With
-    several ranks this holds of the global batch, so that gathered embeddings are distinct, too.
+    The groups are put in random order, with the items of each next to each other, and the items are
+    dealt to the batches in turn. Batches have ``batch_size`` items or a few fewer; their sizes
+    differ by at most one. With several ranks all this holds for the global batch, so that gathered
+    embeddings are of distinct groups, too.
 
     Args:
         groups: Group of each item, say its picture's number, an integer type, shape ``(N,)``.
         batch_size: Largest size of a batch, at least 1, of each rank.
         generator: Source of the orders, with equal seeds on all ranks.
-        num_replicas: Processes that train together.
-        rank: This process.
+        num_replicas: Number of processes that train together.
+        rank: Number of this process, from 0.
 
     Raises:
         ValueError: If ``groups`` is empty, not one-dimensional or not of integers, ``batch_size``
             is below 1, a group has more items than there are batches, or a rank would get an
-            empty batch; while loading, if a state belongs to other groups.
+            empty batch; when a state is loaded, if it belongs to other groups.
 
     Example:
         >>> sampler = DistinctGroupBatchSampler(
@@ -60,7 +61,7 @@ class DistinctGroupBatchSampler(OrderedBatchSampler):
         if groups.is_floating_point() or groups.is_complex():
             raise ValueError(f"groups must be numbers of an integer type, got {groups.dtype}")
         super().__init__(len(groups), batch_size, generator, num_replicas=num_replicas, rank=rank)
-        self.num_batches = -(-len(groups) // (batch_size * num_replicas))
+        self.num_batches = -(-len(groups) // (batch_size * num_replicas))  # rounded up
         self.groups = groups.cpu()
         kinds, self._kind_of, counts = torch.unique(
             self.groups.long(), return_inverse=True, return_counts=True
@@ -81,11 +82,13 @@ class DistinctGroupBatchSampler(OrderedBatchSampler):
         return self.num_batches
 
     def _draw_epoch(self) -> tuple[Tensor, list[int]]:
+        """Draw the order of the items, batch by batch, and return it with the batches' sizes."""
         shuffled = self._permutation(self.num_examples)
-        places = self._permutation(self._num_kinds)
-        order = shuffled[places[self._kind_of[shuffled]].argsort(stable=True)]  # side by side
-        turn = self._permutation(self.num_batches).tolist()
-        batches = [order[start :: self.num_batches] for start in turn]
+        group_ranks = self._permutation(self._num_kinds)
+        # sorted by the ranks of their groups, the items of a group are next to each other
+        order = shuffled[group_ranks[self._kind_of[shuffled]].argsort(stable=True)]
+        starts = self._permutation(self.num_batches).tolist()
+        batches = [order[start :: self.num_batches] for start in starts]
         return torch.cat(batches), [len(batch) for batch in batches]
 
     def _own_state(self) -> StateDict:

@@ -53,7 +53,7 @@ def order_scores(images: Tensor, captions: Tensor, *, chunk_size: int = 64) -> T
     r"""Score each picture with each caption, $s(i,c)=-\|\max(0,g(c)-f(i))\|_2$.
 
     Args:
-        images: Embeddings $f(i)$, shape ``(B, D)``; non-negative in the source, see its ``abs``.
+        images: Embeddings $f(i)$, shape ``(B, D)``; the source first takes their moduli (``abs``).
         captions: Embeddings $g(c)$, shape ``(M, D)``, on the same device.
         chunk_size: Pictures handled at once; the intermediate is ``(chunk_size, M, D)``.
 
@@ -78,7 +78,7 @@ def order_scores(images: Tensor, captions: Tensor, *, chunk_size: int = 64) -> T
 
 
 def check_embeddings(images: Tensor, captions: Tensor) -> torch.dtype:
-    """Return the type of the scores of two floating ``(B, D)`` and ``(M, D)``, the wider one."""
+    """Check embeddings ``(B, D)`` and ``(M, D)``; return the wider type, which scores will have."""
     if images.ndim != 2 or captions.ndim != 2 or images.shape[1] != captions.shape[1]:
         raise ValueError(
             f"need (B, D) and (M, D), got {tuple(images.shape)} and {tuple(captions.shape)}"
@@ -93,7 +93,7 @@ def check_embeddings(images: Tensor, captions: Tensor) -> torch.dtype:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Leave products in the type of their factors, where autocast would round them to half."""
+    """Switch off autocast, which would round products to half precision."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
