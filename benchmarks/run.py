@@ -35,7 +35,10 @@ OUT = RESULTS / "bench" / "benchmarks.json"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One number and its target: at most ``target``, or at least where ``larger`` is better."""
+    """One number and its target: at most ``target``, or at least that if ``larger`` is better.
+
+    ``field`` names the number in what ``run`` returns.
+    """
 
     name: str
     run: Callable[[], dict[str, Any]]
@@ -392,6 +395,7 @@ def run_all(out: Path = OUT) -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """Name of the processor's model; on Linux `platform` does not give it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
