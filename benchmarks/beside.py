@@ -44,11 +44,9 @@ def hinge_against_library(size: int = 1024) -> dict[str, Any]:
     images, captions = _embeddings(size)
     distance = distances.CosineSimilarity()
     theirs = losses.TripletMarginLoss(0.2, distance=distance, reducer=reducers.SumReducer())
-    miner, labels, ours = (
-        miners.BatchHardMiner(distance=distance),
-        torch.arange(size),
-        MaxOfHinges(),
-    )
+    miner = miners.BatchHardMiner(distance=distance)
+    labels = torch.arange(size)
+    ours = MaxOfHinges()
 
     def library() -> None:
         total = images.new_zeros(())
@@ -88,7 +86,8 @@ def assignment(network: str, batch: int = 128) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(batch, 1, 28, 28, generator=generator)
     y = torch.randint(10, (batch,), generator=generator)
-    model, centers = make_network(network, 0), GradientCenters(batch)
+    model = make_network(network, 0)
+    centers = GradientCenters(batch)
     centers.append(layer_factors(model, _losses, x, y))
 
     def assigned() -> None:

@@ -41,7 +41,9 @@ def _mix(k: int, **options: Any) -> SumMix:
 def against_mixup(shape: Shape, pairs: int = 400) -> dict[str, Any]:
     """Time mixes of two, with equal and with drawn weights, against torchvision's ``MixUp``."""
     x, y = _batch(shape)
-    equal, drawn, theirs = _mix(2), _mix(2, alpha=1.0), MixUp(alpha=1.0, num_classes=CLASSES)
+    equal = _mix(2)
+    drawn = _mix(2, alpha=1.0)
+    theirs = MixUp(alpha=1.0, num_classes=CLASSES)
     ratio = _paired(lambda: equal(x, y), lambda: theirs(x, y), pairs)
     also = _paired(lambda: drawn(x, y), lambda: theirs(x, y), pairs)
     return ratio | {"ratio_with_drawn_weights": also["ratio"]}
@@ -57,7 +59,8 @@ def eight_against_two(shape: Shape, pairs: int = 400) -> dict[str, Any]:
 def share_of_a_step(steps: int = 20) -> dict[str, Any]:
     """Time mixes of four samples as a share of whole training steps of a ResNet-8."""
     x, y = _batch((3, 32, 32))
-    mix, model = _mix(4), ResNet8(CLASSES, torch.Generator().manual_seed(0))
+    mix = _mix(4)
+    model = ResNet8(CLASSES, torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True)
     mixing, whole = [], []
     for _ in range(steps + 2):

@@ -113,9 +113,10 @@ def _full_complex_seconds(X: Tensor, y: Tensor, shape: tuple[int, ...]) -> tuple
     """
     import cvxpy as cp
 
-    Z, signal = signed_rows(X, y), FourierNorm("linf", shape)
-    scale = float(norm(Z, signal).max())
-    F = signal.transform(torch.eye(Z.shape[1], dtype=torch.float64)).T.numpy()
+    Z = signed_rows(X, y)
+    attack = FourierNorm("linf", shape)
+    scale = float(norm(Z, attack).max())
+    F = attack.transform(torch.eye(Z.shape[1], dtype=torch.float64)).T.numpy()
     start = time.perf_counter()
     w = cp.Variable(Z.shape[1])
     problem = cp.Problem(cp.Minimize(cp.norm1(F @ w)), [(Z / scale).numpy() @ w >= 1])

@@ -370,7 +370,8 @@ def run_all(out: Path = OUT) -> dict[str, Any]:
             details = bench.run()
             measured = float(details[bench.field])
         except Exception as error:
-            details, measured = {"error": f"{type(error).__name__}: {error}"}, None
+            details = {"error": f"{type(error).__name__}: {error}"}
+            measured = None
         rows.append(
             {
                 "name": bench.name,
@@ -427,6 +428,7 @@ def check(out: Path = OUT) -> list[str]:
 
 
 def main() -> int:
+    """Measure and print every benchmark, or check the stored figures; 1 if one misses a target."""
     parser = argparse.ArgumentParser(description="Run the benchmarks and store their figures.")
     parser.add_argument(
         "--check", action="store_true", help="compare the stored figures with their targets"

@@ -50,7 +50,8 @@ def _random_snooze(n: int) -> EpochBatchSampler:
 
 
 def _paced(n: int) -> EpochBatchSampler:
-    pacing, scores = partial(linear_pacing, a=0.5, b=0.2), torch.arange(n)
+    pacing = partial(linear_pacing, a=0.5, b=0.2)
+    scores = torch.arange(n)
     return PacedSampler(scores, BATCH, stream(0, "order"), pacing=pacing, num_steps=-(-n // BATCH))
 
 

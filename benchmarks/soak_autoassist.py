@@ -66,12 +66,14 @@ def soak(num_batches: int = 20_000, seconds: float | None = None) -> dict[str, A
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(N, D, generator=generator), torch.arange(N) % K
     assistant = ImageAssistant(D, K, generator).share_memory()
-    boss, shared = psutil.Process(), _shared_files()
+    boss = psutil.Process()
+    shared_before = _shared_files()
     children = set(multiprocessing.active_children())
     start = time.perf_counter()
     worker_growth: list[int] = []
     settled = num_batches // 10  # batches of a worker until its memory is measured first
-    killed_at, taken, of_worker = num_batches // 2, 0, 0
+    killed_at = num_batches // 2
+    taken = of_worker = 0  # batches in all, and of the present worker
     with AsyncBatches(build, (assistant, x, y), num_examples=N, batch_size=B, x=x, y=y) as batches:
         worker = psutil.Process(batches.worker_pid)
 
@@ -108,7 +110,8 @@ def soak(num_batches: int = 20_000, seconds: float | None = None) -> dict[str, A
         # the Assistant's shared weights survive the worker that trained them
         assert float((assistant.class_bias.detach() - before).abs().max()) < 0.1
         batches.restart()
-        worker, of_worker = psutil.Process(batches.worker_pid), 0
+        worker = psutil.Process(batches.worker_pid)
+        of_worker = 0
         while taken < num_batches:
             take_pass(num_batches)
         worker_growth.append(worker.memory_info().rss - at_first[worker.pid])
@@ -131,7 +134,7 @@ def soak(num_batches: int = 20_000, seconds: float | None = None) -> dict[str, A
     stages = ("assistant_steps", "dropped_feedback", "waiting_feedback")
     lost = num_batches - sum(counts[stage] for stage in stages)
     assert 0 <= lost <= 1, counts  # the killed worker may not have counted its last step
-    counts["shared_files"] = _shared_files() - shared
+    counts["shared_files"] = _shared_files() - shared_before
     assert set(multiprocessing.active_children()) == children, "a worker is left"
     assert max(growth, *worker_growth) < GROWTH, counts
     assert more_files <= 0, counts

@@ -29,7 +29,8 @@ def loop_against_by_hand() -> dict[str, Any]:
     features, hidden, classes = SIZES
     x = torch.randn(EXAMPLES, features, generator=stream(0, "x"))
     y = torch.randint(classes, (EXAMPLES,), generator=stream(0, "y"))
-    data, criterion = IndexedDataset(x, y), functools.partial(F.cross_entropy, reduction="none")
+    data = IndexedDataset(x, y)
+    criterion = functools.partial(F.cross_entropy, reduction="none")
 
     def ours() -> nn.Module:
         model = MLP(features, hidden, classes, stream(0, "init"))
@@ -41,7 +42,8 @@ def loop_against_by_hand() -> dict[str, Any]:
     def by_hand() -> nn.Module:
         model = MLP(features, hidden, classes, stream(0, "init"))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        generator, losses = stream(0, "order"), []
+        generator = stream(0, "order")
+        losses = []
         model.train()
         for _ in range(EPOCHS):
             for index in torch.randperm(EXAMPLES, generator=generator).split(BATCH):

@@ -73,7 +73,8 @@ def rates(law: Law, draws: int) -> list[dict[str, str]]:
 def regions(values: NDArray[np.float64], worth: float) -> tuple[NDArray[np.float64], ...]:
     """Lower and upper ends of the region that each sample's word, with its addition, stands for."""
     given = words(values, worth)
-    n, mean, sd = values.shape[1], values.mean(axis=1), values.std(axis=1, ddof=1)
+    n = values.shape[1]
+    mean, sd = values.mean(axis=1), values.std(axis=1, ddof=1)
     half = stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n)
     small, large = mean + half < worth, mean - half >= worth
     low = {"holds": np.where(large, worth, 0.0), "no effect": -worth}
@@ -96,7 +97,8 @@ def prefix_contradictions(draws: int) -> list[dict[str, str]]:
         for n in (12, 16, 24, 48):
             rng = np.random.default_rng([n, 7, int(10 * truth)])
             values = rng.normal(truth, 1.0, size=(draws, n))
-            whole, (low, high) = words(values, 1.0), regions(values, 1.0)
+            whole = words(values, 1.0)
+            low, high = regions(values, 1.0)
             for part in sorted({n // 2, 2 * n // 3, n - 1}):
                 before = words(values[:, :part], 1.0)
                 pairs = (("holds", "opposite"), ("opposite", "holds"))

@@ -87,6 +87,7 @@ def imported_modules(entry: str, root: Path = ROOT) -> dict[str, Path]:
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """Remove the docstrings from a tree, in place."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None

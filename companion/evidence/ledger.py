@@ -158,6 +158,7 @@ class Part(_Rule):
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> Part:
+        """Refuse a part without a field that its kind needs, or with one of another kind."""
         if self.kind is None:
             raise ValueError("give a kind")
         if not self.settings:
@@ -245,6 +246,7 @@ class Claim(_Rule):
 
     @model_validator(mode="after")
     def _can_be_decided(self) -> Claim:
+        """Refuse a claim without a rule, with two, with too few seeds, or with a wrong effect."""
         given = [bool(self.settings), bool(self.all_of), bool(self.any_of)]
         if sum(given) > 1 or (not any(given) and self.unanswered is None):
             raise ValueError("give settings, or all_of, or any_of, or unanswered with the reason")

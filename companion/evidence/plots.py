@@ -97,10 +97,12 @@ def spread(
         positions = [x] * len(values)
         pairs = (values, positions) if horizontal else (positions, values)
         axis.plot(*pairs, ".", color=colour, alpha=0.3, markersize=5)
-    mean, half = values[0], 0.0
+    mean = values[0]
+    half = 0.0
     if len(values) > 1:
         interval = t_interval(values, 0.95)
-        mean, half = interval.mean, interval.high - interval.mean
+        mean = interval.mean
+        half = interval.high - interval.mean
     if horizontal:
         axis.errorbar(mean, x, xerr=half, fmt="o", color=colour, capsize=3, label=label)
     else:

@@ -535,7 +535,8 @@ def read_reference(profile: str, chapter: str, root: Path = RESULTS) -> Referenc
     if not path.is_file():
         return None
     record_set = read_record_set(folder)
-    lines, rows = _lines_of(path), _lines_of(folder / "provenance.jsonl")
+    lines = _lines_of(path)
+    rows = _lines_of(folder / "provenance.jsonl")
     if len(lines) != len(rows):
         raise ValueError(f"{path}: {len(lines)} records, but {len(rows)} lines of provenance")
     records: list[Record] = []

@@ -60,6 +60,7 @@ def _addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
 
 
 def _sqrt(x: Tensor) -> Tensor:
+    """Square root by NumPy, or by torch for types that this module does not replace."""
     if x.dtype in (torch.float32, torch.float64) and not x.is_neg():
         out = torch.empty_like(x)
         with np.errstate(invalid="ignore"):  # the root of a negative number is nan, as in torch

@@ -148,7 +148,9 @@ def _answer(request: Request) -> Answer:
     from companion.evidence.store import canonical_json
     from companion.lab.conditions import conditions_of
 
-    run, asked, store = request.run, request.conditions, request.store
+    run = request.run
+    asked = request.conditions
+    store = request.store
     try:
         measured = conditions_of(run, asked.code, is_canonical=is_canonical())
         if measured != asked:

@@ -185,7 +185,8 @@ def verify_sample(
     """
     chosen: list[tuple[Chapter, Run, Record]] = []
     for number in numbers:
-        chapter, reference = load_chapter(number), read_reference("standard", number)
+        chapter = load_chapter(number)
+        reference = read_reference("standard", number)
         if reference is None or not reference.record_set.canonical:
             say(f"chapter {number}: no canonical evidence")
             continue

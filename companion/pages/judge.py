@@ -178,7 +178,8 @@ def judge(
             say(f"chapter {path.stem}: {line}")
         write_atomic(path, text)
         say(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name}")
-    picture, path = front_figure_png(), front_figure_path()
+    picture = front_figure_png()
+    path = front_figure_path()
     if not path.is_file() or path.read_bytes() != picture:
         write_atomic(path, picture)
         say(f"wrote {path.name}")

@@ -271,6 +271,7 @@ def _watch(child: subprocess.Popen[bytes], plan: Sequence[Run], store: Store, di
 
 
 def _last_error(log: str) -> str:
+    """Last line of a log that begins with the name of an exception, else the last line."""
     lines = [line for line in log.splitlines() if line.strip()]
     for line in reversed(lines):
         name = line.split(":")[0]
@@ -299,6 +300,7 @@ def _judge_and_compare(
     profile: str,
     pairs: Sequence[tuple[Record, Record]],
 ) -> None:
+    """Fill in the numbers of the claims, the comparison with the evidence, or why there is none."""
     report.judgements = judge_records(chapter, [record for record, _ in pairs], all_there_are=True)
     reference = read_reference(profile, chapter.number)
     if reference is None:
@@ -315,6 +317,7 @@ def _judge_and_compare(
 
 
 def _report_text(profile: str, reports: Sequence[ChapterReport]) -> str:
+    """Markdown of the report: a sentence, a table of notebooks, then all differences and faults."""
     comparisons = [report.comparison for report in reports if report.comparison is not None]
     unavailable = {report.number: report.unavailable for report in reports if report.unavailable}
     failed = [report.number for report in reports if report.failure]
@@ -379,6 +382,7 @@ def _both(report: ChapterReport) -> list[dict[str, str]]:
 
 
 def _numbers(judgements: Sequence[Judgement]) -> dict[tuple[str, str], str]:
+    """Shown numbers by claim and setting."""
     return {
         (judgement.id, f"{effect.part} {effect.name}".strip()): (
             f"{shown_effect(effect)}, n = {effect.n}"

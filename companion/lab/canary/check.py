@@ -172,6 +172,7 @@ def compute_canaries(
 def _in_child(
     number: str, names: Sequence[str], details: bool, progress: Callable[[str], None]
 ) -> list[Canary]:
+    """Compute canaries of one chapter in one child process."""
     canaries = []
     arguments = ["run", number, *["--details"] * details]
     for canary in _ask_child(arguments, names, Canary.from_json):
@@ -340,7 +341,8 @@ def moved_constants(number: str, folder: Path = CANARIES) -> list[str]:
     Raises:
         ValueError: If the file is not what `write_constants` writes.
     """
-    today, committed = default_settings(number), _read_constants(folder).get(number, {})
+    today = default_settings(number)
+    committed = _read_constants(folder).get(number, {})
     return [
         f"{kind}.{name}"
         for kind, defaults in sorted(committed.items())
