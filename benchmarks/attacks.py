@@ -13,18 +13,18 @@ from trainaug.methods.attacks.balls import AttackNorm, _ball
 from trainaug.methods.attacks.pgd import _STEP_SWEEPS, _Attack
 from trainaug.training.models import SmallCNN
 
-PAIR: tuple[tuple[AttackNorm, float], ...] = (("linf", 0.03), ("fourier_linf", 0.3))
+PAIR: tuple[tuple[AttackNorm, float], ...] = (("linf", 0.03), ("fourier_linf", 0.3))  # with eps
 
 
 def fourier_step_against_linf(pairs: int = 40) -> dict[str, Any]:
     """Time one step of Fourier PGD against one of plain linf PGD, on one thread.
 
     A step is the gradient, the steepest direction and the projections on ball and box (0, 1).
-    Inputs are random, of the size of Fashion-MNIST in batches of 128; the SmallCNN is untrained.
+    Inputs are a random batch of 128 pictures of Fashion-MNIST's size; the SmallCNN is untrained.
 
     Returns:
-        Seconds of a step of either kind in each interleaved pair, the ratios Fourier / linf, and
-        their median under ``ratio``.
+        Seconds of one step of each kind in ``pairs`` interleaved pairs, the ratios Fourier / linf,
+        and their median under ``ratio``.
     """
     generator = torch.Generator().manual_seed(0)
     model = SmallCNN(10, generator).eval()

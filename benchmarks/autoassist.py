@@ -1,7 +1,7 @@
-"""Timings of AutoAssist: what filtering costs the Boss, beside it and in its own process.
+"""Timings of AutoAssist: what filtering costs the Boss, in its own process and in a worker.
 
-Boss: `StridedConvNet`, B = 128, pictures of Fashion-MNIST's size, one thread. Each process needs a
-core of its own.
+The Boss, the network that is trained, is a `StridedConvNet` with B = 128 and pictures of
+Fashion-MNIST's size, on one thread. Each process needs a core of its own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def _losses(logits: Tensor, y: Tensor) -> Tensor:
 def build(
     assistant: ImageAssistant, x: Tensor, y: Tensor, attempt: int
 ) -> tuple[AssistedSampler, AssistantTrainer]:
-    """Make sampler and Assistant, in the worker or here."""
+    """Make sampler and Assistant, in the worker or in this process.
+
+    It stands at the top of the module, because the worker receives it by its name. ``attempt`` is
+    the number of restarts; it enters the seeds, so that a new worker draws other numbers.
+    """
     features = x.flatten(1)  # rows are gathered faster by `index_select` than by an index
     trainer = AssistantTrainer(
         assistant, lambda index: (features.index_select(0, index), y.index_select(0, index))
@@ -51,7 +55,7 @@ def build(
 
 
 class _Boss:
-    """A network in training, a block of steps at a time."""
+    """A network with data and optimiser, trained for a block of steps at a time."""
 
     def __init__(self, n: int) -> None:
         torch.set_num_threads(1)
@@ -69,7 +73,7 @@ class _Boss:
         return AsyncBatches(build, args, **sizes, synchronous=synchronous)
 
     def run(self, batches: Any, steps: int) -> float:
-        """Return seconds of so many steps."""
+        """Train for so many steps and return their seconds."""
         start = time.perf_counter()
         parts = self.model, self.dataset, batches, _losses, self.optimizer
         train(*parts, max_steps=steps, feedback=getattr(batches, "update", None))
@@ -80,13 +84,14 @@ class _Boss:
 def step_against_plain(
     synchronous: bool, steps: int = 60, pairs: int = 20, n: int = N
 ) -> dict[str, Any]:
-    """Time blocks of steps with AutoAssist against the plain sampler, in turn.
+    """Time blocks of steps with AutoAssist against blocks with the plain sampler, alternately.
 
-    A block is three times the queue, so that most of its batches are formed while it runs.
+    A block is three times as long as the queue, so that most of its batches are formed meanwhile.
 
     Returns:
-        The ratio; share of its blocks that the Boss waited, of examples scanned per kept one, and
-        the dropped feedbacks.
+        ``ratio`` of seconds; ``waiting_share``, the share of its time that the Boss waited;
+        ``scans``, the examples that were scanned for each one kept; the numbers of dropped
+        feedbacks and of the Assistant's steps.
     """
     boss = _Boss(n)
     plain = RandomBatchSampler(n, BATCH, torch.Generator().manual_seed(1), drop_last=True)
@@ -97,7 +102,7 @@ def step_against_plain(
             nonlocal spent
             spent += boss.run(batches, steps)
 
-        next(iter(batches))  # the start of the worker
+        next(iter(batches))  # waits for the start of the worker, which is not timed
         ratio = _paired(assisted, lambda: boss.run(plain, steps), pairs)
         return ratio | {
             "waiting_share": batches.waited_seconds / spent,
@@ -108,10 +113,10 @@ def step_against_plain(
 
 
 def assistant_share(n: int = BATCH) -> dict[str, Any]:
-    """Count the Assistant's multiply-adds for an example of the Boss against the Boss's.
+    """Count the multiply-adds of the Assistant against those of the Boss, per example of the Boss.
 
-    The Boss's are those of forward and backward; the Assistant scans at most 1 / base examples for
-    it, and learns from it, forward and backward.
+    The Boss's are those of forward and backward. For each of these examples the Assistant scans at
+    most 1 / base examples, and then learns from it, forward and backward.
     """
     boss = _Boss(n)
     with FlopCounterMode(display=False) as counter:

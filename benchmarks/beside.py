@@ -1,9 +1,9 @@
-"""The methods beside what a user would write or install instead: paired ratios with intervals.
+"""The methods against what a user would write or install instead: paired ratios with intervals.
 
     python benchmarks/beside.py [NAME ...]
 
-Prints each ratio with its 95 % interval and its target; `make bench` stores them with the others.
-Nothing of canonical mode is set here.
+It prints each ratio with its 95 % interval and its target; `make bench` stores the ratios with the
+other benchmarks. Canonical mode is not used, because users do not use it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trainaug.methods.cascading_sum import SumMix
 from trainaug.methods.gradient_clustering import GradientCenters, layer_factors
 from trainaug.methods.hard_negatives import MaxOfHinges, SumOfHinges, cosine_scores
 
-SLACK = 1.1  # the upper end of an interval may lie so much above a target
+SLACK = 1.1  # the upper end of an interval may exceed the target by this factor
 
 
 def _embeddings(size: int, dim: int = 1024) -> tuple[Tensor, Tensor]:
@@ -37,18 +37,16 @@ def _embeddings(size: int, dim: int = 1024) -> tuple[Tensor, Tensor]:
 
 
 def hinge_against_library(size: int = 1024) -> dict[str, Any]:
-    """Scores and maximum, against batch-hard triplets of pytorch-metric-learning both ways."""
+    """Scores and maximum, against batch-hard triplets of pytorch-metric-learning in both roles."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pytorch_metric_learning import distances, losses, miners, reducers
     images, captions = _embeddings(size)
     distance = distances.CosineSimilarity()
     theirs = losses.TripletMarginLoss(0.2, distance=distance, reducer=reducers.SumReducer())
-    miner, labels, ours = (
-        miners.BatchHardMiner(distance=distance),
-        torch.arange(size),
-        MaxOfHinges(),
-    )
+    miner = miners.BatchHardMiner(distance=distance)
+    labels = torch.arange(size)
+    ours = MaxOfHinges()
 
     def library() -> None:
         total = images.new_zeros(())
@@ -83,11 +81,13 @@ def _losses(logits: Tensor, y: Tensor) -> Tensor:
 
 def assignment(network: str, batch: int = 128) -> dict[str, Any]:
     """Forward, backward and assignment to 128 clusters, against forward and backward."""
-    torch.zeros(7 << 20)  # once freed, blocks of such a size are used again, as in training
+    # once such a block is freed, the allocator reuses blocks of this size, as it does in training
+    torch.zeros(7 << 20)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(batch, 1, 28, 28, generator=generator)
     y = torch.randint(10, (batch,), generator=generator)
-    model, centers = make_network(network, 0), GradientCenters(batch)
+    model = make_network(network, 0)
+    centers = GradientCenters(batch)
     centers.append(layer_factors(model, _losses, x, y))
 
     def assigned() -> None:
@@ -101,8 +101,8 @@ def assignment(network: str, batch: int = 128) -> dict[str, Any]:
 
 
 def mixing(k: int, shape: tuple[int, int, int], batch: int = 128) -> dict[str, Any]:
-    """Mixes of K samples, as many as samples, against torchvision's `MixUp`."""
-    torch.zeros(1 << 22)
+    """As many mixes of K samples as there are samples, against torchvision's `MixUp`."""
+    torch.zeros(1 << 22)  # for the allocator, as in `assignment`
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(batch, *shape, generator=generator)
     y = torch.randint(10, (batch,), generator=generator)
@@ -112,7 +112,7 @@ def mixing(k: int, shape: tuple[int, int, int], batch: int = 128) -> dict[str, A
 
 
 def attack(steps: int = 20, batch: int = 128) -> dict[str, Any]:
-    """PGD of twenty steps, against twenty plain gradients by the input; a small conv net."""
+    """PGD of twenty steps, against twenty plain gradients with respect to the input; ResNet-8."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(batch, 1, 28, 28, generator=generator)
     model = make_network("resnet8", 0)
@@ -143,7 +143,7 @@ TARGETS: dict[str, tuple[Callable[[], dict[str, Any]], float]] = {
 
 
 def main() -> None:
-    """Measure the ratios whose names hold one of the words given, or all."""
+    """Measure the ratios whose names contain a word of the command line, or all without words."""
     for name, (measure, target) in TARGETS.items():
         if len(sys.argv) > 1 and not any(word in name for word in sys.argv[1:]):
             continue

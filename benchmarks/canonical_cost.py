@@ -1,9 +1,10 @@
-"""What canonical mode costs: core-seconds of real runs, canonical over native, in turn.
+"""What canonical mode costs: core-seconds of real runs in canonical mode and without it.
 
     python benchmarks/canonical_cost.py [--rounds N]
 
-Each run is computed in fresh processes of both kinds, alternately, one at a time; the ratio of a
-chapter is that of the sums of its runs' medians. Written to ``results/bench/canonical_cost.json``.
+Each run is computed in fresh processes of both kinds, alternately, one at a time. The ratio of a
+chapter, canonical over native, is that of the sums of its runs' medians. The outcome is written to
+``results/bench/canonical_cost.json``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ARMS = {
 
 
 def measure_here(number: str, arm: str) -> float:
-    """Core-seconds of a run in this process, imports and loading of data left out."""
+    """Core-seconds of a run in this process, without those of imports and loading of data."""
     from dataclasses import replace
 
     from companion.evidence.canonical import is_canonical
@@ -44,12 +45,13 @@ def measure_here(number: str, arm: str) -> float:
     chapter = load_chapter(number)
     assert chapter is not None
     run = next(run for run in chapter.plan("standard") if run.arm == arm)
-    compute(replace(run, config=tiny_config(run)), chapter.execute)  # loads what is loaded once
+    # a tiny run of the arm first, which imports and loads what the timed run needs
+    compute(replace(run, config=tiny_config(run)), chapter.execute)
     return compute(run, chapter.execute)[1]["core_seconds"]
 
 
 def measure(number: str, arm: str, *, is_canonical: bool) -> float:
-    """The same in a process of its own."""
+    """Core-seconds of a run in a new process, by `measure_here`."""
     answer = subprocess.run(
         [sys.executable, __file__, "--child", number, arm],
         env=child_environment(is_canonical=is_canonical),
@@ -75,7 +77,7 @@ def main() -> None:
         for arm in arms:
             seconds: dict[bool, list[float]] = {False: [], True: []}
             for turn in range(2 * arguments.rounds):
-                # native, canonical, canonical, native: a drift of the machine cancels
+                # native, canonical, canonical, native, so that a drift of the machine cancels
                 kind = turn % 4 in (1, 2)
                 seconds[kind].append(measure(number, arm, is_canonical=kind))
             native, canonical = (statistics.median(seconds[kind]) for kind in (False, True))

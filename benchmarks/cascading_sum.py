@@ -1,4 +1,4 @@
-"""Timings of the mixes: against torchvision, with more samples, in a step; rows in a cascade."""
+"""Timings of mixes (against torchvision, with more samples, in a step), and rows of a cascade."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ Shape = tuple[int, int, int]
 
 
 def _batch(shape: Shape) -> tuple[Tensor, Tensor]:
+    """A batch of random pictures and labels; sets one thread."""
     torch.set_num_threads(1)
-    torch.zeros(1 << 22)  # once freed, blocks of such a size are used again, as in training
+    # once such a block is freed, the allocator reuses blocks of this size, as it does in training
+    torch.zeros(1 << 22)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(BATCH, *shape, generator=generator)
     return x, torch.randint(CLASSES, (BATCH,), generator=generator)
@@ -37,25 +39,28 @@ def _mix(k: int, **options: Any) -> SumMix:
 
 
 def against_mixup(shape: Shape, pairs: int = 400) -> dict[str, Any]:
-    """Time mixes of two against torchvision's ``MixUp``; also with weights of its distribution."""
+    """Time mixes of two, with equal and with drawn weights, against torchvision's ``MixUp``."""
     x, y = _batch(shape)
-    equal, drawn, theirs = _mix(2), _mix(2, alpha=1.0), MixUp(alpha=1.0, num_classes=CLASSES)
+    equal = _mix(2)
+    drawn = _mix(2, alpha=1.0)
+    theirs = MixUp(alpha=1.0, num_classes=CLASSES)
     ratio = _paired(lambda: equal(x, y), lambda: theirs(x, y), pairs)
     also = _paired(lambda: drawn(x, y), lambda: theirs(x, y), pairs)
     return ratio | {"ratio_with_drawn_weights": also["ratio"]}
 
 
 def eight_against_two(shape: Shape, pairs: int = 400) -> dict[str, Any]:
-    """Time mixes of eight against mixes of two, as many of either."""
+    """Time mixes of eight samples against as many mixes of two."""
     x, y = _batch(shape)
     two, eight = _mix(2), _mix(8)
     return _paired(lambda: eight(x, y), lambda: two(x, y), pairs)
 
 
 def share_of_a_step(steps: int = 20) -> dict[str, Any]:
-    """Time mixes of four within whole training steps of a ResNet-8."""
+    """Time mixes of four samples as a share of whole training steps of a ResNet-8."""
     x, y = _batch((3, 32, 32))
-    mix, model = _mix(4), ResNet8(CLASSES, torch.Generator().manual_seed(0))
+    mix = _mix(4)
+    model = ResNet8(CLASSES, torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True)
     mixing, whole = [], []
     for _ in range(steps + 2):

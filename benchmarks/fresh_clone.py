@@ -2,10 +2,10 @@
 
     python benchmarks/fresh_clone.py [--folder FOLDER] [STEP ...]
 
-Writes ``results/bench/fresh_clone.json``, from which the README takes its figures, after each
-step; the others keep what was measured before. Steps are ``setup data reproduce again test sizes``,
-all by default, in this order: about an hour and some 10 GB of disk, on an idle machine with
-everything committed. With a folder the clone stays there and later steps use it again.
+After each step it writes ``results/bench/fresh_clone.json``, from which the README takes its
+figures; steps that are not run keep their earlier figures. Steps are ``setup data reproduce again
+test sizes``, all by default, in this order: about an hour and some 10 GB of disk, on an idle
+machine with everything committed. With a folder the clone stays there, and later steps use it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ TARGET = RESULTS / "bench" / "fresh_clone.json"
 
 
 def timed(command: tuple[str, ...], folder: Path) -> float:
-    """Run a command, echo what it prints, return its wall seconds; stop if it fails."""
+    """Run a command and return its wall seconds; a CalledProcessError if it fails."""
+    # without settings of this project, as a newcomer has none
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -47,18 +48,18 @@ def timed(command: tuple[str, ...], folder: Path) -> float:
 
 
 def gigabytes(*folders: Path) -> float:
-    """Size of the files below folders."""
+    """Size of all files below the folders, in 10^9 bytes."""
     files = (path for folder in folders for path in folder.rglob("*"))
     return sum(f.stat().st_size for f in files if f.is_file() and not f.is_symlink()) / 1e9
 
 
 def shown(seconds: float) -> str:
-    """Seconds or minutes."""
+    """Text of a time, in seconds or minutes."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def measure(name: str, clone: Path) -> str:
-    """One step in the clone."""
+    """Do one step in the clone and return the text of its time or size."""
     _, command = STEPS[name]
     if command:
         return shown(timed(command, clone))
@@ -77,7 +78,7 @@ def write(measured: dict[str, str]) -> None:
 
 
 def known() -> dict[str, str]:
-    """What was measured before."""
+    """Texts that were measured before, by step."""
     if not TARGET.is_file():
         return {}
     rows = json.loads(TARGET.read_text(encoding="utf-8"))["rows"]
@@ -85,9 +86,10 @@ def known() -> dict[str, str]:
 
 
 def main() -> None:
-    """Clone, run, measure, write."""
+    """Clone, then run, measure and store the steps that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path)
+    # argparse compares the default, an empty list, with the choices, too
     parser.add_argument("steps", nargs="*", choices=[*STEPS, []], default=[])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

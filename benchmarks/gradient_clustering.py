@@ -1,4 +1,4 @@
-"""Timings of gradient clustering: assignment, passes, memory, growth with examples and clusters."""
+"""Costs of gradient clustering: assignment, passes, memory, growth with examples and clusters."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def losses_of(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _setting(name: str, n: int = BATCH) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network with ``n`` random pictures and labels; sets one thread."""
     torch.set_num_threads(1)
-    torch.zeros(7 << 20)  # once freed, blocks of such a size are used again, as in training
+    # once such a block is freed, the allocator reuses blocks of this size, as it does in training
+    torch.zeros(7 << 20)
     g = torch.Generator().manual_seed(0)
     x, y = torch.rand(n, 1, 28, 28, generator=g), torch.randint(10, (n,), generator=g)
     return make_network(name, 0), x, y
@@ -40,7 +42,7 @@ def _plain(model: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 def assignment(name: str, pairs: int = 20) -> dict[str, Any]:
-    """Time assigning a batch, forward and backward included, against forward and backward.
+    """Time the assignment of a batch, forward and backward included, against these two alone.
 
     Returns:
         The ratio, and the route of each layer.
@@ -51,7 +53,8 @@ def assignment(name: str, pairs: int = 20) -> dict[str, Any]:
     centers.append(factors)
     ratio = _paired(
         lambda: centers.sq_distances(
-            layer_factors(model, losses_of, x, y, verify=False)  # as but the first batch of a pass
+            # in a pass of clustering only the first batch is verified
+            layer_factors(model, losses_of, x, y, verify=False)
         ).argmin(1),
         lambda: _plain(model, x, y),
         pairs,
@@ -61,7 +64,7 @@ def assignment(name: str, pairs: int = 20) -> dict[str, Any]:
 
 
 def full_pass(name: str, batches: int = 6, pairs: int = 5) -> dict[str, Any]:
-    """Time a pass of clustering against an epoch of training by SGD, on the same batches."""
+    """Time a pass of clustering against an epoch of SGD on the same batches."""
     model, x, y = _setting(name, BATCH * batches)
     parts = [(x[r], y[r], r) for r in torch.arange(len(x)).split(BATCH)]
     clustering = GradientClustering(
@@ -79,10 +82,11 @@ def full_pass(name: str, batches: int = 6, pairs: int = 5) -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    """Count the numbers that clustering an MLP keeps, against those of its gradients.
+    """Count the numbers that clustering an MLP keeps, against those of its examples' gradients.
 
-    Kept are factors of a batch, centres, sums of the next ones (two halves a cluster) and the
-    distances; materialised would be a gradient for each example of the batch alone.
+    Kept are the factors of a batch, the centres, the sums for the next centres (two halves per
+    cluster) and the distances. The alternative would materialise one gradient for each example of
+    the batch, and these alone are counted.
     """
     model, x, y = _setting("mlp")
     factors = layer_factors(model, losses_of, x, y)
@@ -92,16 +96,21 @@ def memory() -> dict[str, Any]:
     kept = sum(f.x.numel() + f.z_grad.numel() for f in factors.values())
     for tensors in (centers.centers, centers._sums):
         kept += sum(values.numel() for parts in tensors.values() for values in parts)
-    kept += BATCH * CLUSTERS * 2 * len(factors)  # float64
+    kept += BATCH * CLUSTERS * 2 * len(factors)  # distances; a float64 counts as two numbers
     made = BATCH * sum(p.numel() for p in model.parameters())
     return {"ratio": made / kept, "numbers_kept": kept, "numbers_materialised": made}
 
 
 def growth(what: str, repeats: int = 7) -> dict[str, Any]:
-    """Fit the exponent of seconds in the examples of a pass, or in K of the distances alone.
+    """Measure how the seconds grow with the examples of a pass, or of the distances with K.
+
+    Args:
+        what: ``examples`` or ``clusters``.
+        repeats: Timings of each size, of which the least counts.
 
     Returns:
-        The exponent, 1 if the cost is linear, and the points.
+        The exponent between the smallest and the largest size, 1 if the cost is linear, and the
+        seconds by size.
     """
     points = {}
     for size in (1024, 2048, 4096) if what == "examples" else (256, 512, 1024):

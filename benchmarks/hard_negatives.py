@@ -30,6 +30,7 @@ DIM = 1024
 
 
 def _seconds(compute: Callable[[], Tensor], leaf: Tensor) -> float:
+    """Seconds of forward and backward of a loss, whose gradient goes to ``leaf``."""
     leaf.grad = None
     start = time.perf_counter()
     compute().backward()
@@ -37,6 +38,7 @@ def _seconds(compute: Callable[[], Tensor], leaf: Tensor) -> float:
 
 
 def _paired(first: Callable[[], Tensor], second: Callable[[], Tensor], leaf: Tensor, pairs: int):
+    """Median of the ratios first / second of ``pairs`` alternate timings of `_seconds`."""
     ratios, seconds = [], []
     for number in range(pairs + 2):
         order = (first, second) if number % 2 else (second, first)
@@ -58,7 +60,10 @@ def max_against_sum(size: int) -> dict[str, Any]:
 
 
 def max_against_library(size: int) -> dict[str, Any]:
-    """Time scores and maximum against pytorch-metric-learning's batch-hard triplets, both ways."""
+    """Time scores and maximum against batch-hard triplets of pytorch-metric-learning.
+
+    The library's loss is taken twice, with images as queries and with captions as queries.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pytorch_metric_learning import distances, losses, miners, reducers
@@ -81,7 +86,7 @@ def max_against_library(size: int) -> dict[str, Any]:
     def mine() -> Tensor:
         return ours(cosine_scores(images, captions))
 
-    assert abs(float(mine() - library())) < 1e-2 * size**0.5
+    assert abs(float(mine() - library())) < 1e-2 * size**0.5  # both compute the same loss
     return _paired(mine, library, images, 30 if size < 512 else 8)
 
 
@@ -97,7 +102,7 @@ def share_of_a_step() -> dict[str, Any]:
 
 
 def chunked_memory() -> dict[str, Any]:
-    """Peak memory that the chunked maximum adds at B = 16 384, d = 256, in its own process."""
+    """Peak memory that the chunked maximum adds at B = 16 384, d = 256, in a new process."""
     done = subprocess.run(
         [sys.executable, __file__, "--memory"], capture_output=True, text=True, check=True
     )
@@ -105,6 +110,7 @@ def chunked_memory() -> dict[str, Any]:
 
 
 def _measure_memory() -> dict[str, float]:
+    """Peak memory, in GiB, and seconds of forward and backward of the chunked maximum."""
     torch.set_num_threads(1)
     images, captions = F.normalize(torch.randn(2, 16_384, 256), dim=2)
     images.requires_grad_(True)
@@ -116,7 +122,7 @@ def _measure_memory() -> dict[str, float]:
 
 
 def _peak_kibibytes() -> int:
-    """Largest resident memory of this process; ``ru_maxrss`` would start at the parent's."""
+    """Largest resident memory of this process in KiB; ``ru_maxrss`` would start at the parent's."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

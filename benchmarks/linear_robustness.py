@@ -1,4 +1,4 @@
-"""Timings of chapter 6: batched descent, the same problems one by one, imports, the notebook."""
+"""Timings of chapter 6: batched descent, the Fourier program, enclosures, imports, the notebook."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _batched_seconds(rows: list[Tensor], steps: int) -> float:
+    """Seconds of one call for all problems and norms."""
     Z, mask = padded(rows)
     start = time.perf_counter()
     steepest_descent_paths(Z, NORMS, record_at=[steps], mask=mask)
@@ -64,6 +65,7 @@ def _batched_seconds(rows: list[Tensor], steps: int) -> float:
 
 
 def _solo_seconds(rows: list[Tensor], steps: int) -> float:
+    """Seconds of one call per problem and norm."""
     start = time.perf_counter()
     for z in rows:
         for kind in NORMS:
@@ -72,7 +74,7 @@ def _solo_seconds(rows: list[Tensor], steps: int) -> float:
 
 
 def batched_descent(steps: int = 10_000) -> dict[str, Any]:
-    """Time 21 problems x 3 norms in one call on one thread."""
+    """Time one call for 21 problems x 3 norms on one thread."""
     rows = gaussian_rows()
     with _one_thread():
         _batched_seconds(rows, 20)  # warm up
@@ -104,12 +106,17 @@ def batched_against_solo(steps: int = 2_000, repetitions: int = 3) -> dict[str, 
 
 
 def _full_complex_seconds(X: Tensor, y: Tensor, shape: tuple[int, ...]) -> tuple[float, str]:
-    """Solve the Fourier program as it is first written down: all frequencies, complex constants."""
+    """Seconds and status of the Fourier program in its plainest form.
+
+    That form has all frequencies and complex constants, although half of them suffice for real
+    signals.
+    """
     import cvxpy as cp
 
-    Z, signal = signed_rows(X, y), FourierNorm("linf", shape)
-    scale = float(norm(Z, signal).max())
-    F = signal.transform(torch.eye(Z.shape[1], dtype=torch.float64)).T.numpy()
+    Z = signed_rows(X, y)
+    attack = FourierNorm("linf", shape)
+    scale = float(norm(Z, attack).max())
+    F = attack.transform(torch.eye(Z.shape[1], dtype=torch.float64)).T.numpy()
     start = time.perf_counter()
     w = cp.Variable(Z.shape[1])
     problem = cp.Problem(cp.Minimize(cp.norm1(F @ w)), [(Z / scale).numpy() @ w >= 1])
@@ -120,7 +127,7 @@ def _full_complex_seconds(X: Tensor, y: Tensor, shape: tuple[int, ...]) -> tuple
 def half_spectrum(data: str) -> dict[str, Any]:
     """Time the half-spectrum program against the full complex one, n = 100, set-up included.
 
-    ``max_margin`` demands the status *optimal*; that of the full program is noted.
+    ``max_margin`` demands that the solver's status be *optimal*; the full program's is returned.
     """
     if data == "gaussian":
         shape: tuple[int, ...] = (100,)
@@ -146,7 +153,7 @@ def half_spectrum(data: str) -> dict[str, Any]:
 
 
 def enclosure_seconds() -> dict[str, Any]:
-    """Time the machine-checked enclosure of one Fashion-MNIST pair, n = 100, for every attack."""
+    """Time the proved enclosure of one Fashion-MNIST pair's margin, n = 100, for every attack."""
     X, y = map(torch.from_numpy, binary_problem("fashion_mnist", (1, 9), n=100, seed=0)[:2])
     seconds: dict[str, Any] = {}
     with _one_thread():
@@ -171,11 +178,11 @@ print(json.dumps([middle - start, time.perf_counter() - middle]))
 def import_seconds(module: str, repetitions: int = 7) -> dict[str, Any]:
     """Time ``import module`` beyond ``import torch``, in fresh processes.
 
-    Each process times both imports, torch first: the pair shares its conditions, and the noise of
-    starting Python and of loading torch (tenths of a second) stays out of the difference.
+    Each process times both imports, torch first, so that starting Python and loading torch, whose
+    times vary by tenths of a second, do not affect the difference.
 
     Returns:
-        Seconds of both in each process, and the median of what ``module`` adds.
+        Seconds of both imports in each process, and the median of what ``module`` adds.
     """
     pairs = []
     for _ in range(repetitions + 1):
@@ -192,9 +199,9 @@ def import_seconds(module: str, repetitions: int = 7) -> dict[str, Any]:
 
 
 def open_chapter(path: Path = NOTEBOOKS / "06_linear_robustness.ipynb") -> dict[str, Any]:
-    """Time the kernel through the chapter's notebook in its default settings.
+    """Time the execution of the chapter's notebook in its default settings.
 
-    The kernel works in an empty folder, the notebook file is not changed.
+    The kernel works in an empty folder, and the notebook file is not changed.
 
     Raises:
         FileNotFoundError: If the notebook does not exist.

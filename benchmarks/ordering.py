@@ -25,7 +25,7 @@ BATCH, CANDIDATES = 64, 8
 def _paired(
     first: Callable[[], object], second: Callable[[], object], pairs: int
 ) -> dict[str, Any]:
-    """Median of the ratios first / second, timed in turn after two rounds of warming up."""
+    """Median of the ratios first / second of ``pairs`` alternate timings, after two to warm up."""
     torch.set_num_threads(1)
     ratios, seconds = [], []
     for number in range(pairs + 2):
@@ -41,6 +41,7 @@ def _paired(
 
 
 def _setting(data: str, name: str) -> Any:
+    """Return model, optimiser, candidate batches ``(8, 64, ...)`` with labels, and one batch."""
     parts = problem(data, 0)
     model = make_model(name, parts, 0)
     optimizer = sgd(model, 1e-3)
@@ -53,7 +54,7 @@ def _setting(data: str, name: str) -> Any:
 
 
 def scored_step(data: str, name: str) -> dict[str, Any]:
-    """Time a step that first scores eight candidates by ``min_loss`` against a plain step."""
+    """Time a step that first scores eight batches by ``min_loss`` against a plain step."""
     model, optimizer, x, y, one = _setting(data, name)
     score: Score = "min_loss"
     scorer = BatchScorer(score, model, losses_of, independent=True)
@@ -69,7 +70,7 @@ def scored_step(data: str, name: str) -> dict[str, Any]:
 
 
 def trial_steps(data: str, name: str) -> dict[str, Any]:
-    """Time eight trial steps one after another against the same side by side."""
+    """Time eight trial steps one after another against the same steps in one batched call."""
     model, optimizer, x, y, _ = _setting(data, name)
 
     def trials(together: bool) -> torch.Tensor:
@@ -80,7 +81,10 @@ def trial_steps(data: str, name: str) -> dict[str, Any]:
 
 
 def all_orders_at_once(name: str) -> dict[str, Any]:
-    """Time 720 orders one after another against the tree of shared beginnings, side by side."""
+    """Time the 720 orders of six batches one by one against all together.
+
+    Together, orders with the same beginning share its steps, and all copies are trained at once.
+    """
     parts = pair_problem(0)
     model = make_model(name, parts, 0)
     optimizer = sgd(model, 0.1)

@@ -1,4 +1,4 @@
-"""Ratios of seconds, measured in turn in one process, with their interval."""
+"""Ratios of the seconds of two calls, timed alternately in one process, with an interval."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def paired_blocks(
     blocks: int = 20,
     repeats: int = 10,
 ) -> dict[str, Any]:
-    """Time two calls in turn on one thread; first over second.
+    """Time two calls alternately on one thread, and compare the first with the second.
 
     A block times one call ``repeats`` times and then the other; blocks alternate which comes first.
 
     Returns:
-        ``ratio``, the geometric mean over blocks; ``lower`` and ``upper``, its 95 % interval of
-        Student's t on logarithms; ``ratios`` and ``seconds`` of a call by block.
+        ``ratio``, the geometric mean over blocks of first / second; ``lower`` and ``upper``, its
+        95 % interval by Student's t on logarithms; ``ratios`` and the ``seconds`` of one call of
+        each kind, by block.
     """
     torch.set_num_threads(1)
     ratios, seconds = [], []

@@ -35,7 +35,10 @@ OUT = RESULTS / "bench" / "benchmarks.json"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One number and its target: at most ``target``, or at least where ``larger`` is better."""
+    """One number and its target: at most ``target``, or at least that if ``larger`` is better.
+
+    ``field`` names the number in what ``run`` returns.
+    """
 
     name: str
     run: Callable[[], dict[str, Any]]
@@ -367,7 +370,8 @@ def run_all(out: Path = OUT) -> dict[str, Any]:
             details = bench.run()
             measured = float(details[bench.field])
         except Exception as error:
-            details, measured = {"error": f"{type(error).__name__}: {error}"}, None
+            details = {"error": f"{type(error).__name__}: {error}"}
+            measured = None
         rows.append(
             {
                 "name": bench.name,
@@ -392,6 +396,7 @@ def run_all(out: Path = OUT) -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """Name of the processor's model; on Linux `platform` does not give it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -423,6 +428,7 @@ def check(out: Path = OUT) -> list[str]:
 
 
 def main() -> int:
+    """Measure and print every benchmark, or check the stored figures; 1 if one misses a target."""
     parser = argparse.ArgumentParser(description="Run the benchmarks and store their figures.")
     parser.add_argument(
         "--check", action="store_true", help="compare the stored figures with their targets"

@@ -1,4 +1,4 @@
-"""Timings of the samplers at the size of ImageNet: milliseconds a batch, averaged over an epoch."""
+"""Timings of the samplers at the size of ImageNet: milliseconds per batch, averaged over epochs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def _random_snooze(n: int) -> EpochBatchSampler:
 
 
 def _paced(n: int) -> EpochBatchSampler:
-    pacing, scores = partial(linear_pacing, a=0.5, b=0.2), torch.arange(n)
+    pacing = partial(linear_pacing, a=0.5, b=0.2)
+    scores = torch.arange(n)
     return PacedSampler(scores, BATCH, stream(0, "order"), pacing=pacing, num_steps=-(-n // BATCH))
 
 
@@ -69,13 +70,13 @@ def slowest_batch(examples: int = EXAMPLES) -> dict[str, Any]:
     """Time two epochs of every sampler that runs no model.
 
     Returns:
-        ``milliseconds`` a batch of the slowest sampler, and those of all.
+        ``milliseconds`` per batch of the slowest sampler, and those of each under ``samplers``.
     """
     torch.set_num_threads(1)
-    slowest = {}
+    milliseconds = {}
     for name, make in MAKE.items():
         sampler = make(examples)
         started = time.perf_counter()
         batches = sum(1 for _ in range(2) for _ in sampler)
-        slowest[name] = 1e3 * (time.perf_counter() - started) / batches
-    return {"milliseconds": max(slowest.values()), "samplers": slowest}
+        milliseconds[name] = 1e3 * (time.perf_counter() - started) / batches
+    return {"milliseconds": max(milliseconds.values()), "samplers": milliseconds}

@@ -1,4 +1,4 @@
-"""Timing of the training loop against the same loop by hand, where a step is shortest."""
+"""Timing of the training loop against the same loop by hand, on a model whose steps are short."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from trainaug.training.models import MLP
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 BATCH, EXAMPLES, EPOCHS = 64, 1024, 4
-SIZES = (64, 32, 10)  # of a picture of 8x8, the hidden layer, the classes
+SIZES = (64, 32, 10)  # pixels of an 8x8 picture, units of the hidden layer, classes
 
 
 def loop_against_by_hand() -> dict[str, Any]:
-    """Time `train` against the loop that anyone would write, in pairs; both give equal weights.
+    """Time `train` against the loop that anyone would write; both must give equal weights.
 
     Returns:
-        As of `paired_blocks`.
+        The outcome of `paired_blocks`.
     """
     torch.set_num_threads(1)
     features, hidden, classes = SIZES
     x = torch.randn(EXAMPLES, features, generator=stream(0, "x"))
     y = torch.randint(classes, (EXAMPLES,), generator=stream(0, "y"))
-    data, criterion = IndexedDataset(x, y), functools.partial(F.cross_entropy, reduction="none")
+    data = IndexedDataset(x, y)
+    criterion = functools.partial(F.cross_entropy, reduction="none")
 
     def ours() -> nn.Module:
         model = MLP(features, hidden, classes, stream(0, "init"))
@@ -41,7 +42,8 @@ def loop_against_by_hand() -> dict[str, Any]:
     def by_hand() -> nn.Module:
         model = MLP(features, hidden, classes, stream(0, "init"))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        generator, losses = stream(0, "order"), []
+        generator = stream(0, "order")
+        losses = []
         model.train()
         for _ in range(EPOCHS):
             for index in torch.randperm(EXAMPLES, generator=generator).split(BATCH):

@@ -3,9 +3,9 @@
     python benchmarks/verdict_rates.py [--draws N] [--check]
 
 Paired differences are drawn from a normal, a skewed and a heavy-tailed law; the words are those of
-`companion.evidence.rule`. An A/A row splits the seeds of committed baselines at random, so that
-there is no difference, and judges it by the claims' own rules. ``--check`` compares the page with
-what is drawn now, instead of writing it.
+`companion.evidence.rule`. A row "A against A" splits the seeds of a committed baseline at random,
+so that there is no difference, and judges the halves by the claims' own rules. ``--check`` compares
+the page with what is drawn now, instead of writing it.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ BASELINES = (
 
 
 def words(values: NDArray[np.float64], worth: float) -> NDArray[np.str_]:
-    """Words of many samples, one a row."""
+    """Words of many samples, which are the rows of ``values``."""
     mean, sd = values.mean(axis=1), values.std(axis=1, ddof=1)
     return words_of(mean, sd, values.shape[1], worth)
 
 
 def shares(given: NDArray[np.str_]) -> list[float]:
-    """Percent of each word."""
+    """How often each of `WORDS` was given, in percent."""
     return [100 * float((given == word).mean()) for word in WORDS]
 
 
 def rates(law: Law, draws: int) -> list[dict[str, str]]:
-    """The table of one law: truth in rows, seeds in columns; worth is one standard deviation."""
+    """The table of one law: true effects in rows, seeds in columns; worth is one sd."""
     rows = []
     for name, truth in TRUTHS.items():
         row = {"truth": name}
@@ -71,9 +71,10 @@ def rates(law: Law, draws: int) -> list[dict[str, str]]:
 
 
 def regions(values: NDArray[np.float64], worth: float) -> tuple[NDArray[np.float64], ...]:
-    """Ends of the region that the word of each sample, with its addition, stands for."""
+    """Lower and upper ends of the region that each sample's word, with its addition, stands for."""
     given = words(values, worth)
-    n, mean, sd = values.shape[1], values.mean(axis=1), values.std(axis=1, ddof=1)
+    n = values.shape[1]
+    mean, sd = values.mean(axis=1), values.std(axis=1, ddof=1)
     half = stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n)
     small, large = mean + half < worth, mean - half >= worth
     low = {"holds": np.where(large, worth, 0.0), "no effect": -worth}
@@ -89,14 +90,15 @@ def regions(values: NDArray[np.float64], worth: float) -> tuple[NDArray[np.float
 
 
 def prefix_contradictions(draws: int) -> list[dict[str, str]]:
-    """How often at least half of the seeds say what all of them exclude."""
+    """How often the first seeds, at least half of them, say what all of them exclude."""
     rows = []
     for name, truth in TRUTHS.items():
         turned, excluded, checked = 0, 0, 0
         for n in (12, 16, 24, 48):
             rng = np.random.default_rng([n, 7, int(10 * truth)])
             values = rng.normal(truth, 1.0, size=(draws, n))
-            whole, (low, high) = words(values, 1.0), regions(values, 1.0)
+            whole = words(values, 1.0)
+            low, high = regions(values, 1.0)
             for part in sorted({n // 2, 2 * n // 3, n - 1}):
                 before = words(values[:, :part], 1.0)
                 pairs = (("holds", "opposite"), ("opposite", "holds"))

@@ -2,11 +2,11 @@
 
     python benchmarks/where_time_goes.py [--share 0.02] [CHAPTER ...]
 
-Each arm that takes at least a share of its chapter is computed once, in canonical mode, while a
-timer notes every few milliseconds of processor time which function of this project was working.
-The shares are scaled to the core-seconds that the committed evidence states, and go to
-``results/bench/where_time_goes.json``, chapter by chapter; the others keep what was measured
-before. About ten minutes; ``docs/time.md`` shows the outcome.
+Each arm that takes at least this share of its chapter is computed once, in canonical mode, while a
+timer notes every few milliseconds of processor time which function of this project is at work. The
+shares are scaled to the core-seconds that the committed evidence states and are written to
+``results/bench/where_time_goes.json``; chapters that are not measured keep their earlier shares.
+It takes about ten minutes; ``docs/time.md`` shows the outcome.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from companion.lab.processes import child_environment
 from companion.paths import RESULTS, ROOT
 
 TARGET = RESULTS / "bench" / "where_time_goes.json"
-INTERVAL = 0.005
+INTERVAL = 0.005  # seconds of processor time between samples
 KINDS = ("training", "method", "measurement", "data", "rest")
-# The first rule whose file and function match a frame decides, from the outermost frame inwards.
-# What stands for "method" or "measurement" by its file may be part of a training step: those rules
-# come after the one of `take_step`.
+# Kind of work, part of a file's path, beginning of a function's name. The first rule that matches
+# any frame of a stack decides. Rules that find a "method" or "measurement" by its file come after
+# the rule of `take_step`, because such code may be part of a training step.
 RULES = (
     ("data", "trainaug/data/", ""),
     ("data", "/corpora.py", ""),
@@ -68,7 +68,7 @@ RULES = (
 
 
 def kind_of(frames: list[tuple[str, str]]) -> str:
-    """What a stack does; frames from the outermost inwards, as file and function."""
+    """Kind of work that a stack does; its frames are pairs of file and function."""
     for kind, file, function in RULES:
         for path, name in frames:
             if file in path and name.startswith(function):
@@ -77,7 +77,7 @@ def kind_of(frames: list[tuple[str, str]]) -> str:
 
 
 def project_frames(frame: FrameType | None) -> list[tuple[str, str]]:
-    """File and function of the frames of this project, from the outermost inwards."""
+    """File and function of a stack's frames in this project, the outermost first."""
     frames = []
     while frame is not None:
         path = frame.f_code.co_filename
@@ -91,7 +91,7 @@ def project_frames(frame: FrameType | None) -> list[tuple[str, str]]:
 
 @contextmanager
 def sampled(seconds: Counter[tuple[str, str]]) -> Iterator[None]:
-    """Add processor time to the kind of work, and to the innermost function of this project."""
+    """Sample the block; ``seconds`` is filled by kind of work and innermost function."""
     last = time.process_time()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -99,7 +99,8 @@ def sampled(seconds: Counter[tuple[str, str]]) -> Iterator[None]:
         now = time.process_time()
         frames = project_frames(frame)
         path, name = frames[-1] if frames else ("", "")
-        # the handler waits for a call of C to end, so a sample stands for all the time since
+        # Python calls the handler only after a C function has returned, so a sample stands for all
+        # the time since the last one
         seconds[kind_of(frames), f"{path}:{name}"] += now - last
         last = now
 
@@ -123,7 +124,10 @@ def weights(number: str) -> dict[str, float]:
 
 
 def profile_chapter(number: str, least: float) -> dict[str, Any]:
-    """Shares of a chapter's core-seconds by kind, and the functions that take most."""
+    """Shares of a chapter's core-seconds by kind, and the functions that take most.
+
+    Arms that take less than the share ``least`` are left out; ``covered`` is what the others take.
+    """
     chapter, spent = load_chapter(number), weights(number)
     whole = sum(spent.values())
     first: dict[str, Run] = {}
@@ -154,7 +158,7 @@ def profile_chapter(number: str, least: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Profile chapters, each in a canonical process of its own."""
+    """Profile chapters, each in a new process in canonical mode."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("chapters", nargs="*", default=chapter_numbers())
     parser.add_argument("--share", type=float, default=0.02, help="of a chapter, at least")

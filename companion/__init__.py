@@ -1,4 +1,4 @@
-"""How the book is run, judged and rendered: lab, chapters, evidence, pages. Never published."""
+"""How the book is run, judged and rendered: lab, chapters, evidence, pages. Not in the wheel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["start"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a notebook starts with, which makes its kernel canonical, when asked for it."""
+    """Import `start` only when it is used, because its module makes the whole process canonical."""
     if name == "start":
         from companion.pages.context import start
 

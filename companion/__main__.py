@@ -21,8 +21,9 @@ app = typer.Typer(
 )
 
 
-# Arguments are checked as they are read: what a command imports takes seconds.
+# These callbacks check arguments before a command starts, because its imports take seconds.
 def _chapters(words: list[str] | None) -> list[str]:
+    """Two-digit numbers of the chapters that are named, or of all if none is."""
     from companion.lab.chapters import chapter_number, chapter_numbers
 
     numbers = [chapter_number(word) for entry in words or [] for word in entry.split()]
@@ -30,9 +31,10 @@ def _chapters(words: list[str] | None) -> list[str]:
 
 
 def _notebooks(words: list[str] | None) -> list[str]:
-    # the first and the last notebook have no experiments but can be run by name
+    """Two-digit numbers of the notebooks that are named; empty, which means all, if none is."""
     wanted = [word for entry in words or [] for word in entry.split()]
-    return [w.zfill(2) if w.zfill(2) in ("00", "08") else _chapters([w])[0] for w in wanted]
+    # the first and the last notebook are no chapters, as they have no experiments of their own
+    return [n.zfill(2) if n.zfill(2) in ("00", "08") else _chapters([n])[0] for n in wanted]
 
 
 def _profile(name: str) -> str:
@@ -88,7 +90,7 @@ def reproduce(
     """Recompute chapters, execute their notebooks, compare with the evidence."""
     from companion.pages.runner import reproduce as run
 
-    # what `kill`, a scheduler or a time limit sends: ends the kernel and its workers like Ctrl-C
+    # `kill`, schedulers and time limits send SIGTERM: it must end kernel and workers like Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parameters = {}
     for entry in parameter or []:
@@ -105,10 +107,10 @@ def run(
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="SETTING=VALUE of the arm.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many, from 1000 on.")] = 3,
-    only: Annotated[str, typer.Option(help="Metrics whose names hold this.")] = "",
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from 1000 on.")] = 3,
+    only: Annotated[str, typer.Option(help="Show only metrics whose names contain this.")] = "",
 ) -> None:
-    """Run one arm with settings changed, and show its numbers beside the evidence."""
+    """Run one arm with settings changed, and compare its numbers with the evidence."""
     from companion.lab.run import main as run_main
 
     given = [word for entry in parameter or [] for word in ("-p", entry)]
@@ -157,10 +159,10 @@ def canaries(
 def verify(
     chapters: Chapters = None,
     sample: Annotated[
-        int, typer.Option(help="Records a chapter, at most.", callback=_positive)
+        int, typer.Option(help="Records per chapter, at most.", callback=_positive)
     ] = 6,
     seconds: Annotated[
-        float, typer.Option(help="Core-seconds a chapter, at most.", callback=_positive)
+        float, typer.Option(help="Core-seconds per chapter, at most.", callback=_positive)
     ] = 90.0,
 ) -> None:
     """Compute a few records of the standard evidence anew and compare their bytes."""
@@ -185,7 +187,7 @@ def judge(
 
 @app.command()
 def pose(chapters: Chapters = None) -> None:
-    """Accept the committed ledger for records that exist: claims say that they came after."""
+    """Accept the committed ledger for existing records; new rules must say `after the data`."""
     from companion.pages.judge import pose as run
 
     for number in chapters or ():
@@ -243,20 +245,24 @@ def bench(
     from companion.paths import BENCHMARKS
 
     command = [sys.executable, str(BENCHMARKS / "run.py"), *(["--check"] if check else [])]
-    # seconds are measured as users meet them, so not in canonical mode
+    # not in canonical mode, because users run the library without it
     done = subprocess.run(command, check=False, env=native_environment())
     raise typer.Exit(done.returncode)
 
 
 def main() -> None:
-    """Run the command in canonical mode; expected faults end in one line on standard error."""
+    """Run the command in canonical mode, in which all processors compute the same bytes.
+
+    Wrong input, absent data and failed runs raise the exceptions that are caught here; they end in
+    one line on standard error and code 2. Any other exception is a bug and keeps its traceback.
+    """
     from companion.evidence import canonical
 
-    # before the next lines, which load NumPy
+    # first, because NumPy and torch choose their kernels when they are loaded; the remark says
+    # that one of them is loaded already
     if remark := canonical.enter():
         print(remark, file=sys.stderr)
     from companion.paths import check_checkout
-    from trainaug.data.arrays import CorruptDataError, DataUnavailableError
 
     try:
         check_checkout()
@@ -268,11 +274,11 @@ def main() -> None:
             print(message, file=sys.stderr)
         raise
     except OSError as error:
-        # a disk that is full, a folder that cannot be written
+        # such as a full disk or a folder that cannot be written
         where = f": {error.filename}" if error.filename else ""
         print(f"companion: {error.strerror or error}{where}", file=sys.stderr)
         sys.exit(2)
-    except (ValueError, LookupError, RuntimeError, DataUnavailableError, CorruptDataError) as error:
+    except (ValueError, LookupError, RuntimeError) as error:
         print(f"companion: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -38,7 +38,7 @@ RUNS = named_folder("TRAINAUG_RUNS") or (ROOT / "runs").resolve()
 
 
 def check_checkout() -> None:
-    """Refuse to work on one checkout with the code of another; a package index has a namesake, too.
+    """Refuse to work in one checkout with the `companion` that another checkout has installed.
 
     Raises:
         RuntimeError: If the working folder belongs to another checkout than this file.

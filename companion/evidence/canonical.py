@@ -1,9 +1,9 @@
 """Canonical mode: the environment in which every x86-64 machine with AVX2 computes the same bytes.
 
 The numeric libraries choose their kernels by processor when they are loaded. The variables below
-pin that choice, so they must be set before NumPy and torch are imported: runs get them in a child
-process with an explicit environment, notebook kernels and the command by `enter`. Nothing else in
-trainaug touches the environment.
+pin that choice, so they must be set before NumPy and torch are imported. Runs get them as the
+environment of a child process; notebook kernels and the command set them with `enter`. Nothing else
+in trainaug touches the environment.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 VARIABLES = {
     "ATEN_CPU_CAPABILITY": "avx2",  # torch's own kernels
     "ONEDNN_MAX_CPU_ISA": "AVX2",  # convolutions and recurrent layers
-    "OPENBLAS_CORETYPE": "Haswell",  # products of NumPy, SciPy, and of runs (`kernels`)
+    "OPENBLAS_CORETYPE": "Haswell",  # matrix products of NumPy, SciPy, runs (`lab.kernels`)
     # MKL, torch's BLAS, ignores AVX2 on AMD and falls back to this path there
     "MKL_CBWR": "COMPATIBLE",
 }
@@ -58,7 +58,7 @@ LATE = (
     "numbers computed in this kernel may differ in their last digits; runs are canonical in "
     "processes of their own"
 )
-# Names of NumPy's CPU features change between its versions, so they are asked for, not listed.
+# NumPy's names of CPU features change between its versions, so NumPy is asked for them.
 _ASK_NUMPY = (
     "import json, numpy; s = numpy.show_config(mode='dicts')['SIMD Extensions'];"
     "print(json.dumps(s.get('found', []) + s.get('not found', [])))"
@@ -67,7 +67,10 @@ _ASK_NUMPY = (
 
 @cache
 def _numpy_features() -> str:
-    """Names of the features above AVX2 that this NumPy has kernels for, separated by blanks."""
+    """Names of the CPU features above AVX2 for which this NumPy has kernels, with spaces between.
+
+    A child process asks NumPy, which must not be loaded in this process yet.
+    """
     environment = {k: v for k, v in os.environ.items() if k != NUMPY_VARIABLE}
     answer = subprocess.run(
         [sys.executable, "-c", _ASK_NUMPY], capture_output=True, text=True, env=environment
@@ -79,18 +82,19 @@ def _numpy_features() -> str:
 
 
 def canonical_variables() -> dict[str, str]:
-    """The variables of canonical mode, NumPy's among them."""
+    """The variables of canonical mode and their values, NumPy's included."""
     return VARIABLES | {NUMPY_VARIABLE: _numpy_features()}
 
 
-def _names() -> tuple[str, ...]:
+def _touched_names() -> tuple[str, ...]:
+    """Names of all variables that canonical mode sets or removes."""
     return (*VARIABLES, NUMPY_VARIABLE, *UNSET)
 
 
 def native_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
     """Environment of a child that measures time or uses a GPU: no variable of canonical mode."""
     base = os.environ if base is None else base
-    return {name: value for name, value in base.items() if name not in _names()}
+    return {name: value for name, value in base.items() if name not in _touched_names()}
 
 
 def canonical_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -99,12 +103,12 @@ def canonical_environment(base: Mapping[str, str] | None = None) -> dict[str, st
 
 
 def conflicts(base: Mapping[str, str] | None = None) -> list[str]:
-    """Describe the variables that somebody has set otherwise; children do not see those values."""
+    """List, as ``NAME=value``, the variables that are set otherwise; children do not get these."""
     base = os.environ if base is None else base
     wanted = canonical_variables()
     return [
         f"{name}={base[name]}"
-        for name in _names()
+        for name in _touched_names()
         if name in base and base[name] != wanted.get(name)
     ]
 
@@ -118,13 +122,13 @@ def enter() -> str:
     """Make this process canonical if NumPy and torch are not loaded yet.
 
     Returns:
-        Nothing where this process is canonical now, else the line that says so.
+        An empty text if this process is canonical now, else the line `LATE`, which warns of it.
     """
     if is_canonical():
         return ""
     if "numpy" in sys.modules or "torch" in sys.modules:
         return LATE
-    for name in _names():
+    for name in _touched_names():
         os.environ.pop(name, None)
     os.environ.update(canonical_variables())
     return ""
@@ -141,12 +145,12 @@ def versions() -> dict[str, str]:
 def _version(name: str) -> str:
     try:
         return version(name)
-    except PackageNotFoundError:  # a machine with a GPU need not have what its runs do not use
+    except PackageNotFoundError:  # a machine with a GPU may lack libraries that its runs do not use
         return "absent"
 
 
 def fingerprint_parts(*, canonical: bool) -> dict[str, object]:
-    """What decides the last bit of a number; of a native process this is not all."""
+    """What decides the last bits of a number; in a native process the processor does so, too."""
     return {
         "machine": platform.machine(),
         "variables": canonical_variables() if canonical else {},
@@ -155,7 +159,7 @@ def fingerprint_parts(*, canonical: bool) -> dict[str, object]:
 
 
 def fingerprint(*, canonical: bool) -> str:
-    """Hash of `fingerprint_parts`, ending in ``-native`` where the processor decides as well.
+    """Hash of `fingerprint_parts`; outside canonical mode it ends in ``-native``.
 
     Equal canonical fingerprints promise equal bytes; any others only comparable statistics.
     """
@@ -165,7 +169,7 @@ def fingerprint(*, canonical: bool) -> str:
 
 
 def shell_text() -> str:
-    """The variables as a shell reads them: ``eval "$(python -m companion.evidence.canonical)"``."""
+    """Commands that set the variables: ``eval "$(python -m companion.evidence.canonical)"``."""
     variables = canonical_variables()
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return "\n".join([*exports, *(f"unset {name}" for name in UNSET)])

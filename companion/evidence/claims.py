@@ -1,12 +1,15 @@
-"""Judge the claims of the ledger on records: words by rule.
+"""Judge the claims of the ledger on records.
 
-A record is the plain mapping of one run (``arm``, ``seed``, ``metrics``, ``curves``). The rule is
-`companion.evidence.rule`; here values are gathered, and what stands in the way of a word is said:
+A record is the plain mapping of one run (``arm``, ``seed``, ``metrics``, ``curves``). The rule that
+turns values into a word is `companion.evidence.rule`. This module computes the values and decides
+when they do not suffice:
 
-- The first ``count`` seeds from the ledger's start decide, so that runs cannot be added until the
-  word changes. *exact* takes every seed there is; a violation refutes even where others miss.
-- Too few seeds, a missing arm or metric, a value that is not finite: *open*, with the reason.
-- An arm of which more than a tenth of the runs did not meet their plateau rule decides nothing.
+- Only the first ``count`` seeds from the ledger's start decide, so that nobody can add runs until
+  the word changes. *exact* takes every seed there is, and one violation refutes the claim even if
+  other seeds are missing.
+- The word is *open*, with the reason, if there are too few seeds, an arm or metric is missing, or a
+  value is not finite.
+- An arm decides nothing if more than a tenth of its runs did not meet their plateau rule.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ Record = Mapping[str, Any]
 
 MIN_PLATEAU_PERCENT = 90
 ITEM_VALUES = "item_values"
-SKEWED, FEW = 1.5, 24  # such skewness with fewer seeds is said
+SKEWED, FEW = 1.5, 24  # a larger skewness is reported if there are fewer seeds than this
 
 
 @dataclass(frozen=True)
@@ -57,31 +60,31 @@ class Effect:
     """One setting judged.
 
     Attributes:
-        part: Name of the part it belongs to; empty in a claim of one.
-        name: The setting.
-        formula: The number, as the ledger has it.
+        part: Name of the part it belongs to; empty in a claim without parts.
+        name: Name of the setting.
+        formula: Formula of its number, as the ledger has it.
         kind: Kind of the claim or part.
         worth: Smallest effect worth having, in the unit of the values; ``None`` without one.
         unit: ``percent`` or ``factor`` for logarithms of ratios, else the unit of the values.
-        shift: Threshold of a *bound*: values are distances from it on the side of the claim.
-        side: 1, or -1 where the claim is to lie below the threshold.
+        shift: Threshold of a *bound*, whose values are distances from it towards the claim; else 0.
+        side: 1, or -1 for a *bound* that says that the number lies below the threshold.
         word: Word of the setting.
-        addition: What narrows it.
-        reason: Why it is open or refuted, where that can be said.
-        n: Seeds, blocks or cases.
-        values: By seed.
-        mean: Of the values.
-        sd: Their standard deviation; of the fifths of a timing.
-        sign: Interval of 99 %, for the sign.
-        size: Interval of 95 %, for the size; the extremes of an *exact* claim.
-        stability: Share of resamples with the same word.
-        skew: Skewness, where it is large and the seeds are few.
-        seeds_needed: Seeds for 80 % power at an effect of ``worth``, of an open setting that has
-            fewer.
-        detectable: Smallest effect that 80 % power would find.
-        power: Power for the published effect.
-        other_items: Interval of 95 % of the mean for other test items of the same kind as well as
-            other seeds, where the records hold what became of each item.
+        addition: ``small`` or ``at least worth``, which narrow the word, or empty.
+        reason: Why the word is open or the claim refuted; may be empty.
+        n: Number of seeds, blocks or cases.
+        values: Value of each seed; a positive one supports the claim.
+        mean: Mean of the values.
+        sd: Standard deviation of the values, or of a timing's five means (`rule.fifths`).
+        sign: 99 % interval of the mean, which decides the sign.
+        size: 95 % interval of the mean, which decides the size; of an *exact* claim the extremes.
+        stability: Share of resamples of the seeds that get the same word.
+        skew: Skewness of the values, given only if it is large and the seeds are few.
+        seeds_needed: Seeds that have 80 % power at an effect of ``worth``, given only for an open
+            setting that has fewer.
+        detectable: Smallest effect at which these seeds have 80 % power.
+        power: Power of these seeds at the published effect.
+        other_items: 95 % interval of the mean for other seeds and other test items of the same
+            kind, given only if the records hold a value of each item.
     """
 
     part: str
@@ -126,7 +129,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Aside:
-    """An effect beside a claim: judged and shown, never deciding."""
+    """An effect that is judged and shown with a claim but never decides it."""
 
     label: str
     word: str
@@ -150,29 +153,29 @@ class Judgement:
         origin: Who said it: ``authors``, ``logs`` or ``ours``.
         scope: ``same``, ``scaled`` or ``proxy``.
         control: ``positive`` or ``negative`` for controls, else empty.
-        statement: The claim.
-        note: What a reader should know beside it.
+        statement: The claim in a sentence.
+        note: What else a reader should know about the claim.
         published: What was published.
-        read: What of the work could be read.
-        where: Where in the work.
+        read: Which source of the published value we could read, such as ``text`` or ``code``.
+        where: Where in the work the claim stands.
         front: The claim in a few words, if it stands on the front page.
-        published_effect: The published size, where there is one number.
-        posed: Before or after the data.
-        criterion: Hash of the rule.
+        published_effect: The published size, if it is one number.
+        posed: ``before the data`` or ``after the data``: when its rule was written.
+        criterion: Hash of the rule (`ledger.criterion_hash`).
         kind: Common kind of its parts, or ``parts``.
-        worth: Common smallest effect in words, or empty.
+        worth: Common smallest effect worth having of its parts, in words, or empty.
         word: The word.
-        addition: What narrows it.
-        reason: Why it is open, where that can be said.
+        addition: ``small`` or ``at least worth``, which narrow the word, or empty.
+        reason: Why the word is open; may be empty.
         effects: The settings that decide.
-        beside: What is shown beside.
+        beside: Effects that are shown with the claim but do not decide.
         pooled: What the settings of each part say together.
         records: Name of the record set that was judged: ``full`` or ``standard``.
         early: Whether that set was made before canonical mode.
-        standard_word: Word of the canonical standard records at the seeds they have, where the word
-            itself is from others; empty without such records.
-        standard_seeds: How many seeds those are, at least.
-        standard_settings: How many of the settings they have.
+        standard_word: Word of the canonical standard records at the seeds they have, if ``word``
+            comes from other records; empty without such records.
+        standard_seeds: Smallest number of seeds of a setting behind ``standard_word``.
+        standard_settings: Number of settings behind ``standard_word``.
     """
 
     id: str
@@ -210,7 +213,7 @@ class Judgement:
 
     @property
     def counts(self) -> bool:
-        """Whether it counts for or against the works."""
+        """Whether the word counts for or against the authors' works."""
         return self.origin != "ours" and self.scope != "proxy" and not self.control
 
     @property
@@ -256,12 +259,16 @@ def _read_effect(plain: Mapping[str, Any]) -> Effect:
 
 
 def _with_pairs(plain: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Lists of two ends as pairs again."""
+    """Turn the named fields, which JSON holds as lists of two ends, into tuples again."""
     return {**plain, **{name: tuple(plain[name]) if plain[name] else None for name in names}}
 
 
 def round_numbers(value: Any) -> Any:
-    """Copy plain data with text keys, floats of 12 significant digits, no -0, NaN or inf."""
+    """Copy plain data with text keys and floats of 12 significant digits without -0.
+
+    Raises:
+        ValueError: If a number is NaN or infinite.
+    """
     if isinstance(value, Mapping):
         return {str(key): round_numbers(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -272,14 +279,17 @@ def round_numbers(value: Any) -> Any:
 
 
 def verdicts_json(judgements: Sequence[Judgement]) -> str:
-    """Text of a file of verdicts: equal bytes for equal judgements."""
+    """Text of a file of verdicts; equal judgements give equal bytes."""
     plain = [each.to_json() for each in judgements]
     return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 @dataclass
 class _Records:
-    """The records that a claim may read, by seed, with what they can be asked."""
+    """The records that one claim may read, by seed, and how to evaluate its formulas on them.
+
+    ``all_there_are`` is the argument of `judge`; ``blocked`` says why an arm decides nothing.
+    """
 
     claim: Claim
     by_seed: dict[int, list[Record]]
@@ -290,33 +300,33 @@ class _Records:
     def values(
         self, formula: Formula, part: Part, seeds: int | None = None
     ) -> tuple[dict[int, float], str]:
-        """Finite values by seed, and why they are not all that the rule needs."""
+        """Return the finite values by seed, and why they do not suffice; empty if they do."""
         count = seeds or self.claim.seeds.count
         needed = 1 if part.kind == "exact" or self.all_there_are else count
         values: dict[int, float] = {}
-        absent = undefined = ""
-        there = sorted(self.by_seed)
+        missing = problem = ""
+        deciding = sorted(self.by_seed)
         if part.kind != "exact":
-            there = [seed for seed in there if seed >= self.claim.seeds.start][:count]
-        for seed in there:
+            deciding = [seed for seed in deciding if seed >= self.claim.seeds.start][:count]
+        for seed in deciding:
             try:
                 value = formula.evaluate(self.by_seed[seed], self.functions)
             except KeyError as error:
-                absent = absent or str(error.args[0])
+                missing = missing or str(error.args[0])
                 continue
             if math.isfinite(value):
                 values[seed] = value
             else:
-                undefined = undefined or f"seed {seed} gives {value}"
+                problem = problem or f"seed {seed} gives {value}"
         if blocked := next((self.blocked[arm] for arm in formula.arms if arm in self.blocked), ""):
             return values, blocked
-        if not undefined and len(values) < needed:
-            what = "blocks" if part.kind == "timing" else "seeds"
-            undefined = f"{len(values)} of {needed} {what}" + (f": {absent}" if absent else "")
-        return values, undefined
+        if not problem and len(values) < needed:
+            unit = "blocks" if part.kind == "timing" else "seeds"
+            problem = f"{len(values)} of {needed} {unit}" + (f": {missing}" if missing else "")
+        return values, problem
 
     def items(self, formula: Formula, seeds: Iterable[int]) -> Items | None:
-        """The number of each test item, a row a seed; ``None`` where the records have no items."""
+        """Values of the test items, ``(seeds, items)``; ``None`` unless every seed has the same."""
         item_values: Callable[..., Any] | None = self.functions.get(ITEM_VALUES)
         if item_values is None:
             return None
@@ -342,9 +352,10 @@ def judge(
         records: All runs of the chapter.
         functions: Functions of the chapter that formulas may call; one named ``item_values`` gives
             the values of the test items of a record and a metric.
-        known_arms: Arms of the chapter, to refuse a formula that names another; not asked without.
-        all_there_are: Whether fewer seeds than the ledger's count, and fewer settings, may decide:
-            for comparing record sets, never for the word of a claim.
+        known_arms: Arms of the chapter; a formula that names another is refused. ``None`` skips
+            this check.
+        all_there_are: Whether the seeds and settings that exist may decide even if the ledger asks
+            for more. This is for comparing record sets, never for the word of a claim.
 
     Raises:
         ValueError: If a formula names an unknown arm or function, an arm has two records for a
@@ -397,19 +408,23 @@ def judge(
 
 
 def _common(values: Sequence[str]) -> str:
+    """The value that all share, else an empty text."""
     return values[0] if len(set(values)) == 1 else ""
 
 
+# the ruling, the settings behind it, and what several settings of a part say together
 _Judged = tuple[Ruling, tuple[Effect, ...], tuple[Pooled, ...]]
 
 
 def _judge_parts(claim: Claim, source: _Records) -> _Judged:
+    """Judge the parts of a claim, and combine them by "and" or "or" if there are several."""
     judged = [_judge_part(part, source, Level()) for part in claim.parts]
     effects = tuple(effect for _, each, _ in judged for effect in each)
     pooled = tuple(each for _, _, several in judged for each in several)
     words = [ruling for ruling, _, _ in judged]
     if len(words) == 1:
         return words[0], effects, pooled
+    # One part alone can refute an "and" or establish an "or", so these words need stricter levels.
     level = Level().among(len(words))
     corrected = [
         _combined(part, [ruling for _, _, _, ruling in _rulings(part, source, level)])
@@ -419,6 +434,7 @@ def _judge_parts(claim: Claim, source: _Records) -> _Judged:
 
 
 def _judge_part(part: Part, source: _Records, level: Level) -> _Judged:
+    """Judge the settings of a part, combine them, and pool them where they have intervals."""
     judged = list(_rulings(part, source, level))
     rulings = [ruling for *_, ruling in judged]
     effects = tuple(
@@ -434,10 +450,10 @@ def _judge_part(part: Part, source: _Records, level: Level) -> _Judged:
 def _rulings(
     part: Part, source: _Records, level: Level
 ) -> Iterator[tuple[Setting, Formula, dict[int, float], Ruling]]:
-    """Each setting with its formula, its values towards the claim and what they say."""
+    """Yield each setting with its formula, its values (positive for the claim) and their ruling."""
     for setting, formula in zip(part.settings, part.formulas, strict=True):
         raw, problem = source.values(formula, part, setting.seeds)
-        if source.all_there_are and not raw:
+        if source.all_there_are and not raw:  # a comparison leaves such settings out
             continue
         values = {seed: _towards_claim(value, part) for seed, value in raw.items()}
         try:
@@ -454,7 +470,7 @@ def _combined(part: Part, rulings: Sequence[Ruling]) -> Ruling:
 
 
 def _towards_claim(value: float, part: Part) -> float:
-    """A value in the direction of the claim, measured from the threshold of a *bound*."""
+    """The value, or for a *bound* its distance from the threshold, positive towards the claim."""
     if part.above is not None:
         return value - part.above
     return part.below - value if part.below is not None else value
@@ -463,6 +479,7 @@ def _towards_claim(value: float, part: Part) -> float:
 def _rule(
     part: Part, values: Sequence[float], problem: str, source: _Records, level: Level
 ) -> Ruling:
+    """Apply the rule of the part's kind; a ``problem`` with the values leaves the word *open*."""
     assert part.kind is not None
     if part.kind == "truth":
         return rule_truth(values, part.chance, reason=problem)
@@ -470,6 +487,7 @@ def _rule(
         assert part.tolerance is not None
         certified: list[float] = []
         if part.certifying is not None:
+            # 0 proves no violation; `rule_exact` would take an empty list for "no certificate"
             certified = list(source.values(part.certifying, part)[0].values()) or [0.0]
         return rule_exact(values, part.tolerance, certified, reason=problem)
     worth = part.amount.value if part.amount is not None else 0.0
@@ -484,6 +502,7 @@ def _effect(
     values: dict[int, float],
     source: _Records,
 ) -> Effect:
+    """Put together what is shown of a setting: its ruling, then stability, power and the like."""
     amount = part.amount
     claim = source.claim
     effect = Effect(
@@ -526,7 +545,7 @@ def _effect(
         effect = replace(effect, other_items=interval_for_other_items(counted, items))
     if ruling.word == "open" and worth > 0:
         needed = seeds_for_power(worth / ruling.sd)
-        if needed is None or needed > len(counted):  # else such an effect was likely to be found
+        if needed is None or needed > len(counted):  # otherwise more seeds are not the remedy
             effect = replace(effect, seeds_needed=needed)
     if claim.published.effect is not None and part.kind == "effect":
         published = type(amount).parse(claim.published.effect) if amount is not None else None
@@ -537,7 +556,7 @@ def _effect(
 
 
 def _large_skew(values: Sequence[float]) -> float | None:
-    """Skewness, if it is large and there are few values."""
+    """Skewness of the values if its size exceeds `SKEWED` and they are fewer than `FEW`."""
     mean = math.fsum(values) / len(values)
     second = math.fsum((v - mean) ** 2 for v in values) / len(values)
     if second == 0 or len(values) >= FEW:
@@ -547,11 +566,13 @@ def _large_skew(values: Sequence[float]) -> float | None:
 
 
 def _unfinished_arms(records: Sequence[Record]) -> dict[str, str]:
-    """Arms of which too many runs did not meet their plateau rule, with a sentence that says so."""
+    """Arms of which too many runs did not meet their plateau rule, each with a reason in words."""
     counted = [e for e in records if "plateau" in e and not e.get("demonstration", False)]
-    said = {}
+    reasons = {}
     for arm in sorted({each["arm"] for each in counted}):
         met = [bool(each["plateau"]) for each in counted if each["arm"] == arm]
         if 100 * sum(met) < MIN_PLATEAU_PERCENT * len(met):
-            said[arm] = f"arm {arm}: {sum(met)} of {len(met)} runs met their plateau rule (< 90 %)"
-    return said
+            reasons[arm] = (
+                f"arm {arm}: {sum(met)} of {len(met)} runs met their plateau rule (< 90 %)"
+            )
+    return reasons

@@ -1,4 +1,4 @@
-"""Digests of code: keys of caches, never a judgement of freshness.
+"""Digests of code. They are keys of caches; whether results still hold is for canaries to say.
 
 The digest covers the modules that a chapter's runs import, directly or not, and those of the
 process that computes them: its kernels and the rounding of the store. Comments, layout and
@@ -18,20 +18,23 @@ from companion.paths import ROOT
 
 __all__ = ["behaviour_digest", "code_digest", "imported_modules"]
 
-# What every run passes through besides the chapter's own code, and the numbers kept in files.
+# Code that every run passes through besides the chapter's own.
 _SHARED = (
     "companion/evidence/canonical.py",
     "companion/evidence/store.py",
     "companion/lab/*.py",
     "companion/lab/canary/*.py",
 )
+# Files of numbers that decide runs.
 _SETTINGS = ("{folder}/tuned.toml",)
 
+# Modules whose code can move a result; an import of any other is not followed.
 _COUNTED = re.compile(r"(trainaug\.|companion\.(lab|chapters|evidence\.(store|canonical))(\.|$))")
 _WORKER = "companion.lab.worker"
 
 
 def _file(module: str, root: Path) -> Path | None:
+    """Source file of a module or package below ``root``, if there is one."""
     stem = root.joinpath(*module.split("."))
     for path in (stem.with_suffix(".py"), stem / "__init__.py"):
         if path.is_file():
@@ -40,11 +43,13 @@ def _file(module: str, root: Path) -> Path | None:
 
 
 def _imports(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
+    """Yield the absolute names that a module imports; ``from a import b`` gives ``a``, ``a.b``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parts = module.split(".")
+            # one dot means the folder of the module; a package is itself that folder
             above = parts[: len(parts) - node.level + is_package] if node.level else []
             source = ".".join([*above, *([node.module] if node.module else [])])
             yield source
@@ -82,6 +87,7 @@ def imported_modules(entry: str, root: Path = ROOT) -> dict[str, Path]:
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """Remove the docstrings from a tree, in place."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
@@ -111,9 +117,9 @@ def code_digest(entry: str, root: Path = ROOT) -> str:
 
 
 def behaviour_digest(package: str, root: Path = ROOT) -> str:
-    """Hash all that the canaries of a chapter depend on, to skip them where nothing has changed.
+    """Hash all that the canaries of a chapter depend on, so that unchanged chapters can be skipped.
 
-    More than `code_digest`: sweep, recorder, versions and tuned settings count as well.
+    Beyond `code_digest` it covers the sweep, the recorder of canaries and the tuned settings.
 
     Args:
         package: Dotted name of the chapter's folder.

@@ -55,6 +55,7 @@ _COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], bool]] = {
 
 
 def _flat(values: Sequence[Any]) -> list[float]:
+    """Numbers of a call's arguments, which are one sequence or single numbers."""
     if len(values) == 1 and isinstance(values[0], list | tuple | np.ndarray):
         return [float(v) for v in values[0]]
     return [float(v) for v in values]
@@ -124,11 +125,14 @@ class Formula:
     def evaluate_items(
         self, records: Iterable[Record], items: Callable[[Record, str], Items | None]
     ) -> Items | None:
-        """Compute the number of each test item; ``None`` where arms have no items, or no metric.
+        """Evaluate the formula for each test item, as an array ``(N,)``.
+
+        The result is ``None`` if an arm has no items, or the formula is more than arithmetic on one
+        metric and so has no value for an item.
 
         Args:
             records: Records of one seed.
-            items: Values of an arm's items ``(N,)`` for a metric.
+            items: Gives the values ``(N,)`` of a record's test items for a metric, if it has them.
 
         Raises:
             KeyError: If an arm is absent.
@@ -150,6 +154,7 @@ class Formula:
         return any(isinstance(node, others) for node in ast.walk(self._tree))
 
     def _value(self, records: Iterable[Record], known: Mapping[str, Function]) -> Any:
+        """Walk the checked tree; numbers come from the records, functions from ``known``."""
         by_arm: dict[str, Record] = {}
         wanted = set(self.arms)
         for record in records:
@@ -176,8 +181,8 @@ class Formula:
                     ast.Attribute(ast.Name(arm), "curve"), ast.Constant(str() as name)
                 ):
                     return record_of(arm)["curves"][name]
-                case ast.Subscript(curve, place):
-                    return value(curve)[value(place)]
+                case ast.Subscript(curve, index):
+                    return value(curve)[value(index)]
                 case ast.UnaryOp(ast.USub(), operand):
                     return -value(operand)
                 case ast.BinOp(left, sign, right):
@@ -196,7 +201,7 @@ class Formula:
         return value(self._tree)
 
     def _check(self, node: ast.expr) -> None:
-        """Refuse everything that `evaluate` does not know."""
+        """Refuse every node that `_value` does not evaluate."""
         match node:
             case ast.Constant(int() | float()) | ast.Name():
                 if isinstance(node, ast.Name) and not self.metric:
@@ -233,6 +238,7 @@ class Formula:
 
 
 def _in_order(node: ast.AST) -> Iterable[ast.AST]:
+    """Yield the nodes of a tree in the order of the text; `ast.walk` goes level by level."""
     yield node
     for child in ast.iter_child_nodes(node):
         yield from _in_order(child)
@@ -241,8 +247,8 @@ def _in_order(node: ast.AST) -> Iterable[ast.AST]:
 def source_hash(function: Function) -> str:
     """Hash what a function computes: its code, and the code and constants that it names.
 
-    Comments, layout and docstrings do not count. What comes from outside this project counts by its
-    name.
+    Comments, layout and docstrings do not count. Of code from outside this project only the name
+    counts.
 
     Args:
         function: A function at the top of a module of this project.
@@ -261,7 +267,8 @@ def source_hash(function: Function) -> str:
 
 @cache
 def _code_and_names(value: Any) -> tuple[str, frozenset[str]]:
-    """Code without docstrings and names of locals, of a function or class, and the names in it."""
+    """Code of a function or class, and all names in it; docstrings and names of locals removed."""
+    # `cleandoc` takes the first line for less indented than the others, so it gets an empty one
     tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(value)))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
@@ -288,7 +295,7 @@ def _number_locals(tree: ast.AST, names: Sequence[ast.Name]) -> None:
 
 
 def _sources(value: Any, sources: dict[str, str]) -> dict[str, str]:
-    """Collect code and constants by name, transitively."""
+    """Add to ``sources``, by name, the code of a function or class and of all that it names."""
     # without the packages, so that moving a file changes no rule
     name = f"{value.__module__.rpartition('.')[2]}.{value.__qualname__}"
     if name in sources:

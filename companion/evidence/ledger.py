@@ -32,7 +32,7 @@ __all__ = [
     "load_ledger",
 ]
 
-# Counts among what decides: a rule of another version is another criterion.
+# Part of every `criterion_hash`: raising it makes the rule of every claim a changed one.
 JUDGE_VERSION = 2
 AFTER = "after the data"
 WITH_WORTH: frozenset[Kind] = frozenset({"effect", "none", "not_less", "timing"})
@@ -47,13 +47,13 @@ _AMOUNT = re.compile(rf"(?:factor {_NUMBER}|{_NUMBER} (\S.*))")
 class Worth:
     """An amount in the unit of a claim: the smallest effect worth having, or a published effect.
 
-    Shares and factors are of ratios, whose values are logarithms: ``20 percent`` fewer is
+    Percentages and factors belong to ratios, whose values are logarithms: ``20 percent`` fewer is
     ``-log(0.8)``, ``factor 2`` is ``log(2)``.
 
     Args:
-        value: The number, in the unit of the values.
+        value: The amount in the unit of the values, so a logarithm for ratios.
         unit: ``percent`` or ``factor`` for logarithms of ratios, else the unit as it is shown.
-        text: As the ledger has it.
+        text: The amount as the ledger writes it.
 
     Example:
         >>> round(Worth.parse("20 percent").value, 3)
@@ -69,14 +69,15 @@ class Worth:
         """Read ``1.0 points``, ``20 percent`` or ``factor 2``.
 
         Raises:
-            ValueError: If it is neither, or not positive.
+            ValueError: If the text has none of these forms, or the amount is not positive.
         """
         match = _AMOUNT.fullmatch(text.strip())
         if match is None:
             raise ValueError(f"write '1.0 points', '20 percent' or 'factor 2', got {text!r}")
         factor, amount, unit = match.groups()
         if factor is not None:
-            value, unit = math.log(float(factor)) if float(factor) > 0 else 0.0, "factor"
+            unit = "factor"
+            value = math.log(float(factor)) if float(factor) > 0 else 0.0  # 0 is refused below
         elif unit == "percent":
             share = float(amount) / 100
             value = -math.log(1 - share) if share < 1 else math.inf
@@ -93,6 +94,8 @@ class Worth:
 
 
 class _Entry(BaseModel):
+    """Base of all entries: unknown fields, later changes, NaN and infinity are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -119,7 +122,7 @@ class Seeds(_Entry):
 class Setting(_Entry):
     """One number of a claim, positive where it supports the claim.
 
-    ``seeds`` is how many decide it, where that is not the claim's count.
+    ``seeds`` is the number of seeds that decide it, if that differs from the claim's.
     """
 
     name: str
@@ -155,6 +158,7 @@ class Part(_Rule):
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> Part:
+        """Refuse a part without a field that its kind needs, or with one of another kind."""
         if self.kind is None:
             raise ValueError("give a kind")
         if not self.settings:
@@ -179,11 +183,11 @@ class Part(_Rule):
                 raise ValueError(f"{self.kind} has no worth: remove it")
             if self.unit is None:
                 raise ValueError(f"{self.kind}: give the unit of the number")
-        of_kind = {"above": "bound", "below": "bound", "tolerance": "exact", "certificate": "exact"}
-        for name, kind in of_kind.items():
+        kinds = {"above": "bound", "below": "bound", "tolerance": "exact", "certificate": "exact"}
+        for name, kind in kinds.items():
             if getattr(self, name) is not None and kind != self.kind:
                 raise ValueError(f"{self.kind} has no {name}: that belongs to {kind}")
-        _ = self.formulas, self.certifying  # refuses what is no formula
+        _ = self.formulas, self.certifying  # making them refuses text that is no formula
         return self
 
     def _missing(self) -> str:
@@ -212,7 +216,7 @@ class Part(_Rule):
 
 
 class Beside(Part):
-    """An effect that is judged and shown beside the word, and never decides it."""
+    """An effect that is judged and shown with the claim but never decides its word."""
 
     label: str
 
@@ -221,7 +225,7 @@ class Claim(_Rule):
     """One entry of the ledger: one effect, or several parts of which all or any must hold.
 
     ``unanswered`` says why today's records cannot answer, and what would; the word then is *open*.
-    ``front`` says it in a few words for the front page; without it the claim is not there.
+    ``front`` is the claim in a few words; only claims that have it stand on the front page.
     """
 
     id: str = Field(pattern=r"^[a-z]+\.\d+$")
@@ -242,6 +246,7 @@ class Claim(_Rule):
 
     @model_validator(mode="after")
     def _can_be_decided(self) -> Claim:
+        """Refuse a claim without a rule, with two, with too few seeds, or with a wrong effect."""
         given = [bool(self.settings), bool(self.all_of), bool(self.any_of)]
         if sum(given) > 1 or (not any(given) and self.unanswered is None):
             raise ValueError("give settings, or all_of, or any_of, or unanswered with the reason")
@@ -251,7 +256,7 @@ class Claim(_Rule):
             if parts and not all(part.name for part in parts):
                 raise ValueError("each part of several has a name")
         if self.settings:
-            _ = self.parts
+            _ = self.parts  # makes the one part, which checks its fields
         elif self.kind or self.worth or self.of:
             raise ValueError("kind, worth and of belong to the parts")
         statistical = [part.kind for part in self.parts if part.kind != "exact"]
@@ -263,6 +268,7 @@ class Claim(_Rule):
         return self
 
     def _check_published(self, effect: Worth) -> None:
+        """Refuse a published effect of another unit, or of less than twice the smallest effect."""
         for part in self.parts:
             if (amount := part.amount) is None:
                 continue
@@ -270,7 +276,7 @@ class Claim(_Rule):
                 not effect.is_ratio and effect.unit != amount.unit
             ):
                 raise ValueError(f"published effect in {effect.unit}, worth in {amount.unit}")
-            limit = effect.value / 2 * 1.0001
+            limit = effect.value / 2 * 1.0001  # room for rounding
             if part.kind == "effect" and self.scope != "proxy" and amount.value > limit:
                 raise ValueError(
                     f"worth {amount.text} is more than half of the published {effect.text}"
@@ -286,11 +292,11 @@ class Claim(_Rule):
 
     @property
     def counts(self) -> bool:
-        """Whether it counts for or against the works: theirs, and not on another kind of data."""
+        """Whether it counts for or against the works: the authors' own, on their kind of data."""
         return self.origin != "ours" and self.scope != "proxy" and self.control is None
 
     def all_formulas(self) -> Iterator[Formula]:
-        """Every formula, those beside among them."""
+        """Every formula, those of effects that do not decide included."""
         for part in (*self.parts, *self.beside):
             yield from part.formulas
             if part.certifying is not None:
@@ -340,7 +346,7 @@ def criterion_hash(claim: Claim, functions: Mapping[str, Function]) -> str:
         Hexadecimal sha256.
 
     Raises:
-        ValueError: If a formula calls a function that the chapter has not.
+        ValueError: If a formula calls a function that the chapter does not have.
     """
     rules = [
         part.model_dump(

@@ -22,18 +22,19 @@ _TABLE = "portable_operations.toml"
 
 
 def operation_name(function: Any, results: Any, arguments: Any = ()) -> str:
-    """Name of an operation: its packet without overload, and the type of its result.
+    """Name of an operation, without its overload, and the type of its result.
 
     Args:
         function: The overload that a `TorchDispatchMode` sees, as ``aten.exp.default``.
-        results: What it returned; the first tensor in it counts.
-        arguments: What it was given; counts where the results hold no tensor, as with the
-            in-place operations on lists.
+        results: What it returned; the first tensor in it decides the type.
+        arguments: What it was given; they decide the type if the results hold no tensor, as with
+            the in-place operations on lists.
 
     Returns:
         ``"aten.exp float32"``, or ``"aten.argmax other"`` for types that are neither floating nor
         complex, and for operations without tensors. In-place operations share the kernel, and so
-        the name, of the others; a power of a half is what torch makes of it, a square root.
+        the name, of the others. A power of 0.5 has the name of the square root, which is what torch
+        computes for it.
     """
     leaves = [*tree_leaves(results), *tree_leaves(arguments)]
     dtype = next((leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)), None)
@@ -47,7 +48,7 @@ def operation_name(function: Any, results: Any, arguments: Any = ()) -> str:
 
 
 def _without_underscore(packet: str) -> str:
-    if packet.endswith("_") and not packet.endswith("__"):  # `__and__` keeps its own
+    if packet.endswith("_") and not packet.endswith("__"):  # `__and__` keeps its underscores
         return packet[:-1]
     return packet
 
@@ -78,11 +79,12 @@ class OperationRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @cache
 def portable_operations() -> Mapping[str, Any]:
-    """The table as it is stored; its own comments explain the sections."""
+    """The table of `portable_operations.toml`, whose comments explain its sections."""
     return tomllib.loads(files("companion.evidence").joinpath(_TABLE).read_text("utf-8"))
 
 
 def _is_allowed(packet: str, kind: str) -> bool:
+    """Whether an arm may call the operation with a result of this type (see `operation_name`)."""
     table = portable_operations()
     packet = _without_underscore(packet)
     shown = table["portable"].get(packet, {})
@@ -95,16 +97,17 @@ def _is_allowed(packet: str, kind: str) -> bool:
     if kind != "other" or packet in table["exact"]["draws"]:
         return False
     # Integers and truth values are exact. In-place operations on lists return no tensor, so "other"
-    # may stand for any type there, and all of them must be shown.
+    # may mean any type there, and both float types must have been shown to be portable.
     if packet.removeprefix("aten.").startswith(("_foreach", "_fused")):
         return {"float32", "float64"} <= set(shown)
     return True
 
 
 def not_shown_portable(operations: Iterable[str]) -> list[str]:
-    """Return those of the names that stand on no list, sorted.
+    """Return, sorted, the names that are on no list of the table.
 
-    Those at which the emulator ends are on a list of their own: no arm is refused for them.
+    Operations that the emulator of other processors cannot run are on the list ``not_shown``, so
+    they are not returned.
 
     Example:
         >>> not_shown_portable(["aten.exp float32", "aten.sqrt float32", "aten.view float64"])

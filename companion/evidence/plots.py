@@ -1,4 +1,4 @@
-"""One look for all figures: style, colour-blind palette and two generic plots."""
+"""One style for all figures: settings, a colour-blind palette and generic plots."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from companion.evidence.statistics import t_interval
 
 __all__ = ["PALETTE", "band", "figure", "matrix", "set_style", "spread"]
 
-# Okabe and Ito's palette: told apart with every common colour vision
+# Okabe and Ito's palette, whose colours differ for every common kind of colour vision
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def set_style() -> None:
-    """Set the style of all figures; the same input gives the same picture."""
+    """Set Matplotlib's settings for all figures of the book."""
     matplotlib.rcParams.update(
         {
             "figure.dpi": 100,
@@ -41,7 +41,7 @@ def figure(columns: int = 1, rows: int = 1, *, height: float = 3.2) -> tuple[Fig
     """Make a figure in the style of the book, outside pyplot's global state.
 
     Args:
-        columns: Panels in a row.
+        columns: Panels per row.
         rows: Rows of panels.
         height: Height of a row in inches.
 
@@ -62,7 +62,7 @@ def band(
     Args:
         axis: Where to draw.
         x: Abscissae, shape ``(K,)``.
-        curves: One curve a seed, shape ``(S, K)``.
+        curves: One curve per seed, shape ``(S, K)``.
         label: Legend entry.
         colour: Colour of line and band.
         style: Line style.
@@ -82,25 +82,27 @@ def spread(
     points: bool = True,
     horizontal: bool = False,
 ) -> None:
-    """Draw single values, their mean and its 95 % Student interval (none for a single value).
+    """Draw single values, their mean and, if there are several, its 95 % Student interval.
 
     Args:
         axis: Where to draw.
-        x: Abscissa, or ordinate if horizontal.
-        values: One a seed.
-        colour: Colour of all.
+        x: Position on the horizontal axis, or on the vertical one if ``horizontal``.
+        values: One value per seed.
+        colour: Colour of points, mean and interval.
         label: Legend entry.
         points: Draw the single values too.
-        horizontal: Lay the values along the abscissa.
+        horizontal: Draw the values along the horizontal axis.
     """
     if points:
-        where = [x] * len(values)
-        pairs = (values, where) if horizontal else (where, values)
+        positions = [x] * len(values)
+        pairs = (values, positions) if horizontal else (positions, values)
         axis.plot(*pairs, ".", color=colour, alpha=0.3, markersize=5)
-    mean, half = values[0], 0.0
+    mean = values[0]
+    half = 0.0
     if len(values) > 1:
         interval = t_interval(values, 0.95)
-        mean, half = interval.mean, interval.high - interval.mean
+        mean = interval.mean
+        half = interval.high - interval.mean
     if horizontal:
         axis.errorbar(mean, x, xerr=half, fmt="o", color=colour, capsize=3, label=label)
     else:
@@ -130,7 +132,7 @@ def matrix(
     low, high = limits
     axis.imshow(table, cmap="cividis_r", vmin=low, vmax=high, aspect="auto")
     for (i, j), value in np.ndenumerate(table):
-        dark = (value - low) / (high - low) > 0.55
+        dark = (value - low) / (high - low) > 0.55  # there black text would be hard to read
         axis.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color="w" if dark else "k")
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)

@@ -1,9 +1,10 @@
 r"""From the values of a claim to its word.
 
 A value is one number per seed, signed so that positive supports the claim. Two Student t intervals
-decide: one of 99 % for the *sign* of the effect, one of 95 % for its *size* beside the smallest
-effect worth having, *worth*. The words are *holds*, *opposite*, *no effect*, *no gain*, *mixed* and
-*open*; a word stands for a region in which the true effect lies, and an addition narrows it.
+decide: one of 99 % for the *sign* of the effect, and one of 95 % for its *size*, which is compared
+with *worth*, the smallest effect worth having. The words are *holds*, *opposite*, *no effect*, *no
+gain*, *mixed* and *open*; a word stands for a region in which the true effect lies, and an addition
+narrows it.
 
 The error rates of this rule are simulated in ``docs/verdicts.md``.
 """
@@ -53,8 +54,8 @@ Kind = Literal["effect", "none", "not_less", "bound", "truth", "exact", "timing"
 KINDS: tuple[Kind, ...] = ("effect", "none", "not_less", "bound", "truth", "exact", "timing")
 MIN_SEEDS = 5
 MIN_BLOCKS = 20  # of interleaved timings
-MANY_SETTINGS = 5  # from here on a random-effects mean is shown
-NARROW = 0.9  # a word that fewer resamples of the seeds would get is marked
+MANY_SETTINGS = 5  # from so many on a random-effects mean is shown
+NARROW = 0.9  # a word that a smaller share of resamples of the seeds gets is marked
 _RESAMPLES = 2000
 # words that refute, strongest first
 _STRENGTH: tuple[Word, ...] = ("opposite", "no effect", "no gain")
@@ -70,24 +71,24 @@ class Level:
     size: float = 0.95
 
     def among(self, count: int) -> Level:
-        """The level of each of ``count`` words so that all are right with this one."""
+        """The level that each of ``count`` words needs so that all are right at this level."""
         return Level(1 - (1 - self.sign) / count, 1 - (1 - self.size) / count)
 
 
 @dataclass(frozen=True)
 class Ruling:
-    """What one setting says.
+    """What the values of one setting say.
 
     Args:
         word: The word.
-        addition: What narrows it, or nothing.
-        n: Seeds, blocks or cases.
-        means: Values that the intervals are made of: ``n``, or five of a timing.
-        mean: Their mean; ``None`` without values.
+        addition: What narrows the word, or an empty text.
+        n: Number of seeds, blocks or cases.
+        means: Number of values behind the intervals: ``n``, or five for a timing (`fifths`).
+        mean: Mean of these values; ``None`` without values.
         sd: Their sample standard deviation; ``None`` with fewer than two values.
         sign: Interval that decides the sign.
         size: Interval that decides the size.
-        reason: Why the word is *open*, in a sentence.
+        reason: Why the word is *open*, or an *exact* claim refuted, in words.
     """
 
     word: Word
@@ -118,12 +119,19 @@ def _interval(mean: float, sd: float, n: int, confidence: float) -> Pair:
     return mean - half, mean + half
 
 
+def _addition(low: float, high: float, worth: float) -> Addition:
+    """Addition for an effect whose amount lies between ``low`` and ``high``."""
+    if high < worth:
+        return "small"
+    return "at least worth" if low >= worth else ""
+
+
 def _word_of_effect(sign: Pair, size: Pair, worth: float) -> tuple[Word, Addition]:
     low, high = size
     if sign[0] > 0:
-        return "holds", "small" if high < worth else "at least worth" if low >= worth else ""
+        return "holds", _addition(low, high, worth)
     if sign[1] < 0:
-        return "opposite", "small" if low > -worth else "at least worth" if high <= -worth else ""
+        return "opposite", _addition(-high, -low, worth)
     if -worth < low and high < worth:
         return "no effect", ""
     return ("no gain" if high < worth else "open"), ""
@@ -158,7 +166,7 @@ _WORDS: dict[str, Callable[[Pair, Pair, float], tuple[Word, Addition]]] = {
 
 
 def _regions(kind: Kind, ruling: Ruling, worth: float) -> list[Pair]:
-    """Where the true effect lies, as open intervals; the ends do not matter."""
+    """Open intervals, one or two, in which the true effect lies if the ruling is right."""
     everything = (-math.inf, math.inf)
     if kind in ("effect", "timing"):
         ends: dict[tuple[str, str], Pair] = {
@@ -186,6 +194,7 @@ def _regions(kind: Kind, ruling: Ruling, worth: float) -> list[Pair]:
 
 
 def _are_disjoint(ones: Sequence[Pair], others: Sequence[Pair]) -> bool:
+    """Whether no open interval of the first list overlaps one of the second."""
     return all(max(a, c) >= min(b, d) for a, b in ones for c, d in others)
 
 
@@ -205,15 +214,15 @@ def rule_values(
     """Judge the values of one setting.
 
     Args:
-        values: One a seed; of a ``timing`` one a block, in the order of measurement.
+        values: One per seed; of a ``timing`` one per block, in the order of measurement.
         worth: Smallest effect worth having, positive; not used by ``bound``.
         kind: All but ``truth`` and ``exact``, which have functions of their own.
         level: Confidence of the intervals.
         reason: Why values are missing; the word then is *open*.
 
     Returns:
-        Word and intervals; *open* with fewer than five seeds or twenty blocks, and where leaving
-        out one value gives a word that excludes this one.
+        Word and intervals. The word is *open* with fewer than five seeds or twenty blocks, and if
+        leaving out one value gives a word that excludes this one.
 
     Raises:
         ValueError: If ``worth`` is not positive, or all values are equal.
@@ -242,17 +251,17 @@ def rule_values(
             ruling, word="open", addition="", reason=reason or f"{n} of at least {least} values"
         )
     region = _regions(kind, ruling, worth)
-    for leave in range(len(counted)):
-        rest = counted[:leave] + counted[leave + 1 :]
+    for omitted in range(len(counted)):
+        rest = counted[:omitted] + counted[omitted + 1 :]
         other = _ruled(rest, worth, kind, level, least=MIN_SEEDS)
         if _are_disjoint(region, _regions(kind, other, worth)):
-            said = f"without value {leave + 1} of {len(counted)} the word is “{other.words}”"
-            return replace(ruling, word="open", addition="", reason=said)
+            why = f"without value {omitted + 1} of {len(counted)} the word is “{other.words}”"
+            return replace(ruling, word="open", addition="", reason=why)
     return ruling
 
 
 def _ruled(values: list[float], worth: float, kind: Kind, level: Level, *, least: int) -> Ruling:
-    """The word of values alone, without leaving any out."""
+    """Word and intervals of all values; *open* with fewer than ``least``."""
     mean, sd = (float(each) for each in mean_and_sd(values))
     if sd == 0 and len(values) >= least:
         raise ValueError(f"all {len(values)} values are {mean}: that is no statistical claim")
@@ -266,11 +275,11 @@ def _ruled(values: list[float], worth: float, kind: Kind, level: Level, *, least
 
 
 def rule_truth(values: Sequence[float], chance: float = 0.5, *, reason: str = "") -> Ruling:
-    """Judge truth values, one a seed, with a Clopper-Pearson interval of 99 %.
+    """Judge truth values, one per seed, with a Clopper-Pearson interval of 99 %.
 
     Args:
         values: Ones and zeros.
-        chance: Share that a statement without content would get, in (0, 1).
+        chance: Share of ones that a statement without content would get, in (0, 1).
         reason: Why values are missing; the word then is *open*.
 
     Raises:
@@ -280,7 +289,8 @@ def rule_truth(values: Sequence[float], chance: float = 0.5, *, reason: str = ""
         raise ValueError(f"chance must be in (0, 1), got {chance}")
     if wrong := [v for v in values if v not in (0, 1)]:
         raise ValueError(f"a truth value is 0 or 1, got {wrong[0]}")
-    n, true = len(values), int(sum(values))
+    n = len(values)
+    true = int(sum(values))
     if n == 0:
         return Ruling("open", reason=reason or f"0 of at least {MIN_SEEDS} values")
     from scipy import stats
@@ -307,9 +317,9 @@ def rule_exact(
 
     Args:
         values: Deviation of each case.
-        tolerance: The largest that counts as agreement.
-        certified: Deviations that are proved; one beyond the tolerance refutes the claim. Without
-            them the values certify themselves.
+        tolerance: The largest deviation that counts as agreement.
+        certified: Proved deviations; one beyond the tolerance refutes the claim. Without them the
+            values themselves count as proved.
         reason: Why cases are missing; a claim without violation then is *open*.
     """
     if not values:
@@ -322,8 +332,8 @@ def rule_exact(
         return replace(ruling, word="opposite", reason=f"{worst:.6g} exceeds {tolerance:g}")
     beyond = [v for v in values if not abs(v) <= tolerance]
     if beyond:
-        said = f"{beyond[0]:.6g} exceeds {tolerance:g}, not certified"
-        return replace(ruling, reason=reason or said)
+        why = f"{beyond[0]:.6g} exceeds {tolerance:g}, not certified"
+        return replace(ruling, reason=reason or why)
     return replace(ruling, word="open" if reason else "holds", reason=reason)
 
 
@@ -339,14 +349,14 @@ def combine_settings(rulings: Sequence[Ruling], worth: float) -> Ruling:
     """Judge several settings of one effect, in one unit.
 
     Args:
-        rulings: One a setting.
-        worth: Their common smallest effect.
+        rulings: One per setting.
+        worth: Their common smallest effect worth having.
 
     Returns:
-        The word of all of them; mean and intervals only where there is one setting.
+        The word of all settings together; with mean and intervals only if there is one setting.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If ``rulings`` is empty.
     """
     if not rulings:
         raise ValueError("a claim needs a setting")
@@ -373,7 +383,8 @@ def _open_settings(rulings: Sequence[Ruling]) -> str:
 
 
 def _is_mixed(rulings: Sequence[Ruling]) -> bool:
-    """Whether one setting holds and another does not, further apart than chance allows."""
+    """Whether one setting holds and another is refuted, with intervals that do not overlap."""
+    # stricter the more settings there are, as more pairs could be apart by chance
     confidence = 1 - 0.05 / (len(rulings) - 1)
     holding = [each for each in rulings if each.word == "holds"]
     refuting = [each for each in rulings if each.word in _STRENGTH]
@@ -391,8 +402,9 @@ def combine_and(words: Sequence[Ruling], corrected: Sequence[Ruling]) -> Ruling:
     """Judge a claim that says several things at once.
 
     Args:
-        words: The words of its parts.
-        corrected: The same at `Level.among` the number of parts: one of them can refute the claim.
+        words: Rulings of its parts.
+        corrected: Rulings of the same parts at the stricter `Level.among` their number, because any
+            one of them can refute the claim.
     """
     if all(each.word == "holds" for each in words):
         return Ruling("holds", _shared_addition(words))
@@ -405,7 +417,12 @@ def combine_and(words: Sequence[Ruling], corrected: Sequence[Ruling]) -> Ruling:
 
 
 def combine_or(words: Sequence[Ruling], corrected: Sequence[Ruling]) -> Ruling:
-    """Judge a claim that says one thing or another; arguments as in `combine_and`."""
+    """Judge a claim that says one thing or another; any one part can establish it.
+
+    Args:
+        words: Rulings of its parts.
+        corrected: Rulings of the same parts at the stricter `Level.among` their number.
+    """
     if holding := [each for each in corrected if each.word == "holds"]:
         return Ruling("holds", _shared_addition(holding))
     refuting = {each.word for each in words}
@@ -426,11 +443,11 @@ class Pooled:
     """What several settings of one effect say together; it decides nothing.
 
     Args:
-        part: The part of the claim whose settings they are; empty in a claim of one.
-        settings: How many there are.
+        part: The part of the claim whose settings they are; empty in a claim without parts.
+        settings: Number of settings.
         mean: Their plain mean, or from five settings on the mean of a random-effects model.
-        interval: 95 % interval of that mean; from five settings on.
-        prediction: 95 % interval for another setting of this kind; from five settings on.
+        interval: 95 % interval of that mean, from five settings on.
+        prediction: 95 % interval for another setting of this kind, from five settings on.
     """
 
     part: str
@@ -441,12 +458,12 @@ class Pooled:
 
 
 def pool(rulings: Sequence[Ruling], part: str = "") -> Pooled | None:
-    r"""Pool settings; ``None`` for a single one or where one has no spread.
+    r"""Pool the settings of one effect; ``None`` for a single setting or if one has no spread.
 
-    From five settings on by a random-effects model: the variance between settings by DerSimonian
-    and Laird (1986), the interval by Hartung and Knapp (2001), $t_{k-1}$ with the weighted residual
-    variance, and the prediction interval of Higgins, Thompson and Spiegelhalter (2009) with
-    $t_{k-2}$.
+    Fewer than five settings have a plain mean. From five on a random-effects model gives the
+    variance between settings by DerSimonian and Laird (1986), the interval by Hartung and Knapp
+    (2001), which is $t_{k-1}$ with the weighted residual variance, and the prediction interval by
+    Higgins, Thompson and Spiegelhalter (2009) with $t_{k-2}$.
     """
     known = [(r.mean, r.sd, r.means) for r in rulings if r.mean is not None and r.sd]
     k = len(known)
@@ -455,7 +472,7 @@ def pool(rulings: Sequence[Ruling], part: str = "") -> Pooled | None:
     y = np.array([mean for mean, _, _ in known])
     if k < MANY_SETTINGS:
         return Pooled(part, k, float(y.mean()))
-    v = np.array([sd**2 / n for _, sd, n in known])
+    v = np.array([sd**2 / n for _, sd, n in known])  # variance of each mean
     fixed = 1 / v
     spread = float((fixed * (y - (fixed * y).sum() / fixed.sum()) ** 2).sum())
     scale = float(fixed.sum() - (fixed**2).sum() / fixed.sum())
@@ -468,17 +485,17 @@ def pool(rulings: Sequence[Ruling], part: str = "") -> Pooled | None:
     return Pooled(part, k, mean, (mean - half, mean + half), (mean - wide, mean + wide))
 
 
-# --- beside the word ------------------------------------------------------------------------------
+# --- shown with the word --------------------------------------------------------------------------
 
 
 def stability(values: Sequence[float], worth: float, kind: Kind = "effect") -> float:
     """Share of resamples of the values that get the same word.
 
-    Additions are ignored; *no effect* and *holds, small* count as the same where both intervals
-    lie within the smallest effect.
+    Additions are ignored. *No effect* and *holds, small* count as the same if both intervals lie
+    within the smallest effect.
 
     Args:
-        values: At least two; of a ``timing`` its fifths.
+        values: At least two values; of a ``timing`` its `fifths`.
         worth: Smallest effect worth having.
         kind: One of the kinds with intervals.
     """
@@ -494,12 +511,12 @@ def stability(values: Sequence[float], worth: float, kind: Kind = "effect") -> f
 def interval_for_other_items(values: Sequence[float], items: NDArray[np.float64]) -> Pair | None:
     """Interval of 95 % of a mean, for other seeds and other test items of the same kind.
 
-    All seeds share one test set, so their spread says nothing of another one. The variance is
-    $s^2/n + v/N$ with the variance $v$ between the N items' means over seeds; that holds what
-    seeds add to an item's mean as well, so the interval errs on the wide side.
+    All seeds share one test set, so their spread says nothing about another one. The variance is
+    $s^2/n + v/N$ with the variance $v$ between the N items' means over seeds. As $v$ also contains
+    what the seeds add to an item's mean, the interval is too wide rather than too narrow.
 
     Args:
-        values: One a seed, at least two.
+        values: One per seed, at least two.
         items: Value of each item, ``(n, N)``; NaN for an item that was not tested.
 
     Returns:
@@ -526,39 +543,43 @@ def words_of(
     """Words of many samples at once, for resampling and simulation; no value is left out.
 
     Args:
-        mean: Mean of each sample.
-        sd: Its standard deviation.
-        n: Its number of values.
+        mean: Mean of each sample, ``(S,)``.
+        sd: Standard deviation of each sample, ``(S,)``.
+        n: Number of values of every sample.
         worth: Smallest effect worth having.
         kind: One of the kinds with intervals.
         merge_small: Whether *holds, small* counts as *no effect* where both intervals lie within
             the smallest effect.
 
     Returns:
-        A word for each sample.
+        A word for each sample, ``(S,)``.
     """
     level = Level()
-    wide, narrow = (_quantile(c, n - 1) * sd / math.sqrt(n) for c in (level.sign, level.size))
-    lo, hi, low, high = mean - wide, mean + wide, mean - narrow, mean + narrow
+    for_sign, for_size = (_quantile(c, n - 1) * sd / math.sqrt(n) for c in (level.sign, level.size))
+    sign_low, sign_high = mean - for_sign, mean + for_sign
+    low, high = mean - for_size, mean + for_size
     within = (-worth < low) & (high < worth)
+    words = ["holds", "opposite"]
     if kind == "none":
-        conditions, words = [within, (low >= worth) | (high <= -worth)], ["holds", "opposite"]
+        conditions = [within, (low >= worth) | (high <= -worth)]
     elif kind == "not_less":
-        conditions, words = [low > -worth, high <= -worth], ["holds", "opposite"]
+        conditions = [low > -worth, high <= -worth]
     elif kind == "bound":
-        conditions, words = [lo > 0, hi < 0], ["holds", "opposite"]
+        conditions = [sign_low > 0, sign_high < 0]
     else:
-        small = within & (-worth < lo) & (hi < worth) & ~(hi < 0) & merge_small
-        conditions = [small, lo > 0, hi < 0, within, high < worth]
+        both_within = within & (-worth < sign_low) & (sign_high < worth)
+        small = both_within & ~(sign_high < 0) & merge_small
+        # the first condition that is met decides
+        conditions = [small, sign_low > 0, sign_high < 0, within, high < worth]
         words = ["no effect", "holds", "opposite", "no effect", "no gain"]
     return np.select(conditions, words, "open")
 
 
 def power_of_sign(effect: ArrayLike, n: int, level: Level = Level()) -> NDArray[np.float64]:
-    """Probability that the sign of an effect is found.
+    """Probability that the interval for the sign lies above zero.
 
     Args:
-        effect: True mean in standard deviations over seeds.
+        effect: True mean, in standard deviations over seeds.
         n: Number of seeds, at least 2.
         level: Confidence of the intervals.
     """
@@ -569,26 +590,31 @@ def power_of_sign(effect: ArrayLike, n: int, level: Level = Level()) -> NDArray[
 
 
 def seeds_for_power(effect: float, power: float = 0.8) -> int | None:
-    """Seeds that find the sign of an effect with a probability; ``None`` beyond ten thousand.
+    """Fewest seeds, at least five, that show the sign of an effect with some probability.
 
     Args:
-        effect: True mean in standard deviations over seeds, positive.
+        effect: True mean, in standard deviations over seeds, positive.
         power: The probability, in (0, 1).
+
+    Returns:
+        The number; ``None`` if 5120 seeds do not suffice.
     """
-    below, above = MIN_SEEDS - 1, MIN_SEEDS
-    while power_of_sign(effect, above) < power:
-        below, above = above, 2 * above
-        if above > 10_000:
+    too_few, enough = MIN_SEEDS - 1, MIN_SEEDS
+    while power_of_sign(effect, enough) < power:
+        too_few, enough = enough, 2 * enough
+        if enough > 10_000:
             return None
-    while above - below > 1:
-        middle = (below + above) // 2
-        enough = power_of_sign(effect, middle) >= power
-        below, above = (below, middle) if enough else (middle, above)
-    return above
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if power_of_sign(effect, middle) >= power:
+            enough = middle
+        else:
+            too_few = middle
+    return enough
 
 
 def detectable_effect(sd: float, n: int, power: float = 0.8) -> float:
-    """Smallest true effect whose sign ``n`` seeds find with a probability, in units of ``sd``."""
+    """Smallest true effect whose sign ``n`` seeds show with this power, in the unit of ``sd``."""
     return _detectable_in_sds(n, power) * sd
 
 

@@ -1,9 +1,10 @@
 """Intervals for means, over seeds and over test items.
 
-Refused with a ValueError everywhere: values that are not finite, a single value (one run says
-nothing about the spread), a confidence outside (0, 1).
+The functions raise a ValueError for values that are not finite, for a single value (one run says
+nothing about the spread), and for a confidence outside (0, 1).
 
-`scipy.stats` takes half a second to load; listings that only read verdicts do without it.
+`scipy.stats` takes half a second to load and is imported where it is used, so that listings that
+only read verdicts do without it.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ class Interval(NamedTuple):
 
 
 def mean_and_sd(values: Any) -> tuple[Any, Any]:
-    """Mean and sample sd along the last axis; equal values give exactly that value and 0."""
+    """Mean and sample sd along the last axis; equal values give exactly that value and sd 0."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim == 0 or x.shape[-1] < 2:
         raise ValueError(f"an interval needs at least 2 values, got {x.tolist()}")
     if not np.isfinite(x).all():
         raise ValueError(f"values must be finite, got {x[~np.isfinite(x)].tolist()}")
-    shifted = x - x[..., :1]
+    shifted = x - x[..., :1]  # exactly 0 for equal values
     return x[..., 0] + shifted.mean(axis=-1), shifted.std(axis=-1, ddof=1)
 
 
@@ -52,7 +53,7 @@ def t_half_width(sd: Any, n: int, confidence: float) -> Any:
 
 
 def t_interval(values: Sequence[float], confidence: float) -> Interval:
-    """Student-t interval for the mean, one value a seed; of width zero when all are equal.
+    """Student-t interval for the mean of one value per seed; equal values give width zero.
 
     Example:
         >>> t_interval([1.0, 2.0, 3.0], 0.95).low.__round__(4)

@@ -2,9 +2,9 @@
 
 A finished run is a folder ``<runs>/<chapter>/<key>/`` with ``result.json`` (the record, compared
 byte for byte) and ``provenance.json`` (its checksum; when, where, how long; never compared).
-``result.json`` is written last, so a folder that has it is finished and one that lacks it counts
-for nothing. A folder whose record does not fit its checksum, or the run that is asked for, is set
-aside and counts for nothing either.
+``result.json`` is written last, so a folder that has it is finished and one that lacks it does not
+count. A folder whose record does not fit its checksum, or the run that is asked for, is renamed
+and does not count either.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def rounded(value: float, digits: int = 12) -> float:
 
 
 def _differences(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, object]:
-    """What of a configuration differs from the defaults, in the configurations inside it too.
+    """The part of a configuration that differs from the defaults, nested configurations included.
 
     A value is at its default only if both are written alike: 1, 1.0 and true are equal in Python
     and different in a file.
@@ -102,8 +102,8 @@ class Run:
         data: Content hash of the data.
         predicted_seconds: Core-seconds expected on the reference machine.
         deterministic: False for timing and asynchronous runs, which are never compared.
-        version: Version of the arm; a new one says that its numbers were moved on purpose.
-        defaults: What the settings are that the record does not state.
+        version: Version of the arm; a new one says that its numbers were changed on purpose.
+        defaults: Default values, by name, of the settings that a record leaves out.
     """
 
     chapter: str
@@ -116,7 +116,7 @@ class Run:
     version: int = 1
     defaults: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    # cached, for the progress of a sweep asks for the same runs every second
+    # cached, because the progress of a sweep asks for the same runs every second
     @cached_property
     def settings(self) -> dict[str, object]:
         """The part of the configuration that differs from the defaults."""
@@ -136,12 +136,12 @@ class Run:
 
     @cached_property
     def identity(self) -> str:
-        """Canonical text of what the run is about."""
+        """Canonical text of `head`, by which runs are told apart."""
         return canonical_json(self.head)
 
     @property
     def key(self) -> str:
-        """Hash of the identity, whatever the code and the machine."""
+        """Hash of the identity, which does not depend on the code or the machine."""
         return identity_key(self.identity)
 
 
@@ -151,7 +151,7 @@ class Conditions:
 
     Attributes:
         code: Digest of the code.
-        fingerprint: Of the environment (`canonical.fingerprint`).
+        fingerprint: Fingerprint of the environment (`canonical.fingerprint`).
         device: Name of the device.
         is_canonical: Whether the process is in canonical mode.
     """
@@ -163,7 +163,7 @@ class Conditions:
 
 
 def record_identity(record: Mapping[str, Any]) -> str:
-    """Canonical text of what a record is about: chapter, arm, version, seed, data, settings.
+    """Canonical text that identifies a record: chapter, arm, version, seed, data, settings.
 
     Raises:
         KeyError: If the record lacks one of them.
@@ -181,21 +181,21 @@ def identity_key(identity: str) -> str:
 
 
 def cache_key(identity: str, conditions: Conditions) -> str:
-    """Name of a finished run's folder: other code, another fingerprint or device is another run."""
+    """Name of a finished run's folder; other code, fingerprint or device gives another folder."""
     return _sha256(
         "\n".join((identity, conditions.code, conditions.fingerprint, conditions.device))
     )
 
 
 def checksum(record: Mapping[str, Any]) -> str:
-    """Hash of a record as it stands in a file, without the end of the line."""
+    """Hash of a record as it stands in a file, without the line break."""
     return _sha256(canonical_json(record))
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: temporary file in the same folder, fsync, rename.
 
-    Text is written as UTF-8 with the line ends that it has.
+    Text is written as UTF-8, and its line breaks stay as they are.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,10 +217,10 @@ class _DamagedError(ValueError):
 
 
 def _object_in(text: bytes, name: str) -> Record:
-    """Parse a line that must hold one JSON object."""
+    """Parse a line that must hold one JSON object; ``name`` is for the message."""
     try:
         value = json.loads(text.decode("utf-8"))
-    except ValueError as error:  # of the JSON and of the encoding
+    except ValueError as error:  # the JSON or the encoding is wrong
         raise _DamagedError(f"{name} cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise _DamagedError(f"{name} holds no record")
@@ -228,7 +228,7 @@ def _object_in(text: bytes, name: str) -> Record:
 
 
 def _line_of(path: Path) -> bytes:
-    """Read a file of one line; the end of the line is proof that it is whole."""
+    """Read a file of one line; the line break at its end proves that the file is whole."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -248,9 +248,9 @@ class Store:
         root: Folder of all profiles.
     """
 
-    # How often, and with what pause in seconds, a record that does not fit is read again: another
-    # process may be between its two files.
-    _LOOKS = (0.0, 0.05, 0.2)
+    # Seconds to wait before each attempt to read a record: one that does not fit is read again,
+    # because another process may have written only one of its two files.
+    _PAUSES = (0.0, 0.05, 0.2)
 
     def __init__(self, profile: str, root: Path = RUNS) -> None:
         self.profile = profile
@@ -264,12 +264,12 @@ class Store:
     def read(self, run: Run, conditions: Conditions) -> Record | None:
         """Return the record of a finished run, else ``None``.
 
-        A record that is damaged, or that is another run's, is set aside with a line on standard
-        error; the run then counts as not finished.
+        The folder of a record that is damaged, or that is another run's, is renamed with a line on
+        standard error; the run then counts as not finished.
         """
         folder = self.run_folder(run, conditions)
         damage = ""
-        for pause in self._LOOKS:
+        for pause in self._PAUSES:
             time.sleep(pause)
             if not (folder / "result.json").is_file():
                 return None
@@ -285,6 +285,7 @@ class Store:
         return None
 
     def _checked(self, folder: Path, run: Run, conditions: Conditions) -> Record:
+        """Read a record; raise a `_DamagedError` if it is not what this run has written."""
         line = _line_of(folder / "result.json")
         provenance = _object_in(_line_of(folder / "provenance.json"), "provenance.json")
         if hashlib.sha256(line).hexdigest() != provenance.get("checksum"):
@@ -322,10 +323,10 @@ class Store:
             conditions: As measured in the process that computed it.
             result: ``metrics``, ``curves``, ``counters`` and optional flags.
             seconds: Wall and processor seconds.
-            started: When the run started, in ISO's notation.
+            started: When the run started, as an ISO 8601 date and time.
 
         Raises:
-            ValueError: If a number is NaN or infinite, or ``result`` names a field of the head.
+            ValueError: If a number is NaN or infinite, or ``result`` has a field of `Run.head`.
         """
         if clash := run.head.keys() & result.keys():
             raise ValueError(f"a result may not set {sorted(clash)}")
@@ -343,16 +344,16 @@ class Store:
             **seconds,
         }
         write_atomic(folder / "provenance.json", canonical_json(provenance) + "\n")
-        write_atomic(folder / "result.json", text)
+        write_atomic(folder / "result.json", text)  # last: from now on the run is finished
         (folder / "failure.json").unlink(missing_ok=True)
 
     def write_failure(self, run: Run, conditions: Conditions, reason: str) -> None:
-        """Note that a run failed and why; it is tried again next time."""
+        """Write why a run failed; the next sweep tries it again."""
         folder = self.run_folder(run, conditions)
         write_atomic(folder / "failure.json", canonical_json({**run.head, "reason": reason}) + "\n")
 
     def check_writable(self) -> None:
-        """Write a byte and take it back.
+        """Write one byte to a temporary file, to find out whether the store can be written.
 
         Raises:
             OSError: If the folder cannot be made or written, or the disk is full.
@@ -372,7 +373,7 @@ class Store:
 
 
 def _facts(conditions: Conditions) -> Record:
-    """The conditions as a provenance states them."""
+    """The conditions as fields of a run's provenance."""
     return {
         "code": conditions.code,
         "fingerprint": conditions.fingerprint,
@@ -392,7 +393,7 @@ def _set_aside(folder: Path) -> Path | None:
         except FileNotFoundError:
             return None
         except OSError:
-            # somebody took that name in between; any other reason will not go away
+            # another process may have taken the name meanwhile; other errors would only repeat
             if not aside.exists():
                 raise
     raise AssertionError("unreachable: the numbers do not end")
@@ -400,19 +401,19 @@ def _set_aside(folder: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class RecordSet:
-    """What is said once about all committed records of a chapter; ``set.json``.
+    """What is stated once about all committed records of a chapter, in ``set.json``.
 
     Attributes:
         canonical: Whether the records were made in canonical mode.
-        note: In words what a reader must know of them, if anything.
+        note: What a reader must know about the records, in words; may be empty.
         versions: Version of each arm that does not have version 1.
-        commit: Of the code that made them.
+        commit: Commit of the code that made the records.
         ledger: Git's hash of the ledger as it was committed when the runs started, or
             ``"unknown"``.
-        started: When the first run started, in ISO's notation; empty if unknown.
-        timed_on: Commit of the code on which the timing runs were made.
-        criteria: Hash of every deciding rule when the set was published, by claim; a claim that is
-            not there was not judged then.
+        started: When the first run started, as an ISO 8601 date and time; empty if unknown.
+        timed_on: Commit of the code with which the timing runs were made.
+        criteria: Hash of every deciding rule when the set was published, by claim; a claim without
+            an entry was not judged then.
         waiting: Arms whose records are still to be promoted, while the evidence is in progress.
     """
 
@@ -444,7 +445,7 @@ def read_record_set(folder: Path) -> RecordSet:
         raise ValueError(f"{path}: cannot be read ({error})") from error
     kinds = {"canonical": bool, "versions": dict, "criteria": dict, "waiting": list}
     names = [each.name for each in fields(RecordSet)]
-    optional = ("criteria", "waiting")  # later than the others
+    optional = ("criteria", "waiting")  # sets from before these fields existed lack them
     if not isinstance(value, dict) or not {*names} - {*optional} <= {*value} <= {*names}:
         raise ValueError(f"{path}: must hold exactly {', '.join(names)}")
     stated: dict[str, Any] = {"criteria": {}, "waiting": []} | value
@@ -462,9 +463,9 @@ class Reference:
     """The committed results of one chapter.
 
     Attributes:
-        records: Sorted by key.
-        provenance: Of each record, line by line.
-        record_set: What is said of all of them.
+        records: The records, sorted by key.
+        provenance: Provenance of each record, in the same order.
+        record_set: What is stated about all of them.
     """
 
     records: list[Record]
@@ -472,7 +473,8 @@ class Reference:
     record_set: RecordSet
 
     @cached_property
-    def _places(self) -> dict[str, int]:
+    def _rows(self) -> dict[str, int]:
+        """Index of each record, by its identity."""
         return {record_identity(record): i for i, record in enumerate(self.records)}
 
     def find(self, run: Run) -> tuple[Record, Record] | None:
@@ -481,7 +483,7 @@ class Reference:
         The version is the one that the set was published with, not the arm's present one.
         """
         head = run.head | {"version": self.record_set.version(run.arm)}
-        row = self._places.get(record_identity(head))
+        row = self._rows.get(record_identity(head))
         return None if row is None else (self.records[row], self.provenance[row])
 
 
@@ -491,6 +493,7 @@ def reference_folder(profile: str, chapter: str, root: Path = RESULTS) -> Path:
 
 
 def _lines_of(path: Path) -> list[bytes]:
+    """Lines of a file without their line breaks; the last line must have one, too."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -502,35 +505,38 @@ def _lines_of(path: Path) -> list[bytes]:
     return lines
 
 
-def _check_row(line: bytes, record: Record, row: Record, chapter: str, sets: RecordSet) -> None:
-    """Check one committed record against its provenance and its set."""
+def _check_row(
+    line: bytes, record: Record, provenance: Record, chapter: str, record_set: RecordSet
+) -> None:
+    """Check one committed record, and the line it was read from, against provenance and set."""
     if missing := [name for name in IDENTITY if name not in record]:
         raise _DamagedError(f"lacks {', '.join(missing)}")
     name = f"{record['arm']}, seed {record['seed']}"
-    if row.get("checksum") != hashlib.sha256(line).hexdigest():
+    if provenance.get("checksum") != hashlib.sha256(line).hexdigest():
         raise _DamagedError(f"{name}: the record does not fit its checksum")
-    if row.get("key") != identity_key(record_identity(record)):
+    if provenance.get("key") != identity_key(record_identity(record)):
         raise _DamagedError(f"{name}: the record does not fit its key")
     if record["chapter"] != chapter:
         raise _DamagedError(f"{name}: a record of chapter {record['chapter']}")
-    if record["version"] != sets.version(record["arm"]):
-        expected = sets.version(record["arm"])
+    if record["version"] != record_set.version(record["arm"]):
+        expected = record_set.version(record["arm"])
         raise _DamagedError(f"{name}: version {record['version']}, set.json says {expected}")
 
 
 def read_reference(profile: str, chapter: str, root: Path = RESULTS) -> Reference | None:
-    """Read the committed results of a chapter, or ``None`` where there are none.
+    """Read the committed results of a chapter; ``None`` if it has none.
 
     Raises:
-        ValueError: If a file, a line or a record is not what was published; file, line, arm and
-            seed are named.
+        ValueError: If a file, a line or a record is not what was published; the message names file,
+            line, arm and seed.
     """
     folder = reference_folder(profile, chapter, root)
     path = folder / "records.jsonl"
     if not path.is_file():
         return None
     record_set = read_record_set(folder)
-    lines, rows = _lines_of(path), _lines_of(folder / "provenance.jsonl")
+    lines = _lines_of(path)
+    rows = _lines_of(folder / "provenance.jsonl")
     if len(lines) != len(rows):
         raise ValueError(f"{path}: {len(lines)} records, but {len(rows)} lines of provenance")
     records: list[Record] = []
@@ -554,7 +560,7 @@ def write_reference(
     record_set: RecordSet,
     root: Path = RESULTS,
 ) -> None:
-    """Write records, provenance and what is said of the set; records are sorted by key.
+    """Write the files of a record set: records sorted by key, their provenance, and ``set.json``.
 
     Raises:
         ValueError: If two records have one identity, or a version is not the set's.
@@ -578,7 +584,7 @@ def write_reference(
 def write_record_set(
     profile: str, chapter: str, record_set: RecordSet, root: Path = RESULTS
 ) -> None:
-    """Write what is said of a set, and leave its records."""
+    """Write ``set.json`` of a chapter's results and leave its records as they are."""
     about = json.dumps(asdict(record_set), indent=1, sort_keys=True, ensure_ascii=False)
     write_atomic(reference_folder(profile, chapter, root) / "set.json", about + "\n")
 

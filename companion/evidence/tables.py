@@ -1,6 +1,6 @@
 """Plain-text tables for checked cells and Markdown tables for the README.
 
-Output is deterministic: every number is rounded before it is printed, no line ends in a space.
+Output is deterministic: every number is rounded before it is printed, and no line ends in a space.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def fmt_number(value: float | None, digits: int) -> str:
-    """Fixed number of decimals, without a negative zero; a dash for ``None``."""
+    """The number with a fixed number of decimals, never a negative zero; a dash for ``None``."""
     if value is None:
         return "–"
     text = f"{value:.{digits}f}"
@@ -55,8 +55,8 @@ def text_table(rows: Rows, columns: Sequence[str]) -> str:
     right = [_is_numeric(rows, name) for name in columns]
 
     def line(cells: Sequence[str]) -> str:
-        placed = zip(cells, widths, right, strict=True)
-        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in placed).rstrip()
+        columns_of_line = zip(cells, widths, right, strict=True)
+        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in columns_of_line).rstrip()
 
     return "\n".join(map(line, [columns, ["-" * width for width in widths], *body]))
 
@@ -69,11 +69,13 @@ def markdown_table(rows: Rows, columns: Sequence[str]) -> str:
 
 
 def phrase(each: Judgement | Aside | Effect, worth: str = "") -> str:
-    """A word with its addition and the number that belongs to it.
+    """A verdict in words with the smallest effect worth having: ``holds, at least 1.0 points``.
 
     Args:
-        each: What was judged.
-        worth: Smallest effect worth having in words, such as ``1.0 points``.
+        each: What was judged. Its word is one of `rule.Word`; its addition, which narrows the word,
+            is ``small``, ``at least worth`` or empty.
+        worth: Smallest effect worth having, such as ``1.0 points``; without it the phrase is word
+            and addition alone.
     """
     if not worth:
         return each.words
@@ -85,7 +87,7 @@ def phrase(each: Judgement | Aside | Effect, worth: str = "") -> str:
 
 
 def shown_number(effect: Effect, value: float, digits: int) -> str:
-    """A value as readers see it: percent saved, a factor, or a number; never a logarithm."""
+    """A value of a claim as readers see it: percent saved, a factor, or a number, no logarithm."""
     if effect.unit == "percent":
         return fmt_number(100 * (1 - math.exp(-value)), max(0, digits - 2))
     if effect.unit == "factor":
@@ -94,9 +96,9 @@ def shown_number(effect: Effect, value: float, digits: int) -> str:
 
 
 def shown_effect(effect: Effect, *, both: bool = False) -> str:
-    """Mean with its interval of 95 %, and of 99 % if ``both``, in the unit of readers.
+    """Mean with its 95 % interval, and the 99 % one if ``both``, in the unit of readers.
 
-    Shares of a ratio are what is saved: ``20 % [12, 27]``; negative shares cost more.
+    For ratios in percent it is what is saved, as ``20 % [12, 27]``; a negative number costs more.
     """
     if effect.mean is None:
         return "–"
@@ -122,7 +124,7 @@ def shown_effect(effect: Effect, *, both: bool = False) -> str:
 
 
 def _times_as_much(effect: Effect, *, both: bool) -> str:
-    """A cost that more than doubles: shares above one hundred percent read badly."""
+    """A cost that more than doubles as a factor, because ``-150 %`` saved reads badly."""
     assert effect.mean is not None
     assert effect.size is not None
 
@@ -138,18 +140,19 @@ def _unit(effect: Effect) -> str:
 
 
 def _digits(effect: Effect) -> int:
-    """Decimals that show two figures of the half-width; ``percent`` counts them from shares."""
+    """Decimals that show two figures of the half-width, in the unit of the values themselves."""
     low, high = effect.size or (0.0, 0.0)
     half = (high - low) / 2
     return min(max(0, 1 - math.floor(math.log10(half))), 12) if half > 0 else 3
 
 
 def verdict_blocks(judgements: Sequence[Judgement], width: int = 96) -> str:
-    """The verdicts as one indented block a claim, no line longer than ``width`` by much."""
+    """The verdicts as one indented block per claim, with no line much longer than ``width``."""
     return "\n\n".join(_block(each, width) for each in judgements)
 
 
 def _block(each: Judgement, width: int) -> str:
+    """Word, statement, published value, numbers of the settings, and remarks on one claim."""
     who = {"authors": "the authors", "logs": "their code or logs", "ours": "our question"}
     marks = [each.tier, who[each.origin], each.scope]
     marks += [f"{each.control} control"] if each.control else []
@@ -165,32 +168,33 @@ def _block(each: Judgement, width: int) -> str:
         text = f"beside, {aside.label}: {aside.words}"
         lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
         lines += _effect_lines(aside.effects, width)
-    said = [f"because: {each.reason}"] if each.reason else []
+    remarks = [f"because: {each.reason}"] if each.reason else []
     if not each.counts and not each.control and each.scope == "proxy":
-        said.append("out of scope here: other data than the claim is about")
+        remarks.append("out of scope here: other data than the claim is about")
     if each.records:
-        said.append(_made(each))
-    said += [each.note] if each.note else []
-    for line in said:
+        remarks.append(_record_source(each))
+    remarks += [each.note] if each.note else []
+    for line in remarks:
         lines += textwrap.wrap(line, width, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
 def _shown_pooled(pooled: Pooled, judgement: Judgement) -> str:
-    """Mean over settings and, from five on, its interval and that of another such setting."""
-    like = next(effect for effect in judgement.effects if effect.part == pooled.part)
-    size = pooled.interval or like.size
-    shown = shown_effect(replace(like, mean=pooled.mean, size=size))
+    """Mean over settings; from five settings on, its interval and that of another such setting."""
+    # numbers are formatted as those of a setting of the same part, whose unit they share
+    example = next(effect for effect in judgement.effects if effect.part == pooled.part)
+    size = pooled.interval or example.size
+    shown = shown_effect(replace(example, mean=pooled.mean, size=size))
     if pooled.interval is None:
         shown = shown.split(" [")[0]
     head = f"{pooled.part}: " if pooled.part else ""
     if pooled.prediction is None:
         return f"{head}mean {shown}"
-    another = shown_effect(replace(like, mean=pooled.mean, size=pooled.prediction))
+    another = shown_effect(replace(example, mean=pooled.mean, size=pooled.prediction))
     return f"{head}mean {shown}; another such setting [{another.split(' [')[1]}"
 
 
-def _made(each: Judgement) -> str:
+def _record_source(each: Judgement) -> str:
     """Where the records come from, and whether the canonical ones say the same."""
     text = f"records: {each.records}"
     if each.early:
@@ -207,6 +211,7 @@ def _made(each: Judgement) -> str:
 
 
 def _effect_lines(effects: Sequence[Effect], width: int) -> list[str]:
+    """Two entries per setting: its name, and below it its numbers with what qualifies them."""
     lines = []
     for effect in effects:
         name = f"{effect.part}: {effect.name}" if effect.part else effect.name
@@ -217,8 +222,8 @@ def _effect_lines(effects: Sequence[Effect], width: int) -> list[str]:
         if effect.seeds_needed is not None:
             facts.append(f"{effect.seeds_needed} seeds would find the smallest effect")
         if effect.other_items is not None:
-            wide = shown_effect(replace(effect, size=effect.other_items)).split(" [")[1]
-            facts.append(f"with other test items like these [{wide}")
+            interval = shown_effect(replace(effect, size=effect.other_items)).split(" [")[1]
+            facts.append(f"with other test items like these [{interval}")
         if effect.skew is not None:
             facts.append(f"skewed ({effect.skew:.1f})")
         lines += textwrap.wrap(
@@ -228,7 +233,7 @@ def _effect_lines(effects: Sequence[Effect], width: int) -> list[str]:
 
 
 def judged_numbers(judgement: Judgement) -> str:
-    """Numbers that decide a claim, a line for each setting under the name of its part; no word."""
+    """Numbers that decide a claim, one line per setting under the name of its part, no word."""
     lines, part = [], None
     for effect in judgement.effects:
         if effect.part != part:
@@ -239,7 +244,7 @@ def judged_numbers(judgement: Judgement) -> str:
 
 
 def own_numbers(judgements: Sequence[Judgement]) -> str:
-    """The numbers of claims without their words, for runs that are not the evidence."""
+    """Table of the numbers of claims, without words, for runs that are not the evidence."""
     rows = [
         {
             "claim": each.id,
@@ -255,10 +260,10 @@ def own_numbers(judgements: Sequence[Judgement]) -> str:
 
 
 def verdict_json_row(each: Judgement) -> dict[str, object]:
-    """What a script needs of a claim.
+    """What a script needs to know about a claim, as plain data.
 
     ``worth`` is a number in the unit of ``mean`` and ``sd``, so a logarithm for ratios; ``shown``
-    is what readers see. A claim of several parts has them on its settings.
+    is what readers see. Where the parts of a claim differ, only its settings state them.
     """
     worths = {effect.worth for effect in each.effects}
     units = {effect.unit for effect in each.effects}
@@ -301,26 +306,27 @@ def verdict_json_row(each: Judgement) -> dict[str, object]:
 
 
 def _value_unit(unit: str) -> str:
-    """Unit of the values themselves."""
+    """Unit of the values themselves, which are logarithms for ratios."""
     return "log ratio" if unit in ("percent", "factor") else unit
 
 
 def verdict_rows(judgements: Sequence[Judgement]) -> list[dict[str, str]]:
-    """One row a claim for tables: claim, statement, found, word."""
+    """Rows for tables, one per claim: who states it, at what scale, its numbers and its word."""
     return [
         {
             "claim": each.id,
             "who": each.origin,
             "scale": each.scope,
             "statement": each.statement,
-            "found": "; ".join(_found(effect, each) for effect in each.effects) or "–",
+            "found": "; ".join(_labelled(effect, each) for effect in each.effects) or "–",
             "word": phrase(each, each.worth) + (" (narrow)" if each.is_narrow else ""),
         }
         for each in judgements
     ]
 
 
-def _found(effect: Effect, judgement: Judgement) -> str:
+def _labelled(effect: Effect, judgement: Judgement) -> str:
+    """A shown effect; if the claim has several, with the name of its part or setting."""
     alone = sum(other.part == effect.part for other in judgement.effects) == 1
     label = effect.part if effect.part and alone else effect.name
     return (
@@ -329,7 +335,7 @@ def _found(effect: Effect, judgement: Judgement) -> str:
 
 
 def verdict_table(judgements: Sequence[Judgement], width: int = 60) -> str:
-    """The verdicts as plain text, one line a claim; statements are cut to ``width``."""
+    """The verdicts as plain text, one line per claim; statements are cut to ``width``."""
     rows = [
         {
             **row,

@@ -1,4 +1,4 @@
-"""What the pages of the book say of a chapter, before any of its code is imported."""
+"""What the pages of the book say about a chapter, readable without importing its experiments."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ __all__ = ["About"]
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """Stated by the package of each chapter as ``ABOUT``.
+    """A chapter's description of itself; the package of each chapter states it as ``ABOUT``.
 
     Attributes:
         number: Two digits, as in the names of notebook, ledger and results.
         title: The notebook's name without its number.
-        prefix: Of the ids of its claims.
+        prefix: Beginning of the ids of its claims, such as ``csa``.
         method: Name of the method, for the front page.
-        authors: Of the work.
-        front_claim: The claim whose effect stands for the method on the front page; without one
-            the chapter is not there.
-        key_figure: Name of the file of the picture that ``figures.key_figure`` draws; empty for
-            none.
-        alt: What can be seen in it, in words.
+        authors: Authors of the work.
+        front_claim: Id of the claim whose effect stands for the method on the front page; without
+            one the chapter does not appear there.
+        key_figure: Name of the picture that ``figures.key_figure`` draws, without the number and
+            ending of its file; empty for none.
+        alt: What can be seen in that picture, in words.
     """
 
     number: str

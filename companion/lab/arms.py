@@ -1,8 +1,8 @@
 """The arms of a chapter: one table of what is run, with which settings, how often and how long.
 
 A chapter states each kind of run as a frozen dataclass of settings with defaults, and lists its
-arms as rows with literal names. Seeds, budgets, tuned values and the list of runs follow from the
-rows, by the same code for every chapter.
+arms with literal names. Seeds, budgets, tuned values and the list of runs follow from this list, by
+the same code for every chapter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from companion.lab.results import Result
 
 __all__ = ["Arm", "Profile", "Settings", "Tuned", "arm", "defaults_of", "plan"]
 
-#: What tuning chose: by arm, by setting.
+#: The values that tuning chose, by arm and then by setting.
 Tuned = Mapping[str, Mapping[str, float]]
 
 
@@ -25,41 +25,47 @@ Tuned = Mapping[str, Mapping[str, float]]
 class Settings(ABC):
     """Everything that the numbers of one kind of run depend on, besides its seed.
 
-    A record states the settings that differ from their defaults, and those that have none. So a
-    new setting whose default is what was done before leaves every record valid, and a default that
-    changes would give old records another meaning: it never does.
+    A record states only the settings that differ from their defaults, and those that have none. So
+    a new setting whose default is what was done before leaves every record valid. A default must
+    never change, because old records would then mean something else.
     """
 
-    #: Kinds of devices on which its runs can be computed; others are refused by name.
+    #: Kinds of devices on which these runs can be computed; any other is refused.
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     @property
     @abstractmethod
     def data_hash(self) -> str:
-        """Hash of the content of the data, or in words where they come from."""
+        """Hash of the content of the data, or a phrase that says where they come from."""
 
     def shortened(self, share: float) -> Self:
-        """Return the settings of a run with this share of its steps; as they are by default."""
+        """Return the settings of a run with this share of its steps, if a subclass can shorten it.
+
+        By default the settings stay as they are.
+        """
         return self
 
     def tiny(self) -> Self:
-        """Return settings of the same run in seconds, every phase kept: what its canary runs."""
+        """Return settings with which the run takes seconds and keeps every phase, for its canary.
+
+        By default the settings stay as they are.
+        """
         return self
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> Self:
-        """Make settings from what a run or a record states of them, as JSON has it."""
+        """Make settings from the configuration of a run or record, in which tuples are lists."""
         return cls(**{name: _tupled(value) for name, value in config.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """How much of a chapter is run: numbers of seeds by name, and what a chapter adds.
+    """How much of a chapter is run; each chapter adds fields such as its numbers of seeds.
 
     Attributes:
         first_seed: Seeds count up from here; evidence starts at 1000, pilots and tuning use 0 to
             99.
-        budget: Share of the steps of a training, above 0 and at most 1.
+        budget: Share of a run's steps that is computed, above 0 and at most 1.
     """
 
     first_seed: int = 1000
@@ -79,16 +85,17 @@ S = TypeVar("S", bound=Settings)
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table; made by `arm`, which checks that settings and function fit.
+    """One arm; made by `arm`, in which a type checker sees whether settings and function fit.
 
     Attributes:
-        name: The same in ledger, records and figures.
+        name: Its name, the same in ledger, records and figures.
         settings: All that its numbers depend on, besides the seed and what is tuned.
-        run: Computes it from complete settings and a seed.
-        seeds: Name of the profile's number of seeds for it.
+        run: Computes one run from complete settings and a seed.
+        seeds: Name of the profile's field that holds its number of seeds.
         seconds: Core-seconds of one run on the reference machine.
-        tuned: From a setting to the arm whose tuned value it takes, or to the arms of a tuple's.
-        version: Raised in the commit that moves the arm's numbers on purpose.
+        tuned: For each tuned setting the arm whose tuned value it takes; for a setting that holds a
+            tuple, one arm for each entry.
+        version: Raised in the commit that changes the arm's numbers on purpose.
         deterministic: False where its numbers are seconds: it is run alone, outside canonical
             mode, and never compared.
     """
@@ -103,10 +110,10 @@ class Arm:
     deterministic: bool
 
     def complete(self, chosen: Tuned) -> Settings:
-        """Return its settings with what tuning chose for them.
+        """Return its settings with the values that tuning chose filled in.
 
         Raises:
-            ValueError: If a value that it takes was not tuned.
+            ValueError: If such a value was not tuned.
         """
         taken: dict[str, float | tuple[float, ...]] = {}
         for setting, source in self.tuned.items():
@@ -119,7 +126,7 @@ class Arm:
         return replace(self.settings, **taken)
 
     def sources(self, setting: str) -> tuple[str, ...]:
-        """The arms whose tuned values a setting takes: one, or one for each of a tuple."""
+        """The arms whose tuned values a setting takes: one, or one for each entry of a tuple."""
         source = self.tuned[setting]
         return (source,) if isinstance(source, str) else source
 
@@ -135,12 +142,12 @@ def arm(
     version: int = 1,
     deterministic: bool = True,
 ) -> Arm:
-    """Make a row; arguments as the attributes of `Arm`."""
+    """Make an arm; its arguments are the attributes of `Arm`."""
     return Arm(name, settings, run, seeds, seconds, tuned or {}, version, deterministic)
 
 
 def defaults_of(settings: type[Settings]) -> dict[str, object]:
-    """Defaults of a kind of settings, by name; a setting without one is not there."""
+    """Defaults of a class of settings, by name; settings without a default are left out."""
     defaults: dict[str, object] = {}
     for each in fields(settings):
         if each.default is not MISSING:
@@ -151,41 +158,43 @@ def defaults_of(settings: type[Settings]) -> dict[str, object]:
 
 
 def plan(chapter: str, arms: Sequence[Arm], profile: Profile, chosen: Tuned) -> Iterator[Run]:
-    """List the runs of a profile, in the order of the rows, seeds in order.
+    """List the runs of a profile: the arms in order, and the seeds of each arm in order.
 
     Args:
         chapter: Two digits.
-        arms: The rows.
+        arms: The arms.
         profile: How much of them is run.
-        chosen: What tuning chose.
+        chosen: The values that tuning chose.
 
     Raises:
-        ValueError: If two rows share a name, or a value was not tuned.
+        ValueError: If two arms share a name, or a value was not tuned.
     """
-    names = [row.name for row in arms]
+    names = [each.name for each in arms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"chapter {chapter}: two arms are called {', '.join(twice)}")
     share = profile.budget
-    for row in arms:
-        settings = row.complete(chosen).shortened(share)
-        config, data, defaults = asdict(settings), settings.data_hash, defaults_of(type(settings))
-        for number in range(getattr(profile, row.seeds)):
+    for each in arms:
+        settings = each.complete(chosen).shortened(share)
+        config = asdict(settings)
+        data = settings.data_hash
+        defaults = defaults_of(type(settings))
+        for number in range(getattr(profile, each.seeds)):
             yield Run(
                 chapter,
-                row.name,
+                each.name,
                 config,
                 profile.first_seed + number,
                 data,
-                # setting up and measuring take a fifth, whatever the budget
-                row.seconds * (0.2 + 0.8 * share),
-                deterministic=row.deterministic,
-                version=row.version,
+                # set-up and measurements take a fifth of the time, whatever the budget
+                each.seconds * (0.2 + 0.8 * share),
+                deterministic=each.deterministic,
+                version=each.version,
                 defaults=defaults,
             )
 
 
 def _tupled(value: object) -> object:
-    """Settings hold tuples where JSON has lists."""
+    """Turn lists, which JSON has for the tuples of settings, into tuples, at every depth."""
     if isinstance(value, list | tuple):
         return tuple(_tupled(item) for item in value)
     return value

@@ -1,9 +1,10 @@
 """Find the chapters and what each of them runs.
 
-A chapter is a folder below ``companion/chapters`` that states what it is `About`, with
-``arms.py``: a `Profile` whose defaults are the *standard* profile, and ``arms(profile)``, its
-rows; beside it ``figures.py``, ``tuned.toml`` and, where its ledger calls functions,
-``numbers.py``. Profiles are the differences that ``notebooks/profiles/<profile>.yaml`` lists.
+A chapter is a folder below ``companion/chapters``. Its package states what it is `About`, and its
+``arms.py`` has a `Profile`, whose defaults are the *standard* profile, and ``arms(profile)``, which
+lists its arms. The folder also has ``figures.py``, ``tuned.toml`` if something is tuned, and
+``numbers.py`` if its ledger calls functions. A profile is stated by its differences from the
+defaults, in ``notebooks/profiles/<profile>.yaml``.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _PACKAGE = "companion.chapters"
 
 
 class NoSuchArmError(LookupError):
-    """No row of a chapter has this name."""
+    """No arm has this name."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ class Chapter:
         number: Two digits.
         title: The notebook's name without its number.
         package: Dotted name of its folder.
-        profile_class: Its `Profile`.
-        rows: Gives the arms that a profile runs.
-        functions: What the formulas of the ledger may call, by name.
+        profile_class: Its subclass of `Profile`.
+        rows: Returns the arms that a profile runs.
+        functions: Functions that the formulas of its ledger may call, by name.
         searches: Stages of its tuning.
-        choice: What it takes from the trials.
+        choice: Returns the values, by arm and setting, that follow from the trials of tuning.
     """
 
     number: str
@@ -92,13 +93,13 @@ class Chapter:
 
     @cached_property
     def chosen(self) -> dict[str, dict[str, float]]:
-        """What tuning chose: by arm, by setting."""
+        """The values that tuning chose, by arm and then by setting."""
         path = self.tuned_path
         return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     @property
     def tuned_path(self) -> Path:
-        """File of what tuning chose."""
+        """File of the values that tuning chose."""
         return CHAPTERS / self.package.rpartition(".")[2] / "tuned.toml"
 
     @property
@@ -107,7 +108,7 @@ class Chapter:
         return code_digest(f"{self.package}.arms")
 
     def arm(self, name: str) -> Arm:
-        """The row of a name.
+        """The arm of this name, in its standard settings.
 
         Raises:
             NoSuchArmError: If there is none.
@@ -117,7 +118,7 @@ class Chapter:
         return self.arms[name]
 
     def plan(self, profile: str, knobs: Mapping[str, Any] | None = None) -> list[Run]:
-        """List the runs of a profile, with ``knobs`` in place of its settings.
+        """List the runs of a profile; ``knobs`` replace fields of the profile.
 
         Raises:
             ValueError: If the profile, or a knob, is unknown or out of range.
@@ -132,7 +133,7 @@ class Chapter:
             ``metrics``, ``curves``, ``counters`` and what the arm adds.
 
         Raises:
-            NoSuchArmError: If no row has the run's arm.
+            NoSuchArmError: If the chapter does not have the run's arm.
         """
         arm = self.arm(run.arm)
         settings = type(arm.settings).from_config(run.config)
@@ -148,14 +149,15 @@ def check_device(name: str, settings: Settings) -> None:
         settings: Its settings.
 
     Raises:
-        ValueError: If the device of the run is none of theirs, or ``DEVICE`` is no device.
-        RuntimeError: If the device is absent here.
+        ValueError: If its settings do not allow the device, or ``DEVICE`` names no device.
+        RuntimeError: If this machine does not have the device.
     """
     from companion.lab.device import asked_device, run_device
 
     preferred = str(getattr(settings, "device", "cpu"))
     asked = asked_device(preferred)
     known = " and ".join(settings.devices)
+    # before `run_device`, which would only say that a GPU is absent here
     if asked not in ("auto", *settings.devices) and asked in ("cuda", "mps"):
         raise ValueError(f"{name} runs on {known}, not on {asked}: unset DEVICE")
     kind = run_device(preferred).type
@@ -165,12 +167,13 @@ def check_device(name: str, settings: Settings) -> None:
 
 @cache
 def _packages() -> dict[str, ModuleType]:
-    """The folders of the chapters, by number."""
+    """The packages of the chapters by number, in order; their experiments are not imported."""
     parent = import_module(_PACKAGE)
     packages = [
         import_module(f"{_PACKAGE}.{each.name}") for each in pkgutil.iter_modules(parent.__path__)
     ]
-    return {m.ABOUT.number: m for m in sorted(packages, key=lambda module: module.ABOUT.number)}
+    packages.sort(key=lambda package: package.ABOUT.number)
+    return {package.ABOUT.number: package for package in packages}
 
 
 def chapter_numbers() -> tuple[str, ...]:
@@ -188,7 +191,7 @@ def package_of(number: str) -> str:
 
 
 def about(number: str) -> About:
-    """What a chapter states of itself.
+    """What a chapter states about itself.
 
     Raises:
         ValueError: If there is no such chapter.
@@ -198,7 +201,7 @@ def about(number: str) -> About:
 
 
 def chapter_number(name: str) -> str:
-    """Read a chapter as people write it: ``6``, ``06``.
+    """Two-digit number of a chapter that is written as ``6`` or ``06``.
 
     Raises:
         ValueError: If there is no such chapter.
@@ -240,15 +243,18 @@ def load_chapter(number: str) -> Chapter:
 
 
 def execute(run: Run) -> Record:
-    """Compute one run of any chapter, in this process; what workers call."""
+    """Compute one run of any chapter in this process; workers call this function."""
     return load_chapter(run.chapter).execute(run)
 
 
 def check_setting_names(arm: str, names: Iterable[str]) -> None:
-    """Refuse a setting that no settings class of an arm's chapter has; nothing is imported.
+    """Refuse settings that no class of the arm's chapter has, before its slow import.
+
+    The names are read from the source text. A name that another arm of the chapter has passes here
+    and is refused later.
 
     Raises:
-        ValueError: If there is none of such a name, with those that are like it.
+        ValueError: If a name is unknown; the message suggests similar names.
     """
     for number, table in _tables().items():
         if f'"{arm}"' in table:
@@ -267,15 +273,15 @@ def _folder(number: str) -> Path:
 
 
 def _tables() -> dict[str, str]:
-    """Text of each chapter's ``arms.py``, where every arm's name stands as a literal."""
+    """Text of each chapter's ``arms.py``, in which every arm's name stands as a literal."""
     return {n: (_folder(n) / "arms.py").read_text("utf-8") for n in chapter_numbers()}
 
 
 def chapter_of_arm(name: str) -> Chapter:
-    """The chapter that has an arm of this name; no other chapter is imported.
+    """The chapter that has an arm of this name; chapters that do not mention it are not imported.
 
     Raises:
-        NoSuchArmError: If no chapter has it, with those whose names are like it.
+        NoSuchArmError: If no chapter has it; the message suggests similar names.
     """
     tables = _tables()
     for number, table in tables.items():
@@ -288,7 +294,7 @@ def chapter_of_arm(name: str) -> Chapter:
 
 
 def arm_version(number: str, arm: str) -> int:
-    """Present version of an arm; 1 for one that is no more."""
+    """Present version of an arm; 1 if the arm no longer exists."""
     arms = load_chapter(number).arms
     return arms[arm].version if arm in arms else 1
 
@@ -306,10 +312,10 @@ def notebook_path(name: str) -> Path:
 
 
 def check_profile(name: str) -> None:
-    """Refuse what is no profile.
+    """Refuse a name that is not in `PROFILE_NAMES`.
 
     Raises:
-        ValueError: If there is none of this name.
+        ValueError: If there is no such profile.
     """
     if name not in PROFILE_NAMES:
         raise ValueError(f"unknown profile {name!r}, expected one of {', '.join(PROFILE_NAMES)}")
@@ -320,7 +326,8 @@ def resolve_profile(
 ) -> Profile:
     """Apply a profile's differences and then single knobs to the defaults.
 
-    A knob that stands at its default leaves the choice to the profile.
+    A notebook passes all of its knobs, so one that is at its default leaves the choice to the
+    profile.
 
     Raises:
         ValueError: If the profile, or a knob, is unknown or out of range.
@@ -354,14 +361,16 @@ def resolve_profile(
 
 
 def _plain(value: object) -> object:
+    """The value, a tuple as a list, so that the two compare as equal."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def _check_kind(name: str, value: object, default: object) -> None:
-    """Refuse a value of another kind than the default's."""
+    """Refuse a value of another kind than the default's; ``name`` is for the message."""
     wanted: tuple[type, ...] = {int: (int,), float: (int, float), tuple: (list, tuple)}.get(
         type(default), (type(default),)
     )
+    # Python counts truth values as whole numbers
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         kind = "list" if wanted[0] is list else wanted[-1].__name__
         raise ValueError(f"{name} must be of kind {kind}, got {value!r}")

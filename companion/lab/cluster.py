@@ -1,7 +1,7 @@
-"""Runs on a Ray cluster: each task starts the same child, in the same environment, as a sweep here.
+"""Compute runs on a Ray cluster: each task starts the child process that a local sweep starts.
 
 Ray decides where a task runs. The machines of a cluster need this checkout, its Python and its
-folder of runs at the same paths; a processor that is not like this one is refused by the child.
+folder of runs at the same paths. A child whose conditions are not those asked for refuses the run.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["answers"]
 def answers(
     requests: Sequence[Request], at_once: int, environment: Mapping[str, str]
 ) -> Generator[tuple[int, Answer], None, None]:
-    """Have tasks answer all requests; yield each answer as it comes, with its request's number.
+    """Have tasks answer all requests; yield each answer as it comes, with its request's index.
 
     The cluster is the one that ``RAY_ADDRESS`` names, else one that is started on this machine.
 
     Args:
         requests: What to compute.
-        at_once: Tasks in flight, at most.
-        environment: All variables of the children.
+        at_once: Largest number of tasks at the same time.
+        environment: All environment variables of the children.
     """
-    import ray  # only who asks for a cluster needs it
+    import ray  # an optional package
 
     _connect()
     task = ray.remote(num_cpus=1, max_retries=0)(_answer_in_child)
@@ -54,16 +54,17 @@ def answers(
 
 
 def _connect() -> None:
+    """Connect to a cluster, unless this process is connected already."""
     import ray
 
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would ask a server
-        # tasks import from where this process does: Ray hands its sys.path on
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send data to a server
+        # Ray passes sys.path on, so tasks import this package from the same folder
         ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
 
 
 def _answer_in_child(request: Request, environment: Mapping[str, str]) -> Answer:
-    """Start a child for one request; a task of Ray."""
+    """Start a child process for one request and return its answer; this is the task of Ray."""
     heard: queue.SimpleQueue[tuple[Worker, Answer | None]] = queue.SimpleQueue()
     worker = Worker(environment, heard)
     try:

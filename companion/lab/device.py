@@ -12,7 +12,7 @@ __all__ = ["asked_device", "device_name", "run_device", "wait_for"]
 
 
 def asked_device(preferred: str = "cpu") -> str:
-    """What ``DEVICE`` says, else what an arm prefers: ``cpu``, ``cuda``, ``mps`` or ``auto``."""
+    """Value of ``DEVICE``, else what an arm prefers: ``cpu``, ``cuda``, ``mps`` or ``auto``."""
     return os.environ.get("DEVICE") or preferred
 
 
@@ -20,17 +20,17 @@ def run_device(preferred: str = "cpu") -> torch.device:
     """Return the device of the run that this process computes.
 
     Args:
-        preferred: The arm's own, where ``DEVICE`` is not set.
+        preferred: The device that the arm prefers, for the case that ``DEVICE`` is not set.
 
     Raises:
-        ValueError: If ``DEVICE`` is no device.
-        RuntimeError: If the device is absent here.
+        ValueError: If ``DEVICE`` names no device.
+        RuntimeError: If this machine does not have the device.
     """
     return pick_device(asked_device(preferred))
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given, so that a clock reads the end of it."""
+    """Wait until a GPU has finished its work, so that a clock does not stop too early."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -38,7 +38,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """Return a device with the name of its processor, which a record states: results differ."""
+    """Return the kind of a device, and for CUDA the name of the GPU, as results depend on it."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     return device.type

@@ -3,10 +3,10 @@
 In canonical mode torch multiplies with MKL's compatible kernels, which are three to four times
 slower than its usual ones. NumPy's OpenBLAS, whose kernels canonical mode pins as well, gives the
 same bytes on every processor at nearly the usual speed. MKL's square root begins with an
-approximate instruction, which each vendor implements in its own way; NumPy's is correctly rounded,
-and it is wanted here because torch takes roots inside other operations (`corrcoef`, batch
-normalisation under ``vmap``). Whatever a run computes takes these routes, networks and methods
-alike, so nothing in the library knows of them.
+approximate instruction, which each vendor implements in its own way; NumPy's is correctly rounded.
+It is replaced here because torch takes roots inside other operations (`corrcoef`, batch
+normalisation under ``vmap``). The replacement applies to all that a run computes, networks and
+methods alike, so no code in the library has to know about it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ __all__ = ["REPLACED", "install"]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Product of matrices, or of stacks of them, on the CPU."""
+    """Product ``(..., N, M)`` of matrices ``(..., N, K)`` and ``(..., K, M)`` by NumPy."""
     out = torch.empty((*a.shape[:-1], b.shape[-1]), dtype=a.dtype)
-    # parameters arrive with requires_grad, which NumPy refuses: gradients are taken further up
+    # NumPy refuses tensors with requires_grad; autograd works above the kernels, so this is safe
     np.matmul(a.detach().numpy(), b.detach().numpy(), out=out.numpy())
     return out
 
 
 def _takes_route(*tensors: Tensor) -> bool:
+    """Whether NumPy computes the product; it cannot read tensors that torch negates lazily."""
     return all(t.dtype == torch.float32 and not t.is_neg() for t in tensors)
 
 
+# The three products fall back to the ``out`` variants, which are not replaced: the functions
+# themselves would call the replacement again.
 def _mm(a: Tensor, b: Tensor) -> Tensor:
     if _takes_route(a, b):
         return _product(a, b)
@@ -57,6 +60,7 @@ def _addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
 
 
 def _sqrt(x: Tensor) -> Tensor:
+    """Square root by NumPy, or by torch for types that this module does not replace."""
     if x.dtype in (torch.float32, torch.float64) and not x.is_neg():
         out = torch.empty_like(x)
         with np.errstate(invalid="ignore"):  # the root of a negative number is nan, as in torch
@@ -75,7 +79,7 @@ def install() -> torch.library.Library:
     """Replace torch's CPU kernels of `REPLACED` for the rest of this process.
 
     Returns:
-        What keeps the replacement in place as long as it is referenced; kept here.
+        The library object. The replacement lasts as long as this object, which the cache keeps.
     """
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for name, kernel in REPLACED.items():

@@ -1,6 +1,7 @@
 """Child processes that compute runs, in an environment that is given explicitly.
 
-Neither the variables of the shell nor what this process has already imported can move a number.
+So neither the variables of the shell nor the modules that this process has imported can change a
+number.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from companion.paths import ROOT
 
 __all__ = ["Worker", "answers", "child_environment", "next_answer"]
 
-# Of libraries that a run may load only while it runs, when the limits of `compute` are set already.
+# Thread limits for libraries that a run loads only after `worker.compute` has set its own limits.
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
@@ -32,8 +33,9 @@ class Worker:
     """A child process that computes runs, and the thread that listens to it.
 
     Args:
-        environment: All of its variables.
-        heard: Where answers go; ``None`` in place of an answer says that the process has ended.
+        environment: All of its environment variables.
+        heard: Queue of answers, each with its worker; ``None`` in place of an answer says that the
+            process has ended.
     """
 
     def __init__(
@@ -46,22 +48,23 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
-            # a group of its own, so that what a run has started can be ended with it, and so that
-            # Ctrl-C comes to this process alone, which then ends the worker
+            # its own process group, so that processes that a run has started can be ended with it,
+            # and so that Ctrl-C reaches this process alone, which then ends the worker
             start_new_session=True,
         )
         threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
 
     def _listen(self, heard: queue.SimpleQueue[tuple[Worker, Answer | None]]) -> None:
+        """Put each line of the process into the queue as an answer, and ``None`` at its end."""
         assert self.process.stdout is not None
         with self.process.stdout as lines:
             for line in lines:
-                if line.endswith(b"\n"):  # else it died in the middle of it
+                if line.endswith(b"\n"):  # otherwise the process died while writing it
                     heard.put((self, Answer(**json.loads(line))))
         heard.put((self, None))
 
     def ask(self, request: Request) -> None:
-        """Send a request; a process that has ended is noticed by its silence."""
+        """Send a request; if the process has ended, `next_answer` reports it."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request.to_json()).encode() + b"\n")
@@ -85,7 +88,7 @@ class Worker:
     def kill(self) -> None:
         """End the process and all that it started."""
         assert self.process.stdin is not None
-        # no process of the group may be left; on macOS that is a refusal of permission
+        # raised if no process of the group is left; macOS then reports missing permission
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -94,7 +97,7 @@ class Worker:
 
 
 def child_environment(*, is_canonical: bool) -> dict[str, str]:
-    """Environment of children of one kind: they import the package that this process has."""
+    """Environment of canonical or native children, which import this process's own package."""
     make = canonical.canonical_environment if is_canonical else canonical.native_environment
     environment = make()
     path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
@@ -104,12 +107,13 @@ def child_environment(*, is_canonical: bool) -> dict[str, str]:
 def next_answer(
     heard: queue.SimpleQueue[tuple[Worker, Answer | None]], workers: Sequence[Worker]
 ) -> tuple[Worker, Answer | None]:
-    """Wait for a worker to answer or to end."""
+    """Wait until a worker answers; ``None`` in place of the answer says that it has ended."""
     while True:
         try:
             return heard.get(timeout=1.0)
         except queue.Empty:
-            # a process that a run started may hold the pipe open after the worker has ended
+            # the queue may hear nothing: a process that a run started can hold the pipe open
+            # after its worker has ended
             for worker in workers:
                 if worker.process.poll() is not None:
                     return worker, None
@@ -118,21 +122,21 @@ def next_answer(
 def answers(
     requests: Sequence[Request], count: int, environment: Mapping[str, str]
 ) -> Generator[tuple[int, Answer], None, None]:
-    """Have workers answer all requests; yield each answer as it comes, with its request's number.
+    """Have workers answer all requests; yield each answer as it comes, with its request's index.
 
-    A worker that ends makes its request a failure, and another takes its place.
+    If a worker ends, its request fails and another worker takes its place.
 
     Args:
         requests: What to compute.
-        count: Workers at once, at most.
-        environment: All variables of the workers.
+        count: Largest number of workers at the same time.
+        environment: All environment variables of the workers.
 
     Raises:
         RuntimeError: If a worker cannot start.
     """
     heard: queue.SimpleQueue[tuple[Worker, Answer | None]] = queue.SimpleQueue()
     waiting = deque(enumerate(requests))
-    busy: dict[Worker, int | None] = {}  # None while it starts
+    busy: dict[Worker, int | None] = {}  # index of its request; None while it starts
 
     def hire() -> None:
         busy[Worker(environment, heard)] = None
@@ -142,7 +146,7 @@ def answers(
             hire()
         while busy:
             worker, answer = next_answer(heard, list(busy))
-            if worker not in busy:
+            if worker not in busy:  # its end was noticed twice
                 continue
             number = busy.pop(worker)
             if answer is None:

@@ -1,4 +1,4 @@
-"""Progress of a sweep: a bar where a person watches, else a line at every tenth of the runs."""
+"""Progress of a sweep: a bar in a terminal or notebook, else a line at every tenth of the runs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from trainaug.data.progress import shows_progress
 
 __all__ = ["Progress", "TimeLeft", "sweep_progress"]
 
-# runs done, runs in all, predicted core-seconds of those that are left
+# called with runs done, runs in all, and predicted core-seconds of the runs that are left
 Progress = Callable[[int, int, float], None]
 
 
 class TimeLeft:
-    """Estimate the time left from predicted core-seconds, scaled by how fast the last ones went.
+    """Estimate the time left from predicted core-seconds, scaled by the pace since the start.
 
     Args:
-        workers: Runs at once.
+        workers: Runs at the same time.
     """
 
     def __init__(self, workers: int) -> None:
@@ -49,11 +49,11 @@ def sweep_progress(what: str, workers: int, *, lines: bool = False) -> Iterator[
 
     Args:
         what: What is computed, such as a chapter.
-        workers: Runs at once.
-        lines: Print lines on standard output where nobody watches a bar: a log is read later.
+        workers: Runs at the same time.
+        lines: Where no bar is shown, print lines on standard output, for a log that is read later.
 
     Yields:
-        What the sweep calls; ``None`` where nothing is to be shown.
+        The function that the sweep calls; ``None`` if nothing is to be shown.
     """
     left = TimeLeft(workers)
     if shows_progress():
@@ -78,6 +78,7 @@ _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs, {elapsed}
 
 
 def _printer(what: str, left: TimeLeft, stream: TextIO) -> Progress:
+    """Make a function that prints a line whenever another tenth of the runs is done."""
     tenths_said = -1
 
     def say(done: int, total: int, seconds_left: float) -> None:

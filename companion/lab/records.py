@@ -1,4 +1,7 @@
-"""Reading records: what the estimands and the figures of all chapters are made of."""
+"""Reading records, for the estimands and figures of all chapters.
+
+An estimand is a function from all records of one seed to a number.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ Estimand = Callable[[Sequence[Record]], float]
 
 
 def find(records: Sequence[Record], arm: str) -> Record:
-    """Return the one record of an arm, from those of one seed; a KeyError if there is none."""
+    """Return an arm's record among those of one seed; a KeyError if there is none."""
     for record in records:
         if record["arm"] == arm:
             return record
@@ -23,12 +26,12 @@ def find(records: Sequence[Record], arm: str) -> Record:
 
 
 def metric(arm: str, name: str, scale: float = 1.0) -> Estimand:
-    """Make the estimand: one metric of an arm."""
+    """Make the estimand that is one metric of an arm, times ``scale``."""
     return lambda records: scale * float(find(records, arm)["metrics"][name])
 
 
 def by_seed(records: Sequence[Record], *arms: str) -> list[list[Record]]:
-    """Return the records of each seed that ran all the arms, seeds in order."""
+    """Return all records of each seed that ran these arms, seeds in order."""
     groups: dict[int, list[Record]] = {}
     for record in records:
         groups.setdefault(record["seed"], []).append(record)
@@ -45,5 +48,5 @@ def values_of(records: Sequence[Record], estimand: Estimand) -> list[float]:
 
 
 def curves_of(records: Sequence[Record], arm: str, name: str) -> np.ndarray:
-    """Return a curve of an arm, a row for each seed that ran it, seeds in order."""
+    """Return a curve of an arm, one row per seed that ran it, seeds in order."""
     return np.array([find(seed, arm)["curves"][name] for seed in by_seed(records, arm)])  # (S, T)

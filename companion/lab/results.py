@@ -12,13 +12,13 @@ __all__ = ["Result", "evenly", "make_result"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has found; a record is this with its head.
+    """What a run returns; its record is this and the fields that identify the run.
 
     Attributes:
         metrics: Numbers, by names such as ``test/accuracy``.
-        curves: Rows of numbers over training.
-        counters: Whole numbers that say how much was computed.
-        notes: What else the record states beside them, as JSON has it.
+        curves: Sequences of numbers over training, by name.
+        counters: Whole numbers that say how much was computed, by name.
+        notes: Other fields of the record; JSON values only.
     """
 
     metrics: Mapping[str, float]
@@ -58,7 +58,7 @@ def make_result(
 
 
 def evenly(count: int, points: int) -> list[int]:
-    """At most so many of the places 0 to ``count - 1``, evenly spread, with both ends."""
+    """At most ``points``, two or more, of the indices 0 to ``count - 1``, evenly with both ends."""
     if count == 0:
         return []
     spread = {round(i * (count - 1) / (points - 1)) for i in range(points)}

@@ -1,9 +1,9 @@
-"""Run one arm with some settings changed, and show its numbers beside the evidence.
+"""Run one arm with some settings changed, and compare its numbers with the evidence.
 
     python -m companion run ARM [-p SETTING=VALUE ...] [--seeds N] [--only TEXT]
 
-This module imports what the arm needs, and nothing of notebooks, proofs or ledgers: a machine with
-a GPU need not have those (``python -m companion.lab.run`` is the same command there).
+This module imports what the arm needs but nothing for notebooks, proofs or ledgers, because a
+machine with a GPU may lack those packages; there, ``python -m companion.lab.run`` is the command.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ MOST_SHOWN = 40
 
 @dataclass(frozen=True)
 class Beside:
-    """A metric of own runs, and of the evidence's runs of the same seeds.
+    """One metric of runs that were computed here, and of the evidence's runs of the same seeds.
 
     Attributes:
-        metric: Its name.
-        here: Mean of the own runs.
-        evidence: Mean of the evidence's, NaN if it has no such run.
-        difference: Mean of the differences by seed, NaN without evidence.
-        error: Standard error of that mean, NaN below two seeds.
+        metric: Name of the metric.
+        here: Mean over the runs computed here.
+        evidence: Mean over the evidence's runs of the same seeds; NaN without any.
+        difference: Mean of the differences seed by seed, here minus evidence; NaN without any.
+        error: Standard error of that mean; NaN for fewer than two seeds.
     """
 
     metric: str
@@ -57,10 +57,10 @@ class Beside:
 
 
 def parse_changes(settings: Settings, changes: Mapping[str, object]) -> dict[str, object]:
-    """Check changes against the types of settings; text becomes what its setting holds.
+    """Check changes against the types of settings; text is read as a value of the setting's type.
 
     Raises:
-        ValueError: If a setting is unknown, or a value is none for it.
+        ValueError: If a setting is unknown, or a value does not fit its type.
     """
     kinds = get_type_hints(type(settings))
     names = [each.name for each in fields(settings)]
@@ -73,8 +73,9 @@ def parse_changes(settings: Settings, changes: Mapping[str, object]) -> dict[str
 
 
 def _parsed(name: str, value: object, kind: Any) -> Any:
+    """Value of one setting, of the type that its annotation ``kind`` asks for."""
     if isinstance(value, str):
-        with suppress(ValueError, SyntaxError):  # else it is plain text
+        with suppress(ValueError, SyntaxError):  # not a Python literal, so plain text
             value = ast.literal_eval(value)
     if not _fits(value, kind):
         raise ValueError(f"{name} must be of kind {_spelt(kind)}, got {value!r}")
@@ -83,6 +84,7 @@ def _parsed(name: str, value: object, kind: Any) -> Any:
 
 
 def _fits(value: object, kind: Any) -> bool:
+    """Whether a value has the type that an annotation asks for; an int may stand for a float."""
     origin = get_origin(kind)
     if origin is Literal:
         return any(_fits_literal(value, each) for each in get_args(kind))
@@ -103,11 +105,12 @@ def _fits(value: object, kind: Any) -> bool:
 
 
 def _fits_literal(value: object, allowed: object) -> bool:
-    # a literal may name other literals
+    # a Literal may contain other Literals
     return _fits(value, allowed) if get_origin(allowed) is Literal else value == allowed
 
 
 def _spelt(kind: Any) -> str:
+    """Name of a type as it is written in code."""
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
@@ -116,21 +119,21 @@ def run_arm(
 ) -> list[Record]:
     """Compute an arm with some settings changed, on the first seeds of the evidence.
 
-    Finished runs are kept in the store *own* and not computed again.
+    Finished runs are kept in the store *own* and are not computed again.
 
     Args:
         name: The arm.
-        changes: Settings and their values, or text as a command line gives it.
-        seeds: How many, at least 1.
+        changes: Values by setting, or texts as a command line gives them.
+        seeds: Number of seeds, at least 1.
 
     Returns:
         The records, seeds in order.
 
     Raises:
         LookupError: If there is no such arm.
-        ValueError: If a setting is unknown, a value is none for it, ``seeds`` is below 1, or the
+        ValueError: If a setting is unknown, a value does not fit it, ``seeds`` is below 1, or the
             arm does not run on the device that ``DEVICE`` asks for.
-        RuntimeError: If that device is absent here.
+        RuntimeError: If this machine does not have that device, or a run fails.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
@@ -144,6 +147,7 @@ def run_arm(
 
 
 def _runs(chapter: Chapter, name: str, changes: Mapping[str, object], seeds: int) -> list[Run]:
+    """Runs of an arm with changed settings, on the first ``seeds`` seeds of the evidence."""
     arm = chapter.arm(name)
     complete = arm.complete(chapter.chosen)
     settings = replace(complete, **parse_changes(complete, changes))
@@ -165,11 +169,11 @@ def _runs(chapter: Chapter, name: str, changes: Mapping[str, object], seeds: int
 
 
 def evidence_of(record: Record) -> tuple[str, dict[int, Record]]:
-    """The committed records with which a record can be compared: of its arm, version and data.
+    """Committed records with which a record can be compared: those of its arm, version and data.
 
     Returns:
-        Where they stand, *standard* before *full*, and the records by seed; nothing if no set
-        holds any of that version.
+        Folder of the record set, *standard* if it has such records, else *full*, and the records by
+        seed; an empty text and no records if neither has any.
     """
     for profile in ("standard", "full"):
         reference = read_reference(profile, record["chapter"])
@@ -186,17 +190,18 @@ def evidence_of(record: Record) -> tuple[str, dict[int, Record]]:
 def beside_evidence(
     records: Sequence[Record], known: Mapping[int, Record] | None = None
 ) -> list[Beside]:
-    """Compare own records of one arm with those of the evidence, metric by metric.
+    """Compare records of one arm with those of the evidence, metric by metric.
 
     Args:
-        records: Of one arm, one a seed.
-        known: The evidence by seed; `evidence_of` the first record by default.
+        records: Records of one arm, one per seed.
+        known: The evidence's records by seed; by default `evidence_of` the first record.
     """
     evidence = evidence_of(records[0])[1] if known is None else known
     return [_compared(metric, records, evidence) for metric in records[0]["metrics"]]
 
 
 def _compared(metric: str, records: Sequence[Record], known: Mapping[int, Record]) -> Beside:
+    """Compare one metric; differences are taken over the seeds that both sides have."""
     pairs = [
         (record["metrics"][metric], known[record["seed"]]["metrics"][metric])
         for record in records
@@ -218,6 +223,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _table(rows: Sequence[Beside]) -> str:
+    """Plain text with names aligned to the left and numbers to the right."""
     cells = [["metric", "here", "evidence", "difference", "standard error"]]
     for row in rows:
         numbers = (row.here, row.evidence, row.difference, row.error)
@@ -235,18 +241,20 @@ def _table(rows: Sequence[Beside]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says.
+    """Read the command line, compute the runs and print the comparison.
 
     Returns:
-        Exit code: 0 if all runs are there, 2 if a word was wrong.
+        Exit code: 0 if all runs were computed, 2 if an argument was wrong or a run failed.
     """
     parser = argparse.ArgumentParser(
         prog="python -m companion run", description=__doc__.split("\n")[0]
     )
     parser.add_argument("arm")
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="SETTING=VALUE")
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 1000 on")
-    parser.add_argument("--only", default="", metavar="TEXT", help="metrics whose names hold this")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1000 on")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="metrics whose names contain this"
+    )
     options = parser.parse_args(arguments)
     try:
         check_backend()
@@ -269,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _changed(name: str, changes: Mapping[str, str]) -> str:
-    """Say in words what was changed, and from what."""
+    """Say in words which settings were changed, and from what values."""
     if not changes:
         return "settings of the evidence"
     chapter = chapter_of_arm(name)
@@ -281,6 +289,7 @@ def _changed(name: str, changes: Mapping[str, str]) -> str:
 
 
 def _pair(entry: str) -> tuple[str, str]:
+    """Split ``SETTING=VALUE`` into its two sides."""
     name, equals, value = entry.partition("=")
     if not equals:
         raise ValueError(f"expected SETTING=VALUE, got {entry!r}")

@@ -27,7 +27,7 @@ __all__ = [
     "worker_count",
 ]
 
-_GPU_BYTES = 4 << 30  # of one run: its model, its data, and what CUDA itself takes
+_GPU_BYTES = 4 << 30  # GPU memory of one run: its model, its data, and what CUDA itself takes
 
 
 Plan = tuple[Sequence[Run], str]  # runs, and the digest of the code behind them
@@ -38,7 +38,7 @@ class SweepFailedError(RuntimeError):
 
 
 def worker_count() -> int:
-    """Workers of a sweep: ``TRAINAUG_WORKERS``, else one a usable core.
+    """Number of workers of a sweep: ``TRAINAUG_WORKERS``, else one per usable core.
 
     Raises:
         ValueError: If ``TRAINAUG_WORKERS`` is not a positive whole number.
@@ -53,7 +53,7 @@ def worker_count() -> int:
 
 
 def gpu_worker_count() -> int:
-    """Workers of a sweep on GPUs: ``TRAINAUG_WORKERS``, else as many as memory and cores allow."""
+    """Number of workers on GPUs: ``TRAINAUG_WORKERS``, else what free memory and cores allow."""
     import torch
 
     if os.environ.get("TRAINAUG_WORKERS") or not torch.cuda.is_available():
@@ -67,7 +67,8 @@ def check_backend() -> None:
     """Refuse a ``BACKEND`` that the sweep does not have, before anything starts.
 
     Raises:
-        ValueError: If ``BACKEND`` is unknown, Ray is not installed, or is to use a GPU.
+        ValueError: If ``BACKEND`` is unknown, or is Ray and Ray is not installed or would have to
+            use a GPU.
     """
     backend = os.environ.get("BACKEND", "")
     if backend not in ("", "processes", "ray"):
@@ -80,16 +81,19 @@ def check_backend() -> None:
 
 
 def missing_runs(runs: Sequence[Run], store: Store, code_digest: str) -> list[Run]:
-    """The runs of a plan that the store does not hold yet, longest first."""
+    """The runs of a plan that the store does not hold yet, longest first.
+
+    A long run that starts last would keep one core busy while the others are idle.
+    """
     missing = [run for run in runs if store.read(run, conditions_of(run, code_digest)) is None]
     return sorted(missing, key=lambda run: -run.predicted_seconds)
 
 
 def _kinds(runs: Sequence[Run]) -> Iterator[tuple[bool, int, list[int]]]:
-    """Divide runs: whether canonical, how many at once, their places.
+    """Divide runs into groups: whether canonical, how many at once, and their indices.
 
-    Runs of a CPU share the cores, those of a GPU its memory. Timings come last and one at a time:
-    nothing may disturb a measurement.
+    Runs on the CPU share the cores, those on a GPU its memory. Timings come last and one at a time,
+    because nothing may disturb a measurement.
     """
     places = range(len(runs))
     timed = [i for i in places if not runs[i].deterministic]
@@ -112,7 +116,7 @@ def _answers(
         raise ValueError("BACKEND=ray computes runs of the CPU; these are of a GPU: unset BACKEND")
     from companion.lab import cluster
 
-    # how many a cluster can compute at once is for Ray to say, but for timings
+    # Ray decides how many runs a cluster computes at once, except for timings
     at_once = len(requests) if count > 1 and not os.environ.get("TRAINAUG_WORKERS") else count
     return cluster.answers(requests, at_once, environment)
 
@@ -134,7 +138,7 @@ def run_sweeps(
     store: Store,
     progress: Progress | None = None,
 ) -> None:
-    """Compute what is missing, plan by plan; timing and GPU runs go last, one at a time.
+    """Compute the runs that are missing: those on the CPU, those on GPUs, then timings one by one.
 
     The numbers of canonical runs do not depend on the number of workers, on this process, or on
     the variables of the shell.
@@ -142,7 +146,7 @@ def run_sweeps(
     Args:
         plans: Runs, and the digest of the code behind them.
         runs_module: Dotted name of the module whose ``execute`` computes one run.
-        store: Where results go.
+        store: Store of the results.
         progress: Called with runs done, runs in all and predicted core-seconds left.
 
     Raises:
@@ -174,7 +178,7 @@ def run_sweeps(
                 run = batch[number].run
                 if answer.interrupted:
                     raise KeyboardInterrupt
-                if answer.ended:  # it could not note that itself any more
+                if answer.ended:  # the child could no longer write that itself
                     with suppress(OSError):
                         store.write_failure(run, batch[number].conditions, answer.ended)
                 if failure := answer.ended or answer.failure:
@@ -193,11 +197,12 @@ def recompute(runs: Sequence[tuple[str, Run]], workers: int | None = None) -> It
     """Compute runs anew and store nothing; for verification.
 
     Args:
-        runs: The module whose ``execute`` computes it, and the run.
-        workers: How many at once, `worker_count` by default.
+        runs: For each run, the dotted name of the module whose ``execute`` computes it, and the
+            run.
+        workers: Largest number of runs at the same time; by default that of a sweep.
 
-    Returns:
-        The records in the order of ``runs``, as a file would give them back.
+    Yields:
+        The records in the order of ``runs``, as they would be read from a file.
 
     Raises:
         SweepFailedError: If a run fails, naming it.
@@ -208,7 +213,7 @@ def recompute(runs: Sequence[tuple[str, Run]], workers: int | None = None) -> It
     given = 0
     for is_canonical, count, places in _kinds([run for _, run in runs]):
         batch = [runs[position] for position in places]
-        # no digest: what is computed anew is looked up nowhere
+        # the digest of the code only names folders of the store, which is not used here
         requests = [
             Request(module, run, conditions_of(run, ""), store=None) for module, run in batch
         ]

@@ -1,9 +1,9 @@
 """Search for settings on a grid, on pilot seeds, and keep every trial.
 
-A trial is one arm at one value of one setting with one pilot seed, and its score, larger is better.
-``make reproduce TUNE=1`` runs a chapter's searches, writes ``tuning.csv`` beside its results and
-the best values to its ``tuned.toml``. Started again after a kill it goes on from the trials in
-``runs/tuning``.
+A trial trains one arm with one value of one setting and one pilot seed; of its scores, larger is
+better. ``make reproduce TUNE=1`` runs a chapter's searches and writes all trials to ``tuning.csv``
+in the chapter's results and the best values to its ``tuned.toml``. After an interruption it
+continues from the trials in ``runs/tuning``.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Search(Generic[S]):
     """The grid of one arm's setting.
 
     Attributes:
-        arm: Whose value it is; after ``@`` may stand the value of a second setting, ``arm@0.5``.
+        arm: Name of the arm, to which the value of a second setting may be added: ``arm@0.5``.
         settings: All other settings.
-        setting: Name of the one that is searched; a tuple gets the same value everywhere.
+        setting: Name of the setting that is searched; in a tuple, all entries get the same value.
         values: The grid.
-        score: Trains with settings and a pilot seed, never looks at a test part, and returns a
-            score, or several by the name of a problem; larger is better.
-        seeds: The pilots.
+        score: Trains with settings and a pilot seed and returns a score, or one for each problem by
+            name; larger is better. It must not use test data.
+        seeds: The pilot seeds.
     """
 
     arm: str
@@ -59,7 +59,7 @@ class Search(Generic[S]):
 
 @dataclass(frozen=True)
 class Trial:
-    """One line of ``tuning.csv``."""
+    """One trial and its score; a line of ``tuning.csv``."""
 
     arm: str
     setting: str
@@ -69,14 +69,14 @@ class Trial:
     problem: str = ""
 
 
-#: Gives searches from what was chosen before.
+#: Makes searches from the values that earlier stages have chosen.
 Stage = Callable[[Tuned], Sequence[Search[Any]]]
-#: Mean score at each value, of all trials of one arm.
+#: Gives the mean score at each value from all trials of one arm.
 Curve = Callable[[Sequence[Trial]], dict[float, float]]
 
 
 def mean_curve(trials: Sequence[Trial], arm: str = "") -> dict[float, float]:
-    """Mean score at each value, of the trials of an arm; of all without one."""
+    """Mean score at each value, in order of values, over all trials or those of one arm."""
     scores: dict[float, list[float]] = {}
     for trial in trials:
         if arm in ("", trial.arm):
@@ -85,7 +85,7 @@ def mean_curve(trials: Sequence[Trial], arm: str = "") -> dict[float, float]:
 
 
 def choose(trials: Sequence[Trial], curve_of: Curve = mean_curve) -> dict[str, dict[str, float]]:
-    """Take the best value of every arm's curve: by arm, by setting."""
+    """Return the best value on every arm's curve, by arm and then by setting."""
     chosen: dict[str, dict[str, float]] = {}
     for arm in dict.fromkeys(trial.arm for trial in trials):
         trials_of_arm = [trial for trial in trials if trial.arm == arm]
@@ -103,15 +103,15 @@ def tune(
     say: Callable[[str], None],
     choice: Callable[[Sequence[Trial]], dict[str, dict[str, float]]] = choose,
 ) -> None:
-    """Run the searches of a chapter and write its trials and its choice.
+    """Run the searches of a chapter and write its trials and the values chosen.
 
     Args:
         chapter: Two digits.
-        stages: Each gives searches from what was chosen before.
-        tuned: The file of chosen values.
-        workers: Trials at once.
-        say: Called with a line of progress.
-        choice: What follows from the trials.
+        stages: Each makes searches from the values that earlier stages have chosen.
+        tuned: File of the chosen values.
+        workers: Trials at the same time.
+        say: Called with lines of progress.
+        choice: Returns the chosen values, by arm and setting, that follow from the trials.
     """
     kept = RUNS / "tuning" / f"{chapter}.jsonl"
     trials: list[Trial] = []
@@ -124,6 +124,7 @@ def tune(
 def _trials(
     searches: Sequence[Search[S]], kept: Path, workers: int, say: Callable[[str], None]
 ) -> list[Trial]:
+    """Return the trials of searches; those that the file ``kept`` lacks are computed and added."""
     import joblib  # not at the top: every command imports this module, and few tune
 
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []
@@ -132,7 +133,7 @@ def _trials(
         row = json.loads(line)
         known[row["task"]] = [Trial(**trial) for trial in row["trials"]]
     tasks = [(s, value, seed) for s in searches for value in s.values for seed in s.seeds]
-    # settings count: a changed search must not go on from old trials
+    # the name contains all settings, so that a changed search does not use old trials
     names = [f"{s.arm}|{s.setting}|{value}|{seed}|{s.settings}" for s, value, seed in tasks]
     missing = [number for number, name in enumerate(names) if name not in known]
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator")
@@ -150,12 +151,13 @@ def _trials(
 
 
 def _try(search: Search[S], value: float, seed: int) -> list[Trial]:
+    """Compute the score of one value with one pilot seed; one trial for each problem."""
     import torch
 
     torch.set_num_threads(1)
-    now = getattr(search.settings, search.setting)
-    given = (value,) * len(now) if isinstance(now, tuple) else value
-    settings = replace(search.settings, **{search.setting: given})
+    default = getattr(search.settings, search.setting)
+    tried = (value,) * len(default) if isinstance(default, tuple) else value
+    settings = replace(search.settings, **{search.setting: tried})
     scores = search.score(settings, seed)
     by_problem = scores if isinstance(scores, Mapping) else {"": scores}
     return [
@@ -165,18 +167,22 @@ def _try(search: Search[S], value: float, seed: int) -> list[Trial]:
 
 
 def write_choice(chapter: str, trials: Sequence[Trial], tuned: Path, chosen: Tuned) -> None:
-    """Write ``tuning.csv`` of a chapter, and the chosen values, one line an arm."""
+    """Write ``tuning.csv`` of a chapter, and the chosen values to ``tuned``, one line per arm."""
     columns = ["arm", "setting", "value", "seed", "score"]
-    columns += ["problem"] * any(trial.problem for trial in trials)
+    if any(trial.problem for trial in trials):
+        columns.append("problem")
     lines = [",".join(str(getattr(trial, name)) for name in columns) for trial in trials]
     text = "\n".join([",".join(columns), *lines]) + "\n"
     write_atomic(reference_folder("standard", chapter) / "tuning.csv", text)
-    rows = [
-        f"{json.dumps(arm)} = {{ {', '.join(f'{n} = {v!r}' for n, v in values.items())} }}"
-        for arm, values in chosen.items()
-    ]
-    head = f"# What tuning chose for the arms of chapter {int(chapter)}; `make reproduce TUNE=1`\n"
-    write_atomic(tuned, head + "\n".join(rows) + "\n")
+    # the standard library reads TOML but does not write it
+    rows = []
+    for arm, values in chosen.items():
+        pairs = ", ".join(f"{setting} = {value!r}" for setting, value in values.items())
+        rows.append(f"{json.dumps(arm)} = {{ {pairs} }}")
+    header = (
+        f"# What tuning chose for the arms of chapter {int(chapter)}; `make reproduce TUNE=1`\n"
+    )
+    write_atomic(tuned, header + "\n".join(rows) + "\n")
 
 
 def read_trials(chapter: str) -> list[Trial]:
@@ -197,7 +203,10 @@ def read_trials(chapter: str) -> list[Trial]:
 
 
 def trials_table(chapter: str, head: str, digits: int, curve_of: Curve = mean_curve) -> str:
-    """Text of a chapter's curves: arm, chosen value, mean score at every value tried."""
+    """Text of a chapter's curves: arm, chosen value, mean score at every value tried.
+
+    ``head`` stands above the scores, which have ``digits`` decimals.
+    """
     trials = read_trials(chapter)
     chosen = choose(trials, curve_of)
     width = max(map(len, chosen))

@@ -1,8 +1,8 @@
 """A process that computes runs, one at a time on one thread; `sweep` starts it and asks it.
 
-Requests come on standard input and answers go to standard output, JSON in one line each. The
-environment decides whether the process is canonical, so nothing numeric may be imported before it
-was given; that is why the parent starts a new interpreter.
+Requests come on standard input and answers go to standard output, each as one line of JSON. The
+environment decides whether the process is canonical, and it must be set before anything numeric is
+imported; that is why the parent starts a new interpreter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Request", "compute", "main"]
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Request:
     Attributes:
         module: Dotted name of the module whose ``execute`` computes the run.
         run: The run.
-        conditions: Under which the worker must find itself.
-        store: Where the record goes; without one it is sent back.
+        conditions: Conditions under which the worker must work; else the run fails.
+        store: Store of the record; without one the record is sent back.
     """
 
     module: str
@@ -48,7 +48,7 @@ class Request:
     store: Store | None
 
     def to_json(self) -> dict[str, object]:
-        """Return it as it is sent."""
+        """Return the request as plain data, for its line of JSON."""
         store = self.store
         return {
             "module": self.module,
@@ -73,13 +73,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a request; of a record that is stored, nothing more is said.
+    """What became of a request; all fields are at their defaults if the record was stored.
 
     Attributes:
-        record: Of a run that has no store.
+        record: The record, if the request has no store.
         failure: Why the run failed.
-        ended: How the worker ended before it answered; its parent says so.
-        interrupted: Whether the run met Ctrl-C.
+        ended: How the worker ended before it could answer; filled in by its parent.
+        interrupted: Whether the run was interrupted by Ctrl-C.
     """
 
     record: Record | None = None
@@ -91,15 +91,15 @@ class Answer:
 def _end_with(parent: int) -> None:
     """End this process, and all that it started, when its parent is gone."""
     while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
-    # the parent makes every worker the head of a group of its own
+        time.sleep(_POLL_SECONDS)
+    # the parent starts every worker as the leader of its own process group
     os.killpg(os.getpid(), signal.SIGKILL)
 
 
 def _take_over_streams() -> tuple[IO[str], IO[str]]:
-    """Keep standard input and output for the requests and answers alone.
+    """Return streams of requests and answers, and keep standard input and output apart from them.
 
-    What a run prints goes to standard error, also where it is printed below Python.
+    What a run prints then goes to standard error, even if code below Python prints it.
     """
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -122,7 +122,7 @@ def compute(run: Run, execute: Callable[[Run], Record]) -> tuple[Record, dict[st
     """Execute one run on one thread, in this process.
 
     Returns:
-        The result, and the wall and processor seconds it took.
+        The result, and the wall and processor seconds that it took.
     """
     import torch
     from threadpoolctl import threadpool_limits
@@ -148,7 +148,9 @@ def _answer(request: Request) -> Answer:
     from companion.evidence.store import canonical_json
     from companion.lab.conditions import conditions_of
 
-    run, asked, store = request.run, request.conditions, request.store
+    run = request.run
+    asked = request.conditions
+    store = request.store
     try:
         measured = conditions_of(run, asked.code, is_canonical=is_canonical())
         if measured != asked:
@@ -165,14 +167,14 @@ def _answer(request: Request) -> Answer:
         reason = f"{type(error).__name__}: {error}"
         if store is not None:
             detail = "".join(traceback.format_exception(error)[-3:])
-            with suppress(OSError):  # a full disk takes no note either; the answer says why
+            with suppress(OSError):  # fails too if the disk is full; the answer has the reason
                 store.write_failure(run, asked, f"{reason}\n{detail}")
         return Answer(failure=reason)
     return Answer()
 
 
 def main() -> None:
-    """Serve requests until there are no more; the argument is the parent's process number."""
+    """Serve requests until there are no more; the command's argument is the parent's process id."""
     threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
     requests, answers = _take_over_streams()
     _one_thread()
@@ -182,14 +184,14 @@ def main() -> None:
         from companion.lab import kernels
 
         kernels.install()
-    answers.write("{}\n")  # ready
+    answers.write("{}\n")  # an empty answer says that this worker is ready
     answers.flush()
     for line in requests:
         answer = _answer(Request.from_json(json.loads(line)))
         answers.write(json.dumps(asdict(answer)) + "\n")
         answers.flush()
     sys.stderr.flush()
-    os._exit(0)  # nothing is left to be done, and taking torch down takes long
+    os._exit(0)  # all is done, and torch's clean-up at a normal exit takes long
 
 
 if __name__ == "__main__":

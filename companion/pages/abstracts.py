@@ -1,8 +1,8 @@
-"""Tables for the pages on the sources: each sentence of an abstract, its claims and their words.
+"""Tables for the pages on the sources: sentences of an abstract, their claims and verdicts.
 
-``docs/sources/abstracts.yaml`` says, in words of our own, what each sentence of an abstract states
-and which claims of the ledgers test it. The words come from the committed verdicts whenever the
-site is built, so that a table cannot disagree with them.
+``docs/sources/abstracts.yaml`` says, in our own words, what each sentence of an abstract states
+and which claims of the ledgers test it. The verdicts are read whenever the site is built, so that a
+table cannot disagree with them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 ABSTRACTS = ROOT / "docs" / "sources" / "abstracts.yaml"
 #: Chapter of a claim by the first part of its id.
 CHAPTERS = {"vse": "01", "gc": "02", "aa": "03", "ord": "04", "csa": "05", "lin": "06"}
-#: The claims of a ledger are complete on one page: its abstracts, and a table of all the others.
+#: Prefixes of the claims that each page shows completely, in its abstracts or in further tables.
 PAGES = {
     "vsepp": ("vse",),
     "gradient_variance": ("gc",),
@@ -66,7 +66,7 @@ class Abstract:
     """An abstract in one of its versions.
 
     Attributes:
-        name: Of its table.
+        name: Name of its table.
         page: Page of the site that shows it, without its ending.
         sentences: All of them, in order.
     """
@@ -91,6 +91,7 @@ def load_abstracts(path: Path = ABSTRACTS) -> list[Abstract]:
 
 
 def _sentence(name: str, entry: Mapping[str, Any]) -> Sentence:
+    """Check and read one sentence of the abstract ``name``."""
     _refuse_unknown(name, entry, {"says", "claims", "remark"})
     sentence = Sentence(entry["says"], tuple(entry.get("claims", ())), entry.get("remark", ""))
     if not sentence.claims and not sentence.remark:
@@ -106,28 +107,28 @@ def _refuse_unknown(name: str, entry: Mapping[str, Any], known: set[str]) -> Non
 
 
 def abstract_table(abstract: Abstract, judged: Mapping[str, Judgement]) -> str:
-    """Markdown table of an abstract: a row for every claim, and one for a sentence without.
+    """Markdown table of an abstract: one row for each claim and each remark of its sentences.
 
     Raises:
         KeyError: If a claim has no committed verdict.
     """
     rows = []
     for number, sentence in enumerate(abstract.sentences, 1):
-        said = {"sentence": str(number), "what it says": sentence.says}
+        cells = {"sentence": str(number), "what it says": sentence.says}
         for claim in sentence.claims:
             each = judged[claim]
             whose = " (our question)" if each.origin == "ours" else ""
-            rows.append(said | {"claim": _linked(each), "word": f"{_word(each)}{whose}"})
-            said = {"sentence": "", "what it says": ""}
+            rows.append(cells | {"claim": _linked(each), "word": f"{_word(each)}{whose}"})
+            cells = {"sentence": "", "what it says": ""}  # shown in its first row only
         if sentence.remark:
-            rows.append(said | {"claim": sentence.remark, "word": ""})
+            rows.append(cells | {"claim": sentence.remark, "word": ""})
     return markdown_table(rows, ["sentence", "what it says", "claim", "word"])
 
 
 def other_claims_table(
     prefix: str, abstracts: Sequence[Abstract], judged: Mapping[str, Judgement]
 ) -> str:
-    """Markdown table of a ledger's claims that no sentence of these abstracts makes."""
+    """Markdown table of a ledger's claims that belong to no sentence of these abstracts."""
     named = {claim for each in abstracts for s in each.sentences for claim in s.claims}
     rows = [
         {
@@ -154,7 +155,7 @@ def _word(each: Judgement) -> str:
 
 
 def source_tables() -> dict[str, str]:
-    """All tables by name: of each abstract, and ``<page>_<prefix>`` of the claims beside them."""
+    """All tables by name: one per abstract, and ``<page>_<prefix>`` with the other claims."""
     judged = {each.id: each for each in committed_judgements()}
     abstracts = load_abstracts()
     tables = {each.name: abstract_table(each, judged) for each in abstracts}

@@ -1,7 +1,7 @@
 """Freshness: canaries, the tiny runs of every arm, compared with the committed ones.
 
-A canary that moved is a bug, or the arm's version must be bumped in the same commit. The digest of
-the code decides nothing; it only lets a chapter be skipped whose code has passed before.
+A canary that moved shows a bug, or the arm's version must be raised in the same commit. The digest
+of the code decides nothing; it only allows to skip a chapter whose code has passed before.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ ADVICE = {
 
 
 class CanaryState(Protocol):
-    """What the comparison says of one arm."""
+    """What the comparison says about one arm, such as a `CanaryResult`."""
 
     @property
     def arm(self) -> str: ...
@@ -112,13 +112,13 @@ def check(
 
     Args:
         numbers: Two-digit chapters.
-        changed: Skip chapters whose code is the recorded one, or one that has passed here.
-        say: Called with one line a chapter.
-        compare: Runs the canaries.
-        passed: File that remembers the code that has passed on this machine.
+        changed: Skip chapters whose code is the recorded one, or has passed on this machine before.
+        say: Called with one line per chapter.
+        compare: Runs the canaries and compares them.
+        passed: File with the digests of the code that has passed on this machine.
 
     Returns:
-        The faults: chapter, arm, what moved, and what to do; none if all is fresh.
+        The faults, each with chapter, arm, what moved, and what to do; empty if there are none.
     """
     known = _read_passed(passed)
     faults = []
@@ -148,7 +148,7 @@ def check(
 
 
 def _read_passed(path: Path) -> dict[str, str]:
-    """The code that has passed before; a damaged file has forgotten it."""
+    """Digests of the code that has passed before, by chapter; none if the file cannot be read."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -161,8 +161,8 @@ class Sample:
     """Outcome of a sample of records computed anew.
 
     Attributes:
-        checked: Chapter, arm and seed of each.
-        moved: Those that do not have the evidence's bytes.
+        checked: Chapter, arm and seed of each record.
+        moved: Those whose bytes are not the evidence's.
     """
 
     checked: list[str] = field(default_factory=list)
@@ -178,14 +178,15 @@ def verify_sample(
     """Compute a few records of each chapter's canonical evidence anew and compare their bytes.
 
     Args:
-        count: Records a chapter, at most.
-        seconds: Core-seconds a chapter, at most, by the plan.
+        count: Largest number of records per chapter.
+        seconds: Largest number of core-seconds per chapter, by the plan.
         numbers: Two-digit chapters.
         say: Called with a line for each record, and for each chapter that has none to compare.
     """
     chosen: list[tuple[Chapter, Run, Record]] = []
     for number in numbers:
-        chapter, reference = load_chapter(number), read_reference("standard", number)
+        chapter = load_chapter(number)
+        reference = read_reference("standard", number)
         if reference is None or not reference.record_set.canonical:
             say(f"chapter {number}: no canonical evidence")
             continue
@@ -207,13 +208,13 @@ def verify_sample(
 def _sample(
     chapter: Chapter, reference: Reference, count: int, seconds: float
 ) -> list[tuple[Run, Record]]:
-    """Choose records by a hash of all of them: other records, another choice."""
+    """Choose records by a hash that depends on all of them, so that new evidence changes it."""
     machine = fingerprint(canonical=True)
     salt = hashlib.sha256("".join(row["checksum"] for row in reference.provenance).encode())
     candidates = []
     for run in chapter.plan("standard"):
         pair = reference.find(run) if run.deterministic else None
-        # of another fingerprint, or of an older version, other bytes say nothing
+        # records of another fingerprint or an older version may rightly have other bytes
         if pair and pair[1]["fingerprint"] == machine and pair[0]["version"] == run.version:
             rank = hashlib.sha256(f"{salt.hexdigest()}{run.key}".encode()).hexdigest()
             candidates.append((rank, run, pair[0]))

@@ -1,9 +1,9 @@
-"""Compare own results with the committed evidence.
+"""Compare the results of this machine with the committed evidence.
 
 Where the canonical fingerprints are equal, every deterministic record must have the evidence's
-bytes. Elsewhere (other libraries, a GPU, a processor without canonical mode) only the intervals of
-the claims are compared: there it is an error only if a verdict turned into its opposite and the two
-intervals have no number in common. Seconds are never compared, in whatever claim they stand.
+bytes. Elsewhere (other libraries, a GPU, a processor without canonical mode) only the verdicts and
+intervals of the claims are compared. There it is an error only if a verdict turned into its
+opposite and the two intervals have no number in common. Seconds are never compared.
 """
 
 from __future__ import annotations
@@ -34,19 +34,22 @@ def is_canonical_fingerprint(fingerprint: str) -> bool:
 
 @dataclass
 class Comparison:
-    """What the comparison of one chapter with its evidence has found.
+    """Outcome of comparing one chapter with its evidence.
 
     Attributes:
         chapter: Two digits.
-        compared: Records that were compared byte for byte.
-        differing: Arm and seed of those that differ.
-        elsewhere: Records whose evidence has another fingerprint.
-        absent: Records that the evidence does not hold: of another setting, or a newer version.
-        early: Records whose evidence was made before canonical mode; they are not compared.
-        claims: Claims whose intervals were compared.
-        agreeing: Those with the same word.
-        turned: Claims that turned into the opposite, with disjoint intervals: errors.
-        moved: Claims with another word all the same, in words.
+        compared: Number of records that were compared byte for byte.
+        differing: Arm and seed of the records that differ.
+        elsewhere: Number of records that have another fingerprint than their evidence, or a native
+            one.
+        absent: Number of records that are not in the evidence, for another setting or a newer
+            version.
+        early: Number of records that are not compared because their evidence was made before
+            canonical mode.
+        claims: Number of claims whose words were compared.
+        agreeing: Number of claims with the same word in every setting.
+        turned: Claims that turned into the opposite, with disjoint intervals, in words; errors.
+        moved: Other claims with a different word, in words; no errors.
     """
 
     chapter: str
@@ -62,23 +65,23 @@ class Comparison:
 
     @property
     def failed(self) -> bool:
-        """Whether own results and evidence contradict each other."""
+        """Whether these results and the evidence contradict each other."""
         return bool(self.differing or self.turned)
 
     @property
     def state(self) -> str:
-        """The outcome in a few words, for a table."""
-        words = []
+        """The outcome in a few words, for a table; the report lists ``turned`` and ``moved``."""
+        parts = []
         if self.compared:
             equal = self.compared - len(self.differing)
-            words.append(f"{equal} of {self.compared} records equal")
+            parts.append(f"{equal} of {self.compared} records equal")
         if self.elsewhere:
-            words.append(f"another fingerprint, {self.agreeing} of {self.claims} claims agree")
+            parts.append(f"another fingerprint, {self.agreeing} of {self.claims} claims agree")
         if self.absent:
-            words.append(f"{self.absent} records are not in the evidence")
+            parts.append(f"{self.absent} records are not in the evidence")
         if self.early:
-            words.append("evidence made before canonical mode, not compared")
-        return "; ".join(words) or "–"
+            parts.append("evidence made before canonical mode, not compared")
+        return "; ".join(parts) or "–"
 
 
 def compare_records(
@@ -91,8 +94,8 @@ def compare_records(
 
     Args:
         chapter: Two digits.
-        ours: Own records, each with its provenance.
-        evidence: The committed ones.
+        ours: Records of this machine, each with its provenance.
+        evidence: The committed records, each with its provenance.
         early_arms: Arms whose evidence was made before canonical mode.
     """
     comparison = Comparison(chapter)
@@ -120,13 +123,13 @@ def compare_records(
 def compare_claims(
     comparison: Comparison, ours: Sequence[Judgement], evidence: Sequence[Judgement]
 ) -> None:
-    """Compare the words of settings, and the intervals of those that turned, into ``comparison``.
+    """Compare the words of settings, and the intervals of those that turned into the opposite.
 
-    Timings are left out: seconds are never compared.
+    Timings are left out, because seconds are never compared.
 
     Args:
-        comparison: Filled in.
-        ours: Judgements of own records.
+        comparison: Receives the outcome.
+        ours: Judgements of the records of this machine.
         evidence: Judgements of the committed records, at the same seeds.
     """
     theirs = {judgement.id: judgement for judgement in evidence}
@@ -140,7 +143,7 @@ def compare_claims(
         if not moved:
             comparison.agreeing += 1
             continue
-        said = [
+        changes = [
             f"{mine.name}: {known.word} in the evidence, {mine.word} here" for mine, known in moved
         ]
         turned = [
@@ -148,7 +151,7 @@ def compare_claims(
             for mine, known in moved
             if {mine.word, known.word} == OPPOSITES and _are_disjoint(mine, known)
         ]
-        line = f"{judgement.id}, {'; '.join(said)}"
+        line = f"{judgement.id}, {'; '.join(changes)}"
         if turned:
             comparison.turned.append(f"{line}: {'; '.join(turned)}")
         else:
@@ -156,6 +159,7 @@ def compare_claims(
 
 
 def _common_effects(judgement: Judgement, other: Judgement) -> list[tuple[Effect, Effect]]:
+    """Pair the settings that both judgements have values for, timings left out."""
     known = {(effect.part, effect.name): effect for effect in other.effects}
     pairs = [(effect, known.get((effect.part, effect.name))) for effect in judgement.effects]
     return [
@@ -166,7 +170,7 @@ def _common_effects(judgement: Judgement, other: Judgement) -> list[tuple[Effect
 
 
 def _are_disjoint(mine: Effect, theirs: Effect) -> bool:
-    """Whether the two intervals of 95 % have no number in common; of *exact*, always."""
+    """Whether the 95 % intervals are disjoint; for *exact* claims or without intervals, yes."""
     if mine.kind == "exact" or mine.size is None or theirs.size is None:
         return True
     return max(mine.size[0], theirs.size[0]) > min(mine.size[1], theirs.size[1])
@@ -177,11 +181,11 @@ def first_line(
     unavailable: Mapping[str, str],
     failed: Collection[str] = (),
 ) -> str:
-    """Say in words what a reproduction found, for the first line of its report.
+    """Say in words what a reproduction has shown, for the first line of its report.
 
     Args:
-        comparisons: One a chapter that was compared.
-        unavailable: Chapter to the data that this machine cannot get.
+        comparisons: One for each chapter that was compared.
+        unavailable: Name of the data that this machine cannot get, by chapter.
         failed: Notebooks that failed for another reason.
     """
     parts = []

@@ -1,8 +1,8 @@
-"""All the set-up a chapter notebook needs: `start`, then what its context offers.
+"""Set-up of a chapter notebook: call `start`, then use the `Context` that it returns.
 
-A chapter's evidence comes from one of two places and never from both. *reference* reads the
-committed ``results/<profile>`` and computes no experiment; *recompute* runs what is missing in
-``runs/<profile>`` and never reads ``results/``.
+A chapter's records come from one of two folders and never from both: *reference* reads the
+committed ``results/<profile>`` and computes no experiment; *recompute* computes the runs that are
+missing in ``runs/<profile>`` and never reads ``results/``.
 """
 
 # ruff: noqa: E402
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from companion.evidence import canonical
 
-# NumPy and torch choose their kernels when they are loaded, so this stands before every import
-# that loads them; a notebook that was opened without the variables becomes canonical here.
+# NumPy and torch choose their kernels when they are loaded, so this comes before every import that
+# loads them. A kernel that was started without the variables becomes canonical here.
 NOT_CANONICAL = canonical.enter()
 
 import math
@@ -71,12 +71,12 @@ __all__ = [
 
 EVIDENCE = ("reference", "recompute")
 Shown = Literal["mean", "saved", "times"]
-# Those that the lock pins: the C library differs from machine to machine.
+# Only versions that the lock file pins, as outputs are compared and others differ by machine.
 _SHOWN_VERSIONS = ("python", "torch", "numpy", "scipy", "cvxpy", "clarabel")
 
 
 class NoReferenceError(LookupError):
-    """The asked setting has no committed results."""
+    """There are no records for the settings that were asked for."""
 
 
 def collect_records(
@@ -85,7 +85,7 @@ def collect_records(
     """Read the records of a plan, in its order, without computing any.
 
     Raises:
-        NoReferenceError: If a run of the plan is not there.
+        NoReferenceError: If the record of a run is missing.
         ValueError: If ``evidence`` or a setting is unknown.
     """
     if evidence not in EVIDENCE:
@@ -115,10 +115,10 @@ def collect_records(
 
 
 def describe_evidence(profile: str, number: str, reference: Reference) -> str:
-    """Name a committed record set: where it stands, how it was made, and what is to be recomputed.
+    """Describe a committed record set in words: its folder, how it was made, how many arms are old.
 
     Args:
-        profile: Of the set.
+        profile: Profile of the set.
         number: Two-digit chapter.
         reference: The set.
     """
@@ -151,17 +151,17 @@ class Context(Proofs):
     records: list[Record] = field(default_factory=list)
 
     def run(self, arm: str = "", *, seeds: int = 3, **changes: Any) -> list[Record]:
-        """Compute what is missing (*recompute*) or read the reference; return the records.
+        """Compute the missing runs (*recompute*) or read the committed records; return the records.
 
         Args:
             arm: Run this arm alone, with settings changed: ``ctx.run("family_max", margin=0.3)``.
                 `records` stay as they are.
-            seeds: Of that arm, from 1000 on.
-            changes: Its settings.
+            seeds: Number of seeds of that arm, from 1000 on.
+            changes: Changed settings of that arm.
 
         Raises:
-            LookupError: If there is no such arm.
-            ValueError: If a setting is unknown or a value is none for it.
+            LookupError: If there is no such arm, or no committed record of a run.
+            ValueError: If a setting is unknown or a value does not fit it.
         """
         if arm:
             return run_arm(arm, changes, seeds=seeds)
@@ -186,7 +186,7 @@ class Context(Proofs):
         Args:
             claim: Such as ``ord.1``.
             setting: Name of the setting; the first by default.
-            part: Name of the part, where several have such a setting.
+            part: Name of the part, if several have such a setting.
 
         Raises:
             KeyError: If the claim or the setting is unknown.
@@ -199,7 +199,10 @@ class Context(Proofs):
         raise KeyError(f"claim {claim} has no setting {setting!r}")
 
     def verdicts(self) -> None:
-        """Print the committed verdict of every claim of the chapter, with what it rests on."""
+        """Print the committed verdict of every claim of the chapter with the numbers behind it.
+
+        After *recompute* the numbers of the recomputed runs follow, without verdicts.
+        """
         print(verdict_blocks(list(self.judgements.values())))
         if self.evidence == "recompute" and self.profile != "quick":
             print(f"\nYour own runs, profile {self.profile}:\n")
@@ -217,7 +220,7 @@ class Context(Proofs):
         *,
         shown: Shown = "mean",
     ) -> None:
-        """Print a table as `table` does, from the committed full profile."""
+        """Print a table as `table` does, but from the committed records of the full profile."""
         records = self.full_records()
         if not records:
             print("full profile: no reference yet")
@@ -225,10 +228,10 @@ class Context(Proofs):
         replace(self, records=records).table(rows, digits, shown=shown)
 
     def values(self, estimand: Estimand) -> list[float]:
-        """Values of an estimand, one a seed; seeds that did not run its arms have none.
+        """Values of an estimand, one for each seed that ran its arms, seeds in order.
 
         Raises:
-            KeyError: If no seed has one.
+            KeyError: If no seed has a value.
         """
         by_seed: dict[int, list[Record]] = {}
         for record in self.records:
@@ -252,11 +255,14 @@ class Context(Proofs):
     ) -> None:
         """Print means with 95 % intervals over seeds; of truth values, how many are true.
 
+        The column ``n`` is the number of seeds in the last of the other columns.
+
         Args:
-            rows: Row name to column name to a function from all records of one seed to a number.
-            digits: Decimals; of ``times`` figures of the mean.
-            shown: The numbers as they are, or, if they are logarithms of ratios, what readers see:
-                percent ``saved``, below zero where more is spent, or how many ``times`` as much.
+            rows: By name of row and then of column, a function from all records of one seed to a
+                number.
+            digits: Decimals; with ``times`` the significant figures of the mean.
+            shown: ``mean`` shows the numbers as they are. The others are for logarithms of ratios:
+                percent ``saved``, below zero if more is spent, or how many ``times`` as much.
         """
         printed = []
         for name, cells in rows.items():
@@ -274,7 +280,7 @@ class Context(Proofs):
         print(text_table(printed, list(printed[0])))
 
     def rows(self, rows: Sequence[Sequence[Any]], columns: Sequence[str], digits: int) -> None:
-        """Print rows of plain values under the given heads; floats get ``digits`` decimals."""
+        """Print rows of plain values under the names of columns; floats get ``digits`` decimals."""
         shown = [
             {
                 head: f"{value:.{digits}f}" if isinstance(value, float) else str(value)
@@ -293,10 +299,11 @@ class Context(Proofs):
         show_figure(figure, alt)
 
     def finish(self) -> None:
-        """Print where the numbers came from and what comes next."""
+        """Print where the numbers came from, the data they are about, and the next notebook."""
         digests = {record["data"][:12] for record in self.records}
         source = "results" if self.evidence == "reference" else "runs"
         names = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+        # "~" comes after "_", so the chapter's own notebook is not among the later ones
         later = [name for name in names if name > f"{self.chapter.number}~"]
         print(f"{len(self.records)} runs from {source}/{self.profile}/{self.chapter.number}")
         print(f"data {', '.join(sorted(digests))}")
@@ -304,9 +311,9 @@ class Context(Proofs):
 
 
 def _spelt(numbers: Sequence[float], digits: int, shown: Shown) -> str:
-    """A mean, or a mean and the ends of its interval, as `Context.table` shows them."""
+    """Text of a mean, or of a mean and the two ends of its interval, for `Context.table`."""
     mean, *ends = numbers
-    if shown == "saved":  # the larger ratio saves less
+    if shown == "saved":  # the larger ratio saves less, so the ends change places
         mean, *ends = (100 * (1 - math.exp(value)) for value in (mean, *reversed(ends)))
     elif shown == "times":
         mean, *ends = map(math.exp, numbers)
@@ -324,7 +331,7 @@ def start(
     evidence: str = "reference",
     knobs: Mapping[str, Any] | None = None,
 ) -> Context:
-    """Validate the settings, set style and threads, and show what the chapter will use.
+    """Check the settings, limit torch to one thread, and print what the chapter will use.
 
     A knob at its default leaves the choice to the profile.
 
@@ -332,22 +339,22 @@ def start(
         chapter: Number of the chapter.
         profile: ``"quick"``, ``"standard"``, ``"full"`` or ``"paper"``.
         evidence: ``"reference"`` or ``"recompute"``.
-        knobs: Fields of the chapter's profile.
+        knobs: Values of fields of the chapter's profile.
 
     Returns:
         The context.
 
     Raises:
-        ValueError: If a setting is unknown, or ``DEVICE`` is no device.
-        RuntimeError: If the device that ``DEVICE`` asks for is absent here.
-        NoReferenceError: If *reference* is asked and there is none for these settings.
+        ValueError: If a setting is unknown, or ``DEVICE`` names no device.
+        RuntimeError: If this machine does not have the device that ``DEVICE`` asks for.
+        NoReferenceError: If *reference* has no records for these settings.
     """
     check_checkout()
     number = chapter_number(chapter)
     loaded = load_chapter(number)
     _say_if_not_canonical()
     torch.set_num_threads(1)
-    # torch's own forward-mode derivative loads scripted functions, and warns of them.
+    # torch's own forward-mode derivative loads scripted functions, which cause this warning
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     context = Context(loaded, profile, evidence, dict(knobs or {}))
     plan = loaded.plan(profile, knobs)
@@ -360,14 +367,14 @@ def start(
         source = f"runs/{profile}/{number}, at most {seconds:.0f} core-seconds"
     else:
         raise ValueError(f"unknown evidence {evidence!r}, expected one of {', '.join(EVIDENCE)}")
-    known = versions()
+    installed = versions()
     rows = [
         {"setting": "profile", "value": profile},
         {"setting": "evidence", "value": f"{evidence}: {source}"},
         {"setting": "runs", "value": str(len(plan))},
         {"setting": "seeds", "value": _span([run.seed for run in plan])},
         {"setting": "device", "value": _device()},
-        {"setting": "versions", "value": ", ".join(f"{k} {known[k]}" for k in _SHOWN_VERSIONS)},
+        {"setting": "versions", "value": ", ".join(f"{k} {installed[k]}" for k in _SHOWN_VERSIONS)},
     ]
     print(text_table(rows, ["setting", "value"]))
     return context
@@ -375,13 +382,13 @@ def start(
 
 @cache
 def _say_if_not_canonical() -> None:
-    """Say it once a kernel, on standard error, which is no output that anything compares."""
+    """Print the warning once per kernel, on standard error, where no output is compared."""
     if NOT_CANONICAL:
         print(NOT_CANONICAL, file=sys.stderr)
 
 
 def _device() -> str:
-    """Where runs are computed: what ``DEVICE`` says."""
+    """Device on which runs are computed, in words."""
     device = run_device()
     return "cpu, one thread a process" if device.type == "cpu" else device_name(device)
 

@@ -1,11 +1,11 @@
 """Apply the ledgers to the committed records: verdicts, README and, if asked, the notebooks.
 
-Nothing is recomputed, so a new claim or a moved margin shows its word in seconds. `publish`
-promotes runs to records; everything that follows from records follows here.
+Nothing is recomputed, so a new claim or a changed threshold gets its word in seconds. `publish`
+turns runs into committed records; this module makes everything that follows from the records.
 
-A claim has one word. It comes from the records of *full* where they hold its arms, else from those
-of *standard*. Beside a word from records that were made before canonical mode stands the word that
-the canonical records of *standard* give, at the seeds that they have.
+A claim has one word. It comes from the records of *full* if they have its arms, else from those of
+*standard*. A word from records that were made before canonical mode is accompanied by the word that
+the canonical records of *standard* give at the seeds that they have.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ ADVICE = "run `make judge`, and `make judge-render` for the notebooks"
 def evidence_judgements(number: str) -> list[Judgement]:
     """Judge a chapter's claims on its committed records.
 
-    A claim whose rule is another one than its records were published with, or the rules were posed
-    for (`pose`), is *open* with the reason *criterion changed*.
+    A claim is *open* with the reason *criterion changed* if its rule is not the one that is stated
+    in its record set, by publishing the records or by `pose`.
 
     Raises:
         LookupError: If the chapter has no record set.
@@ -83,13 +83,22 @@ def evidence_judgements(number: str) -> list[Judgement]:
     return [_judge_on_evidence(claim, chapter, known, arms) for claim in ledger]
 
 
-#: Why a claim that was added to records without saying so has no word.
+#: Why a claim has no word whose rule was added after the records without saying so.
 NEW_RULE = f"its rule is newer than its records: say `posed: {AFTER}` and pose it, or publish"
 
 
 def _judge_on_evidence(
     claim: Claim, chapter: Chapter, references: dict[str, Reference], arms: set[str]
 ) -> Judgement:
+    """Judge a claim on the first record set that has values for it.
+
+    Args:
+        claim: The claim.
+        chapter: Its chapter.
+        references: Record sets by profile, in the order in which they decide.
+        arms: Names of all arms of the chapter.
+    """
+
     def judged(profile: str, *, all_there_are: bool = False) -> Judgement:
         return judge_claim(
             claim,
@@ -107,10 +116,11 @@ def _judge_on_evidence(
         if judgement.has_values:
             break
     assert judgement is not None
-    about = references[source].record_set
-    judgement = replace(judgement, records=source, early=not about.canonical)
-    [judgement] = mark_changed_criteria([judgement], about.criteria)
-    if judgement.has_values and claim.id not in about.criteria and claim.posed != AFTER:
+    record_set = references[source].record_set
+    judgement = replace(judgement, records=source, early=not record_set.canonical)
+    [judgement] = mark_changed_criteria([judgement], record_set.criteria)
+    is_new = claim.id not in record_set.criteria
+    if judgement.has_values and is_new and claim.posed != AFTER:
         judgement = replace(judgement, word="open", addition="", reason=NEW_RULE)
     also_standard = "standard" in references and source != "standard"
     if also_standard and judgement.early and judgement.has_values:
@@ -127,7 +137,7 @@ def _judge_on_evidence(
 
 
 def verdicts_text(number: str) -> str:
-    """Text of a chapter's file of verdicts as it follows from ledger and committed records.
+    """Text that a chapter's file of verdicts should have, by its ledger and committed records.
 
     Raises:
         LookupError: If the chapter has no record set.
@@ -136,6 +146,7 @@ def verdicts_text(number: str) -> str:
 
 
 def _judged_chapters(numbers: Sequence[str]) -> list[str]:
+    """Those of the chapters that have committed records."""
     return [
         number
         for number in numbers
@@ -144,7 +155,7 @@ def _judged_chapters(numbers: Sequence[str]) -> list[str]:
 
 
 def outdated_verdicts(numbers: Sequence[str] = chapter_numbers()) -> dict[Path, str]:
-    """The verdict files that differ from what the judge says, each with the text it should have."""
+    """The verdict files that are not up to date, each with the text that it should have."""
     texts = {verdicts_path(number): verdicts_text(number) for number in _judged_chapters(numbers)}
     return {path: text for path, text in texts.items() if _text(path) != text}
 
@@ -155,19 +166,20 @@ def judge(
     render: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Write the verdicts of chapters and the README; with ``render`` the notebooks they changed.
+    """Write the verdicts of chapters and the README; with ``render`` outdated notebooks, too.
 
     Args:
         numbers: Two-digit chapters.
-        render: Whether to execute notebooks and draw key figures as well.
-        say: Called with one line for each file written.
+        render: Whether to execute outdated notebooks and draw their key figures.
+        say: Called with one line for each file that was written or is outdated.
     """
     for path, text in outdated_verdicts(numbers).items():
         for line in _moved_words(_text(path), text):
             say(f"chapter {path.stem}: {line}")
         write_atomic(path, text)
         say(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name}")
-    picture, path = front_figure_png(), front_figure_path()
+    picture = front_figure_png()
+    path = front_figure_path()
     if not path.is_file() or path.read_bytes() != picture:
         write_atomic(path, picture)
         say(f"wrote {path.name}")
@@ -186,12 +198,12 @@ def judge(
         say(f"executing {notebook_path(number).name}")
         if number in chapter_numbers() and about(number).key_figure:
             write_key_figure(number)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each has a kernel, a process of its own
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads wait; the kernels are processes
         list(pool.map(execute_notebook, map(notebook_path, outdated)))
 
 
 def pose(number: str) -> list[str]:
-    """Accept the committed ledger of a chapter for records that exist already.
+    """State the rules of the committed ledger in the record sets of a chapter that exist already.
 
     Args:
         number: Two-digit chapter.
@@ -200,8 +212,8 @@ def pose(number: str) -> list[str]:
         Ids of the claims whose rule is new to a record set.
 
     Raises:
-        ValueError: If the ledger is not committed, or a claim whose rule changed does not say that
-            it was posed after the data.
+        ValueError: If the ledger is not committed, or a claim with a new rule does not say that it
+            was posed after the data.
     """
     path = CLAIMS / f"{number}.yaml"
     changes = ["git", "-C", str(ROOT), "status", "--porcelain", "--", str(path)]
@@ -209,7 +221,7 @@ def pose(number: str) -> list[str]:
         raise ValueError(f"commit {path.name} first: rules come before verdicts")
     ledger = {claim.id: claim for claim in load_ledger(path)}
     rules = criteria(number)
-    changed: dict[str, None] = {}
+    changed: dict[str, None] = {}  # an ordered set
     for profile in PROFILES:
         reference = read_reference(profile, number)
         if reference is None or dict(reference.record_set.criteria) == rules:
@@ -230,7 +242,7 @@ def _text(path: Path) -> str:
 
 
 def _moved_words(before: str, after: str) -> list[str]:
-    """The claims whose word is another one, in words; a damaged old file says nothing."""
+    """Say which claims have a different word now; without a readable old file, all of them."""
     try:
         old = {row["id"]: row["word"] for row in json.loads(before or "[]")}
     except (ValueError, TypeError, KeyError):
@@ -244,7 +256,7 @@ def _moved_words(before: str, after: str) -> list[str]:
 
 
 def _shown_text(path: Path) -> str:
-    """All that the cells of a notebook have printed, or shown as plain text or as HTML."""
+    """All text that the cells of a notebook have printed, or shown as plain text or HTML."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     shown = []
     for output in (output for cell in cells for output in cell.get("outputs", ())):
@@ -256,13 +268,13 @@ def _shown_text(path: Path) -> str:
 
 
 def notebook_faults(number: str) -> list[str]:
-    """What a committed notebook shows otherwise than the committed verdicts and record sets.
+    """List what a committed notebook shows that is not in the committed verdicts and record sets.
 
     Args:
-        number: Two digits; the scoreboard and the first notebook show every chapter.
+        number: Two digits of a notebook; the first one and the scoreboard show every chapter.
 
     Returns:
-        Ids of claims whose block differs, and chapters whose record set or table is another one.
+        Ids of claims whose block is outdated, and chapters whose record set or table is.
     """
     if number in chapter_numbers() and not _judged_chapters((number,)):
         return []

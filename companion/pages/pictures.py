@@ -1,4 +1,4 @@
-"""Figures as PNG, in notebooks and on pages: sharp, with a text alternative, always equal bytes."""
+"""Figures as PNG for notebooks and pages: sharp, with a text alternative, and reproducible."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["png_bytes", "show_figure"]
 
 
 def show_figure(figure: Figure, alt: str) -> None:
-    """Display a figure as PNG at twice the size, with its text alternative in the metadata.
+    """Display a figure as PNG with twice the pixels and its text alternative in the metadata.
 
-    The plain text beside the picture is what nbval compares.
+    The output also has a plain text, which nbval compares because it skips pictures.
 
     Args:
         figure: What to show.
@@ -36,9 +36,9 @@ def show_figure(figure: Figure, alt: str) -> None:
 def png_bytes(figure: Figure, alt: str) -> bytes:
     """Draw a figure as PNG, two pixels for each one shown, so that it is sharp on every screen.
 
-    The same figure gives the same bytes: neither date nor software is stored, only the text
-    alternative, which travels with the file as its description. A palette of 256 colours makes
-    the files a third as large; they are seven plain colours and the shades of their edges.
+    The same figure gives the same bytes, because neither date nor software is stored, only the text
+    alternative as the file's description. A palette of 256 colours suffices for seven plain colours
+    and the shades of their edges, and makes the files a third as large.
     """
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=2 * figure.dpi)

@@ -1,4 +1,4 @@
-"""Proofs in a notebook: each line is asserted with its reason, and a broken hypothesis shows."""
+"""Proofs in a notebook: each line is checked by numbers, and so is that hypotheses are needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Proofs"]
 
 
 class Proofs:
-    """What a context offers to prove a theorem line by line."""
+    """Methods of a notebook's context that check a proof line by line."""
 
     def check(
         self,
@@ -24,24 +24,24 @@ class Proofs:
         Args:
             line: The statement.
             reason: Why it holds.
-            violation: How far the numbers break it: at most zero, up to ``tolerance``.
-            tolerance: Rounding allowed.
-            quiet: Assert without printing, where the same lines stand above.
+            violation: How far the numbers break the line; it holds up to ``tolerance``.
+            tolerance: Rounding error that is allowed.
+            quiet: Do not print the line, because the same line was printed before.
 
         Raises:
             AssertionError: If the line does not hold.
         """
-        # written so that a NaN fails too
+        # not `violation > tolerance`, which a NaN would pass
         if not violation <= tolerance:
             raise AssertionError(f"{line} fails by {violation:.2g} ({reason})")
         if not quiet:
             print(f"✔ {line}   [{reason}]")
 
     def breaks(self, what: str, proof: Callable[[], None]) -> None:
-        """Run a proof whose hypothesis is broken and print the line that fails.
+        """Run a proof with a broken hypothesis, which ``what`` names; print the line that fails.
 
         Raises:
-            AssertionError: If every line holds all the same.
+            AssertionError: If no line fails.
         """
         try:
             proof()

@@ -1,8 +1,8 @@
-"""Promote finished runs to evidence, chapter by chapter or arm group by arm group.
+"""Promote finished runs to evidence, for whole chapters or some of their arms.
 
-A record set is written whole into a folder beside and swapped in at once, so that a kill leaves
-the old set or the new one. Judging is `companion.pages.judge`'s; notebooks are executed by
-``python -m companion judge --render``.
+A record set is written completely into a new folder and then takes the place of the old one in one
+step, so that a kill leaves the old set or the new one. `companion.pages.judge` judges the records;
+``python -m companion judge --render`` executes the notebooks.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ __all__ = [
     "tuned_edges",
 ]
 
-PLAN_SLACK = 1.3
+PLAN_SLACK = 1.3  # measured core-seconds may exceed those of the plan by this factor
 MIN_COMMON_RUNS = 20
 IN_PROGRESS = "evidence in progress"
 NOT_CANONICAL = "not made in canonical mode: bytes are not compared"
 MOST_NAMED = 8
-_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+_RENAME_EXCHANGE = 2  # constants of Linux
+_AT_FDCWD = -100
 
 Pair = tuple[Record, Record]  # a record and its provenance
 
@@ -58,7 +59,7 @@ CheckCanaries = Callable[[Sequence[str], Collection[str] | None], Sequence[Canar
 
 
 class PublishRefusedError(RuntimeError):
-    """Runs may not become evidence, with the reason."""
+    """Runs may not become evidence; the message gives the reason."""
 
 
 def _check_canaries(chapters: Sequence[str], arms: Collection[str] | None) -> Sequence[CanaryState]:
@@ -77,14 +78,14 @@ def publish(
 
     Args:
         number: Two-digit chapter.
-        profile: Whose plan to promote.
-        arms: Beginnings of arm names; only their records are replaced. All by default.
+        profile: Profile whose runs are promoted.
+        arms: Beginnings of arm names; only the records of these arms are replaced. All by default.
         check: Compares the canaries of arms with the committed ones.
 
     Raises:
         PublishRefusedError: If the ledger is not committed, a tuned value lies on the edge of its
-            grid, runs are missing or damaged, a canary has moved, or the core-seconds, in those of
-            the evidence's machine, exceed the plan by more than 30 %.
+            grid, runs are missing or damaged, a canary has moved, or the core-seconds, converted to
+            the evidence's machine (`machine_slowdown`), exceed the plan by more than 30 %.
     """
     chapter = load_chapter(number)
     _refuse_open_ledger(number)
@@ -110,7 +111,7 @@ def publish(
     written = read_reference(profile, number, staging)
     if written is None:
         raise PublishRefusedError(f"{staging} was removed meanwhile")
-    # what cannot be judged stays out
+    # raises for records that cannot be judged, before they take the place of the old ones
     judge_records(chapter, written.records, all_there_are=True)
     staged = reference_folder(profile, number, staging)
     _carry_over(reference_folder(profile, number), staged)
@@ -125,6 +126,7 @@ def _git(*arguments: str) -> str:
 
 
 def _refuse_open_ledger(number: str) -> None:
+    """Refuse a ledger that is not in Git, or has uncommitted changes."""
     ledger = CLAIMS / f"{number}.yaml"
     if not _git("ls-files", str(ledger)) or _git("status", "--porcelain", str(ledger)):
         raise PublishRefusedError(f"commit {ledger.name} first: criteria come before results")
@@ -150,16 +152,17 @@ def _finished(chapter: Chapter, profile: str, runs: Sequence[Run]) -> list[Pair]
 
 
 def _named(names: Sequence[str]) -> str:
+    """List different names, at most `MOST_NAMED` of them."""
     unique = list(dict.fromkeys(names))
     more = f" and {len(unique) - MOST_NAMED} more" if len(unique) > MOST_NAMED else ""
     return ", ".join(unique[:MOST_NAMED]) + more
 
 
 def _refuse_moved_canaries(number: str, runs: Sequence[Run], check: CheckCanaries) -> None:
-    """Refuse arms whose canary is not equal: their records would not be what the code computes."""
+    """Refuse arms whose canary has moved, as their records may not be what the code computes."""
     arms = list(dict.fromkeys(run.arm for run in runs if run.deterministic))
     states = {each.arm: each.state for each in check([number], arms)} if arms else {}
-    # what is asked for, and constants that canaries replace
+    # besides the arms, states may name defaults of settings that have changed
     faults = [
         f"{arm} ({states.get(arm, 'missing')})"
         for arm in dict.fromkeys([*arms, *states])
@@ -175,8 +178,9 @@ def _refuse_moved_canaries(number: str, runs: Sequence[Run], check: CheckCanarie
 def _refuse_slow_plan(
     previous: Reference | None, runs: Sequence[Run], provenance: Sequence[Record]
 ) -> None:
+    """Refuse runs that took much longer than the plan says, so that the plan stays true."""
     before = {} if previous is None else _core_seconds(previous)
-    # what was published before was accepted, wherever and in whatever mode it was made
+    # seconds that were published before have been accepted already, on whatever machine they arose
     predicted = sum(
         max(run.predicted_seconds, before.get((run.arm, run.seed), 0.0)) for run in runs
     )
@@ -197,16 +201,17 @@ def _core_seconds(reference: Reference) -> dict[tuple[str, int], float]:
 def machine_slowdown(
     reference: Reference | None, plan: Sequence[Run], provenance: Sequence[Record]
 ) -> float:
-    """How much slower than the evidence's machine, or mode, this one was; at least 1.
+    """Factor by which this machine was slower than the evidence's, or its mode; at least 1.
 
-    The plan counts seconds of the machine that made the evidence. What runs of both took in all is
-    compared, so that canonical mode, which slows some arms and not others, is counted too. With
-    fewer than 20 common runs the median ratio to the plan is all that is known of this machine.
+    The plan counts seconds of the machine that made the evidence. The factor is the ratio of the
+    total seconds of the runs that both machines have computed, so that it includes the cost of
+    canonical mode, which slows some arms and not others. With fewer than 20 such runs it is the
+    median ratio to the plan, as nothing better is known.
 
     Args:
         reference: The committed records.
-        plan: Runs, of which ``provenance`` says how long they took here.
-        provenance: One a run.
+        plan: Runs that were computed here.
+        provenance: Provenance of each of these runs, which says how long it took.
     """
     before = {} if reference is None else _core_seconds(reference)
     ours = [float(row["core_seconds"]) for row in provenance]
@@ -222,7 +227,7 @@ def machine_slowdown(
 
 
 def _kept(previous: Reference | None, promoted: Collection[str]) -> list[Pair]:
-    """The pairs of a record set that stay when other arms are replaced."""
+    """The records and provenance of a set that stay when the promoted arms are replaced."""
     if previous is None:
         return []
     pairs = zip(previous.records, previous.provenance, strict=True)
@@ -237,25 +242,25 @@ def _describe(
     kept: Sequence[Pair],
     previous: RecordSet | None,
 ) -> RecordSet:
-    """What ``set.json`` says of the new record set.
+    """Make the ``set.json`` of the new record set.
 
     Args:
         number: Two-digit chapter.
-        profile: Of the set.
+        profile: Profile of the set.
         plan: All runs of the profile.
-        pairs: The promoted records.
-        kept: Records that stay from the previous set.
-        previous: That set, if only some arms are promoted.
+        pairs: The promoted records, each with its provenance.
+        kept: Those that stay from the previous set.
+        previous: The previous set, if only some arms are promoted.
     """
     commit = _git("rev-parse", "HEAD")
     if _git("status", "--porcelain", str(LIBRARY), str(COMPANION)):
-        commit += "-dirty"  # said, not hidden: nobody can check this code out
+        commit += "-dirty"  # nobody can check this code out, and the set must say so
     promoted = {record["arm"] for record, _ in pairs}
     waiting = _waiting(number, plan, promoted, kept, previous)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     started = min(str(row.get("started") or now) for _, row in pairs)
     rules = criteria(number)
-    if previous is not None and previous.canonical:  # the same campaign, continued
+    if previous is not None and previous.canonical:  # the new records continue this set
         started = min(started, previous.started or started)
         rules |= previous.criteria
     versions = {arm: arm_version(number, arm) for arm in promoted}
@@ -288,12 +293,12 @@ def _waiting(
     previous: RecordSet | None,
 ) -> list[str]:
     """The arms of a plan whose records are still absent, of an older version, or not canonical."""
-    there = {record["arm"] for record, _ in kept}
-    # a timing is never canonical; it stays good until its arm's version moves
+    kept_arms = {record["arm"] for record, _ in kept}
+    # a timing is never canonical; it is current until its arm's version is raised
     timings = {run.arm for run in plan if not run.deterministic}
 
     def is_current(arm: str) -> bool:
-        if previous is None or arm not in there:
+        if previous is None or arm not in kept_arms:
             return False
         if arm not in timings and (not previous.canonical or arm in previous.waiting):
             return False
@@ -303,7 +308,7 @@ def _waiting(
 
 
 def _ledger_blob(number: str, started: str) -> str:
-    """Blob of the ledger that was committed when the runs started."""
+    """Git's hash of the ledger as it was committed when the runs started."""
     path = (CLAIMS / f"{number}.yaml").relative_to(ROOT)
     commit = _git("rev-list", "-1", f"--before={started}", "HEAD")
     entry = _git("ls-tree", commit, "--", str(path)) if commit else ""
@@ -316,17 +321,20 @@ def _ledger_blob(number: str, started: str) -> str:
 
 
 def tuned_edges(number: str) -> list[str]:
-    """Name a chapter's tuned values that are the least or the greatest that was tried.
+    """List a chapter's tuned values that are the least or the greatest that was tried.
 
     Args:
-        number: Two-digit chapter; none if it tunes nothing.
+        number: Two-digit chapter.
+
+    Returns:
+        ``arm.setting = value`` for each; empty if the chapter tunes nothing.
     """
     chosen = load_chapter(number).chosen
     if not chosen:
         return []
     tried: dict[tuple[str, str], set[float]] = {}
     for trial in read_trials(number):
-        arm = trial.arm.partition("@")[0]  # a name may hold the value of a second setting
+        arm = trial.arm.partition("@")[0]  # after it stands the value of a second setting
         tried.setdefault((arm, trial.setting), set()).add(trial.value)
     return [
         f"{arm}.{name} = {value}"
@@ -337,19 +345,19 @@ def tuned_edges(number: str) -> list[str]:
 
 
 def _carry_over(folder: Path, staged: Path) -> None:
-    """Copy what publishing does not write, such as the curves of tuning, into the new folder."""
+    """Copy the files that publishing does not write, such as ``tuning.csv``, to the new folder."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_file() and not (staged / path.name).exists():
             shutil.copy2(path, staged / path.name)
 
 
 def _staging(number: str, profile: str) -> Path:
-    """Folder beside the results in which a set is made; a name of its own for each set."""
+    """Folder in which a record set is made; it is next to the results, so a rename moves it."""
     return reference_folder(profile, number).parents[1] / f".publishing-{profile}-{number}"
 
 
 def recover(number: str, profile: str) -> None:
-    """Remove what a killed publication left; put the old set back if it stands aside."""
+    """Remove what a killed `publish` has left; put the old set back if it was moved aside."""
     staging, folder = _staging(number, profile), reference_folder(profile, number)
     aside = _aside(reference_folder(profile, number, staging))
     if aside.is_dir() and not folder.exists():
@@ -358,14 +366,15 @@ def recover(number: str, profile: str) -> None:
 
 
 def _aside(staged: Path) -> Path:
+    """Where the old set is while the new one takes its place."""
     return staged.with_name(f"{staged.name}.old")
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put a finished folder in the place of another one, which is then at ``new`` or beside it.
+    """Replace the folder ``target`` by the folder ``new``; the old one stays at ``new`` or near it.
 
-    Linux exchanges two folders in one step. Elsewhere the old one steps aside first; if the process
-    is killed in that moment, the next `publish` of the set puts it back.
+    Linux exchanges two folders in one step. Elsewhere the old one is renamed first; if the process
+    is killed at that moment, the next `publish` of the set puts it back.
     """
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -376,10 +385,10 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two paths in one step; False where the system cannot."""
+    """Exchange two paths in one step; return False if the system cannot do that."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):  # TypeError: Windows has no main library
         return False
     names = (os.fsencode(one), os.fsencode(other))
-    return bool(rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0)
+    return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)

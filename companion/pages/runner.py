@@ -1,4 +1,4 @@
-"""Run chapters as papermill notebooks, report, and compare with the committed evidence."""
+"""Execute chapter notebooks with papermill, compare with the committed evidence, and report."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from trainaug.data.arrays import DataUnavailableError
 __all__ = ["ChapterReport", "notebook_parameters", "reproduce"]
 
 _NO_DATA = DataUnavailableError.__name__
-# as the registry words it: "cannot get NAME (…", or "NAME is not in the cache (…"
+# messages of `trainaug.data.registry`: "cannot get NAME (…", or "NAME is not in the cache (…"
 _DATA_NAME = re.compile(r"(?:cannot get )?(\w+) (?:\(|is not in the cache)")
 
 
@@ -60,14 +60,14 @@ class ChapterReport:
 
     Attributes:
         number: Two digits.
-        failure: Why it failed, if it did.
-        unavailable: Name of the data that this machine cannot get, if that is why.
-        seconds: Of executing the notebook, once the runs were there.
-        predicted: Core-seconds of the plan.
+        failure: Why it failed; empty if it did not.
+        unavailable: Name of the data that this machine cannot get, if the notebook failed for that.
+        seconds: Wall seconds of executing the notebook, once its runs are there.
+        predicted: Core-seconds of the runs by the plan.
         measured: Core-seconds that the runs took.
-        judgements: The numbers of the claims on own records; no verdict.
-        evidence: The same on the committed records.
-        comparison: What the comparison has found.
+        judgements: Numbers of the claims on the records of this machine; no verdicts.
+        evidence: Numbers of the claims on the committed records.
+        comparison: Outcome of the comparison with the evidence.
         remark: Why nothing was compared.
     """
 
@@ -97,7 +97,7 @@ class ChapterReport:
 
 def notebook_parameters(path: Path) -> dict[str, object]:
     """Names and default values that a notebook's parameters cell declares."""
-    # not by papermill, whose import takes longer than a wrong name may
+    # papermill can list them too, but its import is slow, and a wrong name must fail at once
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", ())]
     lines = ast.parse("".join(tagged[0]["source"])).body if tagged else []
@@ -133,13 +133,13 @@ def reproduce(
 
     Args:
         profile: Name of the profile.
-        chapters: Two-digit numbers; all that are built, with the first and the last notebook, by
-            default.
+        chapters: Two-digit numbers of notebooks; all by default.
         parameters: Knobs of the notebooks.
-        root: Where runs, executed notebooks and the report go.
+        root: Folder of the runs, the executed notebooks and the report.
 
     Returns:
-        Exit code: 0 if every chapter ran and agrees with the reference, 1 if not.
+        Exit code: 1 if a notebook failed or a result contradicts the evidence, else 0. Absent data
+        are no failure.
 
     Raises:
         ValueError: If a profile, a chapter or a parameter is unknown.
@@ -193,7 +193,7 @@ def reproduce(
 
 
 def _declared(number: str) -> set[str]:
-    """The knobs of a notebook; profile and evidence are the runner's own."""
+    """The knobs of a notebook: its parameters but for profile and evidence, which are set here."""
     return set(notebook_parameters(notebook_path(number))) - {"profile", "evidence"}
 
 
@@ -217,7 +217,7 @@ def _job(number: str, profile: str, parameters: Mapping[str, Any], store: Store)
 
 
 def _failures(store: Store, plan: Sequence[Run], digest: str) -> list[str]:
-    """Why runs of a plan failed, as the sweep has written it beside them."""
+    """Why runs of a plan failed, from the files that the sweep has written into their folders."""
     missing = missing_runs(plan, store, digest)
     paths = [store.run_folder(run, conditions_of(run, digest)) / "failure.json" for run in missing]
     return [
@@ -232,7 +232,7 @@ def _data_name(reason: str) -> str:
 
 
 def _finished(store: Store, plan: Sequence[Run], digest: str) -> list[tuple[Record, Record]]:
-    """Records of a plan, each with its provenance; the notebook has just computed or read them."""
+    """Records of a plan, each with its provenance; the notebook has made sure that they exist."""
     pairs = []
     for run in plan:
         conditions = conditions_of(run, digest)
@@ -249,6 +249,7 @@ def _judge_and_compare(
     profile: str,
     pairs: Sequence[tuple[Record, Record]],
 ) -> None:
+    """Fill in the numbers of the claims, the comparison with the evidence, or why there is none."""
     report.judgements = judge_records(chapter, [record for record, _ in pairs], all_there_are=True)
     reference = read_reference(profile, chapter.number)
     if reference is None:
@@ -265,6 +266,7 @@ def _judge_and_compare(
 
 
 def _report_text(profile: str, reports: Sequence[ChapterReport]) -> str:
+    """Markdown of the report: a sentence, a table of notebooks, then all differences and faults."""
     comparisons = [report.comparison for report in reports if report.comparison is not None]
     unavailable = {report.number: report.unavailable for report in reports if report.unavailable}
     failed = [report.number for report in reports if report.failure]
@@ -306,7 +308,10 @@ def _state(report: ChapterReport) -> str:
 
 
 def _both(report: ChapterReport) -> list[dict[str, str]]:
-    """Own estimates beside the evidence's, where a reader could take one for the other."""
+    """Rows of the numbers that differ from the evidence's, so that nobody confuses the two.
+
+    There are none if the comparison has met no difference.
+    """
     comparison = report.comparison
     if comparison is None or not (
         comparison.absent or comparison.differing or comparison.moved or comparison.turned
@@ -326,6 +331,7 @@ def _both(report: ChapterReport) -> list[dict[str, str]]:
 
 
 def _numbers(judgements: Sequence[Judgement]) -> dict[tuple[str, str], str]:
+    """Shown numbers by claim and setting."""
     return {
         (judgement.id, f"{effect.part} {effect.name}".strip()): (
             f"{shown_effect(effect)}, n = {effect.n}"

@@ -44,8 +44,8 @@ def methods() -> list[About]:
     return [each for each in stated if each.front_claim]
 
 
-# word: colour, marker, filling; shapes differ, so that colours are not needed
-LOOK: dict[str, tuple[str, str, Literal["full", "none"]]] = {
+# word: colour, marker, filling; markers differ as well, for readers who cannot tell the colours
+MARKS: dict[str, tuple[str, str, Literal["full", "none"]]] = {
     "holds": (PALETTE[2], "o", "full"),
     "opposite": (PALETTE[1], "v", "full"),
     "no gain": (PALETTE[4], "s", "full"),
@@ -54,8 +54,8 @@ LOOK: dict[str, tuple[str, str, Literal["full", "none"]]] = {
     "open": ("#777777", "x", "full"),
 }
 AS_MUCH = " times as much"
-LONGEST_PART = 26  # characters of a part's name beside an axis
-FARTHEST = 4.0  # smallest effects; what lies beyond is drawn at the edge
+LONGEST_PART = 26  # characters of a part's name at an axis
+FARTHEST = 4.0  # in smallest effects worth having; values beyond it are drawn at the edge
 
 
 def by_chapter(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
@@ -68,7 +68,7 @@ def by_chapter(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
 
 
 def groups(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
-    """Divide claims into those of the authors, questions of ours, and controls."""
+    """Divide claims into those of the authors, in and out of scope, our questions, and controls."""
     groups_of_claims: dict[str, list[Judgement]] = {
         "What the authors say": [],
         "Out of scope here": [],
@@ -89,16 +89,16 @@ def groups(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
 def counted_words(judgements: Sequence[Judgement]) -> str:
     """How often each word was given to claims that count, in a sentence."""
     counted = [each for each in judgements if each.counts]
-    counts = {word: sum(each.word == word for each in counted) for word in LOOK}
-    said = ", ".join(f"{word} {count}" for word, count in counts.items() if count)
-    return f"{len(counted)} claims of the authors: {said}"
+    counts = {word: sum(each.word == word for each in counted) for word in MARKS}
+    listed = ", ".join(f"{word} {count}" for word, count in counts.items() if count)
+    return f"{len(counted)} claims of the authors: {listed}"
 
 
 def front_figure(judgements: Sequence[Judgement]) -> Figure:
-    """Draw a dot for each claim, a row for each method, and one effect of each method.
+    """Draw two panels with a row for each method: a mark for each claim, and one effect.
 
     Args:
-        judgements: Of all chapters.
+        judgements: Judgements of all chapters.
     """
     set_style()
     figure = Figure(figsize=(10.0, 2.6))
@@ -109,7 +109,7 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
     for row, method in enumerate(shown_methods):
         claims = [c for group in groups(divided.get(method.number, [])).values() for c in group]
         for column, each in enumerate(claims):
-            colour, marker, filled = LOOK[each.word]
+            colour, marker, filled = MARKS[each.word]
             size = 9 if each.counts else 5
             dots.plot(
                 column,
@@ -147,24 +147,25 @@ def front_figure(judgements: Sequence[Judgement]) -> Figure:
             markeredgewidth=1.8,
             label=word,
         )
-        for word, (colour, marker, filled) in LOOK.items()
+        for word, (colour, marker, filled) in MARKS.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 
 def _draw_effect(axis: Axes, row: float, judgement: Judgement) -> None:
-    """Draw the settings of a claim in units of its smallest effect, beside each other."""
+    """Draw the settings of a claim, one below the other, within the row."""
     shown = [effect for effect in judgement.effects if effect.worth and effect.size]
     for number, effect in enumerate(shown):
         _draw_interval(axis, row + 0.5 * (number - (len(shown) - 1) / 2) / len(shown), effect)
 
 
 def _draw_interval(axis: Axes, y: float, effect: Effect) -> None:
+    """Draw an effect in units of the smallest worth having; an arrow is a mean beyond the scale."""
     assert effect.worth
     assert effect.size is not None
     assert effect.mean is not None
-    colour, marker, filled = LOOK[effect.word]
+    colour, marker, filled = MARKS[effect.word]
     low, middle, high = (
         max(-FARTHEST, min(FARTHEST, v / effect.worth))
         for v in (effect.size[0], effect.mean, effect.size[1])
@@ -176,7 +177,7 @@ def _draw_interval(axis: Axes, y: float, effect: Effect) -> None:
 
 
 def forest_figure(judgements: Sequence[Judgement]) -> Figure | None:
-    """Draw every setting of some claims in units of its smallest effect; ``None`` without any.
+    """Draw every setting that has an interval and a smallest effect; ``None`` if there is none.
 
     Args:
         judgements: Claims of a chapter.
@@ -205,13 +206,13 @@ def forest_figure(judgements: Sequence[Judgement]) -> Figure | None:
 
 
 def _label(effect: Effect, longest: int = 1000) -> str:
-    """Part and setting; a long name of a part is cut."""
+    """Names of part and setting; that of the part is cut to ``longest`` characters."""
     part = textwrap.shorten(effect.part, longest, placeholder=" …")
     return f"{part}: {effect.name}" if part else effect.name
 
 
 def front_table(judgements: Sequence[Judgement]) -> str:
-    """Markdown table of the front page: said, found, does it hold, at what scale."""
+    """Markdown table of the front page: statement, our numbers, verdict and scale of each claim."""
     divided = by_chapter(judgements)
     rows = []
     for method in methods():
@@ -220,7 +221,7 @@ def front_table(judgements: Sequence[Judgement]) -> str:
             name = f"**{method.method}**, " if each is shown[0] else ""
             rows.append(
                 {
-                    "what the authors say": f"{name}{each.id}: {_said(each)}",
+                    "what the authors say": f"{name}{each.id}: {_front_statement(each)}",
                     "what we found": found_in_short(each),
                     "does it hold?": f"**{phrase(each, each.worth)}**",
                     "at what scale": _scale(each),
@@ -229,39 +230,42 @@ def front_table(judgements: Sequence[Judgement]) -> str:
     return markdown_table(rows, list(rows[0])) if rows else "No claim stands here yet."
 
 
-def _said(each: Judgement) -> str:
+def _front_statement(each: Judgement) -> str:
+    """The claim in a few words, with the published size if there is one."""
     size = each.published_effect
     return f"{each.front} (published: {size})" if size else each.front
 
 
 def found_in_short(judgement: Judgement) -> str:
-    """The effects of a claim in a line; of many settings the least and the greatest."""
+    """The effects of a claim in one line; of a part with many settings only the extremes."""
     parts: dict[str, list[Effect]] = {}
     for effect in judgement.effects:
         parts.setdefault(effect.part.partition(",")[0], []).append(effect)
     several = len(parts) > 1
     counts = {len(effects) for effects in parts.values()}
+    # number of settings, if all parts have the same: it is then stated once, at the end
     common = counts.pop() if several and len(counts) == 1 else 1
-    said = []
+    texts = []
     for part, effects in parts.items():
         many = len(effects) > (1 if several else 2)
         if many and all(effect.mean is not None for effect in effects):
             least, greatest = (pick(effects, key=lambda e: e.mean or 0.0) for pick in (min, max))
             low, high = (shown_effect(each).split(" [")[0] for each in (least, greatest))
-            if low.endswith(AS_MUCH) and high.endswith(AS_MUCH):  # the greater cost is the less
+            if low.endswith(AS_MUCH) and high.endswith(AS_MUCH):  # the least saving costs most
                 low, high = high, low
-            number, _, unit = low.partition(" ")
+            number, _, unit = low.partition(" ")  # the unit is stated once if both share it
             low = number if high.endswith(f" {unit}") else low
             head = f"{part}: " if several else ""
             settings = "" if len(effects) == common else f" in {len(effects)} settings"
-            said.append(f"{head}{low} to {high}{settings}")
+            texts.append(f"{head}{low} to {high}{settings}")
         else:
             alone = several and len(effects) == 1
-            said += [f"{shown_effect(e)} ({part if alone else e.name})" for e in effects]
-    return "; ".join(said) + (f" ({common} settings each)" if common > 1 else "") or "–"
+            texts += [f"{shown_effect(e)} ({part if alone else e.name})" for e in effects]
+    return "; ".join(texts) + (f" ({common} settings each)" if common > 1 else "") or "–"
 
 
 def _scale(each: Judgement) -> str:
+    """Scale of our data beside the authors', and the largest number of seeds of a setting."""
     words = {"same": "as theirs", "scaled": "scaled", "proxy": "other data"}
     return f"{words[each.scope]}, {max((effect.n for effect in each.effects), default=0)} seeds"
 
@@ -276,12 +280,12 @@ def chapter_text(judgements: Sequence[Judgement]) -> str:
 
 
 def whole_text(number: str, judgements: Sequence[Judgement]) -> str:
-    """Plain text of a chapter's part with its head, as notebooks show it."""
+    """Plain text of a chapter's part of the scoreboard under its title, as notebooks show it."""
     return f"Chapter {number}, {about(number).title}\n\n{chapter_text(judgements)}"
 
 
 def chapter_html(judgements: Sequence[Judgement]) -> str:
-    """The same as HTML, rule and reason of each claim folded below its line."""
+    """A chapter's part of the scoreboard as HTML, with rule and numbers folded below each claim."""
     parts = []
     for name, claims in groups(judgements).items():
         parts.append(f"<h4>{html.escape(name)}</h4>")

@@ -31,7 +31,7 @@ CHANGED = "criterion changed"
 
 
 def verdicts_path(number: str) -> Path:
-    """Where the committed verdicts of a chapter stand."""
+    """Path of the committed verdicts of a chapter."""
     return RESULTS / "verdicts" / f"{number}.json"
 
 
@@ -63,9 +63,9 @@ def criteria(number: str) -> dict[str, str]:
 def mark_changed_criteria(
     judgements: Sequence[Judgement], hashes: Mapping[str, str]
 ) -> list[Judgement]:
-    """Take the word from claims whose rule has another hash than ``hashes`` says.
+    """Make claims *open* whose rule has another hash than ``hashes`` states.
 
-    A claim without an entry keeps its word: it is new, and nothing says that it has changed.
+    A claim without an entry keeps its word, because it is new and cannot have changed.
     """
     return [
         replace(judgement, word="open", addition="", reason=CHANGED)
@@ -76,7 +76,7 @@ def mark_changed_criteria(
 
 
 def committed_judgements() -> list[Judgement]:
-    """The committed verdicts of all chapters; *criterion changed* where the ledger has moved on."""
+    """The committed verdicts of all chapters; *open* where the ledger's rule has changed since."""
     judged = []
     for number in chapter_numbers():
         if verdicts_path(number).is_file():
@@ -85,7 +85,7 @@ def committed_judgements() -> list[Judgement]:
 
 
 def known_arms(chapter: Chapter) -> set[str]:
-    """Every arm that a profile of the chapter runs."""
+    """Names of all arms that any profile of the chapter runs."""
     return {run.arm for profile in ("standard", "full", "paper") for run in chapter.plan(profile)}
 
 
@@ -96,8 +96,8 @@ def judge_records(
 
     Args:
         chapter: The chapter.
-        records: Its runs.
-        all_there_are: Whether fewer seeds than the ledger's may decide, for comparisons.
+        records: Records of its runs.
+        all_there_are: Whether fewer seeds than the ledger asks for may decide; for comparisons.
     """
     arms = known_arms(chapter)
     return [

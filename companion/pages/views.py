@@ -1,6 +1,6 @@
-"""Views made from the committed results: notebooks' outputs, verdicts, README blocks, figure.
+"""Views of the committed results: outputs of notebooks, verdicts, README blocks, figures.
 
-Every one of them can be made again from ``records.jsonl``, and a test does.
+Each of them can be made again from ``records.jsonl``, and a test does that.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
 
 
 def scoreboard(chapters: Sequence[str] = chapter_numbers()) -> None:
-    """Show the committed verdicts of chapters, a table for each group, rule and reason folded."""
+    """Show the committed verdicts of chapters, grouped, with rules and numbers folded."""
     from IPython.display import display
 
     for number, claims in by_chapter(committed_judgements()).items():
@@ -65,12 +65,12 @@ def front_figure_png() -> bytes:
 
 
 def front_figure_path() -> Path:
-    """Where the front page's picture stands."""
+    """Path of the front page's picture."""
     return RESULTS / "figures" / "claims.png"
 
 
 def key_figure_path(number: str) -> Path:
-    """Where the key figure of a chapter stands, for its notebook and the README."""
+    """Path of a chapter's key figure, which its notebook and the README show."""
     return RESULTS / "figures" / f"{number}_{about(number).key_figure}.png"
 
 
@@ -96,7 +96,7 @@ def execute_notebook(path: Path) -> None:
     """Execute a notebook in its committed settings and write it back normalised.
 
     The kernel is canonical, whatever this process is, and shows no progress. Outputs and execution
-    counts stay; timings and the runner's metadata go.
+    counts are kept; timings and the runner's metadata are removed.
 
     Raises:
         RuntimeError: If a cell warned.
@@ -130,13 +130,16 @@ def execute_notebook(path: Path) -> None:
 
 
 def _verdicts_block() -> str:
+    """The README's summary and table of the verdicts."""
     judged = committed_judgements()
     others = len(judged) - sum(each.counts for each in judged)
     early = sum(each.early for each in judged)
     after = sum(each.posed == AFTER for each in judged)
-    said = f"{counted_words(judged)}; beside them {others} questions of ours and about other data."
+    summary = (
+        f"{counted_words(judged)}; beside them {others} questions of ours and about other data."
+    )
     if early or after:
-        said += (
+        summary += (
             f" **They are provisional**: the rules of {after} are newer than their data, the"
             f" records of {early} older than byte-equal runs."
         )
@@ -144,26 +147,28 @@ def _verdicts_block() -> str:
         "Percentages: how much less is needed or left; brackets: 95 % intervals; arrow: beyond the"
         " scale; grey: too small to matter."
     )
-    return f"{said}\n\n{front_table(judged)}\n\n{units}"
+    return f"{summary}\n\n{front_table(judged)}\n\n{units}"
 
 
 def _times_block() -> str:
+    """The README's line of times, as measured by ``benchmarks/fresh_clone.py``."""
     chapters = [load_chapter(number) for number in chapter_numbers()]
     plans = [run.predicted_seconds for chapter in chapters for run in chapter.plan("standard")]
     path = RESULTS / "bench" / "fresh_clone.json"
     times = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
     measured = {row["name"]: f"{row['step']} {row['measured']}" for row in times["rows"]}
     if "reproduce" not in measured:
-        measured["reproduce"] = f"`make reproduce` {sum(plans) / 120:.0f} min by its plan"
-    said = ", ".join(text for text in measured.values())
-    return f"On {times.get('machine', 'two cores')}: {said}."
+        minutes = sum(plans) / 120  # on two cores
+        measured["reproduce"] = f"`make reproduce` {minutes:.0f} min by its plan"
+    listed = ", ".join(text for text in measured.values())
+    return f"On {times.get('machine', 'two cores')}: {listed}."
 
 
 def render_readme(text: str) -> str:
-    """Rewrite the blocks between the generated marks of the README.
+    """Rewrite the blocks of the README that stand between the marks of generated text.
 
     Raises:
-        ValueError: If a mark names no block.
+        ValueError: If a mark names an unknown block.
     """
     blocks = {"verdicts": _verdicts_block, "times": _times_block}
 

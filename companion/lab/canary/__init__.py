@@ -1,10 +1,9 @@
 """Canaries: a tiny run of every arm, hashed, that tells whether the arm's numbers still hold.
 
-A canary is the arm's own ``execute`` with fewer steps (`sizes`), seed 0, in canonical mode. Two
-hashes are kept: of the raw *trace* (`recorder`) and of the *record*, the result as the store would
-write it.
-Equal canaries mean that the committed evidence is what today's code computes, whatever the code
-looks like; one that moved is a bug, or needs a new ``version`` of its arm.
+A canary is the arm's own run with fewer steps (`sizes`) and seed 0, in canonical mode. Two hashes
+are kept: of the raw *trace* (`recorder`) and of the *record*, the result as the store would write
+it. Equal canaries mean that today's code computes the committed evidence, however the code may have
+changed. A canary that moved shows a bug, or its arm needs a new ``version``.
 """
 
 from companion.lab.canary.check import (

@@ -1,10 +1,10 @@
 """Record canaries, or run some in this process, which then must be canonical.
 
-``record [NN ...]`` computes all canaries of chapters in canonical children and writes what is
-committed; ``run NN [--details]`` is such a child: it reads names as a JSON list and answers a JSON
-line for each. ``cover SECONDS [NN ...]`` compares the functions that an evidence run of every arm
-of *standard* and its canary enter; its child is ``coverage NN --seconds S``. ``one NN ARM`` prints
-the two hashes of one arm.
+``record [NN ...]`` computes all canaries of chapters in canonical child processes and writes the
+files that are committed. ``run NN [--details]`` is such a child: it reads the names of arms as a
+JSON list and answers a JSON line for each. ``cover SECONDS [NN ...]`` compares, for every arm of
+*standard*, the functions that an evidence run enters with those that its canary enters; its child
+is ``coverage NN --seconds S``. ``one NN ARM`` prints the two hashes of one arm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _compute(run: Run, execute: Execute) -> Canary:
-    """Return the hashes of one tiny run."""
+    """Execute one tiny run and return the hashes of its trace and its record."""
     from companion.evidence.store import canonical_json
     from companion.lab.canary.check import Canary
     from companion.lab.canary.recorder import Trace, recording
@@ -41,7 +41,7 @@ def _compute(run: Run, execute: Execute) -> Canary:
 
 
 def _with_details(canary: Canary, run: Run, execute: Execute) -> Canary:
-    """Note the operations that a tiny run calls and the functions that it enters."""
+    """Execute a tiny run again to add the operations that it calls and the functions it enters."""
     from companion.lab.canary.recorder import Operations, entered_functions
     from companion.lab.canary.sizes import tiny_data
 
@@ -55,7 +55,7 @@ def _with_details(canary: Canary, run: Run, execute: Execute) -> Canary:
 def _coverage(run: Run, execute: Execute, seconds: float) -> Coverage:
     """Return how many functions a run at full size enters, and which of them its canary does not.
 
-    A run that takes more than so many core-seconds is broken off.
+    After so many core-seconds the run is broken off, and `entered_functions` adds an empty name.
     """
     from companion.lab.canary.check import Coverage
     from companion.lab.canary.recorder import entered_functions
@@ -88,6 +88,7 @@ def _answer(run: Run, execute: Execute, arguments: list[str]) -> dict[str, objec
 
 
 def _record(numbers: list[str]) -> int:
+    """Compute and write the canaries of chapters, or of all if none is named."""
     from companion.evidence.digest import behaviour_digest
     from companion.lab.canary.check import (
         compute_canaries,
@@ -111,6 +112,7 @@ def _record(numbers: list[str]) -> int:
 
 
 def _cover(seconds: float, numbers: list[str]) -> int:
+    """Compare and write the coverage of chapters, or of all if none is named."""
     from companion.lab.canary.check import compare_coverage, write_coverage
     from companion.lab.chapters import chapter_numbers, load_chapter
     from companion.lab.sweep import worker_count
@@ -126,12 +128,12 @@ def _cover(seconds: float, numbers: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Do as the arguments say; a child answers on the real standard output alone."""
+    """Do what the arguments say, and return the exit code."""
     if arguments[:1] == ["cover"]:
         return _cover(float(arguments[1]), arguments[2:])
     if arguments[:1] == ["record"]:
         return _record(arguments[1:])
-    answers, sys.stdout = sys.stdout, sys.stderr
+    answers, sys.stdout = sys.stdout, sys.stderr  # what runs print must not mix with answers
     import warnings
 
     import torch

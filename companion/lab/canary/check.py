@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Canary:
-    """The two hashes of an arm, and what it calls where that was asked for."""
+    """The two hashes of an arm and, if asked for, the operations and functions that it calls."""
 
     arm: str
     trace: str
@@ -60,7 +60,7 @@ class Canary:
     functions: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        """Return what a child answers; what was not asked for is left out."""
+        """Return the answer of a child process, without operations and functions if it has none."""
         return {name: value for name, value in asdict(self).items() if value != ()}
 
     @classmethod
@@ -88,13 +88,13 @@ class Coverage:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Self:
-        """Read back what a child answers."""
+        """Read the answer of a child process."""
         return cls(**{**plain, "missing": tuple(plain["missing"])})
 
 
 @dataclass(frozen=True)
 class CommittedCanary:
-    """What is committed of an arm: its version when it was recorded, and the two hashes."""
+    """What is committed for an arm: its version when it was recorded, and the two hashes."""
 
     version: int
     trace: str
@@ -106,9 +106,9 @@ class CommittedCanaries:
     """The committed canaries of a chapter.
 
     Attributes:
-        code: Digest of the code when they were recorded.
-        fingerprint: Of the environment in which they were.
-        rows: By arm.
+        code: Digest of the code when the canaries were recorded.
+        fingerprint: Fingerprint of the environment in which they were recorded.
+        rows: The canaries by arm.
     """
 
     code: str
@@ -120,7 +120,7 @@ class CommittedCanaries:
 class CanaryResult:
     """How an arm's canary compares with the committed one.
 
-    A constant that canaries replace stands in place of an arm if it is another one than committed.
+    For a default that has changed (`moved_constants`) ``arm`` is its name, ``Class.setting``.
     """
 
     chapter: str
@@ -132,6 +132,7 @@ def canary_runs(number: str) -> dict[str, Run]:
     """One run of every deterministic arm of a chapter, at full size with seed 0, by name."""
     chapter = load_chapter(number)
     runs: dict[str, Run] = {}
+    # an arm's run is that of the first of these profiles that has the arm
     for profile in ("full", "standard", "paper"):
         for run in chapter.plan(profile):
             if run.deterministic:
@@ -151,8 +152,8 @@ def compute_canaries(
 
     Args:
         number: Two-digit chapter.
-        arms: Their names; all by default.
-        workers: Processes side by side.
+        arms: Names of arms; all by default.
+        workers: Processes at the same time.
         details: Run each once more and note the operations called and the functions entered.
         progress: Called with the name of each canary that is done.
 
@@ -160,8 +161,8 @@ def compute_canaries(
         CanaryFailedError: If a canary fails, or a process ends.
     """
     names = [name for name in canary_runs(number) if arms is None or name in arms]
-    # arms that share data stand side by side, so that each process loads it once
-    size = -(-len(names) // max(1, workers))
+    # names in sorted order: arms that share data are neighbours, so each process loads it once
+    size = -(-len(names) // max(1, workers))  # rounded up
     parts = [names[start : start + size] for start in range(0, len(names), size)]
     with ThreadPoolExecutor(max(1, len(parts))) as pool:
         jobs = [pool.submit(_in_child, number, part, details, progress) for part in parts]
@@ -171,6 +172,7 @@ def compute_canaries(
 def _in_child(
     number: str, names: Sequence[str], details: bool, progress: Callable[[str], None]
 ) -> list[Canary]:
+    """Compute canaries of one chapter in one child process."""
     canaries = []
     arguments = ["run", number, *["--details"] * details]
     for canary in _ask_child(arguments, names, Canary.from_json):
@@ -182,15 +184,15 @@ def _in_child(
 def _ask_child(
     arguments: Sequence[str], names: Sequence[str], read: Callable[[Mapping[str, Any]], T]
 ) -> Iterator[T]:
-    """Have a canonical child answer for each name; see the ``__main__`` of this package.
+    """Have a canonical child process answer for each name; see the ``__main__`` of this package.
 
     Args:
-        arguments: Of the child.
-        names: Of arms.
-        read: Makes of an answer what is yielded.
+        arguments: Arguments of the child.
+        names: Names of arms.
+        read: Makes what is yielded from an answer.
 
     Raises:
-        CanaryFailedError: If it says that an arm failed, or ends before it has answered for all.
+        CanaryFailedError: If an arm failed, or the child ended before it had answered for all.
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "companion.lab.canary", *arguments],
@@ -234,7 +236,7 @@ def read_canaries(number: str, folder: Path = CANARIES) -> CommittedCanaries:
         raise LookupError(f"{path.name}: chapter {number} has no canaries; record them")
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        # a row of other fields is a TypeError
+        # a row with other fields raises a TypeError here
         rows = {arm: CommittedCanary(**row) for arm, row in plain["arms"].items()}
         return CommittedCanaries(plain["code"], plain["fingerprint"], rows)
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
@@ -245,21 +247,21 @@ def write_canaries(
     number: str, canaries: Sequence[Canary], versions: dict[str, int], code: str,
     folder: Path = CANARIES,
 ) -> None:  # fmt: skip
-    """Write the canaries of a chapter, an arm a line."""
+    """Write the canaries of a chapter, one line per arm; ``code`` is the digest of the code."""
     rows = {
         canary.arm: CommittedCanary(versions.get(canary.arm, 1), canary.trace, canary.record)
         for canary in canaries
     }
     lines = [f"  {json.dumps(arm)}: {json.dumps(asdict(row))}" for arm, row in sorted(rows.items())]
-    head = (
+    header = (
         f' "code": {json.dumps(code)},\n "fingerprint": {json.dumps(fingerprint(canonical=True))}'
     )
-    text = "{\n" + head + ',\n "arms": {\n' + ",\n".join(lines) + "\n }\n}\n"
+    text = "{\n" + header + ',\n "arms": {\n' + ",\n".join(lines) + "\n }\n}\n"
     write_atomic(folder / f"{number}.json", text)
 
 
 def write_operations(number: str, canaries: Sequence[Canary], folder: Path = CANARIES) -> None:
-    """Write which operations the canaries of a chapter call, and which arms call each."""
+    """Write which operations the canaries of a chapter call, and for each the arms that call it."""
     path = folder / "operations.json"
     chapters = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     arms: dict[str, list[str]] = {}
@@ -282,7 +284,7 @@ def compare_coverage(
         number: Two-digit chapter.
         arms: Names of arms.
         seconds: Core-seconds after which an evidence run is broken off.
-        workers: Processes side by side.
+        workers: Processes at the same time.
 
     Raises:
         CanaryFailedError: If a run fails.
@@ -300,17 +302,18 @@ def compare_coverage(
 
 
 def write_coverage(number: str, rows: Sequence[Coverage], folder: Path = CANARIES) -> None:
-    """Write what `compare_coverage` found, beside what was found of other arms before."""
+    """Write the result of `compare_coverage`; earlier results of other arms stay."""
     path = folder / "coverage.json"
     chapters = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     plain = {row.arm: asdict(row) for row in rows}
     for row in plain.values():
-        del row["arm"]  # it is the row's name there
+        del row["arm"]  # the name is the key already
     chapters[number] = chapters.get(number, {}) | plain
     write_atomic(path, json.dumps(chapters, indent=1, sort_keys=True) + "\n")
 
 
 def _read_constants(folder: Path) -> dict[str, Constants]:
+    """Read the committed defaults of all chapters; none without a file."""
     path = folder / "constants.json"
     if not path.is_file():
         return {}
@@ -331,14 +334,15 @@ def write_constants(number: str, folder: Path = CANARIES) -> None:
 
 
 def moved_constants(number: str, folder: Path = CANARIES) -> list[str]:
-    """Defaults of a chapter's settings that are not as committed, as ``Class.setting``.
+    """Names of the chapter's defaults that are not as committed, as ``Class.setting``.
 
-    A setting that is new is none of them: its default is what was done before it was there.
+    A new setting does not count, because its default must be what was done before.
 
     Raises:
         ValueError: If the file is not what `write_constants` writes.
     """
-    today, committed = default_settings(number), _read_constants(folder).get(number, {})
+    today = default_settings(number)
+    committed = _read_constants(folder).get(number, {})
     return [
         f"{kind}.{name}"
         for kind, defaults in sorted(committed.items())
@@ -359,9 +363,9 @@ def check_canaries(
 
     Args:
         chapters: Two-digit numbers; all by default.
-        arms: Their names; all by default.
-        workers: Processes side by side.
-        folder: Of the committed canaries.
+        arms: Names of arms; all by default.
+        workers: Processes at the same time.
+        folder: Folder of the committed canaries.
         progress: Called with the name of each canary that is done.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Record what a run computes, from outside: nothing that a number depends on knows of it.
+"""Record what a run computes, from outside: no code that a number depends on knows about it.
 
-A *trace* is a hash over the raw numbers on the way, before any rounding: indices of every batch,
-per-example losses, weights after every update, results of the methods that chapters call,
-adversarial inputs, and every number handed to the store's rounding. The names below are replaced
+A *trace* is a hash over the raw numbers of a computation, before any rounding: indices of every
+batch, per-example losses, weights after every update, results of the methods that chapters call,
+adversarial inputs, and every number that the store rounds. The functions named below are replaced
 in the modules of the chapters while a canary runs.
 """
 
@@ -30,7 +30,7 @@ from companion.paths import COMPANION, LIBRARY, ROOT
 
 __all__ = ["Operations", "Trace", "entered_functions", "recording"]
 
-# Functions whose results are traced wherever a chapter calls them.
+# Functions whose results (of `rounded`, whose arguments) are traced wherever a chapter calls them.
 TRACED = (
     "companion.evidence.store:rounded",
     "trainaug.training.models:evaluate",
@@ -74,7 +74,7 @@ class Trace:
         self.updates = 0
 
     def note(self, number: float) -> None:
-        """Note a number that is handed to the store's rounding; whole ones need none."""
+        """Note a number that the store rounds; rounding leaves a whole number as it is."""
         if not number.is_integer():
             self._numbers.add(number)
 
@@ -86,13 +86,15 @@ class Trace:
     def hexdigest(self) -> str:
         """Return the hash so far, shortened to 16 digits.
 
-        Numbers that were rounded count in whatever order: that of a record's entries is no number.
+        Rounded numbers count sorted and once each, because the order of a record's entries does not
+        matter.
         """
         whole = self._hash.copy()
         whole.update(repr(sorted(self._numbers)).encode())
         return whole.hexdigest()[:16]
 
     def _add(self, value: Any) -> None:
+        """Hash a value with its type and shape, so that different nests cannot look alike."""
         if isinstance(value, Tensor):
             value = value.detach().cpu()
             if value.is_complex():
@@ -122,7 +124,7 @@ class Trace:
 
 
 class _TracedBatches:
-    """A batch sampler whose batches are traced; everything else is the sampler's own."""
+    """A batch sampler whose batches are traced; all other attributes are the sampler's."""
 
     def __init__(self, sampler: Any, trace: Trace) -> None:
         self._sampler, self._trace = sampler, trace
@@ -137,6 +139,8 @@ class _TracedBatches:
 
 
 def _traced_training(train: Callable[..., Any], trace: Trace) -> Callable[..., Any]:
+    """Wrap `trainaug.training.loop.train`, so that its batches and their losses are traced."""
+
     @wraps(train)
     def wrapper(
         model: Any, dataset: Any, batch_sampler: Any, criterion: Any, optimizer: Any, **options: Any
@@ -153,9 +157,11 @@ def _traced_training(train: Callable[..., Any], trace: Trace) -> Callable[..., A
 
 
 def _traced(function: Callable[..., Any], name: str, trace: Trace) -> Callable[..., Any]:
+    """Wrap a function so that its results are traced, or of `rounded` its argument."""
+
     @wraps(function)
     def wrapper(*args: Any, **options: Any) -> Any:
-        if name == "rounded":  # what is rounded, not what is left of it
+        if name == "rounded":  # the argument still has all of its digits
             trace.note(float(args[0]))
             return function(*args, **options)
         result = function(*args, **options)
@@ -167,15 +173,18 @@ def _traced(function: Callable[..., Any], name: str, trace: Trace) -> Callable[.
 
 def _chapter_modules() -> list[Any]:
     modules = [
-        m
-        for n, m in sys.modules.items()
-        if n.startswith(("companion.chapters.", "companion.lab.results"))
+        module
+        for name, module in sys.modules.items()
+        if name.startswith(("companion.chapters.", "companion.lab.results"))
     ]
     return [module for module in modules if module is not None]
 
 
 def _replace(stack: ExitStack, original: Any, replacement: Any) -> int:
-    """Replace a function under every name that a chapter's modules have for it."""
+    """Replace a function under every name that chapters' modules have for it, and count them.
+
+    Modules import functions by name, so replacing one where it is defined would not reach them.
+    """
     count = 0
     for module in _chapter_modules():
         for name, value in list(vars(module).items()):
@@ -187,7 +196,7 @@ def _replace(stack: ExitStack, original: Any, replacement: Any) -> int:
 
 @contextmanager
 def recording(trace: Trace) -> Iterator[None]:
-    """Trace what the chapters' modules, which must be imported already, compute meanwhile."""
+    """Trace what the chapters' modules, which must be imported already, compute in the block."""
     with ExitStack() as stack:
         for target in TRACED:
             module, name = target.split(":")
@@ -233,14 +242,14 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _TimeIsUpError(BaseException):
-    """A run has taken as long as it may; no ``except Exception`` of the run stops this."""
+    """A run has taken as long as it may; no ``except Exception`` in the run can catch this."""
 
 
 @contextmanager
 def entered_functions(seconds: float = math.inf) -> Iterator[set[str]]:
     """Collect which functions of library and book are entered, as ``module:qualified name``.
 
-    After so many core-seconds what is run inside is broken off; ``""`` then is among the names.
+    After so many core-seconds the block is broken off and the empty name is added to the others.
     """
     folders = (f"{LIBRARY}/", f"{COMPANION}/")
     entered: set[str] = set()
@@ -254,7 +263,7 @@ def entered_functions(seconds: float = math.inf) -> Iterator[set[str]]:
         if code.co_filename.startswith(folders) and "/canary/" not in code.co_filename:
             file = code.co_filename.removeprefix(f"{ROOT}/")
             module = file.removesuffix(".py").replace("/", ".")
-            # comprehensions and lambdas come and go with a refactoring
+            # comprehensions and lambdas are left out, as they come and go with any refactoring
             if not code.co_name.startswith("<"):
                 entered.add(f"{module}:{code.co_qualname}")
 

@@ -1,9 +1,9 @@
 """The tiny run of an arm: its own settings made small, on data that every machine has.
 
 Every phase of an arm stays, with at least two evaluations in each, so that a boundary that moves
-by one step, or a choice between the best and the last weights, moves the trace. How small is said
-by the settings themselves (`Settings.tiny`); a chapter whose data cannot be had everywhere has a
-module ``canary`` that makes tiny files for the time of the run.
+by one step, or a choice between the best and the last weights, moves the trace. The settings
+themselves say how small they become (`Settings.tiny`). A chapter whose data cannot be had
+everywhere has a module ``canary`` that makes tiny files for the duration of the run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from companion.lab.chapters import load_chapter, package_of
 
 __all__ = ["Constants", "default_settings", "tiny_config", "tiny_data"]
 
-#: Defaults by class of settings, by name, as JSON has them.
+#: Default values by name of the settings class and then by setting, as JSON has them.
 Constants = dict[str, dict[str, object]]
 
 
@@ -33,8 +33,8 @@ def tiny_config(run: Run) -> dict[str, object]:
 def default_settings(chapter: str) -> Constants:
     """Defaults of a chapter's settings by class and name, as JSON has them.
 
-    A record leaves out what stands at its default, and most canaries replace it, so neither sees
-    a default that moves. They are committed beside the canaries and compared as well.
+    A record leaves out settings at their defaults, and most canaries replace these settings, so
+    neither notices a changed default. Defaults are therefore committed and compared as well.
     """
     kinds = {type(arm.settings) for arm in load_chapter(chapter).arms.values()}
     values = {kind.__name__: defaults_of(kind) for kind in kinds}
@@ -43,7 +43,7 @@ def default_settings(chapter: str) -> Constants:
 
 
 def tiny_data(run: Run) -> AbstractContextManager[None]:
-    """Data for a canary where the real ones cannot be had everywhere, as its chapter makes them."""
+    """Context in which a canary finds tiny data, if its chapter makes any; else it does nothing."""
     name = f"{package_of(run.chapter)}.canary"
     if find_spec(name) is None:
         return nullcontext()

@@ -22,12 +22,12 @@ TAGS = "<url>http://example.org</url>\n<title>A talk</title>\n"
 
 
 def write_cifar(folder: Path, num_classes: int, pictures: int) -> None:
-    """Write the official archive with fewer pictures a file, of random pixels.
+    """Write an archive in the official layout with few pictures of random pixels.
 
     Args:
         folder: Where the archive goes, under its official name.
         num_classes: 10 or 100.
-        pictures: In each file; the classes take turns.
+        pictures: Number of pictures in each file; the classes take turns.
     """
     layout = LAYOUTS[num_classes]
     generator = np.random.Generator(np.random.PCG64(num_classes))
@@ -35,7 +35,7 @@ def write_cifar(folder: Path, num_classes: int, pictures: int) -> None:
         for name in layout.pictures:
             fine = np.arange(pictures) % num_classes
             labels = [fine % values for values in layout.labels[:-1]] + [fine]
-            # a class has a colour of its own, so that something can be learnt
+            # each class has its own colour, so that something can be learnt
             base = (np.outer(fine, (7, 11, 13)) * 5 % 200)[:, :, None]
             noise = generator.integers(0, 56, (pictures, 3, 1024))
             pixels = (base + noise).reshape(pictures, -1)
@@ -46,7 +46,10 @@ def write_cifar(folder: Path, num_classes: int, pictures: int) -> None:
 
 
 def sentence_pairs(count: int, first: int = 0) -> ParallelText:
-    """Make sentences of three to nine words and their word-by-word translations."""
+    """Make sentences of three to nine words and their word-by-word translations.
+
+    The words are not random: a sentence follows from its number, which counts up from ``first``.
+    """
     sides: tuple[list[str], list[str]] = ([], [])
     for number in range(first, first + count):
         words = [WORDS[(number * 7 + position * position * (number % 5 + 1)) % len(WORDS)]
@@ -57,7 +60,7 @@ def sentence_pairs(count: int, first: int = 0) -> ParallelText:
 
 
 def write_iwslt14(folder: Path, counts: dict[str, int]) -> None:
-    """Write the layout that `iwslt_pairs` reads, German to English; ``counts`` of each part."""
+    """Write the layout that `iwslt_pairs` reads, German to English; ``counts`` is pairs by part."""
     folder.mkdir(parents=True)
     first = 0
     for part, count in counts.items():
@@ -74,7 +77,7 @@ def write_iwslt14(folder: Path, counts: dict[str, int]) -> None:
 
 
 def write_wmt14(folder: Path, counts: dict[str, int]) -> None:
-    """Write ``train``, ``valid`` and ``test`` in plain lines, English to German."""
+    """Write each part as plain lines, English to German; ``counts`` is sentence pairs by part."""
     folder.mkdir(parents=True)
     first = 0
     for part, count in counts.items():
