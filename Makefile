@@ -70,8 +70,8 @@ lint: setup  ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 
-unit: setup  ## unit and system tests
-	@$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not portability"
+unit: setup  ## unit and system tests, but for what `make soak` and `make stacks` run
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not portability and not soak" --ignore tests/stacks
 
 portability: data  ## the same bytes on emulated processors (needs qemu-x86_64, else it is skipped)
 	@$(BIN)/python -m pytest -q -rs -m portability tests/portability
@@ -125,7 +125,8 @@ bench: setup  ## run the benchmarks, store their figures under results/bench
 bench-check: setup  ## compare the stored benchmark figures with their targets
 	@$(BIN)/python -m companion bench --check
 
-soak: setup  ## the kill-and-resume test, many times over; 20 000 batches of asynchronous AutoAssist
+soak: setup  ## tests that take long or start many processes; killing and resuming many times over
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m soak --ignore tests/stacks
 	@TRAINAUG_SOAK=20 $(BIN)/python -m pytest -q -m system tests/system/test_resume.py
 	@TRAINAUG_SOAK=1 $(BIN)/python -m pytest -q tests/chapters/test_on_a_device.py
 	@$(BIN)/python benchmarks/soak_autoassist.py --batches 20000

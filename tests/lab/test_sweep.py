@@ -373,8 +373,10 @@ def test_an_interrupt_between_runs_keeps_what_is_finished(store, tmp_path, marks
     ("count", "kind", "ending"),
     [
         (2, "killed", "the process ended with signal 9"),
-        (1, "killed with a child", "the process ended with signal 9"),
-        (1, "exits", "the process ended with code 3"),
+        pytest.param(
+            1, "killed with a child", "the process ended with signal 9", marks=pytest.mark.soak
+        ),
+        pytest.param(1, "exits", "the process ended with code 3", marks=pytest.mark.soak),
     ],
 )
 def test_a_worker_that_dies_fails_its_run_alone(store, marks, workers, behave, kind, ending, count):

@@ -14,7 +14,7 @@ from companion.lab.chapters import notebook_path
 from companion.paths import ROOT
 
 
-@pytest.mark.system
+@pytest.mark.soak
 def test_strict_nbval_passes_with_an_empty_data_cache(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-c", "tests/notebooks/nbval.ini"]
     command += ["--rootdir", ".", "--nbval", "--nbval-current-env", str(notebook_path("05"))]

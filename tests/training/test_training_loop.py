@@ -464,7 +464,7 @@ def test_empty_data_set_is_refused(run):
 # --- does it learn
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.soak)])
 def test_model_learns_real_pictures(run, train_set, val_set, precision):
     model, history = run(
         train_set,
