@@ -148,7 +148,7 @@ class ProximalGradient(NormOptimizer):
         return loss
 
     def _extrapolate(self, p: Tensor, *, before: Tensor, now: Tensor) -> None:
-        """Set the next gradient's point from two iterates; ``p`` is still at the last such point."""
+        """Set the next gradient's point from two iterates; ``p`` is still at the last one."""
         state = self.state[p]
         point, dtype = widened(p), p.dtype
         before, now = widened(before), widened(now)
