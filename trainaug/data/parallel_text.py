@@ -208,7 +208,7 @@ def iwslt_pairs(
         known = sorted(path.name for path in folder.glob("*"))
         raise ValueError(f"{folder}: no split {split!r} of {source}-{target}; it has {known}")
     if ending:
-        return _kept(files[0], joined_segments(*files))
+        return _visible_pairs(files[0], joined_segments(*files))
     return _aligned(files, [_untagged(file) for file in files])
 
 
@@ -227,12 +227,12 @@ def _aligned(files: Sequence[Path], sides: Sequence[Sequence[str]]) -> ParallelT
             f"{files[0]} has {counts[0]} sentences, {files[1].name} has {counts[1]}; they must"
             " be aligned line by line"
         )
-    return _kept(files[0], zip(*sides, strict=True))
+    return _visible_pairs(files[0], zip(*sides, strict=True))
 
 
-def _kept(file: Path, pairs: Iterable[tuple[str, str]]) -> ParallelText:
+def _visible_pairs(file: Path, pairs: Iterable[tuple[str, str]]) -> ParallelText:
     """Strip the pairs, leave out those with an invisible side, and refuse an empty result."""
-    kept = [(stripped(a), stripped(b)) for a, b in pairs if has_text(a) and has_text(b)]
-    if not kept:
+    visible = [(stripped(a), stripped(b)) for a, b in pairs if has_text(a) and has_text(b)]
+    if not visible:
         raise ValueError(f"{file}: no pair of sentences")
-    return _parallel(kept)
+    return _parallel(visible)

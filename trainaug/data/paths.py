@@ -17,7 +17,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def expanded(path: str) -> Path:
-    """Replace a leading ``~`` by the home folder; without one, return the path unchanged.
+    """Return a path with a leading ``~`` replaced by the home folder, if there is one.
 
     Args:
         path: The path as text.

@@ -71,6 +71,7 @@ class _Reader:
         self.parser.SkippedEntityHandler = _refuse_skipped
 
     def _start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        """Begin a document or a segment; a ``br`` inside a segment is a space."""
         name = _local(tag)
         values = {_local(key): value.strip() for key, value in attributes.items()}
         if name == "doc":

@@ -134,6 +134,7 @@ def train(
     takes_closure = getattr(optimizer, "requires_closure", False)
 
     def take_step(indices: Sequence[int]) -> None:
+        """Train on one batch and count it in the history."""
         if not hasattr(indices, "__len__") or len(indices) == 0:
             raise ValueError(
                 f"batch_sampler must give lists of indices, got {indices!r} at step {history.steps}"
@@ -144,6 +145,7 @@ def train(
         seen: list[Tensor] = []  # the losses of the first call of the closure below
 
         def compute_gradients() -> Tensor:
+            """Compute the loss and its gradients; the first call is recorded and observed."""
             optimizer.zero_grad()
             losses = criterion(run_model(model, x, precision, device), y)  # (B,)
             if losses.shape != (rows,):
@@ -185,6 +187,7 @@ def train(
             feedback(index, seen[0])
 
     def measure(epoch: int) -> None:
+        """Evaluate the model, undo what that does to it, and record the numbers."""
         if evaluate is not None:
             with undisturbed(model):
                 metrics = {name: float(value) for name, value in evaluate(model.eval()).items()}

@@ -102,7 +102,7 @@ class TranslationModel(nn.Module):
         return self.embedding(tokens) * scale + self.positions[: tokens.shape[1]]  # type: ignore[no-any-return]
 
     def encode(self, source: Tensor) -> Tensor:
-        """Encode the source ``(B, S)`` for the decoder, ``(B, S, D)``.
+        """Return the source ``(B, S)`` encoded for the decoder, ``(B, S, D)``.
 
         Args:
             source: Token numbers, int64, ``(B, S)``.

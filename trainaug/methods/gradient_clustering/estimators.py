@@ -122,13 +122,13 @@ def per_example_gradients(
     if b == 0 or b != num_rows(y):
         raise ValueError(f"need as many inputs as targets, got {b} and {num_rows(y)}")
     model = unwrapped(model)
-    at = {name: p.detach() for name, p in _trainable(model).items()}
-    device = next(iter(at.values())).device
+    parameters = {name: p.detach() for name, p in _trainable(model).items()}
+    device = next(iter(parameters.values())).device
     x, y = (map_tensors(lambda t: t.to(device), v) for v in (x, y))
     with torch.random.fork_rng([device] if device.type == "cuda" else []), eagerly():
         state = _random_state(device)
         try:
-            flat = _by_vmap(model, criterion, at, x, y, chunk_size)
+            flat = _by_vmap(model, criterion, parameters, x, y, chunk_size)
         except RuntimeError as error:
             if "random" in str(error):  # vmap's own refusal of random operations
                 raise
@@ -146,9 +146,14 @@ def _random_state(device: torch.device) -> Tensor:
 
 
 def _by_vmap(
-    model: nn.Module, criterion: Criterion, at: Values, x: Any, y: Any, chunk_size: int | None
+    model: nn.Module,
+    criterion: Criterion,
+    parameters: Values,
+    x: Any,
+    y: Any,
+    chunk_size: int | None,
 ) -> Tensor:
-    """Return per-example gradients ``(B, d)`` at the parameters ``at``, by ``vmap``."""
+    """Return per-example gradients ``(B, d)`` at the given parameters, by ``vmap``."""
     tensors: list[Tensor] = []
 
     def collect(t: Tensor) -> Tensor:
@@ -157,14 +162,14 @@ def _by_vmap(
 
     map_tensors(collect, (x, y))  # vmap takes a flat list of tensors, so x and y are taken apart
 
-    def loss(at: Values, *parts: Tensor) -> Tensor:
+    def loss(parameters: Values, *parts: Tensor) -> Tensor:
         rows = iter(parts)
         x_row, y_row = map_tensors(lambda _: next(rows)[None], (x, y))  # ... and rebuilt here
-        return _check_losses(model_losses(model, criterion, x_row, y_row, at), 1)[0]
+        return _check_losses(model_losses(model, criterion, x_row, y_row, parameters), 1)[0]
 
     in_dims = (None, *[0] * len(tensors))
-    gradients = vmap(grad(loss), in_dims, chunk_size=chunk_size)(at, *tensors)
-    return torch.cat([gradients[name].flatten(1) for name in at], 1)  # (B, d)
+    gradients = vmap(grad(loss), in_dims, chunk_size=chunk_size)(parameters, *tensors)
+    return torch.cat([gradients[name].flatten(1) for name in parameters], 1)  # (B, d)
 
 
 def _one_by_one(model: nn.Module, criterion: Criterion, x: Any, y: Any) -> Tensor:

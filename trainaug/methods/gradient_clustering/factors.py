@@ -82,7 +82,7 @@ class Factors:
         return _by_position(self.z_grad) if self.convolution is None else self.z_grad.flatten(2)
 
     def gradient(self) -> Tensor:
-        """Form the per-example gradients, ``(B, O, I)``; the bias is the last column."""
+        """Return the per-example gradients, ``(B, O, I)``; the bias is the last column."""
         with full_precision(self.x.device):
             if self.convolution is None:
                 weight = torch.bmm(self.grads(), self.inputs().transpose(1, 2))
@@ -140,6 +140,7 @@ class Factors:
             return self._products(c, d)
 
     def _products(self, c: Tensor, d: Tensor) -> Tensor:
+        """Return the sum over positions t of (A_t.c_k) (D_t.d_k), ``(B, K)``."""
         layer = self.convolution
         c_of_bias = c[:, -1] if self.bias else None
         c = c[:, :-1] if self.bias else c

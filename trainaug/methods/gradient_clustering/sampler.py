@@ -170,6 +170,7 @@ class StratifiedSampler(OrderedBatchSampler):
         return self._permutation(self.num_examples), self._sizes
 
     def _next(self) -> list[int]:
+        """Draw the next global batch, an example from each cluster in the order of the rounds."""
         if not self.num_clusters or self._has_no_more():
             return super()._next()
         size = self._sizes[self._place]

@@ -425,6 +425,10 @@ class SnoozeSampler(_SubsetSampler):
         return w.to(indices.device, torch.get_default_dtype())
 
     def _choose(self) -> Tensor:
+        """Judge the last epoch, set who is awake and the weights, and return them in random order.
+
+        A last batch that is dropped leaves its examples out of the epoch: they get the weight 0.
+        """
         if self.active_counts and self.epoch > self.warmup_epochs:
             if not bool(self._visits.any()):
                 raise RuntimeError("no losses have come: pass sampler.update to the loop")

@@ -29,7 +29,7 @@ __all__ = ["MaxMargin", "NotSeparableError", "SolverFailedError", "max_margin", 
 
 _ORDER: dict[PlainNorm, int | str] = {"l1": 1, "l2": 2, "linf": "inf"}
 _OPTIONS: dict[str, dict[str, float | str]] = {
-    "CLARABEL": {"direct_solve_method": "qdldl"},  # one thread; the default starts one a core
+    "CLARABEL": {"direct_solve_method": "qdldl"},  # one thread; by default there is one per core
     "HIGHS": {},
     "SCS": {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 200_000},
 }

@@ -249,6 +249,7 @@ class PacedSampler(EpochBatchSampler):
         return self._step == self.num_steps
 
     def _next(self) -> list[int]:
+        """Draw the next global batch; begin a new pass if the pool has grown or is used up."""
         if self._has_no_more():
             return []
         size = self.pool_size(self._step)
@@ -274,8 +275,8 @@ class PacedSampler(EpochBatchSampler):
             if 4 * used < size:
                 drawn: dict[int, None] = {}  # distinct, in the order of drawing
                 while len(drawn) < used:
-                    places = torch.randint(size, (2 * used,), generator=g, device=g.device)
-                    drawn |= dict.fromkeys(places.tolist())
+                    numbers = torch.randint(size, (2 * used,), generator=g, device=g.device)
+                    drawn |= dict.fromkeys(numbers.tolist())
                 return torch.tensor(list(drawn)[:used], dtype=torch.int64, device="cpu")
         return torch.randperm(size, generator=g, device=g.device).cpu()
 

@@ -355,8 +355,8 @@ class BatchScorer:
         """
         parameter = next(self.model.parameters(), None)
         if parameter is None or parameter.is_meta:
-            where = "no parameters" if parameter is None else "parameters on the meta device"
-            raise ValueError(f"{type(self.model).__name__} has {where}: nothing to score with")
+            state = "no parameters" if parameter is None else "parameters on the meta device"
+            raise ValueError(f"{type(self.model).__name__} has {state}: nothing to score with")
         return parameter.device
 
     def version(self) -> tuple[int, int]:
@@ -462,6 +462,7 @@ class _Watch:
         weakref.finalize(self, _remove, self.handles).atexit = False  # hooks end with this object
 
     def version(self, parameters: list[Tensor]) -> tuple[int, int]:
+        """Return both counts, after comparing the parameters with those of the last call."""
         for p in parameters:
             if p.requires_grad and p not in self.handles:
                 self.handles[p] = p.register_hook(self.gradients)  # type: ignore[no-untyped-call]
@@ -477,12 +478,12 @@ def _remove(handles: dict[Tensor, Any]) -> None:
 
 
 @torch.no_grad()
-def _differ(parameters: list[Tensor], kept: list[Tensor]) -> bool:
+def _differ(parameters: list[Tensor], copies: list[Tensor]) -> bool:
     """Tell whether any byte differs, with one synchronisation per device."""
-    if len(parameters) != len(kept):
+    if len(parameters) != len(copies):
         return True
     by_device: dict[torch.device, list[Tensor]] = {}
-    for p, q in zip(parameters, kept, strict=True):
+    for p, q in zip(parameters, copies, strict=True):
         if p.dtype != q.dtype or p.device != q.device or p.shape != q.shape:
             return True
         by_device.setdefault(p.device, []).append((_bits(p) != _bits(q)).any())

@@ -98,6 +98,7 @@ class _Tensor:
         self.grad = None if grad is None else _Tensor(grad)
 
     def restore(self) -> None:
+        """Give the tensor its memory, values, ``requires_grad`` and gradient again."""
         t = self.tensor
         if not _is_at(t, self.memory):
             t.grad = None  # a gradient must always have the dtype of its tensor
@@ -121,6 +122,7 @@ class _Module:
         self.attributes = _tensors_of(module)
 
     def restore(self) -> None:
+        """Give the module its mode, parts and tensor attributes again, and remove later ones."""
         self.module.training = self.training
         for table, entries in self.tables:
             table.clear()
@@ -153,6 +155,7 @@ class _OptimizerState:
         }
 
     def restore(self) -> None:
+        """Give the optimiser its state, groups and attributes again, and remove later ones."""
         state = self.optimizer.state
         state.clear()
         for p, entries in self.state.items():
