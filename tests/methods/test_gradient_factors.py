@@ -295,5 +295,5 @@ def test_frozen_layers_do_not_count(randn):
         LayerFactors(model, ["a"])
     with pytest.raises(ValueError, match=r"the model has no layers \['c'\]"):
         LayerFactors(model, ["b", "c"])
-    with pytest.raises(ValueError, match="no layer with trainable parameters"):
+    with pytest.raises(ValueError, match="none has trainable parameters"):
         LayerFactors(model.requires_grad_(False))

@@ -1,4 +1,4 @@
-"""Data sets by command: ``python -m trainaug.data list | fetch | verify [NAME ...]``."""
+"""Data sets on the command line: ``python -m trainaug.data list | fetch | verify [NAME ...]``."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def _verify(names: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """List data sets, bring them into the cache, or compare it with the content hashes.
+    """List data sets, bring them into the cache, or compare the cache with the content hashes.
 
     Args:
-        arguments: Words of the command line; those of this process by default.
+        arguments: Words of the command line; by default those of this process.
 
     Returns:
-        Exit status: 2 if a data set is unknown, damaged or cannot be had, or the cache cannot be
-        used.
+        Exit status: 0, or 2 if a data set is unknown, damaged or unavailable, or the cache cannot
+        be used.
     """
     parser = argparse.ArgumentParser(prog="python -m trainaug.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)

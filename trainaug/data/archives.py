@@ -1,7 +1,7 @@
-"""Tar archives read from front to end in bounded memory, headers included; nothing is written.
+"""Tar archives, read from front to end in bounded memory, headers included; nothing is written.
 
-``tarfile`` reads a whole extended header into memory, follows sizes that lead backwards and builds
-the map of a sparse file without a limit, so what it may read is counted here.
+``tarfile`` reads a whole extended header into memory, follows sizes that lead backwards, and builds
+the map of a sparse file without a limit. So this module limits how much it may read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainaug.data.placeholders import SHORT, what_it_is
 
 __all__ = ["Archive"]
 
-HEADER_BYTES = 1 << 18  # of one member, its extended headers included
+HEADER_BYTES = 1 << 18  # at most, of one member, with its extended headers
 MEMBERS = 50_000
 _BLOCK = 1 << 16
 _UNPACKERS: dict[bytes, Callable[[BinaryIO], Any]] = {
@@ -34,8 +34,8 @@ class Archive:
 
     Args:
         stream: The archive, plain or compressed by gzip, bzip2 or xz, at its beginning.
-        name: What it is called, for messages.
-        budget: Most bytes that are unpacked, of all members together.
+        name: Name of the archive, for messages.
+        budget: Largest number of bytes that are unpacked, of all members together.
     """
 
     def __init__(self, stream: BinaryIO, name: str, budget: int) -> None:
@@ -48,7 +48,7 @@ class Archive:
         self._forward = _Forward(unpacked, budget)
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        """Yield each member; of a regular one `read` gives the contents until the next is asked.
+        """Yield each member; until the next one, `read` returns the contents of a regular file.
 
         Raises:
             CorruptDataError: If the archive is damaged, unpacks to more than the budget, has a
@@ -72,7 +72,7 @@ class Archive:
                         raise CorruptDataError(f"{self._name}: {reason} at {member.name!r}")
                     yield member
                     self._forward.allow(HEADER_BYTES)
-            if self._forward.header.strip(b"\0"):  # `tarfile` takes such a header for the end
+            if self._forward.header.strip(b"\0"):  # `tarfile` takes a damaged header for the end
                 raise CorruptDataError(f"{self._name}: not a whole tar archive: damaged header")
             self._forward.skip()  # to the end, where a compressed stream has its checksum
         except CorruptDataError:
@@ -87,7 +87,7 @@ class Archive:
             member: The member, as the iteration gave it.
 
         Raises:
-            CorruptDataError: If it is no regular file, is sparse, or ends too early.
+            CorruptDataError: If it is not a regular file, is sparse, or ends too early.
         """
         if not member.isreg() or member.issparse() or member.size < 0:
             path = str(PurePosixPath(member.name))
@@ -98,29 +98,30 @@ class Archive:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> CorruptDataError:
-        # of gzip data, what is wrong inside says more than that it is gzip data
+        """Return the error with a reason: another format if it is one, else the given error."""
+        # For compressed data the error inside says more than the name of the compression.
         known = None if self._head[:2] in _UNPACKERS else what_it_is(self._head)
-        told = known is not None and known != "a tar archive"
-        reason = f"it is {known}" if told else error or repr(error)
+        is_other_format = known is not None and known != "a tar archive"
+        reason = f"it is {known}" if is_other_format else error or repr(error)
         return CorruptDataError(f"{self._name}: not a whole tar archive: {reason}")
 
 
 class _Forward:
-    """A stream for `tarfile` that goes forward only and gives no more than is allowed."""
+    """A stream for `tarfile` that only goes forward and gives no more bytes than allowed."""
 
     def __init__(self, stream: IO[bytes], budget: int) -> None:
         self._stream = stream
-        self._left = budget
-        self._place = 0
-        self._allowed = 0
-        self.header = b""  # what `read` gave last
+        self._left = budget  # bytes that may still be unpacked
+        self._position = 0
+        self._allowed = 0  # bytes that `read` may still give
+        self.header = b""  # what `read` returned last
 
     def allow(self, count: int) -> None:
-        """Let `read` give so many bytes from now on."""
+        """Let `read` give ``count`` bytes from now on."""
         self._allowed = count
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def read(self, size: int) -> bytes:
         """Read part of a header."""
@@ -131,15 +132,15 @@ class _Forward:
         return self.header
 
     def seek(self, position: int) -> None:
-        """Go forward; `tarfile` asks for it where contents are passed over."""
-        if position < self._place:
+        """Go forward; `tarfile` calls it to skip the contents of a member."""
+        if position < self._position:
             raise tarfile.ReadError("a header leads backwards")
-        while self._place < position:
-            if not self._next(min(_BLOCK, position - self._place)):
+        while self._position < position:
+            if not self._next(min(_BLOCK, position - self._position)):
                 raise tarfile.ReadError("unexpected end of data")
 
     def take(self, size: int) -> bytes:
-        """Read contents; memory grows with what is there, not with what is claimed."""
+        """Read contents; memory grows with the bytes present, not with the size claimed."""
         data = bytearray()
         while len(data) < size:
             block = self._next(min(_BLOCK, size - len(data)))
@@ -149,14 +150,15 @@ class _Forward:
         return bytes(data)
 
     def skip(self) -> None:
-        """Read all that is left."""
+        """Read to the end."""
         while self._next(_BLOCK):
             pass
 
     def _next(self, size: int) -> bytes:
+        """Read up to ``size`` bytes within the budget; one more byte shows that it is exceeded."""
         block = self._stream.read(min(size, self._left + 1))
         if len(block) > self._left:
             raise tarfile.ReadError("it unpacks to more than is read")
         self._left -= len(block)
-        self._place += len(block)
+        self._position += len(block)
         return block

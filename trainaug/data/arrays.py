@@ -1,7 +1,7 @@
 """Named arrays of a data set, their content hash, and an atomic cache file.
 
-Each route to a data set has a checksum of its own for what it downloads; all of them end in the
-same arrays, and so in one content hash.
+Each route to a data set has its own checksum for what it downloads; all of them give the same
+arrays, and so the same content hash.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ __all__ = [
 
 
 class DataUnavailableError(RuntimeError):
-    """A data set is not here; the message names what was tried and what to do."""
+    """A data set is unavailable; the message names what was tried and what to do."""
 
 
 class CorruptDataError(RuntimeError):
-    """Bytes or arrays are not the ones that the registry promises."""
+    """Bytes or arrays are not those that the registry states."""
 
 
 #: A data set as arrays by name, as the source stores them (no scaling, no shuffling). Sets with
 #: classes have ``train_x`` of shape (N, ...), ``train_y`` with class numbers from 0 of shape (N,),
-#: and the official test part as ``test_x`` and ``test_y``, of length 0 where there is none.
+#: and the official test part as ``test_x`` and ``test_y``, of length 0 if there is none.
 Arrays = dict[str, NDArray[Any]]
 MAX_BYTES = 1 << 30  # of all arrays of a file
 
 
 def hash_arrays(arrays: Arrays) -> str:
-    """Hash names, types, shapes and values of arrays, whatever file they came from.
+    """Hash names, types, shapes and values of arrays, independently of their file.
 
     Args:
         arrays: The arrays by name.
 
     Returns:
-        sha256 in 64 hex digits over, in sorted name order, name, ``dtype.str``, shape and the
-        bytes in C order.
+        sha256 in 64 hex digits of, for each array in the order of the names, its name,
+        ``dtype.str``, shape and bytes in C order.
 
     Example:
         >>> x = np.zeros((2, 3))
@@ -70,7 +70,7 @@ def write_arrays(path: FilePath, arrays: Arrays) -> None:
     """Write arrays so that readers and other writers see the old file or the whole new one.
 
     Args:
-        path: An ``.npz`` file; its folder is made when missing.
+        path: An ``.npz`` file; its folder is created if it is missing.
         arrays: The arrays by name.
     """
     path = as_path(path)
@@ -99,7 +99,7 @@ def read_arrays(path: FilePath) -> Arrays:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CorruptDataError: If it is not a whole ``.npz``, but a folder, say, or holds more than 1 GB.
+        CorruptDataError: If it is not a complete ``.npz`` file, or holds more than 1 GB.
     """
     path = as_path(path)
     try:
@@ -116,6 +116,7 @@ def read_arrays(path: FilePath) -> Arrays:
 
 
 def _read_npz(stream: BinaryIO) -> Arrays:
+    """Read the arrays of an ``.npz`` stream after checking its format and unpacked size."""
     known = what_it_is(stream.read(SHORT + 1))
     if known and "(or .npz)" not in known:
         raise zipfile.BadZipFile(f"it is {known}")

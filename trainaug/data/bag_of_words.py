@@ -42,7 +42,7 @@ def build_vocabulary(texts: Iterable[str]) -> dict[str, int]:
     """Number the words of some texts from 1 in alphabetical order; 0 is left for padding.
 
     Args:
-        texts: The texts whose words are known from now on, usually those of training.
+        texts: The texts whose words make up the vocabulary, usually those of training.
 
     Returns:
         Number of each word, ``1 .. V``.
@@ -60,7 +60,7 @@ def token_matrix(texts: Sequence[str], vocabulary: Mapping[str, int]) -> Tensor:
 
     Returns:
         int64 ``(N, T)``: each known word of a text once, in order of appearance, then zeros;
-        ``(0, 0)`` of no text.
+        shape ``(0, 0)`` if there is no text.
 
     Raises:
         TypeError: If ``texts`` is one text, whose letters would count as texts.
@@ -85,13 +85,15 @@ def tf_idf(tokens: Tensor, train: Tensor, size: int) -> Tensor:
         size: Words in the vocabulary.
 
     Returns:
-        float32 ``(N, size)``, rows of unit length (zero where no word is known): 1 or 0 times
-        ``log((1 + M) / (1 + df)) + 1``, scikit-learn's smooth idf.
+        float32 ``(N, size)``, rows of unit length, or zero if no word is known. Before scaling, a
+        word that is present has the weight ``log((1 + M) / (1 + df)) + 1``, scikit-learn's smooth
+        idf, with df the number of training texts that have the word.
 
     Raises:
         ValueError: If a token is not in ``0 .. size``, or ``train`` does not hold row numbers.
     """
     tokens, train = class_labels(tokens, size + 1), indices(train, len(tokens))
+    # Column 0 collects the padding and is dropped.
     counts = torch.zeros(len(tokens), size + 1, device=tokens.device).scatter_(1, tokens, 1.0)[
         :, 1:
     ]  # (N, size)

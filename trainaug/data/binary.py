@@ -43,22 +43,23 @@ def binary_problem(
 ) -> Problem:
     """Take two classes of a data set and draw a class-balanced training sample.
 
-    Pictures are flattened and scaled to [0, 1] (digits / 16, fashion / 255); breast cancer is
-    standardised by mean and population sd of the training rows (a constant column is only
-    centred); iris is raw, and its classes 1 and 2 are a non-separable negative control.
-    With the same seed a smaller sample is part of every larger one. Rows keep the source's order.
+    Pictures are flattened and scaled to [0, 1] (digits / 16, fashion / 255). Breast cancer is
+    standardised by mean and population standard deviation of the training rows; a constant column
+    is only centred. Iris is left as it is; its classes 1 and 2 are a non-separable negative
+    control. With the same seed a smaller sample is part of every larger one. Rows keep the order of
+    the data set.
 
     Args:
         name: ``fashion_mnist``, ``digits``, ``breast_cancer`` or ``iris``.
-        classes: Class labelled +1, class labelled -1; two different ones. ``(0, 1)`` of breast
-            cancer is malignant +1, benign -1.
-        n: Training points, at least 2: half of each class, one more of the first class when odd.
-            None takes every training row, unbalanced as it comes.
+        classes: The class labelled +1 and the class labelled -1, which must differ. With
+            ``(0, 1)`` breast cancer has malignant +1, benign -1.
+        n: Number of training points, at least 2: half from each class, with one more from the
+            first if odd. None takes all training rows, which may be unbalanced.
         seed: Seed of the draw, non-negative.
 
     Returns:
-        The problem. The test part is the official one for Fashion-MNIST, elsewhere the rows of
-        the two classes that were not drawn (none if ``n`` is None).
+        The problem. For Fashion-MNIST the test part is the official one; for the others it is the
+        rows of the two classes that were not drawn (none if ``n`` is None).
 
     Raises:
         ValueError: If the set, a class or ``n`` is not available.
@@ -79,7 +80,10 @@ def binary_problem(
         if n < 2 or counts[0] > limit:
             raise ValueError(f"n must be in [2, {2 * limit}] for {name} {classes}, got {n}")
         generator = np.random.default_rng(seed)
-        drawn = [generator.permutation(m)[:k] for m, k in zip(rows, counts, strict=True)]
+        drawn = [
+            generator.permutation(members)[:count]
+            for members, count in zip(rows, counts, strict=True)
+        ]
     train = np.sort(np.concatenate(drawn))
 
     def part(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

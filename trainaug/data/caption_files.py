@@ -1,6 +1,6 @@
 """Picture and caption files in the formats of the published sets: COCO, Flickr30K, VSE++.
 
-For the ``paper`` profile: the files are the reader's own copies, nothing is fetched.
+These serve the ``paper`` profile: readers supply the files themselves, nothing is fetched.
 
 Chapter: notebooks/01_vse_hard_negatives.ipynb
 Reference: Chen et al., "Microsoft COCO captions", arXiv 1504.00325; Karpathy, Fei-Fei, "Deep
@@ -31,18 +31,18 @@ from trainaug.data.files import (
 
 __all__ = ["CaptionSet", "coco_captions", "karpathy_captions", "precomputed_features"]
 
-CAPTIONS_PER_PICTURE = 5  # of the VSE++ authors' files, which state no owners
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # JSON can escape NUL and half a UTF-16 couple
+CAPTIONS_PER_PICTURE = 5  # in the VSE++ authors' files, which do not name a caption's picture
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # JSON can escape NUL and half a UTF-16 pair
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Pictures and their captions; any number of captions, at least one, belongs to a picture.
+    """Pictures and their captions; each picture has one or more captions.
 
     Attributes:
-        pictures: File names ``folder/name`` or ``name``, one a picture; or None.
-        features: float32 or float64 ``(N, D)``, finite, one row a picture; or None.
+        pictures: File names ``folder/name`` or ``name``, one per picture; or None.
+        features: float32 or float64 ``(N, D)``, finite, one row per picture; or None.
         captions: The texts, in the file's order.
         image_ids: Row of the picture that each caption belongs to, in ``0 .. N - 1``.
     """
@@ -67,11 +67,11 @@ def coco_captions(annotation_file: FilePath) -> CaptionSet:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not such JSON, a caption's picture is unknown, a picture
-            occurs twice or has no caption left, or there is none.
+            occurs twice or has no caption left, or there are no captions.
     """
     annotation_file = as_path(annotation_file)
     content = read_json(annotation_file)
-    rows: dict[int, int] = {}
+    rows: dict[int, int] = {}  # by the picture's id
     pictures: list[str] = []
     for image in _field(content, "images", list, annotation_file):
         number = _field(image, "id", int, annotation_file)
@@ -80,14 +80,14 @@ def coco_captions(annotation_file: FilePath) -> CaptionSet:
         rows[number] = len(pictures)
         pictures.append(_field(image, "file_name", str, annotation_file))
     captions: list[str] = []
-    owners: list[int] = []
+    picture_rows: list[int] = []
     for annotation in _field(content, "annotations", list, annotation_file):
         number = _field(annotation, "image_id", int, annotation_file)
         if number not in rows:
             raise ValueError(f"{annotation_file}: caption of unknown picture {number}")
         captions.append(_field(annotation, "caption", str, annotation_file))
-        owners.append(rows[number])
-    return _caption_set(annotation_file, pictures, captions, owners)
+        picture_rows.append(rows[number])
+    return _caption_set(annotation_file, pictures, captions, picture_rows)
 
 
 def karpathy_captions(json_file: FilePath, split: str, *, restval: bool = False) -> CaptionSet:
@@ -97,7 +97,7 @@ def karpathy_captions(json_file: FilePath, split: str, *, restval: bool = False)
         json_file: JSON with ``images[filename, filepath, split, sentences[raw]]``; ``filepath``
             may be missing.
         split: ``train``, ``val``, ``test``.
-        restval: Add the part ``restval`` to ``train``, as in the rows "+rV" of VSE++.
+        restval: Add the part ``restval`` to ``train``, as in the rows "+rV" of the VSE++ tables.
 
     Returns:
         File names and raw captions in the file's order; no features. Captions without a letter,
@@ -119,28 +119,28 @@ def karpathy_captions(json_file: FilePath, split: str, *, restval: bool = False)
             raise ValueError(f"{json_file}: no split {name!r}; it has {sorted(set(splits))}")
     pictures: list[str] = []
     captions: list[str] = []
-    owners: list[int] = []
+    picture_rows: list[int] = []
     for image, part in zip(images, splits, strict=True):
         if part in wanted:
             folder = _field(image, "filepath", str, json_file) if "filepath" in image else ""
             name = _field(image, "filename", str, json_file)
             for sentence in _field(image, "sentences", list, json_file):
                 captions.append(_field(sentence, "raw", str, json_file))
-                owners.append(len(pictures))
+                picture_rows.append(len(pictures))
             pictures.append(f"{folder}/{name}" if folder else name)
-    return _caption_set(json_file, pictures, captions, owners)
+    return _caption_set(json_file, pictures, captions, picture_rows)
 
 
 def precomputed_features(folder: FilePath, split: str) -> CaptionSet:
     """Read one part of the VSE++ authors' layout: picture features and captions in order.
 
     Args:
-        folder: Has ``<split>_ims.npy``, one row or five equal rows a picture, and
-            ``<split>_caps.txt``, one caption a line, five a picture.
+        folder: Contains ``<split>_ims.npy``, with one row or five equal rows per picture, and
+            ``<split>_caps.txt``, with one caption per line, five per picture.
         split: ``train``, ``dev``, ``test`` or, for COCO, ``testall``.
 
     Returns:
-        Features, one row a picture, in this machine's byte order, float16 as float32; and captions
+        Features, one row per picture, in this machine's byte order, float16 as float32; captions
         in the file's order; no file names. Captions without a letter, digit or symbol are left out.
 
     Raises:
@@ -149,7 +149,7 @@ def precomputed_features(folder: FilePath, split: str) -> CaptionSet:
             not fit the number of captions, or a picture has no caption left.
 
     Notes:
-        Departure from the authors' code: of COCO's ``dev`` they read the first 1000 pictures.
+        Departure from the authors' code: they read only the first 1000 pictures of COCO's ``dev``.
     """
     folder = as_path(folder)
     if not folder.is_dir():
@@ -174,11 +174,12 @@ def precomputed_features(folder: FilePath, split: str) -> CaptionSet:
     for shift in range(1, step):
         if not np.array_equal(rows[shift::step], features):
             raise ValueError(f"{array_file}: rows are not repeated {step} times")
-    owners = np.repeat(np.arange(count), CAPTIONS_PER_PICTURE).tolist()
-    return _caption_set(text_file, None, captions, owners, features)
+    picture_rows = np.repeat(np.arange(count), CAPTIONS_PER_PICTURE).tolist()
+    return _caption_set(text_file, None, captions, picture_rows, features)
 
 
 def _refuse_not_finite(rows: NDArray[np.floating[Any]], file: Path) -> None:
+    """Raise a ValueError that names the first row with NaN or infinity."""
     for start in range(0, len(rows), 4096):  # in pieces: the file may be larger than memory
         bad = np.flatnonzero(~np.isfinite(rows[start : start + 4096]).all(axis=1))
         if len(bad):
@@ -191,29 +192,39 @@ def _caption_set(
     file: Path,
     pictures: Sequence[str] | None,
     captions: Sequence[str],
-    owners: Sequence[int],
+    picture_rows: Sequence[int],
     features: NDArray[np.floating[Any]] | None = None,
 ) -> CaptionSet:
+    """Check the parts of a set, leave out captions without words, and put them together.
+
+    ``picture_rows`` has the row of the picture that each caption belongs to.
+    """
     if pictures is not None and len(set(pictures)) < len(pictures):
         [(twice, _)] = Counter(pictures).most_common(1)
         raise ValueError(f"{file}: picture {twice!r} occurs twice")
     if not captions:
         raise ValueError(f"{file}: no captions")
-    kept = [(stripped(c), row) for c, row in zip(captions, owners, strict=True) if has_words(c)]
+    kept = [
+        (stripped(text), row)
+        for text, row in zip(captions, picture_rows, strict=True)
+        if has_words(text)
+    ]
     image_ids = np.array([row for _, row in kept], dtype=np.int64)
-    count = len(pictures) if pictures is not None else max(owners) + 1
-    alone = np.flatnonzero(np.bincount(image_ids, minlength=count) == 0)
-    if len(alone):
-        name = repr(pictures[alone[0]]) if pictures is not None else f"in row {alone[0]}"
+    count = len(pictures) if pictures is not None else max(picture_rows) + 1
+    without = np.flatnonzero(np.bincount(image_ids, minlength=count) == 0)
+    if len(without):
+        name = repr(pictures[without[0]]) if pictures is not None else f"in row {without[0]}"
         raise ValueError(f"{file}: picture {name} has no caption, or empty ones only")
     names = None if pictures is None else tuple(pictures)
     return CaptionSet(names, features, tuple(text for text, _ in kept), image_ids)
 
 
 def _field(entry: object, key: str, kind: type[T], file: Path) -> T:
+    """Return ``entry[key]`` after checking that it exists, has this type and is proper text."""
     if not isinstance(entry, dict) or key not in entry:
         raise ValueError(f"{file}: no key {key!r} in {_shown(entry)}")
     value = entry[key]
+    # A bool is an int for Python, but not for JSON.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{file}: {key!r} is {_shown(value)}, expected {kind.__name__}")
     if isinstance(value, str) and _NO_TEXT.search(value):
@@ -222,6 +233,7 @@ def _field(entry: object, key: str, kind: type[T], file: Path) -> T:
 
 
 def _shown(value: object) -> str:
+    """Return the beginning of a value as text, for messages."""
     try:
         return str(value)[:80]
     except RecursionError:

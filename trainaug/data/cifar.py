@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 from their official binary version, which needs no unpickling.
 
-For the ``paper`` profile: the files are the reader's own copy, nothing is fetched.
+This serves the ``paper`` profile: readers supply the files themselves, nothing is fetched.
 
 Chapter: notebooks/05_cascading_sum.ipynb
 Reference: Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the format is
@@ -30,8 +30,8 @@ MAX_BYTES = 1 << 29  # unpacked; the official archives have 185 MB
 class _Layout(NamedTuple):
     archive: str
     md5: str  # as the page states it
-    pictures: dict[str, int]  # in each file; the last one is the test part
-    labels: tuple[int, ...]  # number of values of each label byte; the last one is the class
+    pictures: dict[str, int]  # number in each file; the last file is the test part
+    labels: tuple[int, ...]  # number of values of each label byte; the last byte is the class
 
 
 LAYOUTS = {
@@ -51,14 +51,15 @@ LAYOUTS = {
 
 
 def load_cifar(path: FilePath, num_classes: Literal[10, 100], *, complete: bool = True) -> Arrays:
-    """Read the training and the test part.
+    """Read the training and the test part of CIFAR-10 or CIFAR-100.
 
     Args:
-        path: ``cifar-10-binary.tar.gz`` or ``cifar-100-binary.tar.gz``, or the folder that holds
-            its ``.bin`` files. In an archive they are found by their names, whatever its folder is
-            called, and read in memory.
-        num_classes: 10 or 100; of CIFAR-100 the 100 fine classes.
-        complete: Demand the official 50 000 and 10 000 pictures; else fewer will do.
+        path: ``cifar-10-binary.tar.gz`` or ``cifar-100-binary.tar.gz``, or the folder that contains
+            its ``.bin`` files. In an archive the files are recognised by their names alone,
+            whatever folder they are in, and read in memory.
+        num_classes: 10 or 100; for CIFAR-100 these are the 100 fine classes.
+        complete: Whether to require the official 50 000 and 10 000 pictures; otherwise fewer are
+            accepted.
 
     Returns:
         ``train_x``, ``test_x``, uint8 ``(N, 3, 32, 32)``, and their classes ``train_y``,
@@ -68,7 +69,7 @@ def load_cifar(path: FilePath, num_classes: Literal[10, 100], *, complete: bool 
         ValueError: If ``num_classes`` is another number.
         DataUnavailableError: If a file is missing; the message says where to get it.
         CorruptDataError: If the archive is damaged, unpacks to more than 512 MB, has an unsafe
-            path, a wanted file twice or a link in its place, or if a file cannot be read, has a
+            path, contains a needed file twice or as a link, or if a file cannot be read, has a
             wrong length or a label out of range.
     """
     if num_classes not in LAYOUTS:
@@ -96,15 +97,18 @@ def load_cifar(path: FilePath, num_classes: Literal[10, 100], *, complete: bool 
 
 
 def _read_folder(folder: Path, layout: _Layout) -> dict[str, bytes]:
+    """Return the contents of the files that exist, by name."""
     files = {}
     for name, pictures in layout.pictures.items():
         if (folder / name).exists():
             with open_file(folder / name) as stream:
+                # One record more than official is enough to notice that a file is too long.
                 files[name] = stream.read((pictures + 1) * (len(layout.labels) + PIXELS))
     return files
 
 
 def _read_archive(archive: Path, layout: _Layout) -> dict[str, bytes]:
+    """Return the contents of the layout's files that the archive contains, by name."""
     files: dict[str, bytes] = {}
     largest = max(layout.pictures.values()) * (len(layout.labels) + PIXELS)
     with open_file(archive) as stream:
@@ -122,6 +126,7 @@ def _read_archive(archive: Path, layout: _Layout) -> dict[str, bytes]:
 def _decode(
     what: str, data: bytes, layout: _Layout, name: str, complete: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the pictures ``(N, 3, 32, 32)`` and classes ``(N,)`` of one file's records."""
     head = len(layout.labels)
     count, rest = divmod(len(data), head + PIXELS)
     if rest or not count:

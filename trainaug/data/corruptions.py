@@ -1,7 +1,7 @@
 """Synthetic corruptions of real pictures: noise, blur and contrast at five severities.
 
-In the manner of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
-Corruptions", ICLR 2019, but made here, for pictures of any size: not their data set.
+They follow Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
+Corruptions", ICLR 2019, but are computed here, for pictures of any size; it is not their data set.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def corrupt(
         x: Pictures in [0, 1], shape ``(B, 1 or 3, H, W)``; never changed.
         kind: ``"noise"`` (Gaussian, clipped), ``"blur"`` (Gaussian) or ``"contrast"``.
         severity: 1 to 5.
-        generator: Source of the noise, which alone needs one.
+        generator: Source of the noise; the other kinds need none.
 
     Raises:
-        ValueError: If an option is unknown, noise has no generator, or ``x`` is of integers.
+        ValueError: If an option is unknown, noise has no generator, or ``x`` is not floating point.
     """
     if kind not in CORRUPTIONS or severity not in SEVERITIES:
         raise ValueError(
@@ -60,7 +60,7 @@ def corrupt(
         paler: Tensor = functional.adjust_contrast(x, _CONTRAST[severity - 1])
         return paler
     size = min(x.shape[-2:])
-    kernel = min(11, 2 * ((size - 1) // 2) + 1)
+    kernel = min(11, 2 * ((size - 1) // 2) + 1)  # odd, and no larger than the picture
     sigma = _BLUR[severity - 1] * math.sqrt(size / 28)
     blurred: Tensor = functional.gaussian_blur(x, [kernel, kernel], [sigma, sigma])
     return blurred.clamp(0, 1)  # weights add up to 1 but for rounding

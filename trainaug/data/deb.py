@@ -18,11 +18,11 @@ def payload(package: bytes, name: str) -> bytes:
     """Return the member ``data.tar.*`` of a package.
 
     Args:
-        package: The whole file.
-        name: What it is called, for messages.
+        package: Contents of the whole file.
+        name: Name of the file, for messages.
 
     Raises:
-        CorruptDataError: If it is no such package, or damaged.
+        CorruptDataError: If it is not such a package, or damaged.
     """
     position = len(_MAGIC)
     if not package.startswith(_MAGIC):
@@ -38,5 +38,5 @@ def payload(package: bytes, name: str) -> bytes:
             break
         if header.startswith(b"data.tar"):
             return package[start:end]
-        position = end + end % 2  # members begin at even places
+        position = end + end % 2  # members begin at even offsets
     raise CorruptDataError(f"{name}: not a whole Debian package")

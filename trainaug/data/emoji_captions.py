@@ -29,23 +29,23 @@ __all__ = [
     "family_split",
 ]
 
-SHARES = (0.75, 0.125)  # of the families: training, validation; the rest is test
+SHARES = (0.75, 0.125)  # shares of the families: training, validation; the rest is test
 
 
 @dataclass(frozen=True)
 class EmojiCaptions:
-    """The whole set; concept ``i`` is row ``i`` everywhere.
+    """The whole set of N concepts; entry ``i`` of each attribute belongs to concept ``i``.
 
     Attributes:
-        pictures: uint8 ``(N, V, 64, 64, 3)`` on white, one drawing by each of `VENDORS`.
+        pictures: uint8 ``(N, V, 64, 64, 3)`` on white, one drawing by each of the V `VENDORS`.
         keys: Code points in hexadecimal, joined by hyphens.
-        categories: Unicode's group, say ``"Food & Drink"``.
+        categories: Unicode's group, for example ``"Food & Drink"``.
         names: English name, about two words.
         keywords: English keywords, a tuple for each concept.
         translations: Names in German, French and Spanish by language code.
-        families: Family of each concept, from 0; see `family`.
-        distinct: bool ``(N, V)``, false where a drawing is pixel for pixel an earlier one of the
-            same vendor; such drawings are left out of scoring.
+        families: Number of each concept's family, from 0, int64 ``(N,)``; see `family`.
+        distinct: bool ``(N, V)``, false if a drawing equals an earlier one of the same vendor pixel
+            for pixel; such drawings are left out of scoring.
     """
 
     pictures: NDArray[np.uint8]
@@ -60,12 +60,12 @@ class EmojiCaptions:
 
 @dataclass(frozen=True)
 class Split:
-    """Concepts of each part.
+    """Row numbers of the concepts in each part, sorted, int64.
 
     Attributes:
-        train: Rows of the training concepts, sorted, int64 ``(N1,)``.
-        val: Rows of the validation concepts, the same.
-        test: Rows of the test concepts, the same.
+        train: Rows of the training concepts, ``(N1,)``.
+        val: Rows of the validation concepts, ``(N2,)``.
+        test: Rows of the test concepts, ``(N3,)``.
     """
 
     train: NDArray[np.int64]
@@ -80,7 +80,7 @@ def emoji_captions() -> EmojiCaptions:
         The 1594 concepts that all four vendors draw and CLDR names, without skin tones.
 
     Raises:
-        DataUnavailableError: If the set is not in the cache; the message has the command to run.
+        DataUnavailableError: If the set is not in the cache; the message gives the command to run.
     """
     data = registry.load("emoji_captions")
     names = tuple(data["names"].tolist())
@@ -99,6 +99,7 @@ def emoji_captions() -> EmojiCaptions:
 
 
 def _first_of_its_kind(pictures: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Tell for each picture whether no earlier one equals it."""
     first: dict[bytes, int] = {}
     for i, picture in enumerate(pictures):
         first.setdefault(picture.tobytes(), i)
@@ -118,16 +119,17 @@ _WHOLES = (
 
 
 def family(name: str) -> str:
-    """Reduce an English name to that of its family, so that near-copies share a part of a split.
+    """Reduce an English name to that of its family; a split keeps families, so near-copies, whole.
 
-    Words for people and "facing right" are dropped ("man cook" and "woman cook" are one family);
-    families, kisses, couples and clock faces are one family each.
+    Words for people and "facing right" are dropped, so that "man cook" and "woman cook" are one
+    family. All emoji of kisses form one family, and so do those of couples, of clock faces, and of
+    parents with children.
 
     Args:
-        name: English name of a concept, as CLDR has it.
+        name: English name of a concept in CLDR.
 
     Returns:
-        Name of the family; ``"person"`` where nothing else is left.
+        Name of the family; ``"person"`` if nothing else is left.
 
     Example:
         >>> family("woman cook"), family("man cook"), family("two-thirty")
@@ -141,7 +143,7 @@ def family(name: str) -> str:
 
 
 def family_split(families: NDArray[np.int64], seed: int) -> Split:
-    """Split concepts 75 / 12.5 / 12.5 % by family: test concepts are new in kind, not in detail.
+    """Split concepts 75 / 12.5 / 12.5 % by family, so that test concepts are not near-copies.
 
     Args:
         families: Family of each concept, shape ``(N,)``.

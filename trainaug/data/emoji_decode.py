@@ -1,4 +1,4 @@
-"""From npm packages of icons and of CLDR texts to arrays: match, render, order.
+"""Decoder of the emoji set: npm packages of icons and texts are matched, rendered and sorted.
 
 The icon sets are packaged by Iconify, the texts are those of the Unicode Common Locale Data
 Repository (CLDR). `trainaug.data.emoji_captions` gives the result to experiments.
@@ -22,9 +22,9 @@ from trainaug.extras import extra
 
 __all__ = ["LANGUAGES", "VENDORS", "decode", "render"]
 
-#: Who drew the icons, by the names of the icon sets, in the order of the pictures.
+#: Names of the icon sets, one for each vendor, in the order of the pictures.
 VENDORS = ("noto", "fluent-emoji-flat", "twemoji", "openmoji")
-#: Codes of the languages beside English.
+#: Codes of the languages besides English.
 LANGUAGES = ("de", "fr", "es")
 #: Side of a picture in pixels.
 _SIZE = 64
@@ -32,7 +32,7 @@ SKIN_TONES = {f"{code:04x}" for code in range(0x1F3FB, 0x1F400)}
 
 
 def decode(files: Mapping[str, bytes]) -> Arrays:
-    """Match, render and order the contents of the npm packages.
+    """Match, render and sort the contents of the npm packages.
 
     Args:
         files: Contents by ``"<vendor>/icons"``, ``"<vendor>/chars"``, ``"<vendor>/categories"``
@@ -43,8 +43,8 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
         ``names_de, names_fr, names_es``; text as fixed-width Unicode.
 
     Raises:
-        CorruptDataError: If a file is not the JSON expected, an icon does not render or no emoji
-            is everywhere.
+        CorruptDataError: If a file is not the JSON expected, an icon does not render, or no emoji
+            is in all icon sets and languages.
     """
     try:
         parsed = {name: _parsed(name, data) for name, data in files.items()}
@@ -75,6 +75,7 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
 
 
 def _parsed(name: str, data: bytes) -> Any:
+    """Parse JSON; a CorruptDataError names the file."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -82,11 +83,12 @@ def _parsed(name: str, data: bytes) -> Any:
 
 
 def _by_key(chars: Mapping[str, str]) -> dict[str, str]:
-    """Icon names by code points without the variation selector U+FE0F."""
+    """Return icon names by code points without the variation selector U+FE0F."""
     return {"-".join(p for p in k.lower().split("-") if p != "fe0f"): n for k, n in chars.items()}
 
 
 def _captions(parsed: Mapping[str, Any], language: str) -> dict[str, tuple[str, list[str]]]:
+    """Return the name and the keywords of each emoji in a language, by its code points."""
     captions = {}
     for part, outer in (("annotations", "annotations"), ("derived", "annotationsDerived")):
         for emoji, entry in parsed[f"{part}/{language}"][outer]["annotations"].items():
@@ -99,7 +101,7 @@ def render(icons: Mapping[str, Any], name: str) -> NDArray[np.uint8]:
     """Render an icon of an Iconify set on a white square.
 
     Args:
-        icons: The icon set, as its JSON has it.
+        icons: The icon set, as read from its JSON.
         name: Name of an icon in it.
 
     Returns:
@@ -108,7 +110,7 @@ def render(icons: Mapping[str, Any], name: str) -> NDArray[np.uint8]:
     Raises:
         CorruptDataError: If the set has no such icon or it does not render.
     """
-    with extra("data"):  # only a fetch needs them
+    with extra("data"):  # imported here because only a fetch needs these packages
         import resvg_py
         from PIL import Image
 

@@ -25,16 +25,17 @@ def fashion_mnist_tensors(
 ) -> IndexedDataset:
     """Load one part of Fashion-MNIST.
 
-    Validation is 500 training pictures a class, drawn with ``seed``; training is the other
-    55 000, in the official order; test is the official 10 000.
+    The validation part is 500 pictures per class, drawn with ``seed`` from the official training
+    set; the training part is the other 55 000, in the official order; the test part is the official
+    10 000.
 
     Args:
-        split: Which part.
-        seed: Seed of the training/validation split, non-negative; the test part ignores it.
+        split: Which part to load.
+        seed: Seed of the training/validation split, non-negative; it does not affect the test part.
 
     Returns:
-        Pictures float32 in [0, 1], shape ``(N, 1, 28, 28)``; classes int64, shape ``(N,)``. An
-        item's index is its position in this part. On the CPU.
+        Pictures float32 in [0, 1], shape ``(N, 1, 28, 28)``, and classes int64, shape ``(N,)``, on
+        the CPU. An item's index is its position in this part.
 
     Raises:
         ValueError: If the split is unknown.

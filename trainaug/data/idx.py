@@ -24,7 +24,7 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
     """Parse gzipped IDX files, one per array.
 
     Args:
-        files: Contents by the names of the arrays.
+        files: Contents of the files, by the names of the arrays.
 
     Returns:
         The arrays, by the same names.
@@ -40,15 +40,15 @@ def parse_idx_gz(data: bytes, *, what: str = "IDX file") -> NDArray[np.uint8]:
 
     Args:
         data: The whole file.
-        what: Its name, for messages.
+        what: Name of the file, for messages.
 
     Returns:
-        The array with the header's shape, e.g. ``(60000, 28, 28)``, values in 0..255.
+        The array with the header's shape, such as ``(60000, 28, 28)``, values in 0..255.
 
     Raises:
         CorruptDataError: If the gzip stream is damaged, truncated, followed by other bytes or
-            larger than 256 MB, or if magic number or sizes do not fit the payload. No more than the
-            header claims is unpacked.
+            larger than 256 MB, or if the magic number or the sizes do not fit the contents. No more
+            than the header claims is unpacked.
 
     Example:
         >>> import gzip
@@ -62,13 +62,14 @@ def parse_idx_gz(data: bytes, *, what: str = "IDX file") -> NDArray[np.uint8]:
     sizes = unpacked.take(4 * magic[3])
     shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4))
     count = math.prod(shape)
-    values = unpacked.take(min(count, MAX_BYTES) + 1)  # what is claimed, and no more
+    values = unpacked.take(min(count, MAX_BYTES) + 1)  # one more shows that there is too much
     if len(values) > MAX_BYTES:
         raise CorruptDataError(f"{what}: unpacks to more than {MAX_BYTES} bytes")
     if len(sizes) < 4 * magic[3] or len(values) != count:
         more = "at least " if len(values) > count else ""
         raise CorruptDataError(f"{what}: {more}{len(values)} values do not fill shape {shape}")
-    if math.prod(size or 1 for size in shape) > MAX_BYTES:  # no values, and a shape beyond NumPy
+    # A side of 0 makes the count 0 whatever the others are, and NumPy refuses a huge shape.
+    if math.prod(size or 1 for size in shape) > MAX_BYTES:
         raise CorruptDataError(f"{what}: shape {shape} is damaged")
     return np.frombuffer(values, dtype=np.uint8).reshape(shape)
 
@@ -81,7 +82,7 @@ class _Unpacked:
         self._rest, self._what = data, what
 
     def take(self, count: int) -> bytes:
-        """Unpack so many bytes; fewer are left only at the end of a whole stream."""
+        """Unpack ``count`` bytes, or fewer at the end of a complete stream."""
         try:
             data = self._stream.decompress(self._rest, count)
         except zlib.error as error:

@@ -1,4 +1,4 @@
-"""A data set in two tensors that returns ``(x, y, index)``, one item or a whole batch at once."""
+"""A data set of two tensors that returns ``(x, y, index)`` for one item or for a whole batch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["IndexedDataset"]
 
 
 class IndexedDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Inputs and targets that carry their index, so that samplers can learn from losses.
+    """Inputs and targets returned with their index, so that samplers can learn from losses.
 
-    ``dataset[indices]`` is one gather. With a loader, let a batch sampler ask for whole batches:
-    ``DataLoader(dataset, sampler=batch_sampler, batch_size=None)``. The ordinary
-    ``DataLoader(dataset, batch_sampler=batch_sampler)`` gives the same batches, slower. Behind
-    workers, too, the ``state_dict()`` of a batch sampler of this library is that of the last batch
-    which the training loop got; where the loop fetches n batches ahead of its training, as
-    Accelerate does with one, ask for ``state_dict(untrained=n)``.
+    ``dataset[indices]`` reads a whole batch at once. With a loader, give the batch sampler as
+    sampler: ``DataLoader(dataset, sampler=batch_sampler, batch_size=None)``. The ordinary
+    ``DataLoader(dataset, batch_sampler=batch_sampler)`` gives the same batches more slowly. Even if
+    the loader has workers, the ``state_dict()`` of a batch sampler of this library is the state
+    after the last batch that the training loop received. If the loop fetches n batches ahead of its
+    training, as Accelerate does with n = 1, call ``state_dict(untrained=n)``.
 
     Args:
         x: Inputs, shape ``(N, ...)``.
@@ -58,20 +58,20 @@ class IndexedDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
             TypeError: If indices are not integers.
         """
         if type(index) is list and index and type(index[0]) is int:  # six times as fast
-            where = torch.from_numpy(np.array(index)).to(self.x.device)  # (B,)
+            rows = torch.from_numpy(np.array(index)).to(self.x.device)  # (B,)
             low, high = min(index), max(index)
         else:
-            where = torch.as_tensor(index, device=self.x.device)  # () or (B,)
-            low, high = 0, -1
-        if where.dtype != torch.int64:
-            if where.numel() and (where.dtype == torch.bool or where.is_floating_point()):
-                raise TypeError(f"indices must be integers, got {where.dtype}")
-            where = where.long()  # in int8 the sum with the length may wrap round
-        if high < low and where.numel():
-            low, high = int(where.min()), int(where.max())
+            rows = torch.as_tensor(index, device=self.x.device)  # () or (B,)
+            low, high = 0, -1  # not known yet
+        if rows.dtype != torch.int64:
+            if rows.numel() and (rows.dtype == torch.bool or rows.is_floating_point()):
+                raise TypeError(f"indices must be integers, got {rows.dtype}")
+            rows = rows.long()  # in int8 the sum with the length may wrap round
+        if high < low and rows.numel():
+            low, high = int(rows.min()), int(rows.max())
         count = self.x.shape[0]
         if low < -count or high >= count:
             raise IndexError(f"index out of range for {count} items: {index}")
-        if low < 0 or not isinstance(index, list):  # never the caller's own memory
-            where = torch.where(where < 0, where + count, where)
-        return self.x[where], self.y[where], where
+        if low < 0 or not isinstance(index, list):  # a copy: a tensor shares the caller's memory
+            rows = torch.where(rows < 0, rows + count, rows)
+        return self.x[rows], self.y[rows], rows

@@ -1,6 +1,6 @@
-"""From the pages of LibreOffice's help in English and German to arrays of sentence pairs.
+"""Decoder of LibreOffice's help: its English and German pages become arrays of sentence pairs.
 
-Paragraphs and headings carry the same ``id`` in both languages. `trainaug.data.parallel_text`
+Paragraphs and headings have the same ``id`` in both languages. `trainaug.data.parallel_text`
 gives the result to experiments.
 
 Reference: The Document Foundation, LibreOffice 7.4 help; the rules for pairing sentences are ours.
@@ -21,11 +21,11 @@ from trainaug.data.arrays import Arrays, CorruptDataError
 __all__ = ["decode", "page_paragraphs", "sentence_pairs", "text_arrays", "texts_of"]
 
 PARAGRAPHS = frozenset({"p", "h1", "h2", "h3", "h4", "h5", "h6"})
-LEFT_OUT = "code"
-WORDS = (3, 40)  # in a sentence, on either side
-RATIO = (0.4, 2.0)  # German words by English words
+LEFT_OUT = "code"  # class of elements without sentences
+WORDS = (3, 40)  # fewest and most words in a sentence of either language
+RATIO = (0.4, 2.0)  # least and greatest number of German words divided by English words
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_OPENED = "\0"  # stands where an inline element begins
+_OPENED = "\0"  # marks where an inline element begins
 _RUN_TOGETHER = re.compile(rf"(?<=[\w…]){_OPENED}+(?=\w)")
 
 
@@ -37,9 +37,10 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
 
     Returns:
         Arrays ``source_bytes`` and ``source_offsets`` (English), ``target_bytes`` and
-        ``target_offsets`` (German), ``page_bytes`` and ``page_offsets`` (names of the pages), each
-        couple as `text_arrays` makes it, and ``pages``, int64 ``(N,)``, the page of each pair.
-        Pages in sorted order, pairs in the order of the English page, repetitions kept.
+        ``target_offsets`` (German), ``page_bytes`` and ``page_offsets`` (names of the pages), in
+        the format of `text_arrays`, and ``pages``, int64 ``(N,)``, the number of each pair's page.
+        Pages are sorted by name, pairs are in the order of the English page, and repeated pairs
+        are kept.
 
     Raises:
         CorruptDataError: If a page is not UTF-8 or there is no pair.
@@ -50,7 +51,7 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
         if re.fullmatch(r"en/.*\.html", name) and f"de/{name.removeprefix('en/')}" in files
     )
     pairs: list[tuple[str, str]] = []
-    owners: list[int] = []
+    page_numbers: list[int] = []
     names: list[str] = []
     for page in shared:
         english, german = (_paragraphs(files, f"{code}/{page}.html") for code in ("en", "de"))
@@ -61,7 +62,7 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
             for pair in sentence_pairs(text, german[key])
         ]
         if segments:
-            owners += [len(names)] * len(segments)
+            page_numbers += [len(names)] * len(segments)
             names.append(page)
             pairs += segments
     if not pairs:
@@ -70,11 +71,12 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
         **text_arrays("source", (source for source, _ in pairs)),
         **text_arrays("target", (target for _, target in pairs)),
         **text_arrays("page", names),
-        "pages": np.array(owners, dtype=np.int64),
+        "pages": np.array(page_numbers, dtype=np.int64),
     }
 
 
 def _paragraphs(files: Mapping[str, bytes], name: str) -> dict[str, str]:
+    """Return the paragraphs of a page by ``id``; a CorruptDataError names a page not in UTF-8."""
     try:
         return page_paragraphs(files[name].decode())
     except UnicodeDecodeError as error:
@@ -88,14 +90,14 @@ def page_paragraphs(html: str) -> dict[str, str]:
         html: The page.
 
     Returns:
-        Text by ``id``, white space levelled, the first where an ``id`` is repeated; without
-        elements of class ``code`` and empty ones.
+        Text by ``id``, with runs of white space as one space. If an ``id`` is repeated, the first
+        text counts. Elements of class ``code`` and empty ones are left out.
 
     Notes:
-        Menu paths give one text for each system or program, side by side
-        (``<span>Command</span><span>Ctrl</span>``). Where an inline element begins between two
-        words, and at each ``<br>``, a space is put; where one only ends there is none, since
-        ``<span>Sub</span>routine`` is one word.
+        Menu paths have one text for each system or program without a space between them
+        (``<span>Command</span><span>Ctrl</span>``). So a space is inserted where an inline element
+        begins between two words, and at each ``<br>``. None is inserted where an element only ends,
+        since ``<span>Sub</span>routine`` is one word.
     """
     reader = _PageReader()
     reader.feed(html)
@@ -104,6 +106,8 @@ def page_paragraphs(html: str) -> dict[str, str]:
 
 
 class _PageReader(HTMLParser):
+    """Collects the text of paragraphs and headings by ``id``; one begins where another ends."""
+
     def __init__(self) -> None:
         super().__init__()
         self.paragraphs: dict[str, str] = {}
@@ -131,22 +135,25 @@ class _PageReader(HTMLParser):
         self._finish()
 
     def _finish(self) -> None:
+        """Store the present paragraph, if it has an ``id``, and begin afresh."""
         if self._key:
             text = _RUN_TOGETHER.sub(" ", "".join(self._parts)).replace(_OPENED, "")
             self.paragraphs.setdefault(self._key, " ".join(text.split()))
-        self._key, self._parts = None, []
+        self._key = None
+        self._parts = []
 
 
 def sentence_pairs(source: str, target: str) -> Iterator[tuple[str, str]]:
     """Split a paragraph and its translation into pairs of sentences.
 
-    Sentences end with ``.``, ``!`` or ``?`` before white space. Nothing is paired where the
-    paragraphs are equal or their numbers of sentences differ. Pairs of equal sides are dropped, and
-    those with fewer than 3 or more than 40 words on a side or a ratio of words outside 0.4 to 2.
+    Sentences end with ``.``, ``!`` or ``?`` before white space. If the paragraphs are equal or
+    their numbers of sentences differ, there are no pairs. A pair is dropped if both sentences are
+    equal, if either has fewer than 3 or more than 40 words, or if the number of German words
+    divided by that of English words is outside 0.4 to 2.
 
     Args:
         source: The English paragraph.
-        target: The German one.
+        target: The German paragraph.
 
     Yields:
         Pairs of an English and a German sentence.
@@ -155,7 +162,8 @@ def sentence_pairs(source: str, target: str) -> Iterator[tuple[str, str]]:
         >>> list(sentence_pairs("Click the icon. Go on!", "Klicken Sie das Symbol an. Weiter!"))
         [('Click the icon.', 'Klicken Sie das Symbol an.')]
     """
-    sources, targets = _SENTENCE_END.split(source), _SENTENCE_END.split(target)
+    sources = _SENTENCE_END.split(source)
+    targets = _SENTENCE_END.split(target)
     if source == target or len(sources) != len(targets):
         return
     for pair in zip(sources, targets, strict=True):
@@ -173,8 +181,8 @@ def text_arrays(name: str, texts: Iterable[str]) -> Arrays:
         texts: N texts.
 
     Returns:
-        ``<name>_bytes``, uint8, all texts in UTF-8 end to end, and ``<name>_offsets``, int64
-        ``(N + 1,)``, the start of each and the end of the last.
+        ``<name>_bytes``, uint8, all texts in UTF-8 concatenated, and ``<name>_offsets``, int64
+        ``(N + 1,)``, the start of each text and the end of the last.
     """
     encoded = [text.encode() for text in texts]
     offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
@@ -185,10 +193,10 @@ def text_arrays(name: str, texts: Iterable[str]) -> Arrays:
 
 
 def texts_of(arrays: Mapping[str, NDArray[np.generic]], name: str) -> tuple[str, ...]:
-    """Take the texts out of the arrays that `text_arrays` makes.
+    """Return the texts that `text_arrays` stored in two arrays.
 
     Args:
-        arrays: Arrays by name, those of ``name`` among them.
+        arrays: Arrays by name, including the two that begin with ``name``.
         name: Prefix of the arrays' names.
 
     Returns:

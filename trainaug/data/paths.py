@@ -1,7 +1,7 @@
-"""Where the registry and the cache of data sets lie.
+"""Where the registry and the cache of data sets are.
 
-The cache is the folder that ``TRAINAUG_DATA`` names; else ``data/cache`` of the checkout that this
-package lies in; else a folder among the user's caches.
+The cache is the folder that ``TRAINAUG_DATA`` names; otherwise ``data/cache`` of the checkout that
+contains this package; otherwise a folder among the user's caches.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def expanded(path: str) -> Path:
-    """Return a path whose leading ``~`` is the home folder, as it stands where there is none.
+    """Return a path with a leading ``~`` replaced by the home folder, if there is one.
 
     Args:
         path: The path as text.
     """
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # no such user, so `~` is part of a name, as shells have it
+    except RuntimeError:  # no such user, so `~` is part of a name, as in shells
         return Path(path)
 
 
 def named_folder(variable: str) -> Path | None:
-    """Return the absolute folder that an environment variable names; None where it is empty.
+    """Return the absolute folder that an environment variable names; None if it is empty or unset.
 
-    A leading ``~`` is the home folder: env files and container settings leave it to the program.
+    A leading ``~`` is the home folder: env files and container settings do not expand it.
 
     Args:
         variable: Name of the variable.
@@ -41,6 +41,7 @@ def named_folder(variable: str) -> Path | None:
 
 
 def _user_caches() -> Path:
+    """Return the operating system's folder for the user's caches."""
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
     if sys.platform == "win32":
@@ -49,7 +50,7 @@ def _user_caches() -> Path:
 
 
 def cache_folder(package: Path = _PACKAGE) -> Path:
-    """Return the folder for data sets; it need not exist.
+    """Return the folder for data sets, which need not exist.
 
     Args:
         package: Folder of the package ``trainaug``.

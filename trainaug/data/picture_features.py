@@ -1,4 +1,4 @@
-"""Fixed hand-made features of small colour pictures, and random crops to take them from.
+"""Fixed hand-made features of small colour pictures, and random crops of pictures.
 
 Chapter: notebooks/01_vse_hard_negatives.ipynb
 Reference: the gradient histograms follow Dalal, Triggs, "Histograms of oriented gradients for
@@ -31,8 +31,9 @@ def picture_features(pictures: Tensor) -> Tensor:
 
     Returns:
         Shape ``(B, 768)``, same dtype and device: mean colours of 8x8 cells; square roots of the
-        gradient energy of the grey picture in 8 directions in each cell, divided by the picture's
-        total; square roots of the shares of 4x4x4 colours. Half precision is computed in float32.
+        gradient energy of the grey picture in 8 directions in each cell, as shares of the whole
+        picture's energy; square roots of the shares of 4x4x4 colours. Half precision is computed in
+        float32.
 
     Raises:
         ValueError: If the shape is wrong, or the values are integers, NaN or infinite.
@@ -48,10 +49,10 @@ def picture_features(pictures: Tensor) -> Tensor:
     grey = F.pad(pictures.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     right = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2  # (B, 1, H, W)
     down = (grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]) / 2
-    # bins are counted in floats, which is exact and faster than in integers
+    # Bins are numbered in floats, which is exact and faster than in integers.
     sector = (torch.atan2(down, right) * (ORIENTATIONS / (2 * math.pi))).round().squeeze(1)
     sector = torch.where(sector < 0, sector + ORIENTATIONS, sector)  # (B, H, W)
-    sector = torch.where(sector == ORIENTATIONS, 0.0, sector)
+    sector = torch.where(sector == ORIENTATIONS, 0.0, sector)  # an angle just below zero
     rows, columns = (
         torch.arange(side, device=pictures.device).mul(CELLS).div(side).floor()
         for side in pictures.shape[2:]
@@ -74,24 +75,25 @@ def picture_features(pictures: Tensor) -> Tensor:
 
 
 def _check_floating(pictures: Tensor) -> None:
+    """Raise a ValueError if pictures are of integers."""
     if not pictures.is_floating_point():
         raise ValueError(f"pictures must be floating point in [0, 1], got {pictures.dtype}")
 
 
 def random_crops(pictures: Tensor, *, smallest: float = 0.75, generator: torch.Generator) -> Tensor:
-    """Cut a random square window out of each picture, resize it back, and change its colours a bit.
+    """Cut a random window out of each picture, resize it back, and change its colours slightly.
 
     Args:
         pictures: RGB in [0, 1], shape ``(B, 3, H, W)``.
-        smallest: Side of the smallest window as a share of the picture's, in ``(0, 1]``.
-        generator: Source of windows and colour gains (each channel times 0.8 to 1.2).
+        smallest: Smallest side of a window as a share of the picture's side, in ``(0, 1]``.
+        generator: Source of the windows, and of a factor from 0.8 to 1.2 for each colour channel.
 
     Returns:
-        Shape, dtype and device of ``pictures``, values in [0, 1]. Half precision is computed in
-        float32.
+        Pictures of the same shape, dtype and device, values in [0, 1]. Half precision is computed
+        in float32.
 
     Raises:
-        ValueError: If ``smallest`` is not in ``(0, 1]`` or the pictures are of integers.
+        ValueError: If ``smallest`` is not in ``(0, 1]`` or the pictures are not floating point.
     """
     if not 0 < smallest <= 1:
         raise ValueError(f"smallest must be in (0, 1], got {smallest}")

@@ -1,4 +1,4 @@
-"""What lies in a file's place when the file itself does not: pointers, error pages, other formats.
+"""Recognise what was stored in place of the expected file: a pointer, error page or other format.
 
 Reference: Git LFS specification (pointer files); git-annex, "internals/pointer_file"; DVC, ".dvc
 files"; the magic numbers are those of each format's own documentation.
@@ -12,7 +12,7 @@ import re
 __all__ = ["what_it_is"]
 
 _BLANK = rb"(?:\xef\xbb\xbf)?\s*"
-# Patterns for the beginning of a file, and what it is then.
+# Patterns for the beginning of a file, and what a file with that beginning is.
 _BEGINNINGS = tuple(
     (re.compile(pattern, re.DOTALL), name)
     for pattern, name in (
@@ -65,18 +65,18 @@ _STATUS = re.compile(
     rb"|(access|permission) denied|gone|too many requests|internal server error|bad gateway"
     rb"|service unavailable|gateway time-?out|invalid username or password)[.!]?"
 )
-SHORT = 1 << 16  # no message of an error is longer
+SHORT = 1 << 16  # bytes; no error message is longer
 
 
 def what_it_is(data: bytes, *, json_too: bool = True) -> str | None:
-    """Say what a file is in whose place something else was expected.
+    """Say what a file is if it is not of the expected format.
 
     Args:
         data: The file, or its first 65 537 bytes or more.
-        json_too: Whether JSON is something else than what was expected.
+        json_too: Whether to recognise JSON; give False if JSON was expected.
 
     Returns:
-        Words that go on from "it is"; None if nothing is recognised.
+        Words that continue "it is"; None if nothing is recognised.
 
     Example:
         >>> what_it_is(b"version https://git-lfs.github.com/spec/v1\\noid sha256:0")
@@ -92,7 +92,7 @@ def what_it_is(data: bytes, *, json_too: bool = True) -> str | None:
 
 
 def _is_json(data: bytes) -> bool:
-    """Whether the whole, if it is short, or the first line is JSON of keys and values."""
+    """Tell whether the first line, or a short file as a whole, is JSON with keys and values."""
     if not _JSON.match(data):
         return False
     first = data.lstrip(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0]

@@ -1,6 +1,6 @@
-"""Progress on standard error where a person watches, and one switch that turns it off.
+"""Progress bars on standard error, shown only where a person watches.
 
-Whatever runs notebooks or tests for a machine to compare sets ``TRAINAUG_PROGRESS=off``.
+``TRAINAUG_PROGRESS=off`` turns them off, as is needed wherever outputs are compared.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = ["progress_bar", "shows_progress"]
 
 
 def shows_progress() -> bool:
-    """Whether a person watches: in a terminal or a notebook, unless it is switched off.
+    """Tell whether to show progress: in a terminal or a notebook, unless it is switched off.
 
     Returns:
-        False where ``TRAINAUG_PROGRESS=off`` is set, or standard error goes to a file.
+        False if ``TRAINAUG_PROGRESS=off`` is set, or standard error goes to a file.
     """
     if os.environ.get("TRAINAUG_PROGRESS") == "off":
         return False
@@ -27,16 +27,16 @@ def shows_progress() -> bool:
 
 @contextmanager
 def progress_bar(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], Any]]:
-    """Show a bar while something is done.
+    """Show a progress bar during a block of code.
 
     Args:
-        what: What is being done.
-        total: Steps in all, if that is known.
-        unit: What a step is; of bytes, ``"B"``, multiples are shown.
+        what: What is being done, shown before the bar.
+        total: Total number of steps, if known.
+        unit: What a step is; bytes, ``"B"``, are shown with prefixes such as k and M.
 
     Yields:
-        A function that takes the number of steps done since the last call; it does nothing where
-        nobody watches or tqdm is not installed.
+        A function that takes the number of steps done since the last call. It does nothing if
+        progress is not shown or tqdm is not installed.
     """
     bar_of = _tqdm() if shows_progress() else None
     if bar_of is None:
@@ -48,6 +48,7 @@ def progress_bar(what: str, total: int | None, unit: str) -> Iterator[Callable[[
 
 
 def _tqdm() -> Callable[..., Any] | None:
+    """Return the class of bars, or None if tqdm is not installed."""
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:  # the library works without it

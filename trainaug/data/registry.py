@@ -1,8 +1,9 @@
 """Data sets by name: list, fetch, verify, load.
 
-``registry.toml`` states each data set's routes and the hash of its decoded arrays. What
-comes over the network is kept as one ``.npz`` in the cache; what scikit-learn bundles or a
-generator draws is made afresh. Either way the content hash decides.
+``registry.toml`` states each data set's routes and the hash of its decoded arrays. What comes over
+the network is stored as one ``.npz`` file in the cache; what scikit-learn bundles or a generator
+draws is rebuilt at every load. In both cases the content hash decides whether the data are
+accepted.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ class DataSet:
 
     Args:
         name: Short name, as on the command line.
-        title: What it is and how much.
+        title: What it is, and how many examples it has.
         licence: Licence of the data.
         source: Who made it.
         content_sha256: Hash of the decoded arrays (`hash_arrays`), 64 hex digits.
-        routes: Ways to it, in the order in which they are tried.
-        optional: Whether it is fetched only when asked for by name.
+        routes: Ways to obtain it, in the order in which they are tried.
+        optional: Whether it is fetched only when requested by name.
     """
 
     name: str
@@ -71,7 +72,7 @@ def names(*, optional: bool = False) -> list[str]:
     """List the data sets.
 
     Args:
-        optional: Whether to list those as well that are fetched only when asked for by name.
+        optional: Whether to include those that are fetched only when requested by name.
 
     Returns:
         Their names, in the registry's order.
@@ -80,13 +81,13 @@ def names(*, optional: bool = False) -> list[str]:
 
 
 def info(name: str) -> DataSet:
-    """Look a data set up.
+    """Return the entry of a data set.
 
     Args:
         name: One of `names`.
 
     Returns:
-        Its entry.
+        The entry of the registry.
 
     Raises:
         ValueError: If there is no such data set.
@@ -98,7 +99,7 @@ def info(name: str) -> DataSet:
 
 
 def content_hash(name: str) -> str:
-    """Return the pinned hash of a data set's arrays, without touching the data.
+    """Return the hash of a data set's arrays that the registry states; the data are not read.
 
     Args:
         name: One of `names`.
@@ -110,13 +111,13 @@ def content_hash(name: str) -> str:
 
 
 def cache_path(name: str) -> Path:
-    """Return where a fetched data set is kept.
+    """Return the path of a fetched data set in the cache.
 
     Args:
         name: One of `names`.
 
     Returns:
-        The ``.npz`` file, which need not exist; bundled and generated sets have none.
+        The ``.npz`` file, which need not exist; bundled and generated sets never have one.
     """
     return paths.DATA_CACHE / f"{name}.npz"
 
@@ -127,32 +128,33 @@ def describe() -> list[dict[str, str]]:
     Returns:
         Rows with ``name, title, licence, state``; state is ``bundled`` (no fetch needed),
         ``cached`` (not verified here), ``optional`` (not fetched, and nothing needs it) or
-        ``missing``, also where a folder has its name.
+        ``missing`` (also if the cache path is a folder, not a file).
     """
     rows = []
     for name, entry in _entries().items():
-        absent = "optional" if entry.optional else "missing"
-        cached = "cached" if cache_path(name).is_file() else absent
-        state = "bundled" if entry.is_local else cached
+        state_if_absent = "optional" if entry.optional else "missing"
+        state_if_remote = "cached" if cache_path(name).is_file() else state_if_absent
+        state = "bundled" if entry.is_local else state_if_remote
         rows.append({"name": name, "title": entry.title, "licence": entry.licence, "state": state})
     return rows
 
 
 def fetch(name: str) -> None:
-    """Bring a data set into the cache, if it is not there whole already.
+    """Bring a data set into the cache, unless it is already there and intact.
 
-    Routes are tried in order. A download with a wrong checksum or content is tried once more; a
-    corrupt cache file is removed first.
+    A corrupt cache file is removed first. Routes are tried in order; a download with a wrong
+    checksum or content is repeated once.
 
     Args:
         name: One of `names`.
 
     Raises:
         ValueError: If there is no such data set.
-        DataUnavailableError: If every route failed; the message names each with its reason. If
-            there can be no folder for the cache.
-        CorruptDataError: If a bundled or generated set is not the pinned one, or a corrupt cache
-            file cannot be removed: a folder of its name, say, which containers make of a mount.
+        DataUnavailableError: If every route failed, where the message names each with its reason;
+            or if the folder of the cache cannot be created.
+        CorruptDataError: If a bundled or generated set has another content hash, or a corrupt cache
+            file cannot be removed, for example because it is a folder, as containers create for a
+            mount.
         OSError: If the cache cannot be written.
     """
     entry = info(name)
@@ -177,7 +179,7 @@ def fetch(name: str) -> None:
                     arrays = _check(entry, get())
                 except (RouteError, CorruptDataError) as error:
                     reason = f"{label}: {error}{attempt}"
-                    if isinstance(error, RouteError):
+                    if isinstance(error, RouteError):  # would fail again in the same way
                         break
                 else:
                     write_arrays(cache_path(name), arrays)
@@ -208,7 +210,7 @@ def verify(name: str) -> None:
     Raises:
         ValueError: If there is no such data set.
         DataUnavailableError: If it is not in the cache.
-        CorruptDataError: If its content is not the pinned one.
+        CorruptDataError: If its file is damaged or its content hash differs.
     """
     _read(info(name))
 
@@ -217,24 +219,26 @@ def load(name: str) -> Arrays:
     """Load a data set from the cache or from the library that bundles it.
 
     At first use it is fetched into the cache, unless it is optional. The content hash is checked
-    whenever the file is new to this process; later calls return the same read-only arrays.
+    when this process first reads the file, or the file has changed; other calls return the same
+    read-only arrays.
 
     Args:
         name: One of `names`.
 
     Returns:
-        The arrays by name: ``train_x, train_y, test_x, test_y`` of sets with classes, uint8
+        The arrays by name. Sets with classes have ``train_x, train_y, test_x, test_y``: uint8
         ``(60000, 28, 28)`` and ``(10000, 28, 28)`` for ``fashion_mnist``, float64 ``(N, D)`` with
-        an empty test part for scikit-learn's; ``gaussian`` the reference draw; of
-        ``emoji_captions`` and ``tuxpaint`` what ``decode`` of their modules returns.
+        an empty test part for the sets of scikit-learn and for ``gaussian``, the reference draw.
+        The other sets have the arrays that ``decode`` of their module returns.
 
     Raises:
         ValueError: If there is no such data set.
         DataUnavailableError: If it is not in the cache and cannot be fetched, or is optional; the
-            message has the command to run.
-        CorruptDataError: If its content is not the pinned one.
+            message gives the command to run.
+        CorruptDataError: If its file is damaged or its content hash differs.
     """
-    entry, path = info(name), cache_path(name)
+    entry = info(name)
+    path = cache_path(name)
     if not (entry.is_local or entry.optional or path.exists()):
         _fetch_once(name)
     stamp = ""
@@ -245,7 +249,7 @@ def load(name: str) -> Arrays:
 
 
 def _fetch_once(name: str) -> None:
-    """Fetch a data set; of several processes that need it now, one does and the others wait."""
+    """Fetch a data set; if several processes need it, one fetches it and the others wait."""
     path = cache_path(name)
     _make_cache(name)
     try:
@@ -258,6 +262,7 @@ def _fetch_once(name: str) -> None:
 
 @lru_cache(maxsize=8)
 def _load(name: str, content: str, stamp: str) -> Arrays:
+    """Read a data set; the hash and the file's stamp are keys, so that a change is noticed."""
     return _read(info(name))
 
 
@@ -268,7 +273,7 @@ def _entries() -> dict[str, DataSet]:
 
 @lru_cache(maxsize=1)
 def _read_entries(registry: Path, modified: int, size: int) -> dict[str, DataSet]:
-    """Entries of a registry file; its time and size belong to the key, so that an edit is seen."""
+    """Return the entries of a registry file; its time and size are keys, so that edits count."""
     tables = tomllib.loads(registry.read_text(encoding="utf-8"))
     entries = {}
     for name, table in tables.items():
@@ -281,10 +286,12 @@ def _read_entries(registry: Path, modified: int, size: int) -> dict[str, DataSet
 
 
 def _frozen(value: Any) -> Any:
+    """Return a list as a tuple, as `Route` declares it."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def _read(entry: DataSet) -> Arrays:
+    """Return a data set from its library or the cache, after checking the content hash."""
     path = cache_path(entry.name)
     if entry.is_local:
         [(_, get)] = attempts(entry.routes[0])
@@ -301,6 +308,7 @@ def _read(entry: DataSet) -> Arrays:
 
 
 def _check(entry: DataSet, arrays: Arrays) -> Arrays:
+    """Check the content hash and make the arrays read-only."""
     digest = hash_arrays(arrays)
     if digest != entry.content_sha256:
         raise CorruptDataError(

@@ -1,6 +1,6 @@
-"""The ``<seg>`` elements of the XML files of IWSLT and WMT, joined by their numbers.
+"""The ``<seg>`` elements of the XML files of IWSLT and WMT, paired by their numbers.
 
-Reference: NIST, "mteval" format: sets of ``<doc docid>`` that hold ``<seg id>``.
+Reference: NIST, "mteval" format: sets of ``<doc docid>`` elements that contain ``<seg id>``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trainaug.data.files import FilePath, as_path, read_text
 
 __all__ = ["joined_segments", "read_segments"]
 
-#: Document and segment.
+#: Document and segment, by ``docid`` and ``id``.
 _Key = tuple[str, str]
 _DECLARED = re.compile(r"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']+)")
 UTF8 = ("utf-8", "utf8", "us-ascii", "ascii")
@@ -25,15 +25,15 @@ def read_segments(file: FilePath) -> dict[_Key, str]:
 
     Args:
         file: Well-formed XML in UTF-8; tag names in either case. Comments are left out, CDATA is
-            text, and of elements inside a segment the text is taken.
+            text, and elements inside a segment contribute their text.
 
     Returns:
-        Text by ``docid`` and ``id``, in the file's order. A document without ``docid`` counts by
-        its place, ``#1`` for the first, and so do the segments of a file that numbers none.
+        Text by ``docid`` and ``id``, in the file's order. A document without ``docid`` is numbered
+        by its position, ``#1`` for the first, and so are the segments of a file without ids.
 
     Raises:
-        ValueError: If the file is missing, no such XML, declares entities, has no segment, an
-            empty or repeated number, or numbers only some segments.
+        ValueError: If the file is missing, is not such XML, declares entities, has no segment, an
+            empty or repeated id, or ids for only some segments.
     """
     file = as_path(file)
     text = read_text(file)
@@ -47,21 +47,21 @@ def read_segments(file: FilePath) -> dict[_Key, str]:
         raise ValueError(f"{file}: not well-formed XML: {error}") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    if not reader.found:
+    if not reader.texts:
         raise ValueError(f"{file}: no <seg> element")
-    return reader.found
+    return reader.texts
 
 
 class _Reader:
-    """Handlers of the parser; it loads nothing from outside, and entities are refused."""
+    """A parser that collects the segments; it loads nothing from outside and refuses entities."""
 
     def __init__(self) -> None:
-        self.found: dict[_Key, str] = {}
-        self._documents = 0
+        self.texts: dict[_Key, str] = {}
+        self._documents = 0  # number of documents begun
         self._document = ""
-        self._segment: str | None = None
+        self._segment: str | None = None  # None outside a segment
         self._parts: list[str] = []
-        self._numbered: bool | None = None
+        self._numbered: bool | None = None  # whether segments have ids; None before the first
         self.parser = expat.ParserCreate()
         self.parser.buffer_text = True
         self.parser.StartElementHandler = self._start
@@ -71,6 +71,7 @@ class _Reader:
         self.parser.SkippedEntityHandler = _refuse_skipped
 
     def _start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        """Begin a document or a segment; a ``br`` inside a segment is a space."""
         name = _local(tag)
         values = {_local(key): value.strip() for key, value in attributes.items()}
         if name == "doc":
@@ -82,7 +83,7 @@ class _Reader:
             if self._numbered not in (None, "id" in values):
                 raise ValueError("some segments have an id, others have none")
             self._numbered = "id" in values
-            self._segment = values.get("id", f"#{len(self.found) + 1}")
+            self._segment = values.get("id", f"#{len(self.texts) + 1}")
             if not self._segment:
                 raise ValueError("a segment has an empty id")
             self._parts.clear()
@@ -92,13 +93,14 @@ class _Reader:
     def _end(self, tag: str) -> None:
         if _local(tag) == "seg" and self._segment is not None:
             key = self._document, self._segment
-            if key in self.found:
+            if key in self.texts:
                 raise ValueError(f"{_named(key)} occurs twice")
-            self.found[key] = "".join(self._parts)
+            self.texts[key] = "".join(self._parts)
             self._segment = None
 
 
 def _local(name: str) -> str:
+    """Return a name of XML in lower case without its namespace prefix."""
     return name.rpartition(":")[2].lower()
 
 
@@ -118,8 +120,8 @@ def joined_segments(source: FilePath, target: FilePath) -> list[tuple[str, str]]
     """Pair the segments of two files by document and number, in the order of the first.
 
     Args:
-        source: As for `read_segments`.
-        target: The translations.
+        source: A file as `read_segments` takes it.
+        target: The file of the translations.
 
     Returns:
         Pairs of a text and its translation.
@@ -127,7 +129,8 @@ def joined_segments(source: FilePath, target: FilePath) -> list[tuple[str, str]]
     Raises:
         ValueError: As `read_segments`, and if a segment is in one file only.
     """
-    left, right = read_segments(source), read_segments(target)
+    left = read_segments(source)
+    right = read_segments(target)
     lacking = [(target, key) for key in left if key not in right]
     lacking += [(source, key) for key in right if key not in left]
     if lacking:

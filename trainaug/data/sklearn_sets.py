@@ -1,4 +1,4 @@
-"""Small tables that scikit-learn carries: digits, breast cancer, iris.
+"""Small tables that scikit-learn contains: digits, breast cancer, iris.
 
 Reference: scikit-learn user guide, "Toy datasets"; the data are from the UCI repository.
 """
@@ -23,7 +23,7 @@ def bundled_arrays(loader: str) -> Arrays:
 
     Returns:
         All rows as the training part, ``train_x`` float64 ``(N, D)``, ``train_y`` int64 ``(N,)``;
-        the test part is empty since these sets have no official one.
+        the test part is empty, since these sets have no official one.
 
     Raises:
         ValueError: If the loader is not one of the three.
@@ -31,7 +31,7 @@ def bundled_arrays(loader: str) -> Arrays:
     if loader not in ("load_digits", "load_breast_cancer", "load_iris"):
         raise ValueError(f"unknown scikit-learn loader {loader!r}")
     with extra("data"):
-        import sklearn.datasets  # a second to import, and only these sets need it
+        import sklearn.datasets  # here, as it takes a second and only these sets need it
 
     x, y = getattr(sklearn.datasets, loader)(return_X_y=True)
     x, y = np.ascontiguousarray(x, dtype=np.float64), y.astype(np.int64)

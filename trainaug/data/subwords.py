@@ -46,21 +46,22 @@ PAD = 0
 START = 1
 #: Number of the unit that ends a text.
 END = 2
-#: Number of the unit that stands for a character that training did not have.
+#: Number of the unit that replaces characters that did not occur in training.
 UNKNOWN = 3
 SPECIAL = ["<pad>", "<start>", "<end>", "<unknown>"]  # by number
 
 
 class Subwords:
-    """Byte-pair encoding of texts: characters, merged into the training texts' frequent units.
+    """Byte-pair encoding of texts: characters are merged into units frequent in training texts.
 
-    White space is levelled; words and punctuation marks are not merged with one another.
+    Runs of white space count as one space. Units do not cross the borders between words or
+    punctuation marks.
 
     Args:
-        model: JSON text, as `to_json` gives it.
+        model: JSON text that `to_json` returned.
 
     Raises:
-        ValueError: If the text is another, or its first units are not the four special ones.
+        ValueError: If it is not such a text, or its first units are not the four special ones.
     """
 
     def __init__(self, model: str) -> None:
@@ -75,7 +76,7 @@ class Subwords:
         self._tokenizer.encode_special_tokens = True  # "<end>" in a text is text
 
     def __len__(self) -> int:
-        """Units in the vocabulary, the four special ones among them."""
+        """Return the number of units, including the four special ones."""
         return int(self._tokenizer.get_vocab_size())
 
     def to_json(self) -> str:
@@ -87,11 +88,11 @@ class Subwords:
 
         Args:
             texts: N texts.
-            max_length: Most numbers in a row, `END` among them; longer texts are cut.
+            max_length: Largest number of units in a row, including `END`; longer texts are cut.
 
         Returns:
-            int64 ``(N, T)`` with ``T <= max_length``: the units of a text, `END`, then `PAD`. No
-            `START`; characters that training did not see are `UNKNOWN`.
+            int64 ``(N, T)`` with ``T <= max_length``: the units of a text, `END`, then `PAD`;
+            without `START`. Characters that did not occur in training are `UNKNOWN`.
 
         Raises:
             ValueError: If ``max_length`` is below 1.
@@ -111,28 +112,28 @@ class Subwords:
         """Turn rows of unit numbers into texts.
 
         Args:
-            ids: int64 ``(N, T)``; a row counts up to its first `END`, without `PAD` and `START`.
+            ids: int64 ``(N, T)``; a row ends before its first `END`; `PAD` and `START` are skipped.
 
         Returns:
-            N texts; `UNKNOWN` reads ``<unknown>``.
+            N texts; `UNKNOWN` becomes ``<unknown>``.
         """
         rows = []
         for row in ids.tolist():
-            ended = row[: row.index(END)] if END in row else row
-            rows.append([number for number in ended if number not in (PAD, START)])
+            before_end = row[: row.index(END)] if END in row else row
+            rows.append([number for number in before_end if number not in (PAD, START)])
         return [str(t) for t in self._tokenizer.decode_batch(rows, skip_special_tokens=False)]
 
 
 def train_subwords(texts: Iterable[str], size: int) -> Subwords:
-    """Learn sub-word units; give it training texts of both languages and no others.
+    """Learn sub-word units, from the training texts of both languages and no others.
 
     Args:
         texts: The texts, in any order.
-        size: Units, the four special ones and all characters among them; fewer if the texts have
-            no more to merge.
+        size: Largest number of units, including the four special ones and all characters; there are
+            fewer if nothing is left to merge.
 
     Returns:
-        The encoder, the same for the same texts.
+        The encoder; equal texts give equal encoders.
 
     Raises:
         ValueError: If the special units and the texts' characters alone exceed ``size``.
@@ -155,11 +156,11 @@ def train_subwords(texts: Iterable[str], size: int) -> Subwords:
 
 @dataclass(frozen=True)
 class DocumentCounts:
-    """How many texts have each unit.
+    """How many texts contain each unit.
 
     Attributes:
         total: Number of texts.
-        counts: int64 ``(V,)``, texts that have the unit; 0 for `PAD`, `START`, `END`.
+        counts: Number of texts that contain each unit, int64 ``(V,)``; 0 for `PAD`, `START`, `END`.
     """
 
     total: int
@@ -167,11 +168,11 @@ class DocumentCounts:
 
 
 def document_counts(ids: Tensor, vocabulary_size: int) -> DocumentCounts:
-    """Count the texts that each unit is in.
+    """Count the texts that contain each unit.
 
     Args:
         ids: int64 ``(N, T)``, rows of unit numbers, padded.
-        vocabulary_size: Units V.
+        vocabulary_size: Number of units, V.
 
     Returns:
         The counts, on the device of ``ids``.
@@ -190,14 +191,14 @@ def tfidf_bags(
 
     Args:
         ids: int64 ``(N, T)``, rows of unit numbers, padded.
-        vocabulary_size: Units V.
-        counts: Counts over the training texts; None counts in ``ids``.
+        vocabulary_size: Number of units, V.
+        counts: Counts over the training texts; by default they are made from ``ids``.
 
     Returns:
-        Units, int64 ``(N, L)``, each row's own once and in rising order without `PAD`, `START` and
-        `END`, padded with `PAD`; and weights, float32 ``(N, L)``, rows of unit length (zero where a
-        row is empty), 0 at padding: occurrences times ``log((1 + M) / (1 + df)) + 1``,
-        scikit-learn's smooth idf over ``M`` texts.
+        Units, int64 ``(N, L)``: each unit of a row once, in ascending order, without `START` and
+        `END`, padded with `PAD`. Weights, float32 ``(N, L)``: occurrences times
+        ``log((1 + M) / (1 + df)) + 1``, scikit-learn's smooth idf, with df of ``M`` texts having
+        the unit; rows are scaled to unit length, and padding has the weight 0.
 
     Raises:
         ValueError: If a number is outside ``0 .. V - 1`` or the counts are not of V units.
@@ -211,20 +212,26 @@ def tfidf_bags(
     idf = log((1 + counts.total) / (1 + counts.counts.double())) + 1  # (V,)
     rows, units, occurrences = _distinct(ids, vocabulary_size)  # (M,) each
     sizes = torch.bincount(rows, minlength=len(ids))  # (N,)
-    places = torch.arange(len(rows), device=ids.device) - (sizes.cumsum(0) - sizes)[rows]
+    # The entries are sorted by row, so an entry's column is its distance from the row's first.
+    columns = torch.arange(len(rows), device=ids.device) - (sizes.cumsum(0) - sizes)[rows]
     shape = (len(ids), int(sizes.max()) if len(rows) else 0)
     bags = ids.new_full(shape, PAD)  # (N, L)
-    bags[rows, places] = units
+    bags[rows, columns] = units
     weights = idf.new_zeros(shape)  # (N, L)
-    weights[rows, places] = occurrences * idf[units]
+    weights[rows, columns] = occurrences * idf[units]
     return bags, torch.nn.functional.normalize(weights, dim=1).float()
 
 
 def _distinct(ids: Tensor, vocabulary_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, unit and occurrences of each distinct unit of each row, sorted by row and unit."""
+    """Return row, unit and occurrences of each distinct unit of each row, sorted by row and unit.
+
+    `PAD`, `START` and `END`, the units up to `END`, do not count.
+    """
     ids = class_labels(ids)
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary_size:
         raise ValueError(f"unit numbers must be in 0 .. {vocabulary_size - 1}")
-    row, _ = torch.where(kept := ids > END)  # (M',) each
-    keys, occurrences = torch.unique(row * vocabulary_size + ids[kept], return_counts=True)
+    counted = ids > END  # (N, T)
+    row, _ = torch.where(counted)
+    # One number for each pair of row and unit, so that pairs can be counted and sorted at once.
+    keys, occurrences = torch.unique(row * vocabulary_size + ids[counted], return_counts=True)
     return keys // vocabulary_size, keys % vocabulary_size, occurrences

@@ -1,7 +1,7 @@
-"""From the stamps of Tux Paint to arrays: pictures with a sentence beside each.
+"""Decoder of the stamps of Tux Paint: pictures, each with a sentence, become arrays.
 
-Drawings and photos come as PNG or SVG files. Letters, money and signs (``symbols/``) are left
-out, and so are pictures without a text, which are mirror images of others.
+Drawings and photos are PNG or SVG files. Letters, money and signs (``symbols/``) are left out, and
+so are pictures without a text, which are mirror images of others.
 
 Reference: Tux Paint developers, "Tux Paint stamps" 2022-06-04, in the layout of their archive.
 """
@@ -29,8 +29,8 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
     """Pair pictures with the English line of their texts.
 
     Args:
-        files: Contents by ``"stamps/<path>"``, where ``<path>.txt`` has the English caption in
-            its first line; of ``<path>.png`` and ``<path>.svg`` the PNG is taken.
+        files: Contents by ``"stamps/<path>"``. The first line of ``<path>.txt`` is the English
+            caption. If there are both ``<path>.png`` and ``<path>.svg``, the PNG is used.
 
     Returns:
         Arrays ``pictures``, uint8 ``(N, 64, 64, 3)`` on white, ``captions``, ``categories``
@@ -38,11 +38,11 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
         Unicode.
 
     Raises:
-        CorruptDataError: If a picture or text is not readable, or there is none.
+        CorruptDataError: If a picture or text is not readable, or there are no such pairs.
     """
     stamps = {name.removeprefix("stamps/"): data for name, data in files.items()}
     pictures = {
-        name[:-4]: name  # the PNG after the SVG, so that it stays
+        name[:-4]: name  # the PNG comes after the SVG and so replaces it
         for ending in (".svg", ".png")
         for name in stamps
         if name.endswith(ending) and not name.startswith(LEFT_OUT)
@@ -59,6 +59,7 @@ def decode(files: Mapping[str, bytes]) -> Arrays:
 
 
 def _caption(data: bytes, name: str) -> str:
+    """Return the first line of a text; a CorruptDataError names the file."""
     try:
         caption = stripped(data.partition(b"\n")[0].decode())
     except UnicodeDecodeError as error:
@@ -69,11 +70,11 @@ def _caption(data: bytes, name: str) -> str:
 
 
 def read_picture(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Read a PNG or SVG file as a white square, keeping the picture's shape.
+    """Read a PNG or SVG file, and fit it into a white square, keeping its proportions.
 
     Args:
-        data: The file.
-        name: Its name; ``.svg`` tells the format.
+        data: Contents of the file.
+        name: Name of the file; the ending ``.svg`` means SVG, any other a PNG.
 
     Returns:
         uint8 ``(64, 64, 3)``; the longer side fills the square.
@@ -82,9 +83,9 @@ def read_picture(data: bytes, name: str) -> NDArray[np.uint8]:
         CorruptDataError: If it is not such a picture.
 
     Notes:
-        Text in SVG files is not drawn: it would depend on the fonts of the machine.
+        Text in SVG files is not drawn, because it would depend on the fonts of the machine.
     """
-    with extra("data"):  # only a fetch needs them
+    with extra("data"):  # imported here because only a fetch needs these packages
         import resvg_py
         from PIL import Image, ImageOps
 

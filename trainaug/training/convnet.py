@@ -1,4 +1,7 @@
-"""Two cheap convolutional networks, ours: one whose examples stay independent, one with strides."""
+"""Two cheap convolutional networks of our own: one without BatchNorm by default, one with strides.
+
+Without BatchNorm the examples of a batch do not depend on each other.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,18 @@ __all__ = ["StridedConvNet", "TwoConvNet"]
 
 
 class TwoConvNet(nn.Module):
-    """Two 3x3 convolutions (8 and 16 channels) with pooling between, mean pooling to 2x2, linear.
+    """Two 3x3 convolutions (8, 16 channels) with max pooling between, mean pooling, linear layer.
 
-    Maps ``(B, in_channels, H, W)``, sides of at least 2, to logits ``(B, C)``; 1 898 parameters for
-    grey pictures and 10 classes. Our own, the smallest that gains from convolutions.
+    It maps ``(B, in_channels, H, W)``, sides of at least 2, to logits ``(B, C)`` and has 1 898
+    parameters for grey pictures and 10 classes. The design is ours, the smallest that gains from
+    convolutions.
 
     Args:
         num_classes: C, at least 1.
         generator: Draws the weights (`initialise`); they live on its device.
         in_channels: Channels of a picture, at least 1.
-        batch_norm: Whether BatchNorm follows each convolution; then examples of a batch depend on
-            each other in train mode.
+        batch_norm: Whether BatchNorm follows each convolution; if so, the examples of a batch
+            depend on each other in train mode.
 
     Raises:
         ValueError: If a size is below 1.
@@ -55,16 +59,16 @@ class TwoConvNet(nn.Module):
             x: Pictures, ``(B, in_channels, H, W)``.
         """
         x = F.max_pool2d(F.relu(self.norms[0](self.first(x))), 2)  # (B, 8, H/2, W/2)
-        x = F.relu(self.norms[1](self.second(x)))
+        x = F.relu(self.norms[1](self.second(x)))  # (B, 16, H/2, W/2)
         return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))  # type: ignore[no-any-return]
 
 
 class StridedConvNet(nn.Module):
-    """Three 3x3 convolutions of stride 2 (16, 32, 64 channels) with BatchNorm and ReLU, linear.
+    """Three 3x3 convolutions of stride 2 (16, 32, 64 channels), BatchNorm, ReLU, linear layer.
 
-    Maps ``(B, in_channels, image_size, image_size)`` to logits ``(B, C)``; 33 642 parameters for
-    28x28 grey pictures and 10 classes. Our own, at a third of `SmallCNN`'s cost: strides in place
-    of pooling. Channels-last in memory.
+    It maps ``(B, in_channels, image_size, image_size)`` to logits ``(B, C)`` and has 33 642
+    parameters for 28x28 grey pictures and 10 classes. The design is ours; with strides in place of
+    pooling it costs a third of `SmallCNN`. Its memory layout is channels-last.
 
     Args:
         num_classes: C, at least 1.

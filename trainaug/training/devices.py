@@ -1,4 +1,4 @@
-"""Where computation runs: CUDA, MPS or CPU, on one process or several."""
+"""Where computation runs: on CUDA, MPS or the CPU, in one process or several."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["all_gather_with_grad", "device_of", "map_tensors", "pick_device", "t
 
 
 def pick_device(choice: str = "auto", *, dtype: torch.dtype = torch.float32) -> torch.device:
-    """Return the device to run on: of ``"auto"`` the first there is of CUDA, MPS, CPU.
+    """Return the device to run on; ``"auto"`` means the first available of CUDA, MPS, CPU.
 
     Args:
         choice: ``"auto"``, ``"cuda"``, ``"mps"`` or ``"cpu"``.
-        dtype: Type of the work: MPS has no float64, which then stays on the CPU.
+        dtype: Type of the computation; MPS has no float64, so the CPU is used for it instead.
 
     Raises:
         ValueError: If ``choice`` is unknown.
-        RuntimeError: If the device is absent here.
+        RuntimeError: If this machine has no such device.
 
     Example:
         >>> pick_device("cpu")
@@ -54,12 +54,12 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Return ``value`` with each tensor in it on ``device``; those that are there, as they are.
+    """Return ``value`` with each tensor in it moved to ``device``.
 
     Args:
-        value: A tensor, or nested tuples, lists and mappings of tensors and other things, which
-            are left alone.
-        device: Where to.
+        value: A tensor, or nested tuples, lists and mappings of tensors and other values. Tensors
+            that are already there, and other values, are returned as they are.
+        device: Device to move to.
     """
 
     def moved(item: Any) -> Any:
@@ -67,7 +67,7 @@ def to_device(value: Any, device: torch.device) -> Any:
 
     if type(value) is not tuple:
         return moved(value)
-    # Most batches are a tuple of tensors, in which nothing has to be looked for.
+    # Most batches are a plain tuple of tensors, which needs no search for nested ones.
     return tuple([t.to(device) if type(t) is Tensor else moved(t) for t in value])
 
 
@@ -77,19 +77,20 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
     Every rank then computes the loss of the whole batch, and its gradient reaches the rows of
     the other ranks too. Averaging the gradients of the parameters over the ranks, which is what
     ``DistributedDataParallel`` does, therefore gives exactly the gradient of one process on the
-    whole batch, as long as rows do not meet inside the model (batch norm). It is PyTorch's
-    ``torch.distributed.nn.functional.all_gather``, with the sizes checked first.
+    whole batch, as long as rows do not influence each other inside the model, as they do in batch
+    normalisation. This is PyTorch's ``torch.distributed.nn.functional.all_gather``, with the sizes
+    checked first.
 
     Args:
-        x: Rows of this rank, shape ``(B, ...)``. Every rank must bring equally many rows of one
+        x: Rows of this rank, shape ``(B, ...)``. Every rank must give equally many rows of one
             shape, and call forward and backward as often as the others, which wait for it.
 
     Returns:
-        Shape ``(R * B, ...)`` for R ranks, in rank order, same dtype and device. Where no group is
-        initialised, or it has one rank, ``x`` itself.
+        Shape ``(R * B, ...)`` for R ranks, in rank order, same dtype and device. If no group is
+        initialised, or it has one rank, this is ``x`` itself.
 
     Raises:
-        ValueError: If ``x`` is a scalar, or the ranks bring different sizes; then on every rank.
+        ValueError: If ``x`` is a scalar, or the sizes differ between ranks; then on every rank.
         RuntimeError: From PyTorch, if another rank is lost or the group's time-out passes.
     """
     if x.ndim == 0:
@@ -106,6 +107,6 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
         raise ValueError(
             f"ranks must bring equally many rows, got [rows, numbers] {gathered_sizes}"
         )
-    with warnings.catch_warnings():  # torch 2.14 points to a private module in place of this one
+    with warnings.catch_warnings():  # torch 2.14 recommends a private module in place of this one
         warnings.filterwarnings("ignore", "torch.distributed.nn", FutureWarning)
         return torch.cat(all_gather(x))  # type: ignore[no-untyped-call]

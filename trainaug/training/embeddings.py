@@ -1,8 +1,8 @@
-"""Small encoders of pictures and captions into one space, and the two together.
+"""Small encoders of pictures and captions into one space, and a model that combines two of them.
 
-A caption is a pair ``(tokens, weights)``: token numbers int64 ``(B, T)`` with 0 for padding, and
-the weight of each token ``(B, T)``, 0 where it is left out. The
-arrangement is that of VSE++ (Faghri et al., BMVC 2018); the encoders are ours, and small.
+A batch of captions is a pair ``(tokens, weights)``: token numbers int64 ``(B, T)`` with 0 for
+padding, and the weight of each token ``(B, T)``, 0 if the token is left out. The architecture is
+that of VSE++ (Faghri et al., BMVC 2018); the small encoders are ours.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Caption = tuple[Tensor, Tensor]
 
 
 class FeatureEncoder(nn.Sequential):
-    """Fixed features, hidden layer, ReLU, output layer: maps ``(B, F)`` to ``(B, D)``.
+    """Encoder of fixed features: hidden layer, ReLU, output layer; maps ``(B, F)`` to ``(B, D)``.
 
     Args:
-        features: F.
+        features: Number of features, F.
         hidden: Units of the hidden layer.
         dim: D, size of an embedding.
         generator: Draws the weights (`initialise`); they live on its device.
@@ -39,9 +39,10 @@ class FeatureEncoder(nn.Sequential):
 
 
 class PictureCNN(nn.Module):
-    """Four 3x3 convolutions of stride 2 with BatchNorm and ReLU, mean pool, output ``(B, D)``.
+    """Four 3x3 convolutions of stride 2 with BatchNorm and ReLU, mean pooling, linear layer.
 
-    Maps ``(B, 3, H, W)`` to ``(B, D)``; 114 k parameters for ``dim`` 128. Channels-last in memory.
+    It maps ``(B, 3, H, W)`` to ``(B, D)`` and has 114 k parameters for ``dim`` 128. Its memory
+    layout is channels-last.
 
     Args:
         dim: D, size of an embedding.
@@ -70,10 +71,10 @@ class PictureCNN(nn.Module):
 
 
 class BagOfTokens(nn.Module):
-    """Weighted sum of word embeddings, ``(B, D)``; words start at length about one.
+    """Weighted sum of word embeddings, ``(B, D)``; initially they have length about one.
 
     Args:
-        vocabulary: V; tokens are numbers from 0, padding, to V.
+        vocabulary: Number of words, V; tokens are numbers from 0, which is padding, to V.
         dim: D, size of an embedding.
         generator: Draws the weights (`initialise`); they live on its device.
     """
@@ -97,14 +98,15 @@ class BagOfTokens(nn.Module):
 
 
 class CaptionGRU(nn.Module):
-    """Word embeddings of 64 numbers, GRU, state at the last token kept, ``(B, D)``.
+    """Word embeddings of size 64 and a GRU, whose state after the last token is the output.
 
-    Maps tokens ``(B, T)`` and weights ``(B, T)`` to ``(B, D)``. Tokens of weight 0 are taken out,
-    other weights have no effect; a caption without tokens has the state after one padding. As the
-    caption encoder of VSE++ (Faghri et al., BMVC 2018), and smaller.
+    It maps tokens ``(B, T)`` and weights ``(B, T)`` to ``(B, D)``. Tokens of weight 0 are removed;
+    other weights have no effect. For a caption without tokens the output is the state after one
+    padding token. The design is that of the caption encoder of VSE++ (Faghri et al., BMVC 2018),
+    but smaller.
 
     Args:
-        vocabulary: V; tokens are numbers from 0, padding, to V.
+        vocabulary: Number of words, V; tokens are numbers from 0, which is padding, to V.
         dim: D, size of the state and of an embedding.
         generator: Draws the weights; they live on its device.
     """
@@ -114,7 +116,8 @@ class CaptionGRU(nn.Module):
         with torch.device("meta"):
             self.embedding = nn.Embedding(vocabulary + 1, 64, padding_idx=0)
         initialise(self, generator)
-        with torch.device("meta"):  # nn.GRU draws from the global generator where it has memory
+        # On the meta device, because nn.GRU would draw its weights from the global generator.
+        with torch.device("meta"):
             gru = nn.GRU(64, dim, batch_first=True)
         self.gru = gru.to_empty(device=generator.device)
         with torch.no_grad():
@@ -129,7 +132,7 @@ class CaptionGRU(nn.Module):
         """
         tokens, weights = caption
         kept = (weights > 0) & (tokens > 0)
-        order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)  # kept ones first
+        order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)  # kept tokens first
         lengths = kept.sum(1).clamp_min(1).cpu()
         words = self.embedding(tokens.gather(1, order) * kept.gather(1, order))
         packed = nn.utils.rnn.pack_padded_sequence(
@@ -142,14 +145,14 @@ class DualEncoder(nn.Module):
     """Encode a batch of pictures and captions and score all pairs.
 
     Args:
-        pictures: Encoder of pictures, to ``(B, D)``.
-        captions: Encoder of captions, to ``(B, D)``.
+        pictures: Encoder that maps pictures to ``(B, D)``.
+        captions: Encoder that maps captions to ``(B, D)``.
         score: Maps embeddings ``(B, D)`` and ``(M, D)`` to scores ``(B, M)``.
         normalise: Which embeddings are scaled to unit length first: ``both``, ``captions`` (the
-            released recipe of the sum of hinges) or ``none``.
+            authors' released setting for the sum of hinges) or ``none``.
 
     Raises:
-        ValueError: If ``normalise`` is another word.
+        ValueError: If ``normalise`` is something else.
     """
 
     def __init__(
@@ -169,7 +172,7 @@ class DualEncoder(nn.Module):
         """Return the embeddings of pictures, ``(B, D)``.
 
         Args:
-            x: What the encoder of pictures takes, ``(B, ...)``.
+            x: Pictures as their encoder takes them, ``(B, ...)``.
         """
         embedded: Tensor = self.pictures(x)
         return _unit(embedded) if self.normalise == "both" else embedded
@@ -184,7 +187,7 @@ class DualEncoder(nn.Module):
         return embedded if self.normalise == "none" else _unit(embedded)
 
     def forward(self, x: tuple[Tensor, Caption]) -> Tensor:
-        """Return the scores of all pairs of a batch, ``(B, B)``, rows pictures.
+        """Return the scores of all pairs of a batch, ``(B, B)``, one row per picture.
 
         Args:
             x: Pictures ``(B, ...)``, and their captions.
@@ -194,5 +197,5 @@ class DualEncoder(nn.Module):
 
 
 def _unit(embedded: Tensor) -> Tensor:
-    """Rows of length one; float16 holds neither their squares nor the least length, 1e-12."""
+    """Scale rows to length one, in float32 if half: float16 cannot hold squares or the 1e-12."""
     return F.normalize(widened(embedded), dim=1).to(embedded.dtype)

@@ -1,4 +1,4 @@
-"""The training loop: one line of stations, each a standard PyTorch object or a plain function."""
+"""The training loop: a fixed sequence of parts, each a standard PyTorch object or a function."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Batch = tuple[Any, Any, Tensor]
 class NonFiniteLossError(FloatingPointError):
     """The loss at ``step`` is NaN or infinite; the model was not updated with it.
 
-    An optimiser that takes a closure may have moved the parameters before its second call.
+    However, an optimiser with a closure may have moved the parameters before calling it again.
 
     Attributes:
-        step: Updates made before.
+        step: Number of updates made before.
         value: The loss.
     """
 
@@ -43,13 +43,13 @@ class History:
     """What happened in a run: plain numbers, equal for equal runs.
 
     Attributes:
-        precision: That of the run.
-        losses: (Weighted) mean loss of each step, before its update.
-        evaluations: What ``evaluate`` gave, with ``step``, ``epoch`` and ``examples`` so far.
-        steps: Updates made.
-        examples: Drawn from the data set.
-        forward_examples: Rows through the model, as the batch transform left them.
-        backward_examples: Rows whose gradient was taken.
+        precision: Precision of the run.
+        losses: Mean loss of each step before its update, weighted if there are weights.
+        evaluations: Results of ``evaluate``, with ``step``, ``epoch`` and ``examples`` so far.
+        steps: Number of updates made.
+        examples: Number of examples drawn from the data set.
+        forward_examples: Rows passed through the model, counted after the batch transform.
+        backward_examples: Rows for which gradients were computed.
     """
 
     precision: Precision
@@ -80,38 +80,43 @@ def train(
     precision: Precision = "fp32",
     first_epoch: int | None = None,
 ) -> History:
-    """Train a model in place, on the device where its parameters are.
+    """Train a model in place, on the device of its parameters.
 
-    A *step* is a number of updates made: loss, observers and errors at step 0 belong to the
-    initial weights. A batch is asked for only when the one before is done with, so that
-    samplers have heard of it. The order of a step is: data set, ``batch_transform``, model,
+    Steps count the updates made before: loss, observers and errors at step 0 belong to the initial
+    weights. A batch is requested only when the previous step is complete, so that the sampler has
+    already received its feedback. The order of a step is: data set, ``batch_transform``, model,
     ``criterion``, ``weights``, backward pass, ``observers``, update, ``scheduler``, ``feedback``.
 
     Args:
-        model: Put in train mode; ``model(x)`` gives what ``criterion`` takes.
+        model: Put in train mode; ``criterion`` takes the output of ``model(x)``.
         dataset: ``dataset[indices]`` is a batch ``(x, y, index)``; it is moved to the model.
-        batch_sampler: Gives lists of indices; iterated anew each epoch, after its
-            ``set_epoch(first_epoch + k)`` if it has one.
-        criterion: Returns per-example losses ``(B,)``, as with ``reduction="none"``; those in half
-            precision are weighed, averaged and handed on in float32.
-        optimizer: Stepped with a closure that computes loss and gradients of the batch if its
-            attribute ``requires_closure`` is true; the first call then is the one observed.
-        num_epochs: Length of the run in passes over ``batch_sampler``, at least 1; or else give
+        batch_sampler: Gives lists of indices. It is iterated anew in each epoch ``k``, counted
+            from 0, after a call of its ``set_epoch(first_epoch + k)`` if it has that method.
+        criterion: Returns per-example losses ``(B,)``, as with ``reduction="none"``; losses in
+            half precision are converted to float32.
+        optimizer: If its attribute ``requires_closure`` is true, ``step`` is called with a closure
+            that computes loss and gradients of the batch, and the first call of it is observed.
+        num_epochs: Length of the run in passes over ``batch_sampler``, at least 1. Give either
+            this or ``max_steps``.
         max_steps: Length of the run in updates, at least 1.
         scheduler: Stepped after every update.
-        batch_transform: May mix a batch; its index keeps one row for each loss.
-        weights: Maps the index to weights ``(B,)`` of the losses, which are then averaged over B.
-        observers: Called after backward with model, step, index and losses; undisturbed.
+        batch_transform: May mix the examples of a batch; the index it returns has one entry for
+            each loss.
+        weights: Maps the index to weights ``(B,)`` of the losses; the weighted losses are averaged
+            over B.
+        observers: Called after the backward pass with model, step, index and losses; what they do
+            to the model is undone (`undisturbed`).
         feedback: Called after the update with index and losses, on the model's device.
-        evaluate: Called with the model in eval mode, undisturbed, at the end and after each epoch,
-            or each ``evaluate_every`` steps; gives numbers by name.
+        evaluate: Called with the model in eval mode, at the end and after each epoch, or after each
+            ``evaluate_every`` steps; returns numbers by name. What it does to the model is undone.
         evaluate_every: Steps between two evaluations, at least 1.
         precision: ``"bf16"`` runs the model, not the criterion, under autocast.
-        first_epoch: Number that ``set_epoch`` gets first; by default the sampler's ``next_epoch``
-            if it has one, so that a loaded state and a second call go on, else 0.
+        first_epoch: First number given to ``set_epoch``. By default it is the sampler's
+            ``next_epoch`` if it has one, so that a loaded state or a second call continues the
+            count, and 0 otherwise.
 
     Returns:
-        What happened, in numbers.
+        The losses, evaluations and counts of the run.
 
     Raises:
         ValueError: If an option or a shape is wrong, a batch is empty or not a list of indices,
@@ -129,6 +134,7 @@ def train(
     takes_closure = getattr(optimizer, "requires_closure", False)
 
     def take_step(indices: Sequence[int]) -> None:
+        """Train on one batch and count it in the history."""
         if not hasattr(indices, "__len__") or len(indices) == 0:
             raise ValueError(
                 f"batch_sampler must give lists of indices, got {indices!r} at step {history.steps}"
@@ -136,9 +142,10 @@ def train(
         batch = to_device(dataset[indices], device)
         x, y, index = batch if batch_transform is None else batch_transform(batch)
         rows = index.shape[0]
-        seen: list[Tensor] = []  # the losses of the first pass
+        seen: list[Tensor] = []  # the losses of the first call of the closure below
 
         def compute_gradients() -> Tensor:
+            """Compute the loss and its gradients; the first call is recorded and observed."""
             optimizer.zero_grad()
             losses = criterion(run_model(model, x, precision, device), y)  # (B,)
             if losses.shape != (rows,):
@@ -169,7 +176,7 @@ def train(
         else:
             if torch.is_grad_enabled():
                 compute_gradients()
-            else:
+            else:  # the caller has switched gradients off
                 torch.enable_grad()(compute_gradients)()
             optimizer.step()
         if scheduler is not None:
@@ -180,6 +187,7 @@ def train(
             feedback(index, seen[0])
 
     def measure(epoch: int) -> None:
+        """Evaluate the model, undo what that does to it, and record the numbers."""
         if evaluate is not None:
             with undisturbed(model):
                 metrics = {name: float(value) for name, value in evaluate(model.eval()).items()}
@@ -209,4 +217,5 @@ def train(
 
 
 def _wrong_shape(what: str, values: Tensor, rows: int) -> ValueError:
+    """Return the error for values that are not one per row."""
     return ValueError(f"{what} must have shape ({rows},), got {tuple(values.shape)}")

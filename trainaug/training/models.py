@@ -1,4 +1,4 @@
-"""Two small classifiers, and how a model is asked without being changed."""
+"""Two small classifiers, and ways to run a model without changing it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Precision = Literal["fp32", "bf16"]
 
 
 class IndexedData(Protocol):
-    """A data set that a list of indices turns into a batch ``(x, y, index)``.
+    """A data set that returns a batch ``(x, y, index)`` for a list of indices.
 
-    ``x`` and ``y`` have a row for each index, ``(B, ...)``, or are nested tuples, lists and
-    mappings of such tensors; the third is the indices as a tensor ``(B,)``.
+    ``x`` and ``y`` are tensors with a row for each index, ``(B, ...)``, or nested tuples, lists and
+    mappings of such tensors; ``index`` holds the indices as a tensor ``(B,)``.
     """
 
     def __len__(self) -> int: ...
@@ -34,10 +34,10 @@ class IndexedData(Protocol):
 class MLP(nn.Sequential):
     """Flatten, hidden layer, ReLU, output layer; no normalisation, so examples stay independent.
 
-    Maps ``(B, ...)`` to logits ``(B, C)``.
+    It maps ``(B, ...)`` to logits ``(B, C)``.
 
     Args:
-        in_features: Numbers of an example, at least 1.
+        in_features: How many numbers an example has, at least 1.
         hidden: Units of the hidden layer, at least 1.
         num_classes: C, at least 1.
         generator: Draws the weights (`initialise`); they live on its device.
@@ -60,15 +60,15 @@ class MLP(nn.Sequential):
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions, each with BatchNorm, ReLU and 2x2 pooling, then 96 hidden units.
 
-    Maps ``(B, in_channels, image_size, image_size)`` to logits ``(B, C)`` with 79 770 parameters
-    for 28x28 grey pictures and 10 classes. Our own.
+    It maps ``(B, in_channels, image_size, image_size)`` to logits ``(B, C)`` and has 79 770
+    parameters for 28x28 grey pictures and 10 classes. The design is ours.
 
     Args:
         num_classes: C, at least 1.
         generator: Draws the weights (`initialise`); they live on its device.
         in_channels: Channels of a picture, at least 1.
         image_size: Side of a picture in pixels, at least 8.
-        channels_last: Layout in memory; with it about 1.5 times faster on a CPU.
+        channels_last: Whether the memory layout is channels-last, about 1.5 times as fast on a CPU.
 
     Raises:
         ValueError: If a size is too small.
@@ -110,11 +110,11 @@ class SmallCNN(nn.Module):
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Give the model back as it was: every measurement during training runs in here.
+    """Restore the model after a block of code, such as a measurement during training.
 
-    Restored, also after an exception, are parameters, their gradients and ``requires_grad``,
-    buffers, those replaced by other tensors included, the train or eval mode of each module, and
-    PyTorch's global random state (CPU, and the model's CUDA device).
+    These are restored, also after an exception: parameters, their gradients and ``requires_grad``;
+    buffers; parameters and buffers that the block replaced by other tensors; the train or eval mode
+    of each module; and PyTorch's global random state (CPU, and the model's CUDA device).
 
     Args:
         model: With at least one parameter.
@@ -162,13 +162,13 @@ def run_model(
     """Return ``model(x)``, under autocast for ``"bf16"``; bfloat16 outputs become float32.
 
     Args:
-        model: Used in the mode it is in.
-        x: What it takes, on its device.
-        precision: ``"fp32"``, which switches an autocast around it off, or ``"bf16"``.
-        device: That of the model, if known.
+        model: Used in its present mode.
+        x: Input of the model, on its device.
+        precision: ``"fp32"``, which also switches off an enclosing autocast, or ``"bf16"``.
+        device: Device of the model, if known; otherwise it is looked up.
 
     Raises:
-        ValueError: If ``precision`` is another word.
+        ValueError: If ``precision`` is something else.
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
@@ -190,11 +190,11 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Return outputs ``(N, ...)`` and targets ``(N, ...)`` of a data set, in its order.
 
-    Runs in eval mode without gradients and leaves the model undisturbed.
+    The model runs in eval mode without gradients, and is then restored.
 
     Args:
-        model: Gives a tensor ``(B, ...)``.
-        dataset: Asked for lists of indices.
+        model: Returns a tensor ``(B, ...)`` for a batch.
+        dataset: Indexed with lists of consecutive indices.
         batch_size: Examples at a time, at least 1.
         precision: As in `run_model`.
 
@@ -219,8 +219,8 @@ def evaluate(
     """Return ``{split}/accuracy`` (0 to 1) and ``{split}/loss`` (cross-entropy) of a classifier.
 
     Args:
-        model: Gives logits ``(B, C)``.
-        dataset: With class numbers ``(B,)`` of any integer type as targets.
+        model: Returns logits ``(B, C)`` for a batch.
+        dataset: Its targets are class numbers ``(B,)`` of any integer type.
         split: Name of the data in the result, such as ``"test"``.
         precision: As in `run_model`.
 
@@ -228,7 +228,7 @@ def evaluate(
         Two numbers; a row of logits with NaN counts as wrong, and makes the loss NaN.
 
     Raises:
-        ValueError: If shapes do not fit, a label is none of C, or there is no example.
+        ValueError: If shapes do not fit, a label is not in 0 ... C-1, or there is no example.
     """
     logits, targets = predict(model, dataset, precision=precision)
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
@@ -236,5 +236,6 @@ def evaluate(
             f"need logits (N, C) and labels (N,), got {tuple(logits.shape)}, {tuple(targets.shape)}"
         )
     y = class_labels(targets, logits.shape[1])
+    # argmax takes NaN for the largest, so that a row with NaN could count as right by chance.
     hits = int(((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum())
     return {f"{split}/accuracy": hits / len(y), f"{split}/loss": F.cross_entropy(logits, y).item()}

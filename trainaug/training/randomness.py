@@ -1,6 +1,7 @@
 """Named random streams, and what draws from them: initial weights and the order of batches.
 
-Nothing here reads or seeds a global generator. Draws are made on ``generator.device`` and moved.
+Nothing here reads or seeds a global generator. Values are drawn on ``generator.device``, then
+moved.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ _CONSTANT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
 def stream(seed: int, name: str) -> torch.Generator:
-    """Return the generator that a seed gives to one purpose, whatever other streams exist.
+    """Return the random generator for one purpose; it does not depend on other streams.
 
     Its seed is the first 8 bytes of sha256("seed/name"). Purposes are ``"init"``, ``"order"``,
-    ``"candidates"``, ``"augment"``, ``"measure"`` ... It draws on the CPU; move what it draws.
+    ``"candidates"``, ``"augment"``, ``"measure"`` and others. It draws on the CPU.
 
     Args:
-        seed: Any integer, of the whole run.
+        seed: Seed of the whole run, any integer.
         name: The purpose, not empty.
 
     Raises:
-        ValueError: If the seed is no integer or the name is empty.
+        ValueError: If the seed is not an integer or the name is empty.
 
     Example:
         >>> torch.randint(100, (3,), generator=stream(0, "order"))
@@ -47,22 +48,23 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
     r"""Draw every parameter of a model anew, in the order of ``model.modules()``.
 
     Linear and convolution layers: weight and bias uniform on $\pm 1/\sqrt{\text{fan-in}}$, as
-    PyTorch's defaults; embeddings: standard normal, padding row zero; normalisation layers:
-    weight 1, bias 0, fresh running statistics. A model built inside ``with torch.device("meta")``,
-    which costs no random draw, gets its memory here, on ``generator.device``: tie weights after.
+    PyTorch's defaults. Embeddings: standard normal, with a padding row of zeros. Normalisation
+    layers: weight 1, bias 0, reset running statistics. A model built inside ``with
+    torch.device("meta")``, where no random number is drawn, gets its memory here, on
+    ``generator.device``; tie weights only afterwards.
 
     Args:
         model: Changed in place.
-        generator: Source of the weights; draws are made on its device, and moved.
+        generator: Source of the weights; they are drawn on its device, then moved.
 
     Raises:
-        TypeError: If another kind of layer owns parameters, or buffers without memory.
+        TypeError: If a layer of another type has parameters, or buffers on the meta device.
     """
     for module in model.modules():
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         on_meta = any(t.is_meta for t in tensors)
-        owner = on_meta or any(isinstance(t, nn.Parameter) for t in tensors)
-        if owner and not isinstance(module, _UNIFORM + _NORMAL + _CONSTANT):
+        must_draw = on_meta or any(isinstance(t, nn.Parameter) for t in tensors)
+        if must_draw and not isinstance(module, _UNIFORM + _NORMAL + _CONSTANT):
             raise TypeError(f"cannot initialise a {type(module).__name__}: draw it yourself")
         if on_meta:
             module.to_empty(device=generator.device, recurse=False)
@@ -83,15 +85,15 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 class RandomBatchSampler(OrderedBatchSampler):
-    """Batches of a fresh random order each epoch; a smaller last one stays unless ``drop_last``.
+    """Batches in a fresh random order each epoch (random reshuffling).
 
     Args:
-        num_examples: N.
-        batch_size: B, of each rank.
+        num_examples: Number of examples, N.
+        batch_size: Batch size of each rank, B.
         generator: Source of the orders, with equal seeds on all ranks.
         drop_last: Leave out an incomplete last batch.
-        num_replicas: Processes that train together.
-        rank: This process.
+        num_replicas: Number of processes that train together.
+        rank: Number of this process.
 
     Raises:
         ValueError: If there is no batch, or too few examples to give each rank one in each batch.

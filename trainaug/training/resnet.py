@@ -12,14 +12,14 @@ __all__ = ["ResNet8"]
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes change."""
+    """Two 3x3 convolutions plus a shortcut, which is a 1x1 convolution if the shape changes."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norms = nn.ModuleList([nn.BatchNorm2d(width), nn.BatchNorm2d(width)])
-        self.shortcut = nn.Sequential()
+        self.shortcut = nn.Sequential()  # empty: the identity
         if stride != 1 or inputs != width:
             shrink = nn.Conv2d(inputs, width, 1, stride, bias=False)
             self.shortcut.extend([shrink, nn.BatchNorm2d(width)])
@@ -31,11 +31,12 @@ class _Block(nn.Module):
 
 
 class ResNet8(nn.Module):
-    """He et al.'s ResNet for CIFAR with one block a stage: 16, 32 and 64 channels.
+    """He et al.'s ResNet for CIFAR with one block per stage: 16, 32 and 64 channels.
 
-    Maps ``(B, in_channels, H, W)`` to logits ``(B, C)``; 78 042 parameters for three channels and
-    10 classes. He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
-    section 4.2, with n = 1 and 1x1 convolutions where shapes change. Channels-last in memory.
+    It maps ``(B, in_channels, H, W)`` to logits ``(B, C)`` and has 78 042 parameters for three
+    channels and 10 classes. He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition",
+    CVPR 2016, section 4.2, with n = 1 and 1x1 convolutions where shapes change. Its memory layout
+    is channels-last.
 
     Args:
         num_classes: C, at least 1.

@@ -1,6 +1,6 @@
-"""A small Transformer that translates, its loss of a sentence, and greedy decoding.
+"""A small Transformer for translation, its loss per sentence, and greedy decoding.
 
-Sentences are token numbers int64 ``(B, T)``; after the last token stand zeros, which are padding.
+Sentences are rows of token numbers, int64 ``(B, T)``, padded with zeros after the last token.
 
 Reference: Vaswani et al., "Attention Is All You Need", NeurIPS 2017; decoding is ours.
 """
@@ -27,21 +27,22 @@ Pair = tuple[Tensor, Tensor]
 
 
 class TranslationModel(nn.Module):
-    r"""Encoder and decoder with the norms before each part, and one table of embeddings for all.
+    r"""Transformer with layer norms before each sublayer, and one shared table of embeddings.
 
     Weights are drawn with ``generator`` alone: matrices uniform as in Glorot and Bengio, embeddings
-    normal with standard deviation $D^{-1/2}$, biases 0. Positions are sines and cosines. The same
-    table serves source, target and, transposed, the output. Vaswani et al., "Attention Is All You
-    Need", NeurIPS 2017, sections 3.1 to 3.5; the norms stand as in Xiong et al., ICML 2020.
+    normal with standard deviation $D^{-1/2}$, biases 0. Positions are encoded by sines and cosines.
+    The same table embeds source and target and, transposed, gives the logits. Vaswani et al.,
+    "Attention Is All You Need", NeurIPS 2017, sections 3.1 to 3.5; the norms are placed as in Xiong
+    et al., ICML 2020.
 
     Args:
-        vocabulary: V, tokens of both languages together, padding (0) included.
+        vocabulary: V, the number of tokens of both languages together, padding (0) included.
         generator: Source of the initial weights.
-        layers: Of the encoder, and of the decoder.
-        dim: D, even.
-        heads: Of attention; must divide D.
-        dropout: Rate in training, drawn from PyTorch's global generator; 0 leaves that untouched.
-        longest: Longest sentence in tokens.
+        layers: Number of layers of the encoder, and of the decoder.
+        dim: D, size of an embedding, even.
+        heads: Number of attention heads; it must divide D.
+        dropout: Dropout rate in training. It draws from PyTorch's global generator, unless it is 0.
+        longest: Length of the longest sentence in tokens.
 
     Raises:
         ValueError: If a size is wrong.
@@ -88,10 +89,11 @@ class TranslationModel(nn.Module):
                 for name, p in part.named_parameters():
                     if p.ndim > 1:
                         nn.init.xavier_uniform_(p, generator=generator)
-                    else:
-                        p.fill_(1.0 if name.endswith("weight") else 0.0)  # norms have one of each
+                    else:  # the weight of a norm, or a bias
+                        p.fill_(1.0 if name.endswith("weight") else 0.0)
 
     def _embed(self, tokens: Tensor) -> Tensor:
+        """Return embeddings with positions added, ``(B, T, D)``, of tokens ``(B, T)``."""
         if tokens.shape[1] > len(self.positions):
             raise ValueError(
                 f"a sentence has {tokens.shape[1]} tokens, more than {len(self.positions)}"
@@ -100,7 +102,7 @@ class TranslationModel(nn.Module):
         return self.embedding(tokens) * scale + self.positions[: tokens.shape[1]]  # type: ignore[no-any-return]
 
     def encode(self, source: Tensor) -> Tensor:
-        """Return the source ``(B, S)`` as the decoder sees it, ``(B, S, D)``.
+        """Return the source ``(B, S)`` encoded for the decoder, ``(B, S, D)``.
 
         Args:
             source: Token numbers, int64, ``(B, S)``.
@@ -111,14 +113,16 @@ class TranslationModel(nn.Module):
         return self.encoder(self._embed(source), src_key_padding_mask=source == PAD)  # type: ignore[no-any-return]
 
     def decode(self, memory: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Return the decoder's states ``(B, T, D)``; `score` makes logits of them.
+        """Return the decoder's states ``(B, T, D)``; `score` turns them into logits.
 
         Args:
-            memory: What `encode` gave, ``(B, S, D)``.
-            source: ``(B, S)``, for its padding.
-            target: Tokens so far, from `START`, ``(B, T)``.
+            memory: Result of `encode`, ``(B, S, D)``.
+            source: Source ``(B, S)``, from which the padding is read.
+            target: Tokens so far, beginning with `START`, ``(B, T)``.
         """
         n = target.shape[1]
+        # True where attention is forbidden: at later tokens. Padding of the target comes last, so
+        # this also keeps it from the tokens before it.
         later = torch.ones(n, n, dtype=torch.bool, device=target.device).triu(1)
         return self.decoder(  # type: ignore[no-any-return]
             self._embed(target),
@@ -126,45 +130,47 @@ class TranslationModel(nn.Module):
             tgt_mask=later,
             memory_key_padding_mask=source == PAD,
             tgt_is_causal=True,
-        )  # padding stands last, so that no token before it can look at it
+        )
 
     def score(self, states: Tensor) -> Tensor:
         """Return logits ``(..., V)`` of the next token from states ``(..., D)``.
 
         Args:
-            states: Of the decoder, ``(..., D)``.
+            states: States of the decoder, ``(..., D)``.
         """
         return states @ self.embedding.weight.T
 
     def forward(self, x: Pair) -> Tensor:
-        """Return logits ``(B, T, V)`` for source ``(B, S)`` and target ``(B, T)`` from `START`.
+        """Return the logits ``(B, T, V)`` of the token that follows each token of the target.
 
         Args:
-            x: Source ``(B, S)`` and target ``(B, T)``, token numbers, int64.
+            x: Source ``(B, S)`` and target ``(B, T)``, which begins with `START`; token numbers,
+                int64.
         """
         source, target = x
         return self.score(self.decode(self.encode(source), source, target))
 
 
 def translation_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the mean cross-entropy of a token of each sentence, ``(B,)``.
+    """Return the mean cross-entropy per token of each sentence, ``(B,)``, in nats.
 
-    A mean over tokens, so that long sentences are not taken for hard ones. In nats; in float32 for
-    logits in half precision.
+    It is a mean over tokens, so that long sentences do not appear harder than short ones. For
+    logits in half precision it is in float32.
 
     Args:
-        logits: ``(B, T, V)``.
-        target: Next tokens, ``(B, T)``; padding does not count.
+        logits: Logits of the next token, ``(B, T, V)``.
+        target: The next tokens, ``(B, T)``; padding does not count.
 
     Raises:
-        ValueError: If shapes do not fit, a sentence has no token, or a token is none of V. Inside
-            of `torch.compile`, which can look at no value, only shapes are checked.
+        ValueError: If shapes do not fit, a sentence has no token, or a token is not in 0 ... V-1.
+            Inside `torch.compile`, which cannot read values, only shapes are checked.
     """
     if logits.ndim != 3 or logits.shape[:2] != target.shape:
         raise ValueError(
             f"need logits (B, T, V), target (B, T): {tuple(logits.shape)}, {tuple(target.shape)}"
         )
-    logits, is_compiled = widened(logits), torch.compiler.is_compiling()
+    logits = widened(logits)
+    is_compiled = torch.compiler.is_compiling()
     target = target.long() if is_compiled else class_labels(target, logits.shape[-1])
     counted = target != PAD
     if not is_compiled and not bool(counted.any(1).all()):
@@ -178,13 +184,13 @@ def translation_losses(logits: Tensor, target: Tensor) -> Tensor:
 def greedy_decode(
     model: TranslationModel, source: Tensor, *, batch_size: int = 128, most: float = 1.4
 ) -> Tensor:
-    """Translate by taking the likeliest token each time.
+    """Translate sentences by taking the likeliest next token each time.
 
     Args:
-        model: Left undisturbed; asked in eval mode.
-        source: ``(N, S)``, on the model's device.
-        batch_size: Sentences of about equal length at a time.
-        most: A translation ends after ``most * length + 5`` tokens, with or without `END`.
+        model: Used in eval mode, then restored.
+        source: Sentences ``(N, S)``, on the model's device.
+        batch_size: Number of sentences, of about equal length, to translate at a time.
+        most: A translation has at most ``most * length + 5`` tokens; there it ends without `END`.
 
     Returns:
         Tokens without `START` and `END`, ``(N, T)``, padded.
@@ -211,18 +217,18 @@ def greedy_decode(
                 logits = model.score(states)
                 finite("logits", logits)
                 logits[:, [PAD, START]] = -torch.inf
-                after = logits.argmax(1)
-                going = (after != END) & (limits[rows] > step)
-                translations[rows[going], step] = after[going]
-                rows, part, memory = rows[going], part[going], memory[going]
-                tokens = torch.cat([tokens, after[:, None]], 1)[going]
+                following = logits.argmax(1)  # (b,)
+                unfinished = (following != END) & (limits[rows] > step)
+                translations[rows[unfinished], step] = following[unfinished]
+                rows, part, memory = rows[unfinished], part[unfinished], memory[unfinished]
+                tokens = torch.cat([tokens, following[:, None]], 1)[unfinished]
                 if len(rows) == 0:
                     break
     return translations
 
 
 def _waves(longest: int, dim: int, device: torch.device) -> Tensor:
-    """Sines and cosines of falling frequency, ``(longest, dim)``."""
+    """Return the position encoding, sines and cosines of falling frequency, ``(longest, dim)``."""
     position = torch.arange(longest, dtype=torch.float64, device=device)[:, None]
     rate = 10000 ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
     return torch.cat([(position * rate).sin(), (position * rate).cos()], 1).float()

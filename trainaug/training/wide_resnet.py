@@ -1,4 +1,4 @@
-"""Wide residual networks, the source's model of chapter 5 on CIFAR."""
+"""Wide residual networks, which the work behind chapter 5 uses on CIFAR."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["WideResNet"]
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions, each after BatchNorm and ReLU, beside a shortcut.
+    """Two 3x3 convolutions, each after BatchNorm and ReLU, plus a shortcut.
 
-    Where the number of channels changes, the shortcut is a 1x1 convolution of the first
-    activations, else the inputs themselves.
+    If the number of channels changes, the shortcut is a 1x1 convolution of the first activations;
+    otherwise it is the input itself.
     """
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
@@ -30,23 +30,23 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's features."""
         y = F.relu(self.norms[0](x))
-        beside = x if self.shortcut is None else self.shortcut(y)
+        shortcut = x if self.shortcut is None else self.shortcut(y)
         y = self.second(F.relu(self.norms[1](self.first(y))))
-        return y + beside  # type: ignore[no-any-return]
+        return y + shortcut  # type: ignore[no-any-return]
 
 
 class WideResNet(nn.Module):
     """WRN-depth-width without dropout: three stages of 16, 32 and 64 channels times ``width``.
 
-    Maps ``(B, in_channels, H, W)`` to logits ``(B, C)``; WRN-28-10 has 36 479 194 parameters for
+    It maps ``(B, in_channels, H, W)`` to logits ``(B, C)``; WRN-28-10 has 36 479 194 parameters for
     three channels and 10 classes. Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016.
 
     Args:
-        depth: Number of convolutions, three shortcuts included: 6 n + 4 with n blocks a stage.
-        width: Factor of the channels.
-        num_classes: C.
-        generator: Draws the weights. Departure from the authors: uniform, as `initialise` draws
-            them, not He's normal ones.
+        depth: Number of convolutions, three shortcuts included: 6 n + 4 with n blocks per stage.
+        width: Factor by which the channels are multiplied.
+        num_classes: Number of classes, C.
+        generator: Draws the weights. Departure from the authors: they are uniform, as `initialise`
+            draws them, not He's normal ones.
         in_channels: Channels of a picture.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Gradient clustering: strata of similar gradients, samplers that know redundancy, variance meters.
+"""Gradient clustering: strata of similar gradients, samplers that use them, and variance measures.
 
 Chapter: notebooks/02_gradient_clustering.ipynb
 Reference: Faghri, Duvenaud, Fleet, Ba, "A Study of Gradient Variance in Deep Learning",

@@ -1,4 +1,4 @@
-"""Cluster a model's per-example gradients, by passes over the data or on-line.
+"""Cluster a model's per-example gradients, in passes over the data or on-line, batch by batch.
 
 Chapter: notebooks/02_gradient_clustering.ipynb
 Reference: Faghri, Duvenaud, Fleet, Ba, "A Study of Gradient Variance in Deep Learning",
@@ -29,14 +29,15 @@ __all__ = ["Batches", "Clustering", "GradientClustering", "Rule"]
 
 Rule = Literal["running", "frozen", "plain", "exact"]
 LARGEST_GRAM = 20_000  # examples whose inner products are kept at once: 3.2 GB
-LARGEST_INDEX = 1 << 62
+LARGEST_INDEX = 1 << 62  # N is known only after a pass, so a batch alone cannot be checked further
 
 
 class Batches(Sized, Protocol):
-    """What gives the batches ``(x, y, index)`` of one pass over the data each time it is iterated.
+    """A sized iterable: each iteration gives the batches ``(x, y, index)`` of a pass over the data.
 
-    A list of batches, or a ``DataLoader`` of a data set that returns the index. ``x`` and ``y`` are
-    tensors, or tuples, lists and mappings of tensors, as the model and the criterion take them.
+    For example a list of batches, or a ``DataLoader`` over a data set that returns the index. ``x``
+    and ``y`` are tensors, or tuples, lists and mappings of tensors, as the model and the criterion
+    take them.
     """
 
     def __iter__(self) -> Any: ...
@@ -46,14 +47,15 @@ class Batches(Sized, Protocol):
 class Clustering:
     """A partition of the examples.
 
-    It says nothing about the model: a sampler that draws from it stays unbiased when the model
-    has moved on, only the gain shrinks with age.
+    It does not depend on the model: a sampler that draws from it stays unbiased when the model
+    has moved on; only the gain shrinks as the partition ages.
 
     Attributes:
         assign: Cluster of each example, ``(N,)`` int64 on the CPU.
-        sizes: ``(K,)`` int64; clusters may be empty.
-        distortions: Of each pass, distances to the rank-one centres weighted by size: the
-            published objective. The variance follows from true means, see ``total_distortion``.
+        sizes: Examples in each cluster, ``(K,)`` int64; clusters may be empty.
+        distortions: For each pass the published objective, the sum over examples of the cluster's
+            size times the squared distance to its centre. The variance follows from the true
+            means instead, see ``total_distortion``.
     """
 
     assign: Tensor
@@ -64,34 +66,35 @@ class Clustering:
 class GradientClustering:
     r"""Weighted k-means of per-example gradients, $\min\sum_iN_{a_i}\lVert C_{a_i}-g_i\rVert^2$.
 
-    A pass takes every batch forward and back once, without gradients of parameters: it assigns
-    with the centres as they are and collects the next ones. The model is not changed. The first
-    batch of a pass is verified, see ``LayerFactors.factors``.
+    A pass runs every batch forward and backward once, without gradients of parameters: it assigns
+    examples to the present centres and collects the sums that give the next ones. The model is not
+    changed. The first batch of a pass is compared with autograd, see ``LayerFactors.factors``.
 
     Args:
-        model: Of ``nn.Linear`` and ``nn.Conv2d`` layers (see ``LayerFactors``). Its mode is yours:
-            dropout makes the gradients of one draw of its masks.
+        model: Made of ``nn.Linear`` and ``nn.Conv2d`` layers (see ``LayerFactors``). The caller
+            chooses its mode: with dropout on, the gradients are those of one draw of the masks.
         criterion: ``criterion(model(x), y)`` gives per-example losses ``(B,)``. A sum or a mean is
             refused: under a mean the factors would change with the size of the batch.
         num_clusters: K, at most the number of examples.
         generator: Source of the first centres and of the halves of a split.
-        rule: Multiplier of the distance to a centre. ``running``: the examples that the cluster
-            has got in this pass, plus one, as the authors' code does. ``frozen``: its size in the
-            pass before, as published; no descent step: it swings to and fro and empties clusters.
-            ``plain``: one, which is k-means. ``exact``: running, and after the last pass
-            single moves by their exact change of the variance, which needs ``(N, N)`` numbers.
-        centers: See ``GradientCenters``.
-        min_size: Least size of a cluster: after a pass, the smallest one below it takes a random
-            half of the one with the largest distortion; 0 for never.
+        rule: What multiplies the distance to a centre. ``running``: one plus the number of
+            examples that the cluster has received so far in this pass, as in the authors' code.
+            ``frozen``: the cluster's size in the previous pass, as published. This need not lower
+            the objective: assignments oscillate, and clusters become empty. ``plain``: one, which
+            is k-means. ``exact``: as ``running``, and after the last pass single examples move by
+            the exact change of the variance, which needs ``(N, N)`` numbers.
+        centers: Kind of the centres, see ``GradientCenters``.
+        min_size: Least size of a cluster. After a pass, the smallest cluster below it takes a
+            random half of the cluster with the largest distortion. With 0 this never happens.
         layers: See ``LayerFactors``.
         bias: See ``LayerFactors``.
 
     Raises:
         ValueError: If a setting is out of range, there are fewer examples than clusters, or the
             indices of a pass are not 0 to N - 1, each once.
-        TypeError: If a layer has no factors, or a batch is of another form.
+        TypeError: If a layer has no factors, or a batch has another form.
         FloatingPointError: If a gradient is not finite, naming an example.
-        RuntimeError: If a parameter changes during a pass, by whatever way.
+        RuntimeError: If a parameter changes during a pass, in whatever way.
     """
 
     def __init__(
@@ -115,50 +118,52 @@ class GradientClustering:
         self.rule, self.min_size = rule, min_size
         self.centers = GradientCenters(num_clusters, centers)
         self._layers, self._bias = layers, bias
-        self._sizes: Tensor | None = None  # of the last pass or, on-line, decayed
+        self._sizes: Tensor | None = None  # of the last pass; on-line, moving averages
         self._is_verified = self._is_passing = False
 
     @property
     def num_clusters(self) -> int:
-        """K."""
+        """The number of clusters, K."""
         return self.centers.num_clusters
 
     def _factors(self, x: Any, y: Any, index: Tensor) -> dict[str, Factors]:
+        """Return the factors of a batch by layer; verify them once per pass; refuse NaN."""
         device = next(self.model.parameters()).device
         x, y = (map_tensors(lambda t: t.to(device), v) for v in (x, y))
         verify = not self._is_verified
         factors = layer_factors(
             self.model, self.criterion, x, y, verify=verify, layers=self._layers, bias=self._bias
         )
-        self._is_verified = self._is_verified or len(index) > 1
-        for layer in factors.values():  # before a centre takes a NaN to all distances
+        self._is_verified = self._is_verified or len(index) > 1  # one example alone shows nothing
+        for layer in factors.values():  # a NaN in a centre would spread to all distances
             finite = [v.flatten(1).isfinite().all(1) for v in (layer.x, layer.z_grad)]
             _check_finite(finite[0] & finite[1], index, "the gradient of example {} is not finite")
         return factors
 
     def _draw(self, high: int, count: int) -> Tensor:
+        """Return ``count`` integers in [0, high), on the CPU."""
         g = self.generator
         return torch.randint(high, (count,), generator=g, device=g.device).cpu()
 
     # --- passes over the data ---------------------------------------------------------------------
 
     def fit(self, batches: Batches, num_iterations: int = 10) -> Clustering:
-        """Assign and update in turn; called again, it goes on from the centres it has.
+        """Assign and update alternately; another call continues from the centres of the last one.
 
         Args:
-            batches: Sized, and the same examples each time it is iterated; order does not matter
-                but for ``running``, whose counts grow along the pass.
-            num_iterations: Passes, at least 1; the authors use 10, ImageNet 3.
+            batches: Sized, with the same examples each time it is iterated. Their order matters
+                for the first centres, and for rules whose counts grow during the pass.
+            num_iterations: Passes, at least 1; the authors use 10, and 3 for ImageNet.
 
         Returns:
-            The partition of the last pass, after its split or, with ``exact``, after the moves;
-            and the distortion of every pass, before either.
+            The partition of the last pass, after its split and, with ``exact``, after the moves;
+            and the distortion of every pass, measured before either.
 
         Raises:
             ValueError: If ``num_iterations`` is below 1, there are no batches or fewer examples
                 than clusters, the indices of a pass are not 0 to N - 1, each once, or there are
                 more than 20 000 examples for ``exact``.
-            TypeError: If a layer has no factors, or a batch is of another form.
+            TypeError: If a layer has no factors, or a batch has another form.
             FloatingPointError: If a gradient or a squared distance is not finite.
             RuntimeError: If a parameter changes during a pass.
         """
@@ -175,18 +180,19 @@ class GradientClustering:
         return Clustering(clustering.assign, clustering.sizes, tuple(distortions))
 
     def assign(self, batches: Batches) -> Clustering:
-        """Assign every example to the centres as they are: the refresh of the on-line mode.
+        """Assign every example to the present centres, in one pass; on-line, this is the refresh.
 
         Args:
-            batches: As in `fit`; one pass.
+            batches: As in `fit`.
 
         Returns:
-            The partition and the distortion of this pass; no cluster is split, no example moved.
+            The partition and the distortion of this pass. No cluster is split, and with ``exact``
+            no example is moved afterwards.
 
         Raises:
             ValueError: If there are no centres yet, no batches, or the indices are not 0 to N - 1,
                 each once.
-            TypeError: If a layer has no factors, or a batch is of another form.
+            TypeError: If a layer has no factors, or a batch has another form.
             FloatingPointError: If a gradient or a squared distance is not finite.
             RuntimeError: If a parameter changes during the pass.
         """
@@ -195,16 +201,17 @@ class GradientClustering:
         return self._pass(batches, learn=False)
 
     def _begin(self, batches: Batches) -> None:
-        """Put the centres on K examples, spread evenly over the batches, random within them."""
+        """Put the centres on K examples, spread evenly over the batches and random within them."""
         k, taken = self.num_clusters, 0
         centers = type(self.centers)(k, self.centers.kind)
-        orders: list[Tensor] = []  # rows of each batch that are not taken yet
-        for sweep in range(2):  # the second only if the last batches were too small
+        orders: list[Tensor] = []  # for each batch, the rows not taken yet, in random order
+        for sweep in range(2):  # the second is needed only if the last batches were too small
             for number, batch in enumerate(batches):
                 x, y, index = _parts(batch)
                 if sweep == 0:
                     g = self.generator
                     orders.append(torch.randperm(len(index), generator=g, device=g.device))
+                # So many centres are due after this batch, rounded up; the second sweep takes all.
                 due = min(k, -(-k * (number + 1) // len(batches))) if sweep == 0 else k
                 count = min(len(orders[number]), due - taken)
                 rows, orders[number] = orders[number][:count], orders[number][count:]
@@ -224,6 +231,7 @@ class GradientClustering:
         self.centers = centers
 
     def _pass(self, batches: Batches, learn: bool) -> Clustering:
+        """Run `_one_pass` with the flags that verify its first batch and refuse `state_dict`."""
         self._is_passing, self._is_verified = True, False
         try:
             return self._one_pass(batches, learn)
@@ -231,6 +239,7 @@ class GradientClustering:
             self._is_passing = False
 
     def _one_pass(self, batches: Batches, learn: bool) -> Clustering:
+        """Assign every example; if ``learn``, also split a small cluster and move the centres."""
         self.centers.discard()
         before = [p.detach().clone() for p in self.model.parameters()]
         counts = torch.zeros(self.num_clusters, dtype=torch.float64, device="cpu")
@@ -242,7 +251,7 @@ class GradientClustering:
                 raise RuntimeError("the model changed during a pass: cluster between two updates")
             distances = self._distances(factors, index)
             assign = (distances * self._multiplier(counts).to(distances)).argmin(1)
-            half = self._draw(2, len(assign))
+            half = self._draw(2, len(assign))  # drawn in every pass, used if its cluster is split
             if learn:
                 self.centers.add(factors, assign, half)
             least = distances.gather(1, assign[:, None]).squeeze(1)
@@ -255,20 +264,22 @@ class GradientClustering:
         if learn:
             split = self._splitting(sizes, sizes * per_cluster)
             if split is not None:
-                empty, other = split
-                assign = torch.where((assign == other) & (half == 1), empty, assign)
+                small, other = split
+                assign = torch.where((assign == other) & (half == 1), small, assign)
             sizes = self.centers.update(split)
         self._sizes = sizes.double()
         return Clustering(assign, sizes, (distortion,))
 
     def _multiplier(self, counts: Tensor) -> Tensor:
+        """Return what multiplies the distances to the K centres, given the counts of this pass."""
         if self.rule == "plain":
             return torch.ones_like(counts)
-        if self.rule == "frozen":
-            return counts + 1 if self._sizes is None else self._sizes.clamp_min(1.0)
-        return counts + 1
+        if self.rule == "frozen" and self._sizes is not None:
+            return self._sizes.clamp_min(1.0)
+        return counts + 1  # also for the first pass of `frozen`, which has no earlier sizes
 
     def _splitting(self, sizes: Tensor, distortions: Tensor) -> tuple[int, int] | None:
+        """Return the cluster that is too small and the one to split for it, if there are such."""
         smallest, other = int(sizes.argmin()), int(distortions.argmax())
         if sizes[smallest] >= self.min_size or sizes[other] < 2 or smallest == other:
             return None
@@ -281,20 +292,22 @@ class GradientClustering:
         return distances
 
     def _polish(self, batches: Batches, clustering: Clustering) -> Clustering:
+        """Move single examples while that lowers the exact variance (`exact_moves`)."""
         if len(clustering.assign) > LARGEST_GRAM:
             raise ValueError(
                 f"rule='exact' takes {LARGEST_GRAM} examples at most, got {len(clustering.assign)}"
             )
         parts = [_parts(batch) for batch in batches]
-        kept = [(index, self._factors(x, y, index)) for x, y, index in parts]
+        computed = [(index, self._factors(x, y, index)) for x, y, index in parts]
         n = len(clustering.assign)
         gram = torch.zeros(n, n, dtype=torch.float64, device="cpu")
-        for rows, first in kept:
-            for columns, second in kept:
+        for rows, first in computed:
+            for columns, second in computed:
                 gram[rows[:, None], columns] = gram_matrix(first, second).cpu()
         assign = exact_moves(gram, clustering.assign, self.num_clusters)
-        for index, factors in kept:
+        for index, factors in computed:
             chosen = assign[index].to(next(iter(factors.values())).x.device)
+            # Nothing is split here, so the halves do not matter.
             self.centers.add(factors, chosen, torch.zeros_like(assign[index]))
         sizes = self.centers.update()
         self._sizes = sizes.double()
@@ -311,19 +324,20 @@ class GradientClustering:
         dead_share: float = 0.0,
         reseed: Literal["largest", "data"] = "largest",
     ) -> Tensor:
-        r"""Move the centres by one batch; sizes $s_k+1$ multiply the distances.
+        r"""Move the centres by one batch; the averaged sizes $s_k+1$ multiply the distances.
 
         Draw the batch uniformly: batches of the stratified sampler would bias the sizes towards
-        small clusters. Examples get their clusters from ``assign``, a pass.
+        small clusters. To get the clusters of all examples, call ``assign``, which runs one pass.
 
         Args:
             x: Inputs, ``(B, ...)``, or nested; the first batch has at least K examples.
             y: Targets, ``(B, ...)``, or nested.
             decay: $\beta$ of the moving averages, in [0, 1).
-            dead_share: A cluster with less than this share of the mean size is dead; at most one
-                a call starts anew, with ``reseed``:
-            reseed: ``largest``: as a copy of the cluster with the largest distortion in the batch,
-                both with half its size. ``data``: on a random example of the batch.
+            dead_share: A cluster with less than this share of the mean size is dead. At most one
+                dead cluster per call starts anew.
+            reseed: Where it starts. ``largest``: as a copy of the cluster with the largest
+                distortion in the batch, each with half the size. ``data``: on a random example
+                of the batch, with the mean size.
 
         Returns:
             Clusters of the batch, ``(B,)`` int64, on the device of the model.
@@ -331,7 +345,7 @@ class GradientClustering:
         Raises:
             ValueError: If an option is out of range, the first batch has fewer examples than there
                 are clusters, the centres are not ``means``, or the losses are reduced.
-            TypeError: If a layer has no factors, or a batch is of another form.
+            TypeError: If a layer has no factors, or a batch has another form.
             FloatingPointError: If a gradient or a squared distance is not finite.
         """
         if not 0 <= decay < 1 or not 0 <= dead_share < 1:
@@ -366,7 +380,7 @@ class GradientClustering:
     # --- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> StateDict:
-        """Return centres, sizes and the generator's state; RuntimeError in the middle of a pass."""
+        """Return centres, sizes and generator state; raise RuntimeError in the middle of a pass."""
         if self._is_passing:
             raise RuntimeError("half a pass has no state: take it before or after fit or assign")
         sizes = None if self._sizes is None else self._sizes.clone()
@@ -374,7 +388,10 @@ class GradientClustering:
         return {"centers": self.centers.state_dict(), "sizes": sizes, "generator": generator}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from ``state``; ValueError, and no change, if it is of another number or kind."""
+        """Continue from ``state``; if the number or kind of its centres differs, raise ValueError.
+
+        Nothing is changed in that case.
+        """
         sizes = state["sizes"]
         if sizes is not None and len(sizes) != self.num_clusters:
             raise ValueError(f"state of {len(sizes)} clusters, need {self.num_clusters}")
@@ -385,7 +402,7 @@ class GradientClustering:
 
 
 def _parts(batch: Any) -> tuple[Any, Any, Tensor]:
-    """Take a batch apart, with the index as int64 on the CPU."""
+    """Check a batch and return x, y and the index, the latter as int64 on the CPU."""
     if isinstance(batch, Mapping) or not isinstance(batch, Sequence) or len(batch) != 3:
         kind = f"{type(batch).__name__} of {[*batch]}" if isinstance(batch, Mapping) else ""
         raise TypeError(f"a batch must be (x, y, index), got {kind or type(batch).__name__}")
@@ -398,7 +415,10 @@ def _parts(batch: Any) -> tuple[Any, Any, Tensor]:
 
 
 def _are_equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
-    """Compare values, NaN included: an optimiser that writes to ``p.data`` moves no version."""
+    """Tell whether all values are equal; NaN counts as equal to NaN.
+
+    Versions of the tensors would not do: an optimiser that writes to ``p.data`` leaves them alone.
+    """
     if [p.shape for p in before] != [p.shape for p in now]:
         return False
     for old, new in zip(before, now, strict=True):
@@ -410,13 +430,14 @@ def _are_equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
 
 
 def _check_finite(finite: Tensor, index: Tensor, message: str) -> None:
+    """Raise ``message``, filled in with the first example whose entry in ``finite`` is False."""
     if not finite.all():
         first = int(index.to(finite.device)[~finite][0])
         raise FloatingPointError(message.format(first))
 
 
 def _in_order(seen: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Tensor, ...]:
-    """Put what the batches gave into the order of the examples."""
+    """Join the columns of all batches and sort them by the index, which is the first column."""
     if not seen:
         raise ValueError("no batches: nothing to cluster")
     index, *values = (torch.cat(parts) for parts in zip(*seen, strict=True))

@@ -1,7 +1,7 @@
 r"""Estimates of the mean gradient: uniform batches, strata and SVRG; and per-example gradients.
 
-All are flat, in the order of the trainable parameters, of the mean loss over the data. The model
-is not touched: no ``.grad``, no mode, no step.
+An estimate is a flat vector, in the order of the trainable parameters; it estimates the gradient of
+the mean loss over the data. The model is not touched: neither ``.grad`` nor its mode or parameters.
 
 Chapter: notebooks/02_gradient_clustering.ipynb
 Reference: Faghri, Duvenaud, Fleet, Ba, "A Study of Gradient Variance in Deep Learning",
@@ -35,7 +35,7 @@ __all__ += ["StratifiedEstimator", "per_example_gradients"]
 
 Criterion = Callable[[Any, Any], Tensor]
 Values = dict[str, Tensor]
-MOST_PARTS = 64  # gradients of chunks that are kept at once
+MOST_PARTS = 64  # at most so many gradients of chunks are kept before they are summed
 
 
 class Data(Sized, Protocol):
@@ -45,21 +45,21 @@ class Data(Sized, Protocol):
 
 
 class GradientEstimator(Protocol):
-    """An unbiased estimate of the mean gradient; counts examples backpropagated so far.
+    """An unbiased estimate of the mean gradient, with counters of its cost.
 
     Attributes:
-        backward_examples: Examples that samples have backpropagated.
-        refresh_examples: Examples backpropagated to prepare them.
+        backward_examples: Examples backpropagated so far to draw samples.
+        refresh_examples: Examples backpropagated so far to prepare the estimate.
     """
 
-    backward_examples: int  # by samples
-    refresh_examples: int  # to prepare them
+    backward_examples: int
+    refresh_examples: int
 
     def refresh(self, model: nn.Module) -> None:
-        """Renew what is kept of the model.
+        """Renew what the estimate stores about the model, such as SVRG's snapshot.
 
         Args:
-            model: The model at the parameters of now.
+            model: The model at its present parameters.
         """
 
     def sample(self, model: nn.Module, generator: torch.Generator) -> Tensor:
@@ -72,7 +72,7 @@ class GradientEstimator(Protocol):
 
 
 def _trainable(model: nn.Module) -> Values:
-    """Return the trainable parameters, once each, if gradients of single examples exist."""
+    """Return the trainable parameters by name; raise if single examples have no gradients."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"{type(model).__name__} of torch.jit: give the model it was made from")
     for name, module in model.named_modules():
@@ -88,6 +88,7 @@ def _trainable(model: nn.Module) -> Values:
 
 
 def _check_losses(losses: Tensor, b: int) -> Tensor:
+    """Return the losses; raise a ValueError unless they are unreduced, ``(b,)``."""
     if losses.shape != (b,):
         raise ValueError(f"need losses of shape {(b,)}, unreduced, got {tuple(losses.shape)}")
     return losses
@@ -96,23 +97,24 @@ def _check_losses(losses: Tensor, b: int) -> Tensor:
 def per_example_gradients(
     model: nn.Module, criterion: Criterion, x: Any, y: Any, chunk_size: int | None = None
 ) -> Tensor:
-    """Return the gradient of every example's loss, ``(B, d)``, ``chunk_size`` at once.
+    """Return the gradient of every example's loss, d being the number of trainable parameters.
 
-    By ``torch.func.vmap``; where a part of the model has no rule for it, one example at a time.
+    Uses ``torch.func.vmap``; if an operation of the model does not support it, one example is
+    backpropagated at a time.
 
     Args:
-        model: Of any layers; compiled parts run as they were written.
+        model: May have any layers; compiled parts run uncompiled.
         criterion: ``criterion(model(x), y)`` gives per-example losses ``(B,)``.
         x: Inputs, ``(B, ...)``, or tuples, lists and mappings of such.
         y: Targets, in the same way.
-        chunk_size: Examples at once; it bounds the memory.
+        chunk_size: Examples processed at a time, to bound the memory; by default all.
 
     Returns:
         Shape ``(B, d)``, in the order of the trainable parameters.
 
     Raises:
         ValueError: If losses are reduced, or a BatchNorm uses statistics of the batch.
-        TypeError: If the model is one of ``torch.jit``, or a batch of another form.
+        TypeError: If the model is one of ``torch.jit``, or a batch has another form.
         RuntimeError: If the model draws random numbers, as dropout does.
         FloatingPointError: If a gradient is not finite, naming an example.
     """
@@ -120,15 +122,15 @@ def per_example_gradients(
     if b == 0 or b != num_rows(y):
         raise ValueError(f"need as many inputs as targets, got {b} and {num_rows(y)}")
     model = unwrapped(model)
-    at = {name: p.detach() for name, p in _trainable(model).items()}
-    device = next(iter(at.values())).device
+    parameters = {name: p.detach() for name, p in _trainable(model).items()}
+    device = next(iter(parameters.values())).device
     x, y = (map_tensors(lambda t: t.to(device), v) for v in (x, y))
     with torch.random.fork_rng([device] if device.type == "cuda" else []), eagerly():
         state = _random_state(device)
         try:
-            flat = _by_vmap(model, criterion, at, x, y, chunk_size)
+            flat = _by_vmap(model, criterion, parameters, x, y, chunk_size)
         except RuntimeError as error:
-            if "random" in str(error):
+            if "random" in str(error):  # vmap's own refusal of random operations
                 raise
             flat = _one_by_one(model, criterion, x, y)
         if not torch.equal(_random_state(device), state):
@@ -144,27 +146,34 @@ def _random_state(device: torch.device) -> Tensor:
 
 
 def _by_vmap(
-    model: nn.Module, criterion: Criterion, at: Values, x: Any, y: Any, chunk_size: int | None
+    model: nn.Module,
+    criterion: Criterion,
+    parameters: Values,
+    x: Any,
+    y: Any,
+    chunk_size: int | None,
 ) -> Tensor:
+    """Return per-example gradients ``(B, d)`` at the given parameters, by ``vmap``."""
     tensors: list[Tensor] = []
 
-    def noted(t: Tensor) -> Tensor:
+    def collect(t: Tensor) -> Tensor:
         tensors.append(t)
         return t
 
-    map_tensors(noted, (x, y))
+    map_tensors(collect, (x, y))  # vmap takes a flat list of tensors, so x and y are taken apart
 
-    def loss(at: Values, *parts: Tensor) -> Tensor:
+    def loss(parameters: Values, *parts: Tensor) -> Tensor:
         rows = iter(parts)
-        x_row, y_row = map_tensors(lambda _: next(rows)[None], (x, y))
-        return _check_losses(model_losses(model, criterion, x_row, y_row, at), 1)[0]
+        x_row, y_row = map_tensors(lambda _: next(rows)[None], (x, y))  # ... and rebuilt here
+        return _check_losses(model_losses(model, criterion, x_row, y_row, parameters), 1)[0]
 
-    where = (None, *[0] * len(tensors))
-    gradients = vmap(grad(loss), where, chunk_size=chunk_size)(at, *tensors)
-    return torch.cat([gradients[name].flatten(1) for name in at], 1)  # (B, d)
+    in_dims = (None, *[0] * len(tensors))
+    gradients = vmap(grad(loss), in_dims, chunk_size=chunk_size)(parameters, *tensors)
+    return torch.cat([gradients[name].flatten(1) for name in parameters], 1)  # (B, d)
 
 
 def _one_by_one(model: nn.Module, criterion: Criterion, x: Any, y: Any) -> Tensor:
+    """Return per-example gradients ``(B, d)`` by one backward pass for each example."""
     parameters = list(_trainable(model).values())
     rows = []
     for i in torch.split(torch.arange(num_rows(x), device="cpu"), 1):
@@ -178,19 +187,19 @@ def _one_by_one(model: nn.Module, criterion: Criterion, x: Any, y: Any) -> Tenso
 
 
 class _Estimator:
-    """Data, counters, and the gradient of given draws."""
+    """Base of the estimators: the data, the counters, and the gradient of given draws."""
 
-    _kept: tuple[str, ...] = ("backward_examples", "refresh_examples")
+    _kept: tuple[str, ...] = ("backward_examples", "refresh_examples")  # the state's attributes
 
     def __init__(self, criterion: Criterion, dataset: Data) -> None:
         self.criterion, self.dataset = criterion, dataset
         self.backward_examples = self.refresh_examples = 0
 
     def refresh(self, model: nn.Module) -> None:
-        """Do nothing, as nothing is kept of the model.
+        """Do nothing: this estimate stores nothing about the model.
 
         Args:
-            model: Not looked at.
+            model: Not used.
         """
 
     def draw(self, generator: torch.Generator) -> Tensor:
@@ -202,19 +211,19 @@ class _Estimator:
         raise NotImplementedError
 
     def weights(self) -> Tensor | None:
-        """Return the weight of each draw, or ``None`` for their mean."""
+        """Return the weight of each draw, or ``None`` if the estimate is their mean."""
 
     def estimate(self, model: nn.Module, indices: Tensor) -> Tensor:
         """Return the estimate from given draws, ``(d,)``.
 
         Args:
             model: The model whose gradient is estimated; its mode is the caller's.
-            indices: What `draw` gave, integers on the CPU.
+            indices: What `draw` returned, integers on the CPU.
 
         Raises:
             ValueError: If losses are reduced, a BatchNorm uses statistics of the batch, or no
                 parameter is trainable.
-            TypeError: If the model is one of ``torch.jit``, or the data give another form.
+            TypeError: If the model is one of ``torch.jit``, or the data have another form.
             FloatingPointError: If the gradient is not finite.
         """
         self.backward_examples += len(indices)
@@ -224,7 +233,7 @@ class _Estimator:
         """Return one independent estimate, ``(d,)``.
 
         Args:
-            model: As in `estimate`, whose errors this has.
+            model: As in `estimate`, which may raise its errors.
             generator: Source of the draws.
         """
         return self.estimate(model, self.draw(generator))
@@ -232,6 +241,10 @@ class _Estimator:
     def _gradient(
         self, model: nn.Module, indices: Tensor, weights: Tensor | None = None, *, at: Any = None
     ) -> Tensor:
+        """Return the gradient of the weighted sum of some examples' losses, or of their mean.
+
+        With ``at``, parameters and buffers by name, the model runs with these in place of its own.
+        """
         model = unwrapped(model)
         values = _trainable(model)
         if at is not None:
@@ -256,7 +269,7 @@ class _Estimator:
         return flat
 
     def state_dict(self) -> StateDict:
-        """Return the counters and what the estimate keeps."""
+        """Return the counters and what the estimate stores."""
         return {name: copy.deepcopy(getattr(self, name)) for name in self._kept}
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -266,7 +279,7 @@ class _Estimator:
 
 
 class SGEstimator(_Estimator):
-    """The mean of B uniform draws, SG-B; SG-2B is this one with twice the batch size.
+    """The mean over B uniform draws, called SG-B; for SG-2B double the batch size.
 
     Args:
         criterion: ``criterion(model(x), y)`` gives per-example losses ``(B,)``.
@@ -275,8 +288,7 @@ class SGEstimator(_Estimator):
         replacement: Whether the draws of a batch are independent.
 
     Raises:
-        ValueError: If there is no such batch; sampling also as ``per_example_gradients``, and a
-            TypeError if the data give another form.
+        ValueError: If there is no such batch. For errors while sampling see `estimate`.
     """
 
     def __init__(
@@ -303,8 +315,9 @@ class SGEstimator(_Estimator):
 class SVRGEstimator(SGEstimator):
     r"""$\mu-\nabla\ell_{\mathcal B}(\tilde\theta)+\nabla\ell_{\mathcal B}(\theta)$ (SVRG).
 
-    ``refresh`` copies $\tilde\theta$ with the buffers and takes the full mean $\mu$. Both gradients
-    take the same draws and dropout masks, and count as backpropagated. Else as ``SGEstimator``.
+    ``refresh`` stores the snapshot $\tilde\theta$ with the buffers, and the full mean gradient
+    $\mu$ there. Both gradients of a sample use the same draws and dropout masks, and both count in
+    ``backward_examples``. Otherwise it is as ``SGEstimator``.
 
     Args:
         criterion, dataset, batch_size, replacement: As for ``SGEstimator``, with its errors.
@@ -319,7 +332,7 @@ class SVRGEstimator(SGEstimator):
     chunk_size = 1000
 
     def refresh(self, model: nn.Module) -> None:
-        r"""Take the parameters, the buffers and the full mean, N examples backpropagated.
+        r"""Store the parameters, the buffers and the full mean gradient; backpropagate N examples.
 
         Args:
             model: The model at $\tilde\theta$.
@@ -327,7 +340,7 @@ class SVRGEstimator(SGEstimator):
         Raises:
             ValueError: If losses are reduced, a BatchNorm uses statistics of the batch, or no
                 parameter is trainable.
-            TypeError: If the model is one of ``torch.jit``, or the data give another form.
+            TypeError: If the model is one of ``torch.jit``, or the data have another form.
             FloatingPointError: If a gradient is not finite.
         """
         n = len(self.dataset)
@@ -347,13 +360,13 @@ class SVRGEstimator(SGEstimator):
 
         Args:
             model: The model at $\theta$.
-            indices: Of the batch $\mathcal B$, ``(B,)``, integers on the CPU.
+            indices: Examples of the batch $\mathcal B$, ``(B,)``, integers on the CPU.
 
         Raises:
             RuntimeError: If ``refresh`` has not been called.
             ValueError: If losses are reduced, a BatchNorm uses statistics of the batch, or no
                 parameter is trainable.
-            TypeError: If the model is one of ``torch.jit``, or the data give another form.
+            TypeError: If the model is one of ``torch.jit``, or the data have another form.
             FloatingPointError: If one of the two gradients is not finite.
         """
         if self._snapshot is None or self._mean is None:
@@ -368,15 +381,17 @@ class SVRGEstimator(SGEstimator):
 class StratifiedEstimator(_Estimator):
     r"""Uniform draws from every stratum, weighted by its size: $\frac1N\sum_kN_kg_{j_k}$.
 
+    $N_k$ is the size of stratum k, and $j_k$ the example drawn from it.
+
     Args:
-        criterion, dataset: As ``SGEstimator``, with its errors.
-        assign: Stratum of each example, ``(N,)`` integer; absent labels are no strata.
-        draws: Independent draws from each of the M strata, at least 1; M times as many examples a
-            sample.
+        criterion, dataset: As in ``SGEstimator``, with its errors.
+        assign: Stratum of each example, ``(N,)`` integer; labels need not be consecutive.
+        draws: Independent draws from each of the M strata, at least 1. A sample has ``draws * M``
+            examples.
 
     Raises:
-        ValueError: If ``draws`` is below 1, there are no data, or ``assign`` is not an integer for
-            each of them; sampling as in ``SGEstimator``.
+        ValueError: If ``draws`` is below 1, there are no data, or ``assign`` is not one integer
+            for each of them. For errors while sampling see `estimate`.
     """
 
     _kept = (*_Estimator._kept, "_order", "_sizes")
@@ -391,34 +406,38 @@ class StratifiedEstimator(_Estimator):
         self.set_clusters(assign)
 
     def set_clusters(self, assign: Tensor, *, examples: int = 0) -> None:
-        """Take other strata.
+        """Replace the strata.
 
         Args:
-            assign: Stratum of each example, ``(N,)`` integer; absent labels are no strata.
-            examples: How many examples were backpropagated to find them, which
-                ``refresh_examples`` then counts.
+            assign: Stratum of each example, ``(N,)`` integer; labels need not be consecutive.
+            examples: How many examples were backpropagated to find these strata; they are added to
+                ``refresh_examples``.
 
         Raises:
-            ValueError: If there are no data, or ``assign`` is not an integer for each of them.
+            ValueError: If there are no data, or ``assign`` is not one integer for each of them.
         """
         n = len(self.dataset)
         if n == 0 or assign.shape != (n,) or assign.is_floating_point():
             raise ValueError(f"need {n} integer labels, got {assign.dtype} {tuple(assign.shape)}")
-        self._order = assign.cpu().argsort(stable=True)  # (N,) stratum by stratum
+        self._order = assign.cpu().argsort(stable=True)  # (N,) examples, stratum by stratum
         self._sizes = torch.unique(assign.cpu(), return_counts=True)[1]  # (M,)
         self.refresh_examples += examples
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Return the indices of a sample, ``(draws * M,)``: a draw of each stratum in turn.
+        """Return the indices of a sample, one draw from each stratum in turn, with replacement.
+
+        They are ``(draws * M,)`` int64 on the CPU.
 
         Args:
-            generator: Source of the draws, with replacement; int64 on the CPU.
+            generator: Source of the draws.
         """
-        g, shape = generator, (self.draws, len(self._sizes))
+        g = generator
+        shape = (self.draws, len(self._sizes))
+        # With numbers this large, the remainder is uniform but for a bias below N / 2^62.
         numbers = torch.randint(1 << 62, shape, generator=g, device=g.device).cpu()
         starts = self._sizes.cumsum(0) - self._sizes  # (M,)
-        where: Tensor = starts + numbers % self._sizes
-        return self._order[where.flatten()]
+        positions: Tensor = starts + numbers % self._sizes  # (draws, M)
+        return self._order[positions.flatten()]
 
     def weights(self) -> Tensor:
         """Return the weight of each draw, ``(draws * M,)`` float64; they sum to one."""

@@ -1,4 +1,4 @@
-r"""Mean, variance and normalised variance of an estimate, from T independent samples of it.
+r"""Variance and normalised variance of a gradient estimate, from T independent samples of it.
 
 Chapter: notebooks/02_gradient_clustering.ipynb
 Reference: Faghri, Duvenaud, Fleet, Ba, "A Study of Gradient Variance in Deep Learning",
@@ -17,25 +17,26 @@ from torch import Tensor
 __all__ = ["Epsilon", "Moments", "gradient_moments"]
 
 Epsilon = Literal["relative", "absolute"]
-ABSOLUTE, RELATIVE = 1e-7, 1e-12
+ABSOLUTE, RELATIVE = 1e-7, 1e-12  # epsilon of either kind, see `gradient_moments`
 
 
 @dataclass(frozen=True)
 class Moments:
-    r"""What T samples $\hat g_t$ of a gradient say, with $d$ coordinates.
+    r"""Spread of T samples $\hat g_t$ of a gradient with $d$ coordinates.
 
     Attributes:
-        variance: $\frac1d\sum_jV_j$ with Bessel's correction, unbiased.
+        variance: $\frac1d\sum_jV_j$, the sample variance with Bessel's correction, unbiased.
         variance_plugin: $\frac1d\sum_j\frac1T\sum_t(\hat g_{t,j}-\tilde m_j)^2$, with the mean
-            $\tilde m$ of another T samples: larger by the factor $1+1/T$ on average. ``None``
-            without them.
-        normalised: $V/(V+\lVert\bar g\rVert^2)$ of sums over coordinates, in [0, 1]; the squared
-            length of the mean is corrected by $-V/T$ and at least 0. NaN if all samples are zero.
+            $\tilde m$ of another T samples. It is larger by the factor $1+1/T$ on average.
+            ``None`` without these other samples.
+        normalised: $V/(V+\lVert\bar g\rVert^2)$ with $V=\sum_jV_j$, in [0, 1]. From the squared
+            length of the mean $V/T$ is subtracted, and the result is at least 0. NaN if all
+            samples are zero.
         normalised_plugin: The mean over coordinates of $\sum_t(\hat g_{t,j}-\tilde m_j)^2/
             (\sum_t\hat g_{t,j}^2+\epsilon)$. The population's ratio is at most 1; this one has
             expectation $1+1/(T-2)$ for Gaussian noise about 0: 1.125 at T = 10 and 1.021 at
-            T = 50. ``None`` without other samples, NaN if no coordinate is alive.
-        dead: Coordinates whose ratio has the denominator 0, all samples being 0.
+            T = 50. ``None`` without other samples, NaN if all coordinates are dead.
+        dead: Number of coordinates at which all samples that enter the denominator are 0.
     """
 
     variance: float
@@ -51,20 +52,21 @@ def gradient_moments(
 ) -> Moments:
     r"""Measure the spread of gradient estimates drawn at fixed parameters.
 
-    The unbiased figures need ``samples`` only. The published ones need twice as many: the mean
-    from ``samples``, deviations and second moments from ``fresh``.
+    The unbiased statistics need only ``samples``. The published (plug-in) ones need twice as many:
+    the mean comes from ``samples``, the deviations and second moments come from ``fresh``.
 
     Args:
         samples: Independent estimates, floating, ``(T, d)``, T at least 2.
-        fresh: As many others, ``(T, d)``.
-        epsilon: Of ``normalised_plugin``. ``absolute``: $10^{-7}$, and dead coordinates count as
-            0, as in the authors' code; coordinates with $\sum_t\hat g^2\ll10^{-7}$ then count as
-            almost 0 too. ``relative``: $10^{-12}$ times the mean of $\sum_t\hat g^2$ over the
-            coordinates alive, and dead ones are left out: the scale of the loss does not matter.
+        fresh: Another T independent estimates, ``(T, d)``.
+        epsilon: The $\epsilon$ of ``normalised_plugin``. ``absolute``: $10^{-7}$, and dead
+            coordinates count as 0, as in the authors' code; coordinates with
+            $\sum_t\hat g^2\ll10^{-7}$ then count as almost 0 too. ``relative``: $10^{-12}$ times
+            the mean of $\sum_t\hat g^2$ over the coordinates that are not dead, and dead ones are
+            left out, so that the scale of the loss does not matter.
 
     Returns:
-        The moments, in squared units of the gradient or as ratios; those called plug-in are
-        ``None`` without ``fresh``.
+        The variances in squared units of the gradient, and the normalised ones as ratios; the
+        plug-in statistics are ``None`` without ``fresh``.
 
     Raises:
         ValueError: If shapes do not fit or ``epsilon`` is unknown.

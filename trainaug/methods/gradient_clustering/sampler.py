@@ -1,4 +1,4 @@
-"""Draw from every cluster equally often, with weights that keep the mean gradient unbiased.
+"""A sampler that draws from every cluster equally often, with weights that remove the bias.
 
 Chapter: notebooks/02_gradient_clustering.ipynb
 Reference: Faghri, Duvenaud, Fleet, Ba, "A Study of Gradient Variance in Deep Learning",
@@ -21,25 +21,25 @@ __all__ = ["StratifiedSampler"]
 
 
 class StratifiedSampler(OrderedBatchSampler):
-    r"""Batches that go round the clusters in random order, one example from each.
+    r"""Batches that visit the clusters round by round, in random order, one example per visit.
 
-    Within a cluster examples come without replacement, reshuffled when it is exhausted. Every place
-    in a batch is uniform over the M clusters that are not empty, so the mean of
-    $w_ig_i$ with ``weights`` $w_i=MN_{a_i}/N$ has the full mean gradient as expectation, for any
-    batch size; its variance is that of the stratified estimator where the size is a multiple of M.
-    Weights reach $M\max_kN_k/N$: clipping the gradient then biases it.
+    Within a cluster, examples are drawn without replacement, and reshuffled when it is exhausted.
+    Every position of a batch is uniform over the M clusters that are not empty, so the mean of
+    $w_ig_i$ with the ``weights`` $w_i=MN_{a_i}/N$ is an unbiased estimate of the mean gradient for
+    any batch size. Its variance is that of the stratified estimator if the size is a multiple of M.
+    Weights can be as large as $M\max_kN_k/N$; clipping the gradient then biases it.
 
-    Until ``set_clusters`` the order is that of random reshuffling, the weights are one. An epoch
-    has as many batches as random reshuffling, the last one smaller unless ``drop_last``. With
-    several ranks all this holds of the global batch.
+    Until ``set_clusters`` is called, the order is that of random reshuffling and the weights are 1.
+    An epoch has as many batches as under random reshuffling, the last one smaller unless
+    ``drop_last``. With several ranks all this holds for the global batch.
 
     Args:
-        num_examples: N.
-        batch_size: B, at least 1, of each rank.
+        num_examples: Number of examples, N.
+        batch_size: Batch size of each rank, B, at least 1.
         generator: Source of the orders, with equal seeds on all ranks.
         drop_last: Leave out an incomplete last batch.
-        num_replicas: Processes that train together.
-        rank: This process.
+        num_replicas: Number of processes that train together.
+        rank: Number of this process.
 
     Raises:
         ValueError: If there is no batch, too few examples to give each rank one in each batch, or
@@ -69,29 +69,30 @@ class StratifiedSampler(OrderedBatchSampler):
         )
         self._sizes = batch_sizes(num_examples, batch_size, num_replicas, drop_last=drop_last)
         self._cluster_of: Tensor | None = None  # (N,) numbers 0 to M - 1
-        self._starts_of_queues: list[int] = []  # cluster after cluster
+        self._starts_of_queues: list[int] = []  # of each cluster's part of `_queues`
         self._ends_of_queues: list[int] = []
-        self._clustered_later = False  # so that what was drawn before cannot be drawn again
+        # Whether clusters were set after drawing began: earlier epochs can then not be drawn again.
+        self._clustered_later = False
         self._leave_clusters()
 
     @property
     def num_clusters(self) -> int:
-        """M, the clusters that are not empty; 0 before the first clustering."""
+        """The number M of clusters that are not empty; 0 before the first clustering."""
         return len(self._ends_of_queues)
 
     def set_clusters(self, assign: Tensor) -> None:
-        """Take a new partition; in mid-epoch it holds from the next batch on.
+        """Take a new partition; in the middle of an epoch it applies from the next batch on.
 
-        On several ranks call it on all of them after the same batch. Where `torch.distributed` is
-        initialised with ``num_replicas`` processes, all get the partition of rank 0.
+        With several ranks, call it on all of them after the same batch. If `torch.distributed` is
+        initialised with ``num_replicas`` processes, all of them get the partition of rank 0.
 
         Args:
             assign: Label of each example, any integers, ``(N,)``.
 
         Raises:
             ValueError: If there are not N integers.
-            RuntimeError: In mid-epoch, if a loader's workers have fetched batches of the old
-                partition, which would be trained on with weights of the new one.
+            RuntimeError: In the middle of an epoch, if a loader's workers have already fetched
+                batches of the old partition, which would get weights of the new one.
         """
         if assign.shape != (self.num_examples,) or assign.is_floating_point():
             raise ValueError(
@@ -110,15 +111,15 @@ class StratifiedSampler(OrderedBatchSampler):
         self._clustered_later |= self._first_state is not None
 
     def weights(self, indices: Tensor) -> Tensor:
-        """Return the weights $MN_{a_i}/N$ of examples, any shape, float32 on their device.
+        """Return the weights $MN_{a_i}/N$ of some examples, or ones before the first clustering.
 
-        Before the first clustering they are 1.
+        They are float32, in the shape and on the device of ``indices``.
 
         Args:
             indices: Integers in [0, N), any shape.
 
         Raises:
-            ValueError: If an index is no integer or out of range.
+            ValueError: If an index is not an integer or is out of range.
         """
         i = checked_indices(indices.flatten(), self.num_examples).reshape(indices.shape)
         if self._cluster_of is None:
@@ -129,10 +130,11 @@ class StratifiedSampler(OrderedBatchSampler):
         return len(self._sizes)
 
     def _partition(self, labels: Tensor) -> None:
+        """Set the clusters, their weights and their members, and empty the queues."""
         kinds, self._cluster_of = torch.unique(labels, return_inverse=True)
         counts = torch.bincount(self._cluster_of, minlength=len(kinds))
         self._cluster_weights = len(kinds) * counts.float() / self.num_examples
-        self._members = self._cluster_of.argsort(stable=True)  # cluster after cluster
+        self._members = self._cluster_of.argsort(stable=True)  # examples, cluster by cluster
         self._starts_of_queues = (counts.cumsum(0) - counts).tolist()
         self._ends_of_queues = counts.cumsum(0).tolist()
         self._empty_queues()
@@ -145,15 +147,16 @@ class StratifiedSampler(OrderedBatchSampler):
 
     def _empty_queues(self) -> None:
         self._queues = self._members.tolist()  # each cluster's part is shuffled on the first visit
-        self._next_of_queues = list(self._ends_of_queues)
+        self._next_of_queues = list(self._ends_of_queues)  # at its end a queue is empty
         self._round: list[int] = []  # clusters in the order of the present round
-        self._turn = 0  # of them visited
+        self._turn = 0  # how many clusters of the round have been visited
 
     def _shuffled(self, count: int) -> list[int]:
         order: list[int] = self._permutation(count).tolist() if count > 1 else [0]
         return order
 
     def _refill(self, cluster: int) -> int:
+        """Shuffle a cluster's part of the queues, and return where it starts."""
         start: int = self._starts_of_queues[cluster]
         end = self._ends_of_queues[cluster]
         if end - start > 1:
@@ -162,11 +165,12 @@ class StratifiedSampler(OrderedBatchSampler):
         return start
 
     def _draw_epoch(self) -> tuple[Tensor, list[int]]:
-        if self.num_clusters:
+        if self.num_clusters:  # no order: the clusters are visited as the batches are drawn
             return torch.empty(0, dtype=torch.int64, device="cpu"), self._sizes
         return self._permutation(self.num_examples), self._sizes
 
     def _next(self) -> list[int]:
+        """Draw the next global batch, an example from each cluster in the order of the rounds."""
         if not self.num_clusters or self._has_no_more():
             return super()._next()
         size = self._sizes[self._place]
@@ -175,6 +179,7 @@ class StratifiedSampler(OrderedBatchSampler):
         while len(batch) < size:
             if self._turn == len(self._round):
                 self._round, self._turn = self._shuffled(self.num_clusters), 0
+            # The rest of the round, or as much of it as the batch still needs.
             visited = self._round[self._turn : self._turn + size - len(batch)]
             self._turn += len(visited)
             for cluster in visited:
@@ -215,4 +220,5 @@ class StratifiedSampler(OrderedBatchSampler):
         self._clustered_later = state["clustered_later"]
         self._queues = state["queues"].tolist()
         self._next_of_queues = list(state["next_of_queues"])
-        self._round, self._turn = list(state["round"]), state["turn"]
+        self._round = list(state["round"])
+        self._turn = state["turn"]

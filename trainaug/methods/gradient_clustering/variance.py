@@ -4,9 +4,9 @@ With one uniform draw from each stratum, weighted by its size, the mean gradient
 without bias and with variance (the trace of the covariance) $L/N^2$, where $L=\sum_kN_kS_k$ and
 $S_k=\sum_{a_i=k}\lVert g_i-C_k\rVert^2$ about the true mean $C_k$ of the stratum.
 
-$L$ is the sum of $\lVert g_i-g_j\rVert^2$ over the pairs that share a stratum. So example $i$ costs
-$\sum_{a_j=k}\lVert g_i-g_j\rVert^2=S_k+N_k\lVert g_i-C_k\rVert^2$ in stratum $k$, whether or not it
-is counted in $S_k$, $N_k$ and $C_k$; the published assignment leaves out $S_k$.
+$L$ is the sum of $\lVert g_i-g_j\rVert^2$ over the pairs that share a stratum. So example $i$ adds
+$\sum_{a_j=k}\lVert g_i-g_j\rVert^2=S_k+N_k\lVert g_i-C_k\rVert^2$ to it in stratum $k$, whether or
+not $S_k$, $N_k$ and $C_k$ include the example itself. The published assignment leaves out $S_k$.
 
 Chapter: notebooks/02_gradient_clustering.ipynb
 Reference: Faghri, Duvenaud, Fleet, Ba, "A Study of Gradient Variance in Deep Learning",
@@ -25,16 +25,17 @@ from trainaug.checks import widened
 __all__ = ["best_partition", "enumerate_estimates", "exact_moves", "move_deltas"]
 __all__ += ["sampling_variance", "stratified_variance", "svrg_variance", "total_distortion"]
 
-BLOCK = 1 << 20  # numbers made float64 at once
+BLOCK = 1 << 20  # at most so many numbers are converted to float64 at a time
 LARGEST_SEARCH = 10  # examples
 MOST_ESTIMATES = 1 << 16
-SLACK = 1e-12  # a gain below this share of the terms it comes from is rounding
+SLACK = 1e-12  # a gain below this share of its terms counts as rounding
 
 
 def total_distortion(grads: Tensor, assign: Tensor) -> Tensor:
     r"""Return $L=\sum_kN_kS_k$ with the true means of the strata, scalar float64.
 
-    Sums are float64 (float32 on MPS), a block of columns at a time: no copy of ``grads`` is made.
+    Sums are in float64 (float32 on MPS). They go through ``grads`` a block of columns at a time,
+    so that it is not copied as a whole.
 
     Args:
         grads: Per-example gradients, floating, ``(N, d)``.
@@ -52,6 +53,7 @@ def total_distortion(grads: Tensor, assign: Tensor) -> Tensor:
 
 
 def _distortion(grads: Tensor, assign: Tensor, minus: Tensor | None) -> Tensor:
+    """Return $L$ of the gradients, or of their differences to ``minus``, scalar."""
     if grads.ndim != 2 or len(grads) == 0 or not grads.is_floating_point():
         raise ValueError(f"grads must be floating (N, d), got {grads.dtype} {tuple(grads.shape)}")
     if assign.shape != grads.shape[:1] or assign.is_floating_point():
@@ -80,10 +82,10 @@ def _distortion(grads: Tensor, assign: Tensor, minus: Tensor | None) -> Tensor:
 
 
 def stratified_variance(grads: Tensor, assign: Tensor, draws: int = 1) -> Tensor:
-    """Return the variance of the stratified estimate, L over the squared N, scalar float64.
+    """Return the variance of the stratified estimate, ``L / (N**2 * draws)``, scalar float64.
 
-    With ``draws`` independent draws (with replacement) from every stratum, over their number;
-    proposition 3.1 of the paper is that of one draw.
+    The estimate has ``draws`` independent draws, with replacement, from every stratum; proposition
+    3.1 of the paper is the case of one draw.
 
     Args:
         grads: Per-example gradients, floating, ``(N, d)``.
@@ -102,7 +104,8 @@ def stratified_variance(grads: Tensor, assign: Tensor, draws: int = 1) -> Tensor
 def sampling_variance(grads: Tensor, batch_size: int, replacement: bool = True) -> Tensor:
     r"""Return the variance of the mean of ``batch_size`` uniform draws (SG-B), scalar float64.
 
-    $\frac1{NB}\sum_i\lVert g_i-\bar g\rVert^2$; without replacement times $(N-B)/(N-1)$.
+    It is $\frac1{NB}\sum_i\lVert g_i-\bar g\rVert^2$; without replacement, this is multiplied by
+    $(N-B)/(N-1)$.
 
     Args:
         grads: Per-example gradients, floating, ``(N, d)``.
@@ -110,7 +113,7 @@ def sampling_variance(grads: Tensor, batch_size: int, replacement: bool = True) 
         replacement: Whether the draws are independent.
 
     Raises:
-        ValueError: If there is no such batch, no example, or the shape or type is another.
+        ValueError: If there is no such batch, no example, or the shape or type is wrong.
         FloatingPointError: If the result is not finite.
     """
     return _sampling(grads, None, batch_size, replacement)
@@ -121,7 +124,8 @@ def svrg_variance(
 ) -> Tensor:
     r"""Return the variance of SVRG's estimate with the exact mean at the snapshot, scalar float64.
 
-    That of SG-B for $g_i(\theta)-g_i(\tilde\theta)$; it takes two backward passes for an example.
+    It is the variance of SG-B for the differences $g_i(\theta)-g_i(\tilde\theta)$. An estimate
+    takes two backward passes per example.
 
     Args:
         grads: Per-example gradients $g_i(\theta)$, floating, ``(N, d)``.
@@ -137,22 +141,26 @@ def svrg_variance(
 
 
 def _sampling(grads: Tensor, minus: Tensor | None, batch_size: int, replacement: bool) -> Tensor:
+    """Return the variance of SG-B for the gradients, or for their differences to ``minus``."""
     n = len(grads)
     if batch_size < 1 or (not replacement and batch_size > n):
         raise ValueError(f"no batch of {batch_size} among {n} examples, {replacement=}")
-    one = torch.zeros(n, dtype=torch.int64, device=grads.device)
+    one_stratum = torch.zeros(n, dtype=torch.int64, device=grads.device)
     factor = 1.0 if replacement else (n - batch_size) / max(n - 1, 1)
-    return _distortion(grads, one, minus) * factor / (n**2 * batch_size)
+    return _distortion(grads, one_stratum, minus) * factor / (n**2 * batch_size)
 
 
 def _state(gram: Tensor, assign: Tensor, num_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sizes ``(K,)``, summed squares ``(K,)`` and products with the sums ``(K, N)``."""
+    """Return each stratum's size, sum of squared lengths, and products of its sum with each g_i.
+
+    The shapes are ``(K,)``, ``(K,)`` and ``(K, N)``.
+    """
     n = len(gram)
     if gram.shape != (n, n) or n == 0 or gram.dtype != torch.float64:
         raise ValueError(f"gram must be float64 (N, N), got {gram.dtype} {tuple(gram.shape)}")
     if assign.shape != (n,) or assign.is_floating_point():
         raise ValueError(f"need {n} integer labels, got {assign.dtype} {tuple(assign.shape)}")
-    assign = assign.long()  # bytes index as a mask
+    assign = assign.long()  # a uint8 tensor would index as a mask
     if int(assign.min()) < 0 or int(assign.max()) >= num_clusters:
         span = f"{int(assign.min())} to {int(assign.max())}"
         raise ValueError(f"labels must be in [0, {num_clusters}), got {span}")
@@ -165,7 +173,9 @@ def _state(gram: Tensor, assign: Tensor, num_clusters: int) -> tuple[Tensor, Ten
 
 
 def move_deltas(gram: Tensor, assign: Tensor, num_clusters: int) -> Tensor:
-    r"""Return by how much $L$ changes if one example moves, ``(N, K)``, zero where it is.
+    r"""Return by how much $L$ changes if example i alone moves to stratum k, ``(N, K)``.
+
+    The entry of the example's present stratum is zero.
 
     Args:
         gram: Inner products of the gradients, symmetric, ``(N, N)`` float64.
@@ -185,21 +195,22 @@ def move_deltas(gram: Tensor, assign: Tensor, num_clusters: int) -> Tensor:
 def exact_moves(
     gram: Tensor, assign: Tensor, num_clusters: int, *, max_sweeps: int = 100
 ) -> Tensor:
-    r"""Move single examples to where $L$ falls most, until no move lowers it.
+    r"""Move single examples to the stratum where $L$ falls most, until no move lowers it.
 
-    A sweep takes, in order, the examples that gain at its start, looks at each again, and moves it
-    if it still gains; $L$ falls with every move. No stratum is emptied: an example alone costs
-    nothing where it is. An absent label takes the first example that gains by being alone.
+    A sweep lists the examples whose move would lower $L$ at its start. It visits them in order,
+    computes the change again, and moves the example if $L$ still falls. No stratum becomes empty:
+    an example that is alone adds nothing to $L$ where it is. A stratum that is empty at the start
+    takes the first example for which being alone lowers $L$.
 
     Args:
-        gram: Inner products of the gradients, symmetric, ``(N, N)`` float64. Not copied.
-        assign: Labels in [0, K), ``(N,)``.
+        gram: Inner products of the gradients, symmetric, ``(N, N)`` float64; it is not copied.
+        assign: Stratum of each example, ``(N,)`` integer in [0, K).
         num_clusters: K.
-        max_sweeps: At most so many sweeps, at least 0.
+        max_sweeps: Largest number of sweeps, at least 0.
 
     Returns:
-        Labels, ``(N,)`` int64, on the device of ``assign``: a local optimum, unless the sweeps ran
-        out.
+        The new strata, ``(N,)`` int64, on the device of ``assign``: a local optimum, unless
+        ``max_sweeps`` was reached first.
 
     Raises:
         ValueError: If shapes, types, labels or ``max_sweeps`` do not fit.
@@ -212,22 +223,23 @@ def exact_moves(
     norms = gram.diagonal()
     for _ in range(max_sweeps):
         terms = squares[:, None] + sizes[:, None] * norms  # (K, N)
-        to_own_center = (terms - 2 * products).gather(0, labels[None])  # (1, N)
+        present_cost = (terms - 2 * products).gather(0, labels[None])  # (1, N)
         slack = SLACK * (terms + terms.gather(0, labels[None]))
-        gains = (to_own_center - terms + 2 * products > slack).any(0)
+        gains = (present_cost - terms + 2 * products > slack).any(0)
         gaining = gains.nonzero().squeeze(1).tolist()
         moved = False
         for i in gaining:
             term = squares + sizes * norms[i]  # (K,)
             cost = term - 2 * products[:, i]
-            a, b = int(labels[i]), int(cost.argmin())
-            if sizes[a] == 1 or not cost[a] - cost[b] > SLACK * (term[a] + term[b]):
+            old, new = int(labels[i]), int(cost.argmin())
+            if sizes[old] == 1 or not cost[old] - cost[new] > SLACK * (term[old] + term[new]):
                 continue
-            for k, sign in ((a, -1), (b, 1)):
+            for k, sign in ((old, -1), (new, 1)):
                 sizes[k] += sign
                 squares[k] += sign * norms[i]
                 products[k] += sign * gram[i]
-            labels[i], moved = b, True
+            labels[i] = new
+            moved = True
         if not moved:
             break
     return labels.to(assign.device)
@@ -236,8 +248,8 @@ def exact_moves(
 def best_partition(grads: Tensor, num_clusters: int) -> tuple[Tensor, float]:
     """Search all partitions into K non-empty strata for the smallest total distortion.
 
-    Labels appear in order 0, 1, ... (restricted growth); a branch that already costs as much as
-    the best one found is left.
+    New labels appear in the order 0, 1, ..., so that each partition is visited once. A branch is
+    abandoned when it already costs as much as the best partition so far.
 
     Args:
         grads: Per-example gradients, ``(N, d)``, N at most 10.
@@ -258,11 +270,14 @@ def best_partition(grads: Tensor, num_clusters: int) -> tuple[Tensor, float]:
     if not distances.isfinite().all():
         raise FloatingPointError("gradients are not finite, or their squares overflow")
     pairs = distances.tolist()
-    best, best_labels, labels = math.inf, [0] * n, [0] * n
+    best = math.inf
+    best_labels = [0] * n
+    labels = [0] * n
 
     def assign_from(i: int, used: int, cost: float) -> None:
+        """Try all labels of the examples from ``i`` on; the ones before have ``used`` labels."""
         nonlocal best, best_labels
-        if cost >= best or used + n - i < num_clusters:
+        if cost >= best or used + n - i < num_clusters:  # too few examples left for K strata
             return
         if i == n:
             best, best_labels = cost, list(labels)
@@ -279,8 +294,9 @@ def best_partition(grads: Tensor, num_clusters: int) -> tuple[Tensor, float]:
 def enumerate_estimates(grads: Tensor, assign: Tensor) -> Tensor:
     r"""Return $\frac1N\sum_kN_kg_{j_k}$ for every combination of draws, all equally likely.
 
-    Shape ``(M, d)`` with M the product of the sizes, at most 65 536; the last label's draw varies
-    fastest. In the type of ``grads``.
+    $j_k$ is the example drawn from stratum k. The result has the type of ``grads`` and the shape
+    ``(M, d)``, with M the product of the strata's sizes, at most 65 536. The draw from the stratum
+    with the highest label varies fastest.
 
     Args:
         grads: Per-example gradients, floating, ``(N, d)``.

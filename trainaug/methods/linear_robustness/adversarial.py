@@ -32,20 +32,21 @@ def adversarial_paths(
     r"""Train stacked linear classifiers against attacks of several radii.
 
     By Lemma 1 the worst margins within $\varepsilon$ are $z_i^\top w - \varepsilon\|w\|_*$, so
-    adversarial training minimises $\log\sum_i e^{-(z_i^\top w - \varepsilon\|w\|_*)}$, whose
-    subgradient is $-Z^\top q + \varepsilon v$ with $v \in \partial\|w\|_*$. We descend from $w = 0$
-    with steps of length $\text{lr}/\sqrt{t+1}$. For $\varepsilon \ge \varepsilon^*$ no $w$ makes
-    every worst margin positive.
+    adversarial training minimises $\log\sum_i e^{-(z_i^\top w - \varepsilon\|w\|_*)}$. Its
+    subgradient is $-Z^\top q + \varepsilon v$ with $q = \mathrm{softmax}(-Zw)$ and
+    $v \in \partial\|w\|_*$. We descend from $w = 0$ with steps of length $\text{lr}/\sqrt{t+1}$.
+    For $\varepsilon \ge \varepsilon^*$, the largest robust radius, no $w$ makes every worst margin
+    positive.
 
     Args:
-        Z: Signed rows of one problem, float32 or float64, shape ``(N, D)``.
+        Z: Signed rows $y_i x_i$ of one problem, float32 or float64, shape ``(N, D)``.
         attack: Norm of the perturbation, any.
         eps: Radii, at least 0, shape ``(E,)``.
-        lr: Step length at the start for each radius, positive.
+        lr: Length of the first step for each radius, positive, ``E`` of them.
         record_at: Increasing step numbers to record; the last one ends the run.
 
     Returns:
-        Weights at the recorded steps, shape ``(K, E, D)``.
+        Weights at the ``K`` recorded steps, shape ``(K, E, D)``.
 
     Raises:
         ValueError: If the norm is unknown, a shape is wrong, a radius negative or not finite, a

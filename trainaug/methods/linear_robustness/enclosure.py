@@ -5,9 +5,9 @@ Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and O
 2021, arXiv 2102.08868, duality lemma; Johansson, "Arb: Efficient Arbitrary-Precision
 Midpoint-Radius Interval Arithmetic", IEEE Trans. Computers 2017.
 
-A float is a fraction with a power of two below the line, so data, weights and dual point are exact
-numbers and the sandwich of Lemma 3 can be decided without any rounding error. Nothing here uses
-the floating-point norms of this package: the computation is a second, independent one.
+A float is an integer over a power of two. So data, weights and dual point are exact numbers, and
+the sandwich of Lemma 3 can be decided without any rounding error. Nothing here uses the
+floating-point norms of this package: the computation is independent of them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Enclosure:
     r"""Proved bounds ``lower`` $\le \varepsilon^* \le$ ``upper``, each rounded outward.
 
     Attributes:
-        lower: At least 0; positive unless the bound is below the smallest float.
-        upper: Infinite only if the bound is above the largest float.
+        lower: At least 0; it is 0 only if the exact bound is below the smallest positive float.
+        upper: Infinite only if the exact bound is above the largest float.
     """
 
     lower: float
@@ -59,11 +59,11 @@ def enclosure(
 ) -> Enclosure:
     r"""Prove $\min_i z_i^\top w/\|w\|_* \le \varepsilon^* \le \|Z^\top\lambda\|/\sum_i\lambda_i$.
 
-    Holds for every separating $w$ and every $\lambda \ge 0$, $\lambda \ne 0$ (Lemma 3), whatever
-    solver they come from; good points make it tight. $Zw$, $Z^\top\lambda$ and the $\ell_1$ and
-    $\ell_\infty$ norms are exact. Square roots and Fourier transforms are enclosed by balls of
-    python-flint, of which the upper end is used: both norms enter so that a larger value widens the
-    enclosure.
+    This holds for every separating $w$ and every $\lambda \ge 0$, $\lambda \ne 0$ (Lemma 3),
+    whatever solver they come from; good points make it tight. $Zw$, $Z^\top\lambda$ and the
+    $\ell_1$ and $\ell_\infty$ norms are exact. Square roots and Fourier transforms are enclosed in
+    intervals (balls) of python-flint. Their upper ends are used, because a larger value of either
+    norm widens the enclosure.
 
     Args:
         X: Inputs, shape ``(N, D)``, any floating type; taken exactly as they are.
@@ -71,14 +71,14 @@ def enclosure(
         attack: Norm of the perturbation, any; $\|\cdot\|_*$ is its dual.
         w: Weights that separate the data, shape ``(D,)``; their scale does not matter.
         lam: Dual point, at least 0 and not 0, shape ``(N,)``; its scale does not matter.
-        precision: Bits of the balls, at least 2; the bounds hold for any.
+        precision: Bits of the intervals, at least 2; the bounds hold with any.
 
     Returns:
         The two bounds in float64.
 
     Raises:
-        ValueError: If the norm is unknown or its signals do not fit the columns, the data or a
-            point are malformed, ``precision`` is below 2, or the exact margin of some row is not
+        ValueError: If the norm is unknown or its signals do not fit the columns, the data, ``w`` or
+            ``lam`` are malformed, ``precision`` is below 2, or the exact margin of some row is not
             positive, so that ``w`` proves nothing.
         ModuleNotFoundError: If python-flint is missing and the attack is neither ``"linf"`` nor
             ``"l1"``.
@@ -97,7 +97,8 @@ def enclosure(
         raise ValueError(f"a Fourier norm of signals {attack.shape} does not fit {columns} columns")
     if precision < 2:
         raise ValueError(f"precision must be at least 2 bits, got {precision}")
-    weights, multipliers = _direction(w, "w", columns), _direction(lam, "lam", rows)
+    weights = _direction(w, "w", columns)
+    multipliers = _direction(lam, "lam", rows)
     if min(multipliers) < 0:
         worst = multipliers.index(min(multipliers))
         raise ValueError(f"lam must be at least 0, got {float(lam[worst])} at {worst}")
@@ -119,18 +120,18 @@ def enclosure(
 
 
 def exact_witness(Z: Tensor, q: Tensor) -> Tensor | None:
-    r"""Return the exact point of the simplex with $Z^\top q = 0$ behind a rounded one.
+    r"""Return the exact point of the simplex with $Z^\top q = 0$ that ``q`` approximates.
 
-    Such a point rules out that any $w$ separates the rows (Gordan). The floats of $Z$ are taken
-    exactly and the linear system of the rows in the support of ``q`` is solved in fractions.
+    If such a point exists, no $w$ separates the rows (Gordan). The floats of $Z$ are taken exactly,
+    and the linear system of the rows in the support of ``q`` is solved in exact arithmetic.
 
     Args:
         Z: Signed rows, shape ``(N, D)``, finite.
         q: Vertex of the simplex or of a program over it, shape ``(N,)``, float64.
 
     Returns:
-        The point rounded to float64, shape ``(N,)``; None if the support of ``q`` holds no exact
-        one, or more than 1000 rows.
+        The exact point, rounded to float64, shape ``(N,)``; None if the support of ``q`` has more
+        than 1000 rows, or there is no such point with this support.
     """
     with extra("proofs"):
         from flint import fmpz_mat
@@ -141,7 +142,7 @@ def exact_witness(Z: Tensor, q: Tensor) -> Tensor | None:
     columns = Z[support].T
     equations = []
     for column in columns[(columns != 0).any(1)].tolist():
-        equation, _ = _integers(column)  # equations may be scaled one by one
+        equation, _ = _integers(column)  # the unit may be dropped: the right-hand side is zero
         factor = math.gcd(*equation)
         equations.append([value // factor for value in equation])
     if not equations:
@@ -151,7 +152,7 @@ def exact_witness(Z: Tensor, q: Tensor) -> Tensor | None:
         return None
     values = [int(nullspace[i, 0]) for i in range(len(support))]
     total = sum(values)
-    if total == 0 or any(value * total < 0 for value in values):
+    if total == 0 or any(value * total < 0 for value in values):  # mixed signs: not in the simplex
         return None
     exact = [float(Fraction(value, total)) for value in values]
     return torch.zeros_like(q).index_put(
@@ -160,14 +161,14 @@ def exact_witness(Z: Tensor, q: Tensor) -> Tensor | None:
 
 
 def _integers(values: Sequence[float]) -> tuple[list[int], int]:
-    """Write floats exactly as integers over one power of two."""
+    """Write each float exactly as an integer over a common power of two; return both."""
     ratios = [value.as_integer_ratio() for value in values]
-    unit = max(below for _, below in ratios)
-    return [above * (unit // below) for above, below in ratios], unit
+    unit = max(denominator for _, denominator in ratios)
+    return [numerator * (unit // denominator) for numerator, denominator in ratios], unit
 
 
 def _direction(point: Tensor, name: str, size: int) -> list[int]:
-    """Return the positive multiple of a point whose entries are integers without common factor."""
+    """Return the positive multiple of a point that has integer entries without common factor."""
     if point.shape != (size,) or not point.is_floating_point():
         raise ValueError(
             f"{name} must be floating point of shape ({size},), got {point.dtype} of "
@@ -203,7 +204,10 @@ def _norm_above(values: list[int], norm: PlainNorm | FourierNorm, precision: int
 
 
 def _spectrum(values: list[int], shape: tuple[int, ...], precision: int) -> list[Any]:
-    """Enclose the unitary transform: each pass transforms the first axis and makes it the last."""
+    """Enclose the unitary Fourier transform of a signal, given and returned as a flat list.
+
+    Each pass of the loop transforms the first axis and makes it the last.
+    """
     with extra("proofs"):
         from flint import acb_mat
 
@@ -216,7 +220,7 @@ def _spectrum(values: list[int], shape: tuple[int, ...], precision: int) -> list
 
 @lru_cache(maxsize=8)
 def _transform(side: int, precision: int) -> Any:
-    r"""Enclose the matrix $e^{-2\pi i jk/n}/\sqrt n$, symmetric, shape ``(side, side)``."""
+    r"""Enclose the symmetric matrix $e^{-2\pi i jk/n}/\sqrt n$, shape ``(n, n)``, n = ``side``."""
     with extra("proofs"):
         from flint import acb_mat, ctx
 
@@ -225,11 +229,12 @@ def _transform(side: int, precision: int) -> Any:
 
 
 def _outward(value: Fraction, side: float) -> float:
-    """Return the nearest float on one side of a number at least 0, 0.0 or inf; tests are exact."""
+    """Round a fraction, at least 0, to a float: down if ``side`` is 0.0, up if it is inf."""
     try:
         near = value.numerator / value.denominator
     except OverflowError:
         near = math.inf
+    # Python compares floats with fractions exactly.
     while near < value if side > 0 else near > value:
         near = math.nextafter(near, side)
     return near

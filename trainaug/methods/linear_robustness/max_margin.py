@@ -4,8 +4,8 @@ Chapter: notebooks/06_linear_robustness.ipynb
 Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
 2021, arXiv 2102.08868, lemma "maximally robust = minimum dual norm".
 
-A solver's word is not taken: its two points are rescaled until they are feasible, and the gap
-between them is computed here. That there is no separating $w$ is only said with a proof.
+The solver is not trusted: its primal and dual points are rescaled until they are feasible, and the
+gap between them is computed here. That no $w$ separates the data is reported only with a proof.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ __all__ = ["MaxMargin", "NotSeparableError", "SolverFailedError", "max_margin", 
 
 _ORDER: dict[PlainNorm, int | str] = {"l1": 1, "l2": 2, "linf": "inf"}
 _OPTIONS: dict[str, dict[str, float | str]] = {
-    "CLARABEL": {"direct_solve_method": "qdldl"},  # one thread; the default starts one a core
+    "CLARABEL": {"direct_solve_method": "qdldl"},  # one thread; by default there is one per core
     "HIGHS": {},
     "SCS": {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 200_000},
 }
-_GAP = 1e-4  # a pair of points that is further apart is solved again, or refused
+_GAP = 1e-4  # with a larger relative gap the problem is solved again, or the pair refused
 _RANGE = 1e150  # the squares of larger entries overflow
 
 
 class NotSeparableError(ValueError):
-    r"""The data have no separating $w$ (without bias): proved in exact arithmetic.
+    r"""No $w$ separates the data without bias, as proved in exact arithmetic.
 
     Attributes:
-        q: Witness in the simplex, shape ``(N,)``, rounded to float64; $Z^\top q = 0$ of the
-            exact one rules every separator out.
+        q: Witness in the simplex, shape ``(N,)``, rounded to float64. The exact witness has
+            $Z^\top q = 0$, which no separating $w$ allows.
         distance: $\|Z^\top q\|_\infty$ of the rounded witness.
     """
 
@@ -56,11 +56,12 @@ class NotSeparableError(ValueError):
         self.distance = distance
 
     def __reduce__(self) -> tuple[type[NotSeparableError], tuple[Tensor, float]]:
+        # Pickle would otherwise call the constructor with the message alone.
         return type(self), (self.q, self.distance)
 
 
 class SolverFailedError(RuntimeError):
-    """The solver found no pair of points with a small gap, and no proof says that there is none."""
+    """The solver gave no pair of points with a small gap, and no proof that there is none."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class MaxMargin:
         gap: Relative duality gap $(\|w\|_* - \mathbf 1^\top\lambda)/\|w\|_*$.
         kkt: Residuals of the solver's own points before rescaling: ``primal``, ``dual``,
             ``complementarity``, ``stationarity``, all relative.
-        solver: Its name.
+        solver: Name of the solver.
     """
 
     w: Tensor
@@ -88,7 +89,7 @@ class MaxMargin:
 
 
 def second_solver(attack: Norm) -> str:
-    """Name the solver of second opinion: HiGHS for linear programs, SCS for cones.
+    """Return the solver for an independent second solution: HiGHS for linear programs, else SCS.
 
     Args:
         attack: Norm of the perturbation, any.
@@ -106,9 +107,9 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
     r"""Find the maximally robust linear classifier, $\min\{\|w\|_* : y_i w^\top x_i \ge 1\}$.
 
     By Lemma 2 its solutions are the maximally robust separators (a lemma of Faghri et al. 2021).
-    The problem is handed to the solver as it is. Where that gives no two points with a relative gap
-    of 1e-4, it is solved again with the columns scaled to one size, and the dual point is corrected
-    in the unscaled units: columns of very different size hide from a solver what separates.
+    The problem is first given to the solver as it is. If the relative gap is then above 1e-4, it is
+    solved again with all columns scaled to one size, and the dual point is corrected in the
+    original units: with columns of very different size a solver may miss what separates the data.
 
     Args:
         X: Inputs, shape ``(N, D)``; solved in float64 on the CPU.
@@ -123,9 +124,9 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
         ValueError: If the data are malformed, the largest entry is not between 1e-150 and 1e150,
             the norm or the solver is unknown, or the signals of the norm do not fit ``D``.
         NotSeparableError: If no $w$ separates the data without bias, which is proved.
-        SolverFailedError: If no points with a relative gap of at most 1e-4 were found, and no proof
-            that the data are not separable either; also if the solver does not take the program, as
-            HiGHS does not take cones.
+        SolverFailedError: If there are neither points with a relative gap of at most 1e-4 nor a
+            proof that the data are not separable; also if the solver does not accept the program,
+            as HiGHS does not accept cones.
         ModuleNotFoundError: If cvxpy is missing, or python-flint where separability is in doubt.
 
     Example:
@@ -147,6 +148,7 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
             "change the unit"
         )
     attack = shaped_norm(attack, (Z.shape[1],))
+    # The program of a Fourier norm is posed in real coordinates, of which `alone` have no pair.
     basis, alone = _real_basis(dual(attack)) if isinstance(attack, FourierNorm) else (None, 0)
     with full_precision(Z):
         try:
@@ -170,7 +172,7 @@ def max_margin(X: Tensor, y: Tensor, attack: Norm, *, solver: str = "CLARABEL") 
 class _UnsolvedError(Exception):
     """One attempt to solve the program has failed."""
 
-    infeasible = False
+    infeasible = False  # whether the solver said that no w separates the data
 
 
 def _solved(
@@ -183,9 +185,10 @@ def _solved(
     columns: Tensor | None = None,
     unit: float = 1.0,
 ) -> MaxMargin:
-    """Solve once: in the plain variables, or with the variables divided by ``columns``.
+    """Solve once, with w as the variable or, if ``columns`` is given, with w times these.
 
-    ``unit`` is an estimate of the optimum, by which the scaled objective is divided.
+    ``basis`` and ``alone`` are those of `_real_basis`, None and 0 for plain norms. ``unit`` is an
+    estimate of the optimum, by which the scaled objective is divided.
     """
     with extra("proofs"):
         import cvxpy as cp
@@ -237,7 +240,7 @@ def _solved_scaled(
     alone: int,
     device: torch.device,
 ) -> MaxMargin | None:
-    """Solve with all columns of one size, for several guesses of the size of the optimum."""
+    """Solve with all columns scaled to one size, with several guesses of the optimum in turn."""
     columns = Z.abs().amax(0)  # (D,)
     columns = torch.where(columns > 0, columns, columns.max())
     for unit in sorted({1 / float(columns.min()), 1 / float(columns.max()), 1.0}):
@@ -251,8 +254,9 @@ def _solved_scaled(
 def _corrected(Z: Tensor, w: Tensor, lam: Tensor, attack: PlainNorm | FourierNorm) -> Tensor:
     r"""Move a dual point so that $Z^\top\lambda$ is a subgradient of $\|w\|_*$ in all columns.
 
-    At the optimum it is one. A solver meets that to its tolerance in the scaled columns, which is
-    far too coarse in a large one.
+    This holds at the optimum. A solver meets it only to its tolerance in the scaled columns, which
+    is far too coarse in a large column. Of five corrections the one with the least upper bound
+    $\|Z^\top\lambda\|/\sum_i\lambda_i$ is returned.
     """
     lam = lam.clamp(min=0)
     if not bool(lam.any() & w.any()):
@@ -263,6 +267,7 @@ def _corrected(Z: Tensor, w: Tensor, lam: Tensor, attack: PlainNorm | FourierNor
         if float(size / lam.sum()) < least:
             best, least = lam, float(size / lam.sum())
         ray = w / torch.linalg.vector_norm(w)
+        # A point far out along w projects to the subgradient of |w|_* nearest to lam Z.
         target = project(lam @ Z + 1e6 * (1 + size) * ray, attack, 1.0)
         active = lam > 1e-7 * lam.max()
         change = torch.linalg.lstsq(
@@ -279,11 +284,11 @@ def _corrected(Z: Tensor, w: Tensor, lam: Tensor, attack: PlainNorm | FourierNor
 
 @cache
 def _real_basis(kind: FourierNorm) -> tuple[Tensor, int]:
-    r"""Orthonormal real Fourier basis, shape ``(D, D)``: first the columns of the frequencies that
-    are their own mirror, as many as the second result says, then the cosines and then the sines of
-    one frequency of each mirror pair.
+    r"""Return the orthonormal real Fourier basis, ``(D, D)``, and how many frequencies are alone.
 
-    In its coordinates $u$ the modulus of a lone frequency is $|u_k|$, that of a pair is
+    A frequency is alone if it is its own mirror. The columns of these come first, then the cosines
+    and then the sines of one frequency of each mirror pair. In the coordinates $u$ of this basis
+    the modulus of a lone frequency is $|u_k|$, and that of a pair is
     $\sqrt{u_a^2 + u_b^2} / \sqrt 2$: one three-dimensional cone on two unknowns.
     """
     index = torch.arange(math.prod(kind.shape), device="cpu").reshape(kind.shape)
@@ -291,13 +296,15 @@ def _real_basis(kind: FourierNorm) -> tuple[Tensor, int]:
     mirror = index.flip(axes).roll([1] * len(axes), axes).flatten()  # the index of -k
     index = index.flatten()
     spectra = kind.transform(torch.eye(len(index), dtype=torch.float64, device="cpu"))  # (D, D)
-    alone, pairs = index[index == mirror], index[index < mirror]
+    alone = index[index == mirror]
+    pairs = index[index < mirror]
     cosines, sines = spectra.real[:, pairs], spectra.imag[:, pairs]
     parts = [spectra.real[:, alone], math.sqrt(2) * cosines, math.sqrt(2) * sines]
     return torch.cat(parts, 1), len(alone)
 
 
 def _half_spectrum_norm(u: Any, kind: FourierNorm, alone: int) -> Any:
+    """Return the Fourier norm of coordinates in `_real_basis`, as an expression of cvxpy."""
     with extra("proofs"):
         import cvxpy as cp
 
@@ -312,6 +319,7 @@ def _half_spectrum_norm(u: Any, kind: FourierNorm, alone: int) -> Any:
 
 
 def _solve(problem: Any, solver: str) -> str:
+    """Solve a problem of cvxpy in place and return the status."""
     with extra("proofs"):
         import cvxpy as cp
     import numpy as np
@@ -327,10 +335,10 @@ def _solve(problem: Any, solver: str) -> str:
 
 
 def _witness(Z: Tensor) -> Tensor | None:
-    """Return a point of the simplex with Z^T q = 0, proved to round an exact one, if one is found.
+    """Return a point of the simplex with Z^T q = 0, rounded from a proved exact one, or None.
 
-    The program is solved with all columns of one size; whether its vertex is a witness is decided
-    without rounding.
+    The program is solved with all columns scaled to one size. Whether its solution is a witness is
+    then decided in exact arithmetic.
     """
     with extra("proofs"):
         import cvxpy as cp
@@ -357,6 +365,7 @@ def _certify(
     solver: str,
     device: torch.device,
 ) -> MaxMargin:
+    """Rescale a solver's points until they are feasible, and measure their gap and residuals."""
     margins = Z @ w  # (N,)
     size = norm(w, dual(attack))
     rounding = (Z.shape[1] + 2) * torch.finfo(torch.float64).eps * (Z.abs() @ w.abs())  # (N,)
@@ -371,7 +380,8 @@ def _certify(
     w = w / margins.min()
     lam = lam.clamp(min=0)
     lam = lam / norm(lam @ Z, attack).clamp(min=torch.finfo(torch.float64).tiny)
-    primal, total = float(norm(w, dual(attack))), float(lam.sum())
+    primal = float(norm(w, dual(attack)))
+    total = float(lam.sum())
     return MaxMargin(
         w=w.to(device),
         lam=lam.to(device),

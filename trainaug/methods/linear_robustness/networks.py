@@ -1,4 +1,4 @@
-r"""Linear networks: the same functions, other parameters, and so another implicit bias.
+r"""Linear networks: other parameters for the same functions, and so another implicit bias.
 
 Chapter: notebooks/06_linear_robustness.ipynb
 Reference: Gunasekar, Lee, Soudry, Srebro, "Implicit Bias of Gradient Descent on Linear
@@ -152,11 +152,13 @@ class CircularConvLinear(nn.Module):
 
 
 def _check_sizes(features: int, depth: int) -> None:
+    """Raise a ValueError unless both are at least 1."""
     if features < 1 or depth < 1:
         raise ValueError(f"need at least one feature and one layer, got {features} and {depth}")
 
 
 def _unit_columns(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw Gaussian matrices ``(..., rows, columns)`` and scale their columns to length one."""
     drawn = torch.randn(shape, generator=generator, device=generator.device)
     columns: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=-2, keepdim=True)
     return columns
@@ -164,11 +166,11 @@ def _unit_columns(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class NetworkPath:
-    r"""Linear networks along training, at $K$ recorded steps.
+    r"""Linear networks of $M$ depths during training on $P$ problems, at $K$ recorded steps.
 
     Attributes:
         steps: The step numbers, shape ``(K,)``.
-        beta: Their linearisations, shape ``(K, P, M, D)`` for $P$ problems and $M$ depths.
+        beta: The networks' linearisations, shape ``(K, P, M, D)``.
         cost: $\sum_l\|w_l\|_2^2$ of the parameters, shape ``(K, P, M)``.
     """
 
@@ -178,7 +180,11 @@ class NetworkPath:
 
 
 class _Convolutions:
-    """Spectra of stacked convolutional networks; a frequency pair is kept once."""
+    """Stacked convolutional networks as half spectra, which hold each pair of frequencies once.
+
+    Takes the signed rows ``Z``, the signal's ``shape``, the ``depths``, and the initial weights
+    ``start`` of all layers, ``(L, D)``.
+    """
 
     def __init__(
         self, Z: Tensor, shape: tuple[int, ...], depths: Sequence[int], start: Tensor
@@ -190,7 +196,7 @@ class _Convolutions:
         weight = torch.where((layers < depth - 1).unsqueeze(-1), start.to(Z), weight)  # (M, L, D)
         spectra = self._forward(weight)  # (M, L, *half)
         in_use = (layers < depth).reshape(*weight.shape[:2], *[1] * len(shape))
-        # a layer that a network does not have is the identity and stays it
+        # A layer that a network does not have is the identity and stays the identity.
         self.in_use = in_use.to(spectra.dtype)
         first = torch.where(in_use, spectra, 1.0)
         self.spectra = first.expand(len(Z), *first.shape).clone()  # (P, M, L, *half)
@@ -204,7 +210,7 @@ class _Convolutions:
         return spectra
 
     def _square(self, z: Tensor) -> Tensor:
-        """Squared length of the layers behind the spectra ``(P, M, L, *half)``, ``(P, M)``."""
+        """Return the squared length ``(P, M)`` of all layers from spectra ``(P, M, L, *half)``."""
         return (torch.view_as_real(z).square().sum(-1) * self.weights).flatten(2).sum(-1)
 
     def beta(self) -> Tensor:
@@ -225,7 +231,9 @@ class _Convolutions:
 
 
 def _products_of_the_others(layers: Sequence[Tensor]) -> list[Tensor]:
-    before, after = [torch.ones_like(layers[0])], [torch.ones_like(layers[0])]
+    """Return for each layer the product of all others, without division: a factor may be zero."""
+    before = [torch.ones_like(layers[0])]
+    after = [torch.ones_like(layers[0])]
     for layer in layers[:-1]:
         before.append(before[-1] * layer)
     for layer in layers[:0:-1]:
@@ -248,9 +256,9 @@ class _Dense:
         return squares.unsqueeze(-1)  # (P, 1)
 
     def step(self, g: Tensor, lr: Tensor) -> None:
-        """As in `_Convolutions`."""
+        """Move by ``lr`` along the normalised descent direction; ``g`` is minus d loss / d beta."""
         to_last = (self.hidden @ g.mT).squeeze(-1)  # (P, D)
-        # the gradient of W is the outer product of a and g: its length needs no matrix
+        # The gradient of W is the outer product of a and g, so its length needs no matrix.
         square = to_last.square().sum(-1) + self.last.square().sum(-1) * g.square().sum((-1, -2))
         length = sqrt(square)
         scale = torch.where(length > 0, lr[0] / length, 0.0).unsqueeze(-1)  # (P, 1)
@@ -270,20 +278,20 @@ def convolutional_paths(
 ) -> NetworkPath:
     r"""Train stacked `CircularConvLinear` networks of several depths on stacked problems.
 
-    Gradient descent on $\log\sum_i e^{-z_i^\top\beta}$ in all parameters at once, every step of
-    length ``lr``: `SteepestDescent` in $\ell_2$ with the step rule ``"normalized"``. As parameters
-    of homogeneous networks grow with the steps, their direction moves less and less. The
-    unitary transform keeps gradients and lengths, so the work is done on the half spectrum.
+    This is gradient descent on $\log\sum_i e^{-z_i^\top\beta}$ in all parameters at once. Every
+    step has length ``lr``, as with `SteepestDescent` in $\ell_2$ and the step rule
+    ``"normalized"``. As the parameters grow with the steps, their direction changes less and less.
+    The unitary transform preserves gradients and lengths, so the work is done on half spectra.
 
     Args:
-        Z: Signed rows, float32 or float64, shape ``(P, N, D)``; problems with fewer rows are
-            padded.
+        Z: Signed rows $y_i x_i$, float32 or float64, shape ``(P, N, D)``; problems with fewer rows
+            are padded.
         shape: Shape of the signal, with product ``D``.
         depths: The $M$ depths, each at least 1.
         lr: Step length for each depth, positive.
         record_at: Increasing step numbers to record; the last one ends the run.
-        generator: Source of the initial weights, equal for all problems; the layers that two
-            depths both have start equal, apart from the last one, which starts at zero.
+        generator: Source of the initial weights, which are equal for all problems. Layers that two
+            depths share also start equal, except the last layer, which starts at zero.
         mask: True at real rows, shape ``(P, N)``; all rows by default.
 
     Returns:
@@ -311,19 +319,20 @@ def dense_paths(
 ) -> NetworkPath:
     r"""Train stacked `DeepLinear` networks of depth two on stacked problems.
 
-    Gradient descent as in `convolutional_paths`, every step of length ``lr`` over both layers.
+    This is gradient descent as in `convolutional_paths`; every step over both layers has length
+    ``lr``.
 
     Args:
-        Z: Signed rows, float32 or float64, shape ``(P, N, D)``; problems with fewer rows are
-            padded.
+        Z: Signed rows $y_i x_i$, float32 or float64, shape ``(P, N, D)``; problems with fewer rows
+            are padded.
         lr: Step length, positive.
         record_at: Increasing step numbers to record; the last one ends the run.
-        generator: Source of the initial weights, equal for all problems; the last layer starts at
-            zero.
+        generator: Source of the initial weights, which are equal for all problems; the last layer
+            starts at zero.
         mask: True at real rows, shape ``(P, N)``; all rows by default.
 
     Returns:
-        The recorded networks, of one depth, $M = 1$.
+        The recorded networks, with $M = 1$ depth.
 
     Raises:
         ValueError: If a shape, a step number or the step length is invalid.
@@ -343,13 +352,15 @@ def _train(
     record_at: Sequence[int],
     mask: Tensor,
 ) -> NetworkPath:
+    """Train stacked networks of ``count`` depths and record them at the given steps."""
     if len(lr) != count or not all(0 < value < math.inf for value in lr):
         raise ValueError(f"need {count} positive step lengths, got {list(lr)}")
     if list(record_at) != sorted(set(record_at)) or not record_at or record_at[0] < 0:
         raise ValueError(f"record_at must increase from at least 0, got {list(record_at)}")
     Z = torch.where(mask.unsqueeze(-1), Z, 0.0)
     padding = torch.zeros_like(Z[..., 0]).masked_fill(~mask, -torch.inf).unsqueeze(1)  # (P, 1, N)
-    Zt, rates = Z.mT.contiguous(), torch.tensor(list(lr), dtype=Z.dtype, device=Z.device)
+    Zt = Z.mT.contiguous()  # (P, D, N)
+    rates = torch.tensor(list(lr), dtype=Z.dtype, device=Z.device)
     recorded: list[tuple[Tensor, Tensor]] = []
     with full_precision(Z):
         for t in range(record_at[-1] + 1):
@@ -368,7 +379,7 @@ def _train(
 
 
 def _in_range(g: Tensor) -> Tensor:
-    """Return a gradient whose squares neither vanish nor overflow; its length plays no part."""
+    """Rescale a gradient whose squares would vanish or overflow; only its direction is used."""
     largest = g.abs().amax(-1, keepdim=True)
     usual = (largest >= 2.0**-24) & (largest <= 2.0**24)
     return g * torch.where(

@@ -1,4 +1,4 @@
-"""What the optimisers of this package share: one norm a group, plain checkpoints, fit gradients.
+"""Base of the optimisers of this package: a norm per group, plain checkpoints, checked gradients.
 
 Chapter: notebooks/06_linear_robustness.ipynb
 """
@@ -18,12 +18,12 @@ from trainaug.structures import StateDict
 
 __all__ = ["NormOptimizer", "check_gradients", "check_range", "holds"]
 
-# options of torch's optimisers that change a step; in a group they would be ignored here
+# Options of torch's optimisers that change a step; in a group they would be ignored here.
 _UNKNOWN = ("maximize", "weight_decay", "momentum", "nesterov", "dampening", "betas")
 
 
 def holds(value: Any, test: Callable[[Any], Any]) -> bool:
-    """Whether a number, or every entry of a tensor on whatever device, passes a test."""
+    """Tell whether a number, or every entry of a tensor on any device, passes a test."""
     passed = test(value)
     return bool(passed.all()) if isinstance(passed, Tensor) else bool(passed)
 
@@ -32,8 +32,8 @@ def check_gradients(params: Sequence[Tensor]) -> None:
     """Check that the gradients are dense, real and finite.
 
     Raises:
-        ValueError: If one is sparse, complex or on the meta device.
-        FloatingPointError: If one has a NaN or infinite entry.
+        ValueError: If a gradient is sparse, complex or on the meta device.
+        FloatingPointError: If a gradient has a NaN or infinite entry.
     """
     for gradient in (p.grad for p in params if p.grad is not None):
         if gradient.layout != torch.strided:
@@ -47,7 +47,7 @@ def check_gradients(params: Sequence[Tensor]) -> None:
 
 
 def check_range(moved: Tensor) -> None:
-    """Raise a FloatingPointError if a step has left the range of its type."""
+    """Raise a FloatingPointError if moved parameters have left the range of their type."""
     if not bool(moved.isfinite().all()):
         raise FloatingPointError(
             f"the step leads to NaN or infinite parameters of {moved.dtype}: lower lr"
@@ -57,12 +57,13 @@ def check_range(moved: Tensor) -> None:
 class NormOptimizer(Optimizer):
     """An optimiser whose groups have the options ``lr`` and ``norm``.
 
-    ``state_dict`` holds numbers, strings, tuples and tensors alone, so that ``torch.load`` takes it
-    back with its default ``weights_only=True``; the groups of an optimiser hold the norms.
+    ``state_dict`` holds only numbers, strings, tuples and tensors, so that ``torch.load`` accepts
+    it with its default ``weights_only=True``. It therefore writes a `FourierNorm` as a tuple; in
+    the groups of the optimiser a norm is the norm itself.
     """
 
     def _check_options(self, options: Mapping[str, Any], *, positive: bool) -> None:
-        """Raise a ValueError for a bad option; a schedule may have brought ``lr`` to 0."""
+        """Raise a ValueError for a bad option; without ``positive``, ``lr`` may be 0."""
         check_norm(options["norm"])
         lr = options["lr"]
         if not holds(lr, lambda lr: ((lr > 0) if positive else (lr >= 0)) & (lr < math.inf)):
@@ -84,7 +85,7 @@ class NormOptimizer(Optimizer):
         super().add_param_group(param_group)
 
     def state_dict(self) -> StateDict:
-        """Return the state; a `FourierNorm` as its name and shape."""
+        """Return the state; a `FourierNorm` is written as its name and shape."""
         state: StateDict = super().state_dict()
         for group in state["param_groups"]:
             if isinstance(group["norm"], FourierNorm):
@@ -92,7 +93,7 @@ class NormOptimizer(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load a state after checking its options; the norms are built again.
+        """Load a state after checking its options; each `FourierNorm` is built again.
 
         Raises:
             ValueError: If an option is missing or out of range, or the groups or the shapes of the
@@ -118,15 +119,16 @@ class NormOptimizer(Optimizer):
         super().load_state_dict({**state_dict, "param_groups": groups})
 
     def _states(self, state_dict: StateDict) -> list[tuple[Tensor, StateDict]]:
-        """Return each parameter with what a state dictionary holds of it."""
+        """Return pairs of a parameter and its entry in a state dictionary, where it has one."""
         numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         states = state_dict["state"]
-        # torch refuses other numbers of parameters by itself
+        # Not strict: torch itself refuses a state of another number of parameters.
         return [(p, states[n]) for p, n in zip(params, numbers, strict=False) if n in states]
 
 
 def _rebuilt(norm: Any) -> Any:
+    """Return the `FourierNorm` that a name and a shape stand for; any other value as it is."""
     if isinstance(norm, (tuple, list)):
         for order in ("l1", "linf"):
             if len(norm) == 2 and norm[0] == f"fourier_{order}":

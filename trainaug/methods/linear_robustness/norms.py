@@ -4,13 +4,14 @@ Chapter: notebooks/06_linear_robustness.ipynb
 Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
 2021, arXiv 2102.08868, section on norms and duals.
 
-The optimiser's norm lives on the *weights*; robustness is against its dual on the *inputs*.
+The optimiser's norm measures the *weights*; the classifier is robust to perturbations of the
+*inputs* in the dual norm.
 
 A norm is a string, ``"l1"``, ``"l2"``, ``"linf"``, ``"fourier_l1"`` or ``"fourier_linf"``, or a
 `FourierNorm`, the $\ell_1$ or $\ell_\infty$ norm of the moduli of a signal's unitary discrete
 Fourier transform. The two Fourier names stand for ``FourierNorm(..., (D,))``: a vector of length
-``D`` is one signal. Pictures need a `FourierNorm` with their shape. One rule handles both orders:
-apply the plain operation to the moduli, keep the phases.
+``D`` is one signal. Pictures need a `FourierNorm` with their shape. Both orders work in the same
+way: the plain operation is applied to the moduli, and the phases are kept.
 
 Half-precision vectors are computed in float32 and rounded once, at the end. Norms and dual vectors
 let NaN through to their result; projections and proximal steps refuse it.
@@ -70,15 +71,15 @@ def dual(norm: FourierNorm) -> FourierNorm: ...
 
 
 def dual(norm: Norm) -> Norm:
-    r"""Name the dual norm $\|w\|_* = \max_{\|\delta\|\le 1} w^\top\delta$.
+    r"""Return the dual norm $\|w\|_* = \max_{\|\delta\|\le 1} w^\top\delta$.
 
-    Of the Fourier norms each is the other's dual over real signals (Lemma 4).
+    The two Fourier norms are each other's duals over real signals (Lemma 4).
 
     Args:
         norm: Any norm.
 
     Returns:
-        Its dual, a string for a string and a `FourierNorm` of the same shape for a `FourierNorm`.
+        The dual: a string for a string, a `FourierNorm` of the same shape for a `FourierNorm`.
 
     Raises:
         ValueError: If there is no such norm.
@@ -96,6 +97,7 @@ def dual(norm: Norm) -> Norm:
 
 
 def _check_vectors(x: Tensor) -> None:
+    """Raise a ValueError unless ``x`` holds floating-point vectors ``(..., D)``, D at least 1."""
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"expected vectors of shape (..., D) with D >= 1, got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -103,16 +105,17 @@ def _check_vectors(x: Tensor) -> None:
 
 
 def _shaped(norm: Norm, x: Tensor) -> PlainNorm | FourierNorm:
-    """Return what a norm stands for on vectors ``(..., D)`` after checking both."""
+    """Check a norm and vectors ``(..., D)``; return the norm, a Fourier name as a `FourierNorm`."""
     check_norm(norm)
     _check_vectors(x)
     return shaped_norm(norm, (x.shape[-1],))
 
 
 def _length(x: Tensor) -> Tensor:
-    """Euclidean length; where the squares leave the range of the type, of the scaled vector."""
+    """Return Euclidean lengths; a vector whose squares leave the type's range is scaled first."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1)
-    least = 2.0 ** (math.frexp(torch.finfo(x.dtype).tiny)[1] // 2 + 12)  # its square has all bits
+    # The square of ``least`` is far enough above the subnormal numbers to keep all its bits.
+    least = 2.0 ** (math.frexp(torch.finfo(x.dtype).tiny)[1] // 2 + 12)
     unsafe = (length < least) | length.isinf()
     largest = x.detach().abs().amax(-1)
     unit = torch.where(unsafe & (largest > 0) & largest.isfinite(), largest, 1.0)
@@ -143,6 +146,7 @@ def norm(x: Tensor, norm: Norm) -> Tensor:
 
 
 def _measured(x: Tensor, norm: PlainNorm | FourierNorm) -> Tensor:
+    """Return the norms ``(...,)`` of vectors that are already checked."""
     if isinstance(norm, FourierNorm):
         return _measured(norm.transform(x).abs(), norm.order).to(x.dtype)
     wide = widened(x)
@@ -157,18 +161,19 @@ def dual_vector(x: Tensor, norm: Norm) -> Tensor:
     r"""Return one subgradient $v \in \partial\|x\|$ of a norm.
 
     $v$ satisfies $v^\top x = \|x\|$ and has dual norm one, so it is the perturbation that attains
-    Hölder's inequality (Lemma 1). At $x = 0$ it is the subgradient zero. For ``"linf"`` all mass
-    sits on the *first* coordinate of largest modulus, for ``"l1"`` zero coordinates stay zero.
-    Fourier: $\mathcal F^{-1}(\hat x/|\hat x|)$ for ``l1``; for ``linf`` the mass is split between
-    the first frequency $k$ of largest modulus and its mirror $-k$ with conjugate phases (Lemma 4).
+    equality in Hölder's inequality (Lemma 1). At $x = 0$ it is the subgradient zero. With
+    ``"linf"`` only the *first* coordinate of largest modulus is non-zero; with ``"l1"`` zero
+    coordinates stay zero. For the Fourier ``l1`` norm it is $\mathcal F^{-1}(\hat x/|\hat x|)$; for
+    ``linf`` its transform is non-zero only at the first frequency $k$ of largest modulus and at its
+    mirror $-k$, with conjugate phases (Lemma 4).
 
     Args:
         x: Vectors, shape ``(..., D)``.
         norm: The norm that is differentiated, any.
 
     Returns:
-        Dual vectors, shape ``(..., D)``, same dtype and device as ``x``; NaN where ``x`` is, and
-        somewhere in each vector that holds NaN.
+        Dual vectors, shape ``(..., D)``, same dtype and device as ``x``. If a vector contains NaN,
+        so does its dual vector, though not always at the same coordinates.
 
     Raises:
         ValueError: If the norm is unknown, ``x`` is not floating point, or ``D`` is zero or not the
@@ -199,14 +204,14 @@ def _sign(x: Tensor) -> Tensor:
 def project(x: Tensor, norm: Norm, radius: float | Tensor) -> Tensor:
     r"""Project onto the ball $\{u : \|u\| \le \text{radius}\}$ in Euclidean distance.
 
-    The projection on the $\ell_1$ ball is the soft threshold at the level that brings the norm
-    to ``radius``, found by sorting (Duchi et al. 2008). Since $\mathcal F$ is unitary, the Fourier
-    balls are projected in the moduli.
+    The projection onto the $\ell_1$ ball is the soft threshold at the level that brings the norm
+    to ``radius``; sorting finds that level (Duchi et al. 2008). Since $\mathcal F$ is unitary, the
+    projection onto a Fourier ball projects the moduli.
 
     Args:
         x: Vectors, shape ``(..., D)``.
         norm: Norm of the ball, any.
-        radius: Radius of the ball, at least 0; a number, or one a vector, shape ``(...)``.
+        radius: Radius of the ball, at least 0: a number, or one per vector, shape ``(...)``.
 
     Returns:
         Projected vectors, shape ``(..., D)``, same dtype as ``x``; vectors inside the ball are
@@ -253,14 +258,14 @@ def project(x: Tensor, norm: Norm, radius: float | Tensor) -> Tensor:
 def prox(x: Tensor, norm: Norm, tau: float | Tensor) -> Tensor:
     r"""Compute $\mathrm{prox}_{\tau\|\cdot\|}(x) = \arg\min_u \tfrac12\|u-x\|_2^2 + \tau\|u\|$.
 
-    By Moreau's identity this is $x$ less its projection on the dual ball of radius $\tau$: the soft
-    threshold for ``"l1"``, the block soft threshold for ``"l2"``, the complex soft threshold of
-    the spectrum for the Fourier ``l1`` norm.
+    By Moreau's identity this is $x$ minus its projection onto the dual ball of radius $\tau$: the
+    soft threshold for ``"l1"``, the block soft threshold for ``"l2"``, the complex soft threshold
+    of the spectrum for the Fourier ``l1`` norm.
 
     Args:
         x: Vectors, shape ``(..., D)``.
         norm: The norm $\|\cdot\|$, any.
-        tau: Weight of the norm, at least 0; a number, or one a vector, shape ``(...)``.
+        tau: Weight of the norm, at least 0: a number, or one per vector, shape ``(...)``.
 
     Returns:
         Shape ``(..., D)``, same dtype as ``x``; exactly zero where the dual norm of ``x`` is at

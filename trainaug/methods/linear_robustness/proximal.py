@@ -38,9 +38,10 @@ class ProximalGradient(NormOptimizer):
 
     A parameter of shape ``(..., D)`` is a stack of separate problems, each with its own momentum.
     With ``accelerate`` the gradient is evaluated at the extrapolated point, so ``step`` needs a
-    closure; afterwards the parameter holds the iterate itself. Momentum restarts in a problem
-    whose last step went against its extrapolation. Half precision is computed in float32. FISTA is
-    that of Beck and Teboulle 2009, the restart the gradient scheme of O'Donoghue and Candès 2015.
+    closure; afterwards the parameter holds the iterate itself. Momentum restarts in each problem
+    whose last step went against its extrapolation. Half precision is computed in float32. FISTA
+    follows Beck and Teboulle 2009; the restart is the gradient scheme of O'Donoghue and Candès
+    2015.
 
     Args:
         params: Parameters or parameter groups.
@@ -48,7 +49,7 @@ class ProximalGradient(NormOptimizer):
             of shape ``(...)`` with one for each problem.
         norm: The norm, any.
         lam: $\lambda$, at least 0; a number or a tensor of shape ``(...)``.
-        accelerate: FISTA; plain proximal gradient otherwise.
+        accelerate: Whether to use FISTA rather than plain proximal gradient steps.
 
     Raises:
         ValueError: If an option is unknown or out of range.
@@ -79,10 +80,10 @@ class ProximalGradient(NormOptimizer):
             raise ValueError(f"lam must be finite and at least 0, got {options['lam']}")
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load a state after checking its options; the norms are built again.
+        """Load a state after checking its options; each `FourierNorm` is built again.
 
         Args:
-            state_dict: What `state_dict` returned.
+            state_dict: A state that `state_dict` returned.
 
         Raises:
             ValueError: If an option is missing or out of range, or the groups or the shapes of the
@@ -109,11 +110,11 @@ class ProximalGradient(NormOptimizer):
                 returns $L$; required with ``accelerate``.
 
         Returns:
-            $L$ where the gradient was taken, if known.
+            $L$ at the point where the gradient was evaluated, or None without a closure.
 
         Raises:
             ValueError: If the closure is missing, an option has become invalid, or a gradient is
-                sparse, complex or without values.
+                sparse, complex or on the meta device.
             FloatingPointError: If a gradient is not finite or the step leaves the range of the
                 parameters. A step that raises leaves all parameters at their iterates.
         """
@@ -147,11 +148,13 @@ class ProximalGradient(NormOptimizer):
         return loss
 
     def _extrapolate(self, p: Tensor, *, before: Tensor, now: Tensor) -> None:
+        """Set the next gradient's point from two iterates; ``p`` is still at the last one."""
         state = self.state[p]
-        at, dtype = widened(p), p.dtype
+        point, dtype = widened(p), p.dtype
         before, now = widened(before), widened(now)
-        old = state.get("momentum", torch.ones_like(at[..., :1]))  # (..., 1)
-        uphill = ((at - now) * (now - before)).sum(-1, keepdim=True) > 0  # (..., 1)
+        old = state.get("momentum", torch.ones_like(point[..., :1]))  # (..., 1)
+        # The step went against the extrapolation: restart the momentum.
+        uphill = ((point - now) * (now - before)).sum(-1, keepdim=True) > 0  # (..., 1)
         old = torch.where(uphill, 1.0, old)
         new = (1 + sqrt(1 + 4 * old**2)) / 2
         state["momentum"] = new
@@ -160,24 +163,27 @@ class ProximalGradient(NormOptimizer):
 
 
 def _proximal_step(p: Tensor, group: dict[str, Any]) -> Tensor:
-    at, gradient = widened(p), p.grad
+    """Return the parameter after a gradient step and the proximal step; it is not changed."""
+    point, gradient = widened(p), p.grad
     assert gradient is not None
-    rate = torch.as_tensor(group["lr"], dtype=at.dtype, device=p.device)
-    lam = torch.as_tensor(group["lam"], dtype=at.dtype, device=p.device)
-    before = at - rate.unsqueeze(-1) * gradient
-    check_range(before)
-    now = prox(before, group["norm"], rate * lam).to(p.dtype)
-    check_range(now)
-    return now
+    rate = torch.as_tensor(group["lr"], dtype=point.dtype, device=p.device)
+    lam = torch.as_tensor(group["lam"], dtype=point.dtype, device=p.device)
+    descended = point - rate.unsqueeze(-1) * gradient
+    check_range(descended)
+    moved = prox(descended, group["norm"], rate * lam).to(p.dtype)
+    check_range(moved)
+    return moved
 
 
 @dataclass(frozen=True)
 class RegularisationPath:
     r"""Solutions of $\min_w \tfrac1n\sum_i\log(1+e^{-z_i^\top w}) + \lambda\|w\|_*$.
 
+    There are $P$ problems, each with $S$ values of $\lambda$.
+
     Attributes:
         strengths: $\lambda/\lambda_{\max}$, shape ``(S,)``.
-        lambda_max: The least $\lambda$ whose solution is zero, shape ``(P,)``.
+        lambda_max: The least $\lambda$ of each problem whose solution is zero, shape ``(P,)``.
         weights: Solutions $w_\lambda$, shape ``(P, S, D)``.
         residual: Relative KKT residual, shape ``(P, S)``: the larger of
             $|\|\nabla L\|/\lambda - 1|$ and
@@ -196,23 +202,23 @@ def regularisation_path(
 ) -> RegularisationPath:
     r"""Solve the norm-regularised logistic regression of stacked problems for several $\lambda$.
 
-    All problems and all $\lambda$ run side by side from $w = 0$ with FISTA. The step is one over a
-    bound of the curvature near the current point,
+    All problems and all $\lambda$ are solved at the same time, from $w = 0$ with FISTA. The step
+    size is one over a bound of the curvature at the current point,
     $\max_i s_i(1-s_i)\,\sigma_{\max}(Z)^2/n$ with $s_i = \sigma(-z_i^\top w)$. The global bound,
-    with $\tfrac14$ for the maximum, would make small $\lambda$ far slower; what the local one gives
-    up, a proof that it converges, the residual makes good. At the solution
+    with $\tfrac14$ for the maximum, would make small $\lambda$ far slower. With the local bound
+    there is no proof of convergence; the residual checks it instead. At the solution
     $\|\nabla L\| = \lambda$ in the attack norm and $-\nabla L^\top w = \lambda\|w\|_*$
     (Theorem 8).
 
     Args:
-        Z: Signed rows, float32 or float64, shape ``(P, N, D)``.
+        Z: Signed rows $y_i x_i$, float32 or float64, shape ``(P, N, D)``.
         weight_norm: $\|\cdot\|_*$, any norm.
-        strengths: Values of $\lambda/\lambda_{\max}$, each in ``(0, 1)``: from one on $w = 0$ and
-            its radius is undefined.
+        strengths: Values of $\lambda/\lambda_{\max}$, each in ``(0, 1)``: from 1 on the solution
+            is $w = 0$, whose radius is undefined.
         steps: Number of proximal steps, at least 1.
 
     Returns:
-        The path.
+        The solutions with their residuals.
 
     Raises:
         ValueError: If a norm is unknown or does not fit ``D``, or a shape, a type or an option is
@@ -248,17 +254,17 @@ def regularisation_path(
     def closure() -> Tensor:
         wrong = torch.sigmoid(-(W @ Zt))  # (P, S, N)
         W.grad = -wrong @ Z / N
-        bend = (wrong * (1 - wrong)).amax(-1)  # (P, S), at most 1/4
-        rates = 1 / (spread * bend)
+        curvature = (wrong * (1 - wrong)).amax(-1)  # (P, S), at most 1/4
+        rates = 1 / (spread * curvature)
         if not bool(rates.isfinite().all()):
             raise FloatingPointError(f"the loss is flat in {Z.dtype}: scale Z or use float64")
         optimizer.param_groups[0]["lr"] = rates
-        return W.new_zeros(())  # the optimiser hands the loss on and does not use it
+        return W.new_zeros(())  # the optimiser passes the loss on and does not use it
 
     with full_precision(Z):
         for _ in range(steps):
             optimizer.step(closure)
-        closure()
+        closure()  # the gradient at the solution, for the residual
         assert W.grad is not None
         size = norm(W, weight_norm)
         first = (norm(W.grad, attack) / lam - 1).abs()

@@ -6,8 +6,8 @@ Reference: Faghri et al., "Bridging the Gap Between Adversarial Robustness and O
 
 ``attack`` always names the norm of the perturbation; weights are measured in its dual.
 
-Margins, radii and bounds come in the wider of the types of ``w`` and ``X``, at least float32, also
-inside ``torch.autocast``: a bound that half precision has rounded is none.
+Margins, radii and bounds have the wider of the types of ``w`` and ``X``, at least float32, also
+inside ``torch.autocast``: a bound that half precision has rounded is no longer a bound.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Certificate(NamedTuple):
 
     Attributes:
         lower: Robust radii of the weights, shape ``(...)``.
-        upper: Norms of points of the hull of the signed rows, shape ``(...)``.
+        upper: Norms of points in the convex hull of the signed rows, shape ``(...)``.
     """
 
     lower: Tensor
@@ -75,21 +75,21 @@ def signed_rows(X: Tensor, y: Tensor) -> Tensor:
 
 
 def check_rows(Z: Tensor, shape: str, mask: Tensor | None = None) -> Tensor:
-    """Check stacked signed rows for a function that trains on them; return the mask of real rows.
+    """Check the signed rows of one problem, or of P stacked ones; return the mask of real rows.
 
     Args:
         Z: Signed rows.
-        shape: ``"(N, D)"`` or ``"(P, N, D)"``.
-        mask: True at real rows, shape ``(P, N)``; the others may hold anything.
+        shape: The shape they must have, ``"(N, D)"`` or ``"(P, N, D)"``.
+        mask: True at real rows, shape ``(N,)`` or ``(P, N)``; by default all are real. The others
+            are padding and may hold anything.
 
     Raises:
-        ValueError: If the shape is another or empty, the type is not float32 or float64, a problem
-            has no row, or a real row is not finite.
+        ValueError: If the shape is wrong or empty, the type is not float32 or float64, a problem
+            has no real row, or a real row is not finite.
     """
+    # The number of dimensions is that of the commas plus one.
     if Z.ndim != shape.count(",") + 1 or 0 in Z.shape:
-        raise ValueError(
-            f"Z must be finite of shape {shape}, no side of it 0, got {tuple(Z.shape)}"
-        )
+        raise ValueError(f"Z must have shape {shape}, no side of it 0, got {tuple(Z.shape)}")
     if Z.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"Z must be float32 or float64, got {Z.dtype}: long runs need the digits, convert it"
@@ -109,7 +109,7 @@ def check_rows(Z: Tensor, shape: str, mask: Tensor | None = None) -> Tensor:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Switch ``torch.autocast`` off for the device of ``x``: it rounds products to bfloat16."""
+    """Switch ``torch.autocast`` off for the device of ``x``, because it rounds products."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
@@ -191,7 +191,7 @@ def worst_case_perturbation(w: Tensor, y: Tensor, attack: Norm, eps: float) -> T
 
 
 def robust_error(w: Tensor, X: Tensor, y: Tensor, attack: Norm, eps: float) -> Tensor:
-    """Compute the share of inputs that some perturbation of size ``eps`` brings to a margin <= 0.
+    """Compute the share of inputs with a margin <= 0 under some perturbation of size ``eps``.
 
     Args:
         w: Weights, shape ``(..., D)``.
@@ -212,7 +212,7 @@ def robust_error(w: Tensor, X: Tensor, y: Tensor, attack: Norm, eps: float) -> T
 
 
 def robust_radius(w: Tensor, X: Tensor, y: Tensor, attack: Norm) -> Tensor:
-    r"""Compute $\rho(w) = \min_i z_i^\top w / \|w\|_*$, the radius at which the first input flips.
+    r"""Compute $\rho(w) = \min_i z_i^\top w / \|w\|_*$, the least radius that flips a decision.
 
     Args:
         w: Weights, not zero, shape ``(..., D)``.
@@ -244,7 +244,7 @@ def robust_radius(w: Tensor, X: Tensor, y: Tensor, attack: Norm) -> Tensor:
 def certificate(
     w: Tensor, X: Tensor, y: Tensor, attack: Norm, q: Tensor | None = None
 ) -> Certificate:
-    r"""Enclose $\varepsilon^*$ between any weights and any point of the simplex (Lemma 3).
+    r"""Bound $\varepsilon^*$ below by any weights and above by any point of the simplex (Lemma 3).
 
     $$\min_i z_i^\top w / \|w\|_* \le \varepsilon^* \le \|Z^\top q\|$$
 

@@ -49,7 +49,7 @@ def steepest_direction(g: Tensor, weight_norm: Norm) -> Tensor:
     r"""Return $\arg\min_v g^\top v + \tfrac12\|v\|_*^2$ for the norm of the weights.
 
     ``"l2"``: $-g$. ``"l1"``: $-g_j e_j$ at the first $j$ of largest $|g_j|$ (greedy coordinate
-    descent). ``"linf"``: $-\|g\|_1\operatorname{sign}(g)$ (sign descent). Any norm is taken, the
+    descent). ``"linf"``: $-\|g\|_1\operatorname{sign}(g)$ (sign descent). For any norm the
     direction is $-\|g\|$ times a subgradient of $\|\cdot\|$ at $g$ (Gunasekar et al. 2018).
 
     Args:
@@ -79,22 +79,22 @@ def steepest_direction(g: Tensor, weight_norm: Norm) -> Tensor:
 class SteepestDescent(NormOptimizer):
     r"""Steepest descent in a norm as a PyTorch optimiser.
 
-    All tensors of a parameter group that have a gradient form *one* vector, on one device: the
-    largest coordinate is sought over the whole group. Half precision is computed in float32. A step
-    moves all groups or, if it raises, none. The limit of its iterates on separable data is theorem
-    5 of Gunasekar et al. 2018. With $v$ the steepest direction a step is
+    All tensors of a parameter group that have a gradient form *one* vector, on one device, so that
+    coordinate descent moves the largest coordinate of the whole group. Half precision is computed
+    in float32. A step moves all groups or, if it raises, none. Theorem 5 of Gunasekar et al. 2018
+    gives the limit of the iterates on separable data. With $v$ the steepest direction, a step is
 
     - ``"constant"``: $w \mathrel{+}= \text{lr}\,v$;
     - ``"normalized"``: $w \mathrel{+}= \text{lr}\,v/\|v\|_*$;
     - ``"log_loss"``: $w \mathrel{+}= \text{lr}\,v/L(w)$. On the exponential loss this is the
-      constant step on $\log L$, the step of Theorem 7. Hand the optimiser
-      ``torch.logsumexp(-margins, 0)`` with ``"constant"`` instead where $L$ may underflow.
+      constant step on $\log L$, the step of Theorem 7. If $L$ may underflow, minimise
+      ``torch.logsumexp(-margins, 0)`` with ``"constant"`` instead.
 
     Args:
         params: Parameters or parameter groups.
-        lr: Step size, positive: a number, or a tensor with one; a schedule may bring it to 0.
+        lr: Step size, positive: a number, or a tensor with one entry; a schedule may bring it to 0.
         norm: Norm of the weights: ``"l1"`` (coordinate), ``"l2"`` (gradient), ``"linf"`` (sign) or
-            any other. ``"fourier_l1"`` and ``"fourier_linf"`` take the whole group for one signal.
+            any other. With ``"fourier_l1"`` and ``"fourier_linf"`` the whole group is one signal.
         step: Step rule; ``"log_loss"`` needs ``step(closure)`` or ``step(loss=...)``.
 
     Raises:
@@ -132,17 +132,17 @@ class SteepestDescent(NormOptimizer):
 
         Args:
             closure: Clears the gradients, computes the loss, calls ``backward``, returns the loss.
-            loss: The loss whose gradients are in place; only with ``closure=None``.
+            loss: The loss whose gradients the parameters already hold; only without a closure.
 
         Returns:
             The loss, if known.
 
         Raises:
             ValueError: If ``"log_loss"`` is not given the loss, an option has become invalid, or a
-                gradient is sparse, complex, without values or on another device than its group.
+                gradient is sparse, complex, on the meta device or not on its group's device.
             FloatingPointError: If a gradient is not finite, the loss is not positive, or the step
-                leaves the range of the parameters. `torch.amp.GradScaler` skips steps of the first
-                kind by itself.
+                leaves the range of the parameters. `torch.amp.GradScaler` itself skips steps with
+                gradients that are not finite.
         """
         if closure is not None:
             with torch.enable_grad():
@@ -178,6 +178,7 @@ class SteepestDescent(NormOptimizer):
 
 
 def _positive(loss: Tensor | None) -> float:
+    """Return the loss as a number; raise if it is missing or not positive and finite."""
     if loss is None:
         raise ValueError("step='log_loss' needs the loss: call step(closure) or step(loss=loss)")
     value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
@@ -196,7 +197,7 @@ class Path:
     Attributes:
         steps: The step numbers, shape ``(K,)``.
         weights: Iterates, shape ``(K, P, M, D)``.
-        log_loss: $\log L$ before the recorded step, shape ``(K, P, M)``.
+        log_loss: $\log L$ of these iterates, shape ``(K, P, M)``.
         upper: Least $\|Z^\top q\|$ over all steps so far, a certified upper bound of
             $\varepsilon^*$ (Lemma 3), shape ``(K, P, M)``.
     """
@@ -219,20 +220,21 @@ def steepest_descent_paths(
 ) -> Path:
     r"""Minimise the exponential loss $L(w) = \sum_i e^{-z_i^\top w}$ of many problems at once.
 
-    Runs from $w = 0$ in the logarithm of the loss, whose gradient is $-Z^\top q$ with
-    $q = \mathrm{softmax}(-Zw)$, so nothing underflows. The step sizes on $\log L$ are
+    The runs start at $w = 0$ and descend on the logarithm of the loss, whose gradient is
+    $-Z^\top q$ with $q = \mathrm{softmax}(-Zw)$, so that nothing underflows. The step sizes on
+    $\log L$ are
 
     - ``"log_loss"``: $\alpha = \text{lr}/B^2$ (the constant step of Theorem 7);
     - ``"constant"``: $\alpha = \min(\text{lr}\,L/n,\ 1/B^2)$ (constant step on the mean loss);
     - ``"normalized"``: $\alpha = \text{lr}/(\|g\|\sqrt{t+1})$ (steps of length
       $\text{lr}/\sqrt{t+1}$);
 
-    with $B = \max_i\|z_i\|$ in the norm dual to the weights. Where the gradient is zero $w$ stays.
+    with $B = \max_i\|z_i\|$ in the dual of the weight norm. If the gradient is zero, $w$ stays.
 
     Args:
         Z: Signed rows $y_i x_i$, float32 or float64, shape ``(P, N, D)``; problems with fewer rows
             are padded.
-        weight_norms: The $M$ norms, any, one optimiser each.
+        weight_norms: The norms of the $M$ optimisers, any.
         record_at: Increasing step numbers to record; the last one ends the run.
         lr: Step size in the units above, positive.
         step: Step rule.
@@ -259,7 +261,7 @@ def steepest_descent_paths(
 
     Z = torch.where(mask.unsqueeze(-1), Z, 0.0)
     padding = torch.zeros_like(Z[..., 0]).masked_fill(~mask, -torch.inf).unsqueeze(1)  # (P, 1, N)
-    Zt = Z.mT.contiguous()  # (P, D, N): the products below are three times faster for it
+    Zt = Z.mT.contiguous()  # (P, D, N); contiguous, the products below are three times faster
     log_count = log(mask.sum(-1, keepdim=True).to(Z))  # (P, 1)
     squares = torch.stack([norm(Z, dual(k)).amax(-1) ** 2 for k in kinds], -1)  # (P, M)
     limits = torch.finfo(Z.dtype)

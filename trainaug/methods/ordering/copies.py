@@ -1,8 +1,8 @@
-"""Copies of a model and its optimiser that train side by side, as one tensor program.
+"""Copies of a model and its optimiser that train at the same time, as one tensor program.
 
 Chapter: notebooks/04_curriculum.ipynb
 Reference: the trial steps of Simionescu, "Deep Learning Training Procedure Augmentations",
-arXiv 2211.14395, which the author's code makes one after another.
+arXiv 2211.14395, which the author's code takes one after another.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from trainaug.structures import StateDict, logits_of, model_losses, run_on, unwr
 __all__ = ["ELEMENTWISE", "Copies", "Criterion", "masked_means"]
 
 Criterion = Callable[[Any, Any], Tensor]
-# Each entry of a parameter is updated from its own gradient and state alone, so one optimiser
-# over stacked parameters makes exactly the steps of separate ones.
+# These update each entry of a parameter from its own gradient and state alone, so that one
+# optimiser over stacked parameters takes exactly the steps of separate ones.
 ELEMENTWISE = (
     optim.SGD,
     optim.Adam,
@@ -38,25 +38,25 @@ ELEMENTWISE = (
     optim.Adadelta,
 )
 
-_COUNTERS = ("step", "mu_product")
+_COUNTERS = ("step", "mu_product")  # optimiser state that is the same for all copies
 
 
 def is_elementwise(optimizer: Optimizer) -> bool:
-    """Return whether ``Copies`` can stack an optimiser.
+    """Tell whether ``Copies`` can stack an optimiser.
 
-    It can if the type is one of ``ELEMENTWISE`` itself, no subclass, and no hook is called at a
-    step.
+    It can if the type is exactly one of ``ELEMENTWISE``, not a subclass, and no step hooks are
+    registered.
 
     Args:
-        optimizer: Any optimiser, which is left alone.
+        optimizer: Any optimiser; it is not changed.
     """
     return type(optimizer) in ELEMENTWISE and not _has_step_hooks(optimizer)
 
 
 def masked_means(losses: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the last dimension of the losses where ``mask`` is true, ``(..., B) -> (...)``.
+    """Average the losses where ``mask`` is true over the last dimension, ``(..., B) -> (...)``.
 
-    Half-precision losses are averaged, and returned, in float32.
+    Without a mask all count. Half-precision losses are averaged, and returned, in float32.
     """
     losses = widened(losses)
     if mask is None:
@@ -65,24 +65,24 @@ def masked_means(losses: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class Copies:
-    """``count`` copies of a model and its optimiser, in the state that they have now.
+    """``count`` copies of a model and its optimiser, in their present state.
 
     The originals are never touched. Copy ``k`` has its own parameters, buffers and optimiser
-    state, and sees its own batch. Dropout draws from the global generator, one draw for each copy.
-    Inputs and targets may be tensors, or tuples, lists and dicts of them.
+    state, and sees its own batch. Dropout draws from the global generator, separately for each
+    copy. Inputs and targets may be tensors, or tuples, lists and dicts of them.
 
     Args:
-        model: Its modes decide whether batch normalisation updates the copies' statistics. Of a
-            compiled or data-parallel model, the module inside is run, eagerly.
+        model: Its modes decide whether batch normalisation updates the copies' statistics. If the
+            model is compiled or data-parallel, the module inside is run, uncompiled.
         optimizer: An optimiser of its parameters whose type is SGD, Adam, AdamW, NAdam, RAdam,
-            Adamax, RMSprop, Adagrad or Adadelta of `torch.optim`, no subclass, without step hooks.
+            Adamax, RMSprop, Adagrad or Adadelta of `torch.optim`, not a subclass, without step
+            hooks.
         criterion: Returns per-example losses ``(B,)``.
-        count: Number of copies, at least 1.
+        count: Number of copies K, at least 1.
 
     Raises:
-        TypeError: If the optimiser is of another type or has step hooks, a parameter has gradient
-            hooks, or the optimiser trains parameters outside the model, which copies would leave
-            out.
+        TypeError: If the optimiser has another type or step hooks, a parameter has gradient hooks,
+            or the optimiser trains parameters outside the model, which copies would leave out.
         ValueError: If the model has no parameters that require gradients, or ``count`` is below 1;
             while stepping, if the criterion does not give one loss for each example.
         RuntimeError: While stepping, if model or criterion cannot run under ``torch.vmap``.
@@ -108,7 +108,7 @@ class Copies:
         self._attach(states)
 
     def _attach(self, states: dict[str, StateDict]) -> None:
-        """Make the optimiser of the current stacked parameters, with the given state."""
+        """Create an optimiser of the stacked parameters, with the given state by name."""
         for name, p in self.model.named_parameters():
             self.parameters[name].requires_grad_(p.requires_grad)
         stacked_of = {p: self.parameters[name] for name, p in self.model.named_parameters()}
@@ -118,7 +118,7 @@ class Copies:
         ]
         make: Callable[[Any], Optimizer] = type(self._original)
         self.optimizer = make([group for group in groups if group["params"]])
-        self.optimizer.state.clear()  # some fill it when they are made
+        self.optimizer.state.clear()  # some optimisers fill it when they are created
         for name, state in states.items():
             self.optimizer.state[self.parameters[name]] = state
 
@@ -126,7 +126,7 @@ class Copies:
         return len(next(iter(self.parameters.values())))
 
     def select(self, index: Tensor) -> Copies:
-        """Return new copies: those at ``index``, in that order, repeated where it repeats.
+        """Return new copies: those at ``index``, in that order and as often as it names them.
 
         Args:
             index: Numbers of the copies, int64 ``(J,)``, from 0 to K - 1.
@@ -154,7 +154,7 @@ class Copies:
         Args:
             x: Inputs of every copy, each tensor ``(K, B, ...)``.
             shared: All copies see the same ``x``, each tensor ``(B, ...)``.
-            chunk_size: Run so many copies at a time, which is faster where memory is the limit;
+            chunk_size: Number of copies to run at a time, which is faster if memory is the limit;
                 all by default.
 
         Returns:
@@ -164,11 +164,11 @@ class Copies:
             RuntimeError: If the model cannot run under ``torch.vmap``.
         """
 
-        def one(parameters: Any, buffers: Any, x: Any) -> Any:
+        def outputs_of_copy(parameters: Any, buffers: Any, x: Any) -> Any:
             return logits_of(run_on(self.model, x, parameters | buffers))
 
         dims = (0, 0, None if shared else 0)
-        call = torch.vmap(one, dims, randomness="different", chunk_size=chunk_size)
+        call = torch.vmap(outputs_of_copy, dims, randomness="different", chunk_size=chunk_size)
         with _explained():
             return call(self.parameters, self.buffers, x)
 
@@ -177,7 +177,7 @@ class Copies:
 
         Args:
             x: Inputs of every copy, each tensor ``(K, B, ...)``.
-            y: Targets, likewise.
+            y: Targets of every copy, each tensor ``(K, B, ...)``.
             shared: All copies see the same ``x`` and ``y``, each tensor ``(B, ...)``.
 
         Returns:
@@ -188,12 +188,13 @@ class Copies:
             ValueError: If the criterion does not give one loss for each example.
         """
 
-        def one(parameters: Any, buffers: Any, x: Any, y: Any) -> Any:
+        def losses_of_copy(parameters: Any, buffers: Any, x: Any, y: Any) -> Any:
             return model_losses(self.model, self.criterion, x, y, parameters | buffers)
 
-        where = None if shared else 0
+        data_dim = None if shared else 0
+        dims = (0, 0, data_dim, data_dim)
         with _explained():
-            call = torch.vmap(one, (0, 0, where, where), randomness="different")
+            call = torch.vmap(losses_of_copy, dims, randomness="different")
             losses = call(self.parameters, self.buffers, x, y)
         return per_example(losses, len(self), leaves(x)[0].shape[0 if shared else 1])
 
@@ -202,12 +203,12 @@ class Copies:
 
         Args:
             x: Inputs, each tensor ``(K, B, ...)``.
-            y: Targets, likewise.
-            mask: Which examples count, bool ``(K, B)``; all without it. The others are still
-                seen by a model or criterion that looks at the batch as a whole.
+            y: Targets, each tensor ``(K, B, ...)``.
+            mask: Which examples count, bool ``(K, B)``; by default all. The others still influence
+                a model or criterion that uses the batch as a whole.
 
         Returns:
-            Mean losses before the update, ``(K,)``; of half-precision ones in float32.
+            Mean losses before the update, ``(K,)``; for half-precision losses in float32.
 
         Raises:
             RuntimeError: If model or criterion cannot run under ``torch.vmap``.
@@ -217,7 +218,7 @@ class Copies:
         with torch.enable_grad():
             means = masked_means(self.losses(x, y), mask)  # (K,)
             trained = [p for p in self.parameters.values() if p.requires_grad]
-            # nothing else, say a parameter of the criterion, may gather gradients
+            # Nothing else, such as a parameter of the criterion, may collect gradients.
             means.sum().backward(inputs=trained)  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return means.detach()
@@ -229,7 +230,7 @@ def _has_step_hooks(optimizer: Optimizer) -> bool:
 
 
 def _check_stackable(named: Mapping[str, Tensor], optimizer: Optimizer) -> None:
-    """Raise unless one optimiser over stacked parameters makes the optimiser's own steps."""
+    """Raise unless an optimiser over stacked parameters would take the same steps for each copy."""
     name = type(optimizer).__name__
     advice = "step one by one (together=False)"
     if not is_elementwise(optimizer):
@@ -264,7 +265,7 @@ def _check_stackable(named: Mapping[str, Tensor], optimizer: Optimizer) -> None:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Run eagerly, and say of what torch.vmap refuses how to do without it."""
+    """Run uncompiled; add to errors of torch.vmap how to do without it."""
     try:
         with eager():
             yield
@@ -278,6 +279,7 @@ def _explained() -> Iterator[None]:
 
 
 def _copied(value: Any) -> Any:
+    """Return a copy of an entry of the optimiser's state, tensor or not."""
     return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
@@ -288,5 +290,5 @@ def _stack(t: Tensor, count: int) -> Tensor:
 
 
 def _has_copies(key: str, value: Any) -> bool:
-    """Whether a state entry differs between copies; step counters do not."""
+    """Tell whether an entry of the optimiser's state differs between copies; counters do not."""
     return isinstance(value, Tensor) and key not in _COUNTERS

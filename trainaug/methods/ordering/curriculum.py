@@ -1,7 +1,7 @@
-r"""Curricula with a pacing function: which share of the sorted examples is in use when.
+r"""Curricula with a pacing function, which says what share of the sorted examples is in use.
 
-Progress $\tau = t/T$ goes from 0 to 1, and another is a ValueError; $b$ is the share at the start,
-$a$ the progress at which all examples are in use.
+Progress $\tau = t/T$ goes from 0 to 1, any other value is a ValueError; $b$ is the share at the
+start, $a$ the progress from which all examples are in use.
 
 Chapter: notebooks/04_curriculum.ipynb
 Reference: Wu, Dyer, Neyshabur, "When do curricula work?", ICLR 2021, arXiv 2012.03107; Hacohen,
@@ -32,10 +32,11 @@ __all__ = [
 ]
 
 Order = Literal["ascending", "descending", "random"]
-_WHOLE = 1 << 13  # examples whose permutation costs less than a batch
+_WHOLE = 1 << 13  # permuting so many examples costs less than a batch
 
 
 def _checked(progress: float, a: float, b: float) -> None:
+    """Raise a ValueError unless progress is in [0, 1], and a and b are in (0, 1]."""
     if not 0 <= progress <= 1:  # NaN is refused, too
         raise ValueError(f"progress must be in [0, 1], got {progress}")
     if not (0 < a <= 1 and 0 < b <= 1):
@@ -43,6 +44,7 @@ def _checked(progress: float, a: float, b: float) -> None:
 
 
 def _size(share: float, count: int) -> int:
+    """Return the size of a share of ``count`` examples, rounded up."""
     return math.ceil(share * count - 1e-9)  # 0.07 * 100 is above 7 by rounding alone
 
 
@@ -57,7 +59,7 @@ def linear_pacing(progress: float, *, a: float, b: float) -> float:
         b: Share at the start, in (0, 1].
 
     Returns:
-        A share in (0, 1], which never falls; 1 from ``a`` on.
+        A share in (0, 1] that never falls, and is 1 from ``a`` on.
 
     Raises:
         ValueError: If a number is out of range.
@@ -72,9 +74,9 @@ def linear_pacing(progress: float, *, a: float, b: float) -> float:
 def root_pacing(progress: float, *, a: float, b: float, q: float = 2.0) -> float:
     r"""Return the share $\min(1, (b^q + (1 - b^q)\tau/a)^{1/q})$.
 
-    With ``q=1`` it is `linear_pacing`; above, the share grows fastest at first. One of the root
-    family of Wu, Dyer, Neyshabur (2021), in the form that Platanios et al. (2019), arXiv
-    1903.09848, give to competence.
+    With ``q=1`` it is `linear_pacing`; with a larger ``q`` the share grows fastest at first. This
+    is the root family of Wu, Dyer, Neyshabur (2021), in the form that Platanios et al. (2019),
+    arXiv 1903.09848, use for competence.
 
     Args:
         progress: $\tau$, in [0, 1].
@@ -83,7 +85,7 @@ def root_pacing(progress: float, *, a: float, b: float, q: float = 2.0) -> float
         q: Degree of the root, positive and finite.
 
     Returns:
-        A share in (0, 1], which never falls; 1 from ``a`` on.
+        A share in (0, 1] that never falls, and is 1 from ``a`` on.
 
     Raises:
         ValueError: If a number is out of range.
@@ -102,7 +104,7 @@ def step_pacing(progress: float, *, a: float, b: float) -> float:
     Args:
         progress: $\tau$, in [0, 1].
         a: Progress from which all examples are in use, in (0, 1].
-        b: Share before, in (0, 1].
+        b: Share before that, in (0, 1].
 
     Returns:
         A share in (0, 1]: ``b`` or 1.
@@ -117,8 +119,8 @@ def step_pacing(progress: float, *, a: float, b: float) -> float:
 def exponential_pacing(progress: float, *, b: float, c: float, every: float) -> float:
     r"""Return the share $\min(1, b\,c^{\lfloor\tau/\Delta\rfloor})$.
 
-    In the style of the fixed exponential pacing of Hacohen, Weinshall (2019). `PacedSampler` takes
-    it only if it has grown to 1 at progress 1.
+    It follows the fixed exponential pacing of Hacohen, Weinshall (2019). `PacedSampler` accepts it
+    only if it reaches 1 at progress 1.
 
     Args:
         progress: $\tau$, in [0, 1].
@@ -127,7 +129,7 @@ def exponential_pacing(progress: float, *, b: float, c: float, every: float) -> 
         every: $\Delta$, the progress between two steps, in (0, 1].
 
     Returns:
-        A share in (0, 1], which never falls.
+        A share in (0, 1] that never falls.
 
     Raises:
         ValueError: If a number is out of range.
@@ -139,29 +141,29 @@ def exponential_pacing(progress: float, *, b: float, c: float, every: float) -> 
 
 
 class PacedSampler(EpochBatchSampler):
-    """Batches drawn from the first examples of a sorted list, ever more of them.
+    """Batches drawn from a growing pool: the first examples of a list sorted by difficulty.
 
-    While the pool stays the same it is used up in a random order before any example comes again;
-    when it grows a new pass begins. With ``pacing`` always 1 this is random reshuffling. An
-    iteration, and so an epoch, is a whole run of ``num_steps``.
+    While the pool stays the same, all its examples are used, in random order, before any comes
+    again; when it grows, a new pass begins. With ``pacing`` always 1 this is random reshuffling.
+    One iteration, and so one epoch, is a whole run of ``num_steps`` batches.
 
     Args:
         scores: Difficulty of each example, ``(n,)``; equal ones keep the order of their indices.
-        batch_size: Examples in a batch, of each rank; fewer at the end of a pass.
+        batch_size: Examples in a batch of each rank; fewer at the end of a pass.
         generator: Source of all draws, with equal seeds on all ranks.
-        pacing: Maps progress in [0, 1] to a share in (0, 1]; never falls, and is 1 at 1.
-        num_steps: Batches to give; runs of different pacing are comparable at equal steps.
+        pacing: Maps progress in [0, 1] to a share in (0, 1]; it never falls, and is 1 at 1.
+        num_steps: Number of batches; runs of different pacing are comparable at equal steps.
         order: ``ascending``: easiest first. ``descending``: the exact reverse. ``random``: a
-            random list with the same pacing, the control without which no curriculum is judged.
-        num_replicas: Processes that train together. All steps are theirs together: each takes its
-            share of every batch. With ``batch_size=1`` the end of a pass that is too small to
-            share is left out.
-        rank: This process.
+            random list with the same pacing, the control of every curriculum.
+        num_replicas: Number of processes that train together; each takes its share of every global
+            batch, so ``num_steps`` is the same for all. With ``batch_size=1`` the end of a pass is
+            left out if it is too small to share.
+        rank: Number of this process.
 
     Raises:
         ValueError: If the scores are not finite or not ``(n,)``, the pacing breaks its rules, or
             the first pool is smaller than a batch of all ranks.
-        TypeError: If the generator is none.
+        TypeError: If the generator is not a ``torch.Generator``.
     """
 
     _fixed = ("num_examples", "batch_size", "num_steps", "num_replicas")
@@ -192,9 +194,9 @@ class PacedSampler(EpochBatchSampler):
                 f"pacing must rise from above 0 to 1, got {shares[0]} at 0, {shares[-1]} at 1, "
                 f"{'never' if rising else 'sometimes'} falling"
             )
-        together = batch_size * num_replicas
-        if _size(shares[0], len(scores)) < together:
-            raise ValueError(f"the first pool, {shares[0]} of {len(scores)}, is below {together}")
+        least = batch_size * num_replicas
+        if _size(shares[0], len(scores)) < least:
+            raise ValueError(f"the first pool, {shares[0]} of {len(scores)}, is below {least}")
         self.pacing, self.num_steps, self.batch_size = pacing, num_steps, batch_size
         self.num_examples = len(scores)
         self.generator = source_of_randomness("generator", generator)
@@ -217,7 +219,7 @@ class PacedSampler(EpochBatchSampler):
         return ranked
 
     def pool_size(self, step: int) -> int:
-        """Return how many examples are in use at a step: $\\lceil p(t/T)\\,n\\rceil$.
+        """Return how many examples are in use at a step, $\\lceil p(t/T)\\,n\\rceil$.
 
         Args:
             step: t, from 0 to ``num_steps``, which is T.
@@ -228,13 +230,16 @@ class PacedSampler(EpochBatchSampler):
         return _size(self.pacing(step / self.num_steps), len(self._ranked))
 
     def _go_to(self, step: int, pool: int, number: int, places: Tensor) -> None:
-        """Stand at a step, with so many batches of a pass over ``places`` of the list given."""
+        """Go to a step: the pass over ``pool`` examples has given ``number`` batches.
+
+        ``places`` are positions in the ranked list, in the order of this pass. The names of the
+        arguments are the keys of the state.
+        """
         self._step, self._pool, self._number, self._places = step, pool, number, places
-        self._sizes: list[int] = []  # of the batches of the pass
+        self._sizes: list[int] = []  # sizes of all batches of the pass
         if pool:
-            sizes = (self.batch_size, self.num_replicas)
             drop_last = self.num_replicas > 1 and self.batch_size == 1
-            self._sizes = batch_sizes(pool, *sizes, drop_last=drop_last)
+            self._sizes = batch_sizes(pool, self.batch_size, self.num_replicas, drop_last=drop_last)
         self._given_places = sum(self._sizes[:number])
 
     def _begin(self) -> None:
@@ -244,29 +249,34 @@ class PacedSampler(EpochBatchSampler):
         return self._step == self.num_steps
 
     def _next(self) -> list[int]:
+        """Draw the next global batch; begin a new pass if the pool has grown or is used up."""
         if self._has_no_more():
             return []
         size = self.pool_size(self._step)
         if size != self._pool or self._number == len(self._sizes):
             self._go_to(self._step, size, 0, self._drawn(size))
-        start, end = self._given_places, self._given_places + self._sizes[self._number]
-        self._step, self._number, self._given_places = self._step + 1, self._number + 1, end
+        start = self._given_places
+        end = start + self._sizes[self._number]
+        self._step += 1
+        self._number += 1
+        self._given_places = end
         batch: list[int] = self._ranked[self._places[start:end]].tolist()
         return batch
 
     def _drawn(self, size: int) -> Tensor:
-        """A random order of a pool, or, where it is large, of as many as are used of it."""
+        """Return a random order of a pool; of a large pool only what the steps to come will use."""
         g = self.generator
         if size > _WHOLE:
-            together = self.batch_size * self.num_replicas
+            global_size = self.batch_size * self.num_replicas
+            # Count what is used before the pool grows, up to a quarter of it.
             last, used = self._step, 0
             while last < self.num_steps and self.pool_size(last) == size and 4 * used < size:
-                last, used = last + 1, used + together
+                last, used = last + 1, used + global_size
             if 4 * used < size:
-                drawn: dict[int, None] = {}
+                drawn: dict[int, None] = {}  # distinct, in the order of drawing
                 while len(drawn) < used:
-                    places = torch.randint(size, (2 * used,), generator=g, device=g.device)
-                    drawn |= dict.fromkeys(places.tolist())
+                    numbers = torch.randint(size, (2 * used,), generator=g, device=g.device)
+                    drawn |= dict.fromkeys(numbers.tolist())
                 return torch.tensor(list(drawn)[:used], dtype=torch.int64, device="cpu")
         return torch.randperm(size, generator=g, device=g.device).cpu()
 

@@ -1,4 +1,4 @@
-"""How difficult each example is, by a trained model or by how it fared during training.
+"""How difficult each example is, from a trained model or from its history during training.
 
 Chapter: notebooks/04_curriculum.ipynb
 Reference: Hacohen, Weinshall, ICML 2019, arXiv 1904.03626 (teacher and self-taught losses);
@@ -37,20 +37,20 @@ def example_losses(
     *,
     batch_size: int = 512,
 ) -> Tensor:
-    """Return the loss of each example in eval mode: the difficulty that a trained model sees.
+    """Return the loss of each example in eval mode, as a measure of its difficulty for the model.
 
-    Of another, better model these are *teacher* scores; of the same model, trained before without
-    a curriculum, *self-taught* ones. Scores of a model that has memorised its training data, or
-    noisy labels in it, say little: train the teacher on other examples. Both are scores of
-    Hacohen, Weinshall (2019).
+    With another, better model these are the *teacher* scores of Hacohen, Weinshall (2019); with the
+    same model, trained before without a curriculum, their *self-taught* scores. A model that has
+    memorised its training data, or noisy labels in it, gives scores that say little: train the
+    teacher on other examples.
 
     Args:
-        model: Left in the modes it is in; batches are moved to its parameters.
+        model: Its modes are restored; batches are moved to the device of its parameters.
         criterion: Returns per-example losses ``(B,)``.
         x: Inputs ``(n, ...)``, or tuples, lists and dicts of such tensors.
         y: Targets ``(n, ...)``, likewise.
-        batch_size: Examples at a time, at least 1; without influence on the losses where they do
-            not depend on the batch.
+        batch_size: Examples at a time, at least 1; it does not change the losses unless they depend
+            on the batch.
 
     Returns:
         Losses ``(n,)``, as the criterion gives them, without gradients.
@@ -63,11 +63,11 @@ def example_losses(
     if len(lengths) != 1 or 0 in lengths or batch_size < 1:
         raise ValueError(f"need examples of one number, got {sorted(lengths)}; {batch_size=}")
     count = lengths.pop()
-    home = next(model.parameters(), None)
+    parameter = next(model.parameters(), None)
 
     def part(value: Any, start: int) -> Any:
         rows = map_tensors(lambda t: t[start : start + batch_size], value)
-        return rows if home is None else map_tensors(lambda t: t.to(home.device), rows)
+        return rows if parameter is None else map_tensors(lambda t: t.to(parameter.device), rows)
 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -86,7 +86,7 @@ def example_losses(
 class ForgettingTracker:
     """Count how often each example went from right to wrong between two visits.
 
-    The forgetting events of Toneva et al. (2019).
+    These are the forgetting events of Toneva et al. (2019).
 
     Args:
         num_examples: Number of examples ``n``, at least 1.
@@ -107,9 +107,9 @@ class ForgettingTracker:
         self._was_right = torch.zeros(num_examples, dtype=torch.bool, device="cpu")
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Note of examples whether the model is right on them now.
+        """Record for some examples whether the model classifies them correctly now.
 
-        An example that comes several times is visited so often, in their order.
+        An example that occurs several times counts as visited several times, in that order.
 
         Args:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to n - 1.
@@ -119,18 +119,22 @@ class ForgettingTracker:
             ValueError: If an index is out of range or no integer, shapes differ, or a value is not
                 true or false, 0 or 1.
         """
-        index, given = checked_indices(indices, len(self.events)), values.detach().cpu()
+        index = checked_indices(indices, len(self.events))
+        given = values.detach().cpu()
         if given.shape != index.shape or not bool(((given == 0) | (given == 1)).all()):
             raise ValueError(f"values must be true or false, {tuple(index.shape)}, got {given}")
         correct = given.bool()
-        for visit in _visits(index):
-            where, right = index[visit], correct[visit]
-            self.events[where] += (self._was_right[where] & ~right).long()
-            self._was_right[where] = right
-            self.learned[where] |= right
+        for rows in _visits(index):
+            examples, right = index[rows], correct[rows]
+            self.events[examples] += (self._was_right[examples] & ~right).long()
+            self._was_right[examples] = right
+            self.learned[examples] |= right
 
     def scores(self) -> Tensor:
-        """Return the difficulties, float32 ``(n,)``: events; one above the most if never right."""
+        """Return the difficulty of each example, float32 ``(n,)``.
+
+        It is the number of events; for an example that was never right, one above their maximum.
+        """
         return torch.where(self.learned, self.events, self.events.max() + 1).float()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -139,7 +143,7 @@ class ForgettingTracker:
         return {name: value.clone() for name, value in names.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from ``state``; ValueError if it is of another number of examples."""
+        """Continue from ``state``; raise ValueError if its number of examples differs."""
         _check_length(state["events"], self.events)
         self.events, self.learned = state["events"].clone(), state["learned"].clone()
         self._was_right = state["was_right"].clone()
@@ -148,14 +152,14 @@ class ForgettingTracker:
 class RunningHardness:
     r"""Dynamic instance hardness $r \leftarrow \gamma\,a + (1-\gamma)\,r$ with $a$ the last loss.
 
-    Of Zhou, Wang, Bilmes (2020).
+    The measure is that of Zhou, Wang, Bilmes (2020).
 
     Args:
         num_examples: Number of examples ``n``, at least 1.
         gamma: Weight of the new loss, in (0, 1].
 
     Attributes:
-        values: Present hardness, float ``(n,)``; the first loss of an example replaces the zero.
+        values: Present hardness, float ``(n,)``; 0 before the first loss, which replaces it.
 
     Raises:
         ValueError: If there is no example, or ``gamma`` is out of range.
@@ -169,9 +173,9 @@ class RunningHardness:
         self._seen = torch.zeros(num_examples, dtype=torch.bool, device="cpu")
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Take in the losses of examples.
+        """Add the losses of some examples to their running hardness.
 
-        An example that comes several times is visited so often, in their order.
+        An example that occurs several times counts as visited several times, in that order.
 
         Args:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to n - 1.
@@ -186,18 +190,18 @@ class RunningHardness:
         if losses.shape != index.shape:
             raise ValueError(f"losses must be {tuple(index.shape)}, got {tuple(losses.shape)}")
         finite("losses", losses)
-        for visit in _visits(index):
-            where, new = index[visit], losses[visit]
-            mixed = self.gamma * new + (1 - self.gamma) * self.values[where]
-            self.values[where] = torch.where(self._seen[where], mixed, new)
-            self._seen[where] = True
+        for rows in _visits(index):
+            examples, new = index[rows], losses[rows]
+            mixed = self.gamma * new + (1 - self.gamma) * self.values[examples]
+            self.values[examples] = torch.where(self._seen[examples], mixed, new)
+            self._seen[examples] = True
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the values."""
         return {"values": self.values.clone(), "seen": self._seen.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from ``state``; ValueError if it is of another number of examples."""
+        """Continue from ``state``; raise ValueError if its number of examples differs."""
         _check_length(state["values"], self.values)
         self.values, self._seen = state["values"].clone(), state["seen"].clone()
 
@@ -209,14 +213,15 @@ def self_paced_weights(losses: Tensor, threshold: float) -> Tensor:
     Raise the threshold $\lambda$ during training until all examples count.
 
     Args:
-        losses: Per-example losses ``(B,)``, finite; any other shape will do.
+        losses: Per-example losses, finite, ``(B,)`` or any other shape.
         threshold: $\lambda$, any number but NaN.
 
     Returns:
-        Weights 0 and 1, of shape and type of the losses, without gradients.
+        Weights 0 and 1, in the shape and type of the losses, without gradients.
 
     Raises:
-        ValueError: If a loss is not finite or the threshold NaN: a weight of 0 would hide it.
+        ValueError: If a loss is not finite, which a weight of 0 would hide, or the threshold is
+            NaN.
     """
     finite("losses", losses)
     if threshold != threshold:
@@ -225,17 +230,17 @@ def self_paced_weights(losses: Tensor, threshold: float) -> Tensor:
 
 
 def largest_losses(losses: Tensor, count: int) -> Tensor:
-    """Ordered SGD: scale the ``count`` largest losses so that the mean of all is theirs.
+    """Keep the ``count`` largest losses, scaled so that the mean over all ``B`` is their mean.
 
-    Of Kawaguchi, Lu (2020).
+    This is the ordered SGD of Kawaguchi, Lu (2020).
 
     Args:
         losses: Per-example losses ``(B,)``, with gradients.
-        count: Examples that count, at least 1; all where ``B`` is smaller.
+        count: Number of losses that count, at least 1; if ``B`` is smaller, all count.
 
     Returns:
-        Losses ``(B,)``: zero for the others, whose gradients are zero too. Where one is NaN or
-        infinite, so is one of these. None of none.
+        Losses ``(B,)``; the other losses are zero, and so are their gradients. If any loss is NaN
+        or infinite, the result contains such a value as well. Of an empty batch it is empty.
 
     Raises:
         ValueError: If ``count`` is below 1 or the losses are not ``(B,)``.
@@ -251,18 +256,21 @@ def largest_losses(losses: Tensor, count: int) -> Tensor:
 
 
 def _visits(index: Tensor) -> list[Tensor]:
-    """Places ``(b,)`` in ``index`` in which no example comes twice: first visits, second, ..."""
+    """Split the rows of ``index`` into first visits of an example, second visits, and so on.
+
+    No example occurs twice in one part, so that indexing with it updates every visit.
+    """
     if len(torch.unique(index)) == len(index):
         return [torch.arange(len(index), device="cpu")]
-    places: list[list[int]] = []
-    times: dict[int, int] = {}
+    rows_by_visit: list[list[int]] = []
+    visits: dict[int, int] = {}  # by example, so far
     for row, example in enumerate(index.tolist()):
-        before = times.get(example, 0)
-        if before == len(places):
-            places.append([])
-        places[before].append(row)
-        times[example] = before + 1
-    return [torch.tensor(each, device="cpu") for each in places]
+        before = visits.get(example, 0)
+        if before == len(rows_by_visit):
+            rows_by_visit.append([])
+        rows_by_visit[before].append(row)
+        visits[example] = before + 1
+    return [torch.tensor(rows, device="cpu") for rows in rows_by_visit]
 
 
 def _check_length(given: Tensor, expected: Tensor) -> None:

@@ -1,11 +1,12 @@
-r"""Every order of a few batches, from one state: what order can do, exactly.
+r"""Training on a few batches in every possible order, from one state: what order can do, exactly.
 
-Orders share their beginnings, so the $M!$ orders of $M$ batches are a tree with $\sum_k M!/(M-k)!$
-steps, 1956 instead of 4320 for $M = 6$; the states of one level are stepped side by side.
+Orders share their beginnings, so the $M!$ orders of $M$ batches form a tree with $\sum_k M!/(M-k)!$
+training steps, 1956 instead of 4320 for $M = 6$. The states of one level take their steps at the
+same time.
 
 Chapter: notebooks/04_curriculum.ipynb
 Reference: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2211.14395, whose
-code replays all orders one after another.
+code trains in all orders one after another.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from trainaug.structures import logits_of, map_tensors, model_losses, run_on, un
 
 __all__ = ["exhaustive_orders", "position_shares", "train_in_order"]
 
-ROWS = 1024  # evaluated at once: more does not fit a processor's cache
+ROWS = 1024  # examples evaluated at a time: more do not fit a processor's cache
 Batch = tuple[Any, Any]  # inputs and targets
 
 
@@ -36,7 +37,7 @@ def all_orders(num_batches: int, *, max_batches: int = 8) -> Tensor:
 
     Args:
         num_batches: M, from 1 to ``max_batches``.
-        max_batches: Guard against $M!$.
+        max_batches: Largest M, a guard against too many orders, of which there are $M!$.
 
     Raises:
         ValueError: If ``num_batches`` is below 1 or above ``max_batches``.
@@ -56,19 +57,19 @@ def train_in_order(
     batches: Sequence[Batch],
     order: Sequence[int],
 ) -> None:
-    """Train on the batches in the given order, in place: the definition, step by step.
+    """Train on the batches in the given order, one step each; model and optimiser change.
 
     Args:
         model: Trained in the mode it is in.
-        optimizer: Makes one step for each batch, on the mean of its losses.
+        optimizer: Takes one step for each batch, on the mean of its losses.
         criterion: Returns per-example losses ``(B,)``.
         batches: Pairs of inputs ``(B, ...)`` and targets ``(B, ...)``, each a tensor or tuples,
             lists and dicts of them.
-        order: Numbers of batches; one that repeats is trained on again.
+        order: Numbers of the batches; one that occurs again is trained on again.
 
     Raises:
         ValueError: If ``criterion`` does not give per-example losses ``(B,)``, or a batch is empty.
-        IndexError: If there is no batch of a number.
+        IndexError: If there is no batch of such a number.
     """
     for number in order:
         x, y = batches[number]
@@ -92,21 +93,23 @@ def exhaustive_orders(
     max_batches: int = 8,
     together: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Train on the batches in every order, each from the present state, and evaluate each end.
+    """Train on the batches in every order, each from the present state, and evaluate each result.
 
     Args:
-        model: Trained in the mode it is in, evaluated in eval mode; left as it was.
-        optimizer: Left as it was.
+        model: Trained in the mode it is in, evaluated in eval mode; its state is restored.
+        optimizer: Optimiser of the model; its state is restored.
         criterion: Returns per-example losses ``(B,)``.
         batches: At most ``max_batches`` pairs of inputs and targets of equal shapes, each a
             tensor or tuples, lists and dicts of them.
-        evaluate: Maps outputs on ``held_out``, ``(N, ...)``, to numbers ``(E,)``; pure PyTorch.
-        held_out: Inputs that no batch holds.
-        max_batches: Guard against $M!$.
-        together: Walk the tree with copies side by side; otherwise order by order.
+        evaluate: Maps outputs on ``held_out``, ``(N, ...)``, to numbers ``(E,)``; it may use only
+            PyTorch operations.
+        held_out: Inputs that are in no batch.
+        max_batches: Largest M, a guard against too many orders, of which there are $M!$.
+        together: Whether to train copies of the model at the same time along the tree of orders;
+            otherwise one order is trained after another.
 
     Returns:
-        Orders, ``(M!, M)``, lexicographic, and their measures, ``(M!, E)``.
+        Orders, ``(M!, M)``, lexicographic, and the numbers of each, ``(M!, E)``.
 
     Raises:
         ValueError: If there are too many batches or none, their shapes differ, or one or
@@ -141,11 +144,11 @@ def exhaustive_orders(
         for first in range(len(batches)):  # one subtree at a time bounds the memory
             branch = root.select(torch.tensor([0], device="cpu"))
             branch.step(*batch_of([first]))
-            used = torch.tensor([[first]], device="cpu")
-            while used.shape[1] < len(batches):
-                parent, used = _children(used, len(batches))
+            prefixes = torch.tensor([[first]], device="cpu")  # (K, k) numbers of batches
+            while prefixes.shape[1] < len(batches):
+                parent, prefixes = _children(prefixes, len(batches))
                 branch = branch.select(parent)
-                branch.step(*batch_of(used[:, -1]))
+                branch.step(*batch_of(prefixes[:, -1]))
             model.eval()
             with torch.no_grad():
                 chunk = max(1, ROWS // num_held_out)
@@ -157,13 +160,16 @@ def exhaustive_orders(
 
 
 def _stacked(parts: Sequence[Any]) -> Any:
-    """One nested value of stacked tensors from several of the same structure."""
+    """Stack the tensors of several nested values of the same structure, into that structure."""
     columns = iter(zip(*(leaves(part) for part in parts), strict=True))
     return map_tensors(lambda _: torch.stack(next(columns)), parts[0])
 
 
 def _children(used: Tensor, num_batches: int) -> tuple[Tensor, Tensor]:
-    """Extend each prefix ``(K, k)`` by every batch not in it, in lexicographic order."""
+    """Extend each prefix ``(K, k)`` by every batch not in it, in lexicographic order.
+
+    Return for each new prefix the row of the old one, and the new prefixes, ``(J, k + 1)``.
+    """
     free = torch.ones(len(used), num_batches, dtype=torch.bool, device="cpu")
     free.scatter_(1, used, False)
     parent, batch = free.nonzero(as_tuple=True)
@@ -171,16 +177,16 @@ def _children(used: Tensor, num_batches: int) -> tuple[Tensor, Tensor]:
 
 
 def position_shares(orders: Tensor, values: Tensor) -> Tensor:
-    r"""Share of the variance over orders that *which batch stands at a position* explains.
+    r"""Return the share of the variance over orders that the batch at each position explains.
 
     $\eta^2_p = \mathrm{Var}\,\mathrm E[v \mid \text{batch at } p] / \mathrm{Var}\,v$.
 
     Args:
         orders: All orders, ``(K, M)``.
-        values: One number an order, ``(K,)``.
+        values: One number per order, ``(K,)``.
 
     Returns:
-        Shares in [0, 1], ``(M,)``; NaN where all values are equal, or one is not finite.
+        Shares in [0, 1], ``(M,)``; NaN if all values are equal, or one is not finite.
 
     Raises:
         ValueError: If there is no order or shapes do not fit.

@@ -1,4 +1,4 @@
-"""GraB: order the next epoch by balancing gradients, the order that has a theorem.
+"""GraB: order the next epoch by balancing gradients, with a proof that it converges faster.
 
 Chapter: notebooks/04_curriculum.ipynb
 Reference: Lu, Guo, De Sa, "GraB: Finding provably better data permutations than random
@@ -26,27 +26,30 @@ __all__ = ["GraBSampler"]
 class GraBSampler(Sampler[int]):
     r"""Order of units (examples or fixed batches), balanced from one epoch to the next.
 
-    The gradient $g$ of a visited unit is centred by the mean gradient of the epoch before,
+    The gradient $g$ of a visited unit is centred by the mean gradient of the previous epoch,
     $c = g - \bar g$, and gets the sign $+$ if $\|S + c\| \le \|S - c\|$ for the signed sum $S$ so
-    far. In the next epoch units of sign $+$ come first in order, those of sign $-$ last in
-    reverse. Memory: three vectors of the gradient's size, and one number a unit.
+    far. In the next epoch units of sign $+$ come first, in order, and units of sign $-$ last, in
+    reverse order. The memory needed is three vectors of the gradient's size and one number per
+    unit.
 
-    An iteration gives the units of the running epoch that are not recorded yet: what is recorded
-    is what was trained on, however many a loader has fetched. The next epoch needs all of them.
+    An iteration gives the units of the running epoch whose gradients are not recorded yet. A unit
+    counts as trained on when its gradient is recorded, however many units a loader has fetched. The
+    next epoch begins only after all are recorded.
 
     Args:
         num_units: Number of units, at least 1.
         dim: Length of a gradient, at least 1.
         generator: Source of the first order, with equal seeds on all ranks.
-        device: Where the sums are kept.
-        num_replicas: Processes that train together; each visits every ``num_replicas``-th unit
-            of the order, and records the gathered gradients of all, in the order of the epoch.
-        rank: This process.
+        device: Device of the sums.
+        num_replicas: Number of processes that train together. Each visits every
+            ``num_replicas``-th unit of the order, and records the gathered gradients of all, in
+            the order of the epoch.
+        rank: Number of this process.
 
     Raises:
         ValueError: If a size is below 1, or the ranks cannot get equally many units.
-        RuntimeError: While iterating, if an epoch was visited to its end and not all its gradients
-            were recorded, or not those of all ranks.
+        RuntimeError: While iterating, if an epoch was visited to its end but not all its gradients
+            were recorded, or those of some rank are missing.
     """
 
     def __init__(
@@ -69,11 +72,11 @@ class GraBSampler(Sampler[int]):
         self.order: list[int] = torch.randperm(num_units, generator=g, device=g.device).tolist()
         zeros = torch.zeros(dim, device=device)
         self._signed, self._sum, self._mean = zeros, zeros.clone(), zeros.clone()
-        self._front: list[int] = []
-        self._back: list[int] = []
-        self.epoch = 0  # that is running: so many were recorded to their end
+        self._front: list[int] = []  # units of sign + in this epoch
+        self._back: list[int] = []  # units of sign -
+        self.epoch = 0  # the running one; epochs before it are completely recorded
         self._loader: Mapping[str, Any] | None = None
-        self._given_to_the_end = -1  # epoch
+        self._given_to_the_end = -1  # the last epoch of which all units were given
 
     def __len__(self) -> int:
         return self.num_units // self.num_replicas
@@ -89,9 +92,10 @@ class GraBSampler(Sampler[int]):
         self._given_to_the_end = epoch
 
     def _check_recorded(self) -> None:
-        """Raise a RuntimeError if this is the next epoch for the loop, but not for the records."""
+        """Raise a RuntimeError if the loop has finished the epoch, but not all is recorded."""
         loader = self._loader or {}
-        # A loop that was left has not visited what workers fetched; persistent ones hide it.
+        # If the loop was left early, batches that workers fetched were never visited. Persistent
+        # workers do not show whether it was.
         is_left = bool(loader.get("_task_info")) or loader.get("_persistent_workers", False)
         if self._given_to_the_end == self.epoch and not is_left:
             raise RuntimeError(
@@ -106,11 +110,11 @@ class GraBSampler(Sampler[int]):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Confirm that ``epoch`` is the running one: an order depends on all gradients before it.
+        """Check that ``epoch`` is the running one: an order depends on all gradients before it.
 
         Raises:
-            RuntimeError: If it is not, as when gradients were not recorded, or a `state_dict` was
-                not loaded.
+            RuntimeError: If it is not, for example because gradients were not recorded, or a
+                `state_dict` was not loaded.
         """
         if epoch != self.epoch:
             raise RuntimeError(
@@ -121,18 +125,18 @@ class GraBSampler(Sampler[int]):
 
     @torch.no_grad()
     def update(self, indices: int | Tensor, values: Tensor) -> None:
-        """Take in gradients of units, in the order of the epoch.
+        """Record gradients of units, in the order of the epoch.
 
         Half-precision gradients are summed in float32. With several ranks every rank records all
-        units, so that all have the same next order.
+        units, so that all get the same next order.
 
         Args:
             indices: One unit, or several ``(B,)`` of the same epoch.
-            values: Its gradient ``(dim,)``, or theirs ``(B, dim)``, finite.
+            values: The gradient of the unit ``(dim,)``, or of each ``(B, dim)``, finite.
 
         Raises:
-            ValueError: If the gradient has another shape, is NaN or infinite, as that of a step
-                which a `GradScaler` skips, or a unit comes out of order. Those before it count.
+            ValueError: If a gradient has another shape, is NaN or infinite (as that of a step that
+                a `GradScaler` skips), or its unit is out of order. Units before it are recorded.
         """
         if not isinstance(indices, Tensor) or indices.ndim == 0:
             self._record(int(indices), values)
@@ -144,6 +148,7 @@ class GraBSampler(Sampler[int]):
             self._record(unit, gradient)
 
     def _record(self, unit: int, gradient: Tensor) -> None:
+        """Record one gradient, and begin the next epoch after the last one."""
         position = self._recorded
         if gradient.shape != self._sum.shape or self.order[position] != unit:
             raise ValueError(
@@ -161,7 +166,7 @@ class GraBSampler(Sampler[int]):
             raise ValueError(f"the sums overflow with the gradient of unit {unit}: scale it down")
         self._signed, self._sum, self._mean = signed, total, mean
         self._sum += gradient
-        # |S + c| <= |S - c| says the same as <S, c> <= 0
+        # |S + c| <= |S - c| is the same as <S, c> <= 0.
         if product <= 0:
             self._signed += centred
             self._front.append(unit)
@@ -186,7 +191,7 @@ class GraBSampler(Sampler[int]):
         """Continue from ``state``.
 
         Raises:
-            ValueError: If the state is of other sizes.
+            ValueError: If the state has other sizes.
         """
         sizes = len(state["order"]), len(state["sum"])
         if sizes != (self.num_units, len(self._sum)):

@@ -1,4 +1,4 @@
-"""Tensors of nested batches, losses of single examples, and models run as they are written."""
+"""Helpers of this package: tensors of nested batches, checked losses, and uncompiled models."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def leaves(value: Any) -> list[Tensor]:
     """Return the tensors of a nested value, in order."""
     tensors: list[Tensor] = []
 
-    def note(t: Tensor) -> Tensor:
+    def collect(t: Tensor) -> Tensor:
         tensors.append(t)
         return t
 
-    map_tensors(note, value)
+    map_tensors(collect, value)
     return tensors
 
 
 def per_example(losses: Any, *shape: int) -> Tensor:
-    """Return what a criterion gave if it has one loss for each example.
+    """Return what a criterion gave, after checking that it has one loss for each example.
 
     Raises:
-        ValueError: If the shape is another.
+        ValueError: If it is not a tensor of this ``shape``.
     """
     if not isinstance(losses, Tensor) or losses.shape != shape:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
@@ -43,7 +43,7 @@ def per_example(losses: Any, *shape: int) -> Tensor:
 
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
-    """Run models without compiled code and fused encoder layers, which torch.func cannot enter."""
+    """Run models without compiled code or fused encoder layers, which torch.func cannot handle."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

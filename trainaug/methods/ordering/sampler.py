@@ -2,7 +2,7 @@
 
 Chapter: notebooks/04_curriculum.ipynb
 Reference: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2211.14395; the
-algorithm is our reading of the author group's public code.
+algorithm is our reading of the public code of the author's group.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Scorer = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Indexed(Protocol):
-    """A data set that a list of indices turns into a batch ``(x, y, index)``."""
+    """A data set that returns a batch ``(x, y, index)`` for a list of indices."""
 
     def __len__(self) -> int: ...
 
@@ -34,12 +34,19 @@ class Indexed(Protocol):
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Seed of an epoch: different for every pair, and any epoch can be entered directly."""
+    """Return the seed of an epoch, so that any epoch can be entered without those before it.
+
+    The odd multiplier (2^64 over the golden ratio) gives different epochs different seeds.
+    """
     return (seed + 0x9E3779B97F4A7C15 * epoch) % 2**63
 
 
 class _ModelSampler(EpochBatchSampler):
-    """Seeds of epochs, sizes of batches, and the refusal to run ahead of the training."""
+    """Base of samplers that ask the model being trained: seeds, batch sizes, and its versions.
+
+    If the scorer has a method ``version()``, a batch is refused while it says that the model was
+    not trained on the batch before.
+    """
 
     _fixed = ("num_examples", "batch_size", "drop_last", "num_replicas")
 
@@ -62,9 +69,9 @@ class _ModelSampler(EpochBatchSampler):
         self.dataset, self.batch_size, self.scorer = dataset, batch_size, scorer
         self.drop_last, self.generators = drop_last, generators
         self._seeds = {name: g.initial_seed() for name, g in generators.items()}
-        self._numbered = False
-        self._number = 0  # of batches given in this epoch
-        self._scored_at: object = None
+        self._numbered = False  # whether `set_epoch` was called: then each epoch is seeded anew
+        self._number = 0  # number of batches given in this epoch
+        self._scored_at: object = None  # version of the model at the last scoring
         self.emitted = 0
         self.seconds = 0.0
 
@@ -72,10 +79,10 @@ class _ModelSampler(EpochBatchSampler):
         return len(self._ends)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is; an interrupted one that was loaded goes on.
+        """Say which epoch the next iteration is; an interrupted one that was loaded continues.
 
-        From the first call on, the draws of an epoch depend on the generators' first seeds and
-        its number alone.
+        From the first call on, the draws of an epoch depend only on the generators' initial seeds
+        and the number of the epoch.
 
         Raises:
             ValueError: If ``epoch`` is negative.
@@ -87,7 +94,7 @@ class _ModelSampler(EpochBatchSampler):
         self.epoch = epoch - 1
 
     def _permutation(self) -> Tensor:
-        """Order in which an epoch begins, of the examples that its batches hold."""
+        """Return the random order in which an epoch begins, of the examples in its batches."""
         if self._numbered:
             for name, generator in self.generators.items():
                 generator.manual_seed(epoch_seed(self._seeds[name], self.epoch))
@@ -97,10 +104,11 @@ class _ModelSampler(EpochBatchSampler):
         return order[: self._ends[-1]]
 
     def _bounds(self, number: int) -> tuple[int, int]:
-        """First place and end of a batch among the examples of an epoch."""
+        """Return where a batch begins and ends in the order of the epoch."""
         return self._ends[number - 1] if number else 0, self._ends[number]
 
     def _refuse_to_run_ahead(self) -> None:
+        """Raise a RuntimeError if the model was not trained since the last scoring."""
         version = getattr(self.scorer, "version", None)
         if version is None:
             return
@@ -136,41 +144,41 @@ class _ModelSampler(EpochBatchSampler):
 
 
 class PerfectOrderingSampler(_ModelSampler):
-    """Greedy order of batches: of a few candidates left, the one with the best score comes next.
+    """Greedy order of batches: the candidate with the best score under the model comes next.
 
-    Every epoch cuts a fresh random permutation into batches; of the remaining ones
-    ``num_candidates`` are drawn and scored with the model as it is, and the best is emitted, the
-    first drawn among equals. Every example is visited once. With one candidate the order is that
-    of random reshuffling, and nothing is scored.
+    Every epoch cuts a fresh random permutation into batches. For each step, ``num_candidates`` of
+    the remaining batches are drawn and scored with the present model, and the best one is given;
+    among equals, the one drawn first. Every example is visited once. With one candidate the order
+    is that of random reshuffling, and nothing is scored.
 
     Args:
         dataset: ``dataset[indices]`` is ``(x, y, index)``. It is read for scoring and again for
-            training: both must see the same view, so augment after the loader, not in it.
-        batch_size: Examples in a batch, of each rank.
+            training. Both must see the same view, so augment after the loader, not in it.
+        batch_size: Examples in a batch of each rank.
         generator: Source of the permutations.
-        scorer: Maps ``x`` ``(N, B, ...)``, ``y`` ``(N, B, ...)`` and a mask ``(N, B)`` or ``None``
-            to scores ``(N,)``, larger is better: a ``BatchScorer`` or a function. If it has a
-            method ``version()``, which stays equal until a batch has been trained on, the sampler
-            refuses to score before it has moved. A function without it is taken as it comes.
+        scorer: A ``BatchScorer`` or a function that maps ``x`` ``(N, B, ...)``, ``y``
+            ``(N, B, ...)`` and a mask ``(N, B)`` or ``None`` to scores ``(N,)``, larger is better.
+            If it has a method ``version()``, whose result changes only when a batch is trained on,
+            the sampler refuses to score before it has changed. Without it nothing is checked.
         num_candidates: Largest number scored for each batch, at least 1.
         candidates: ``partition``: the epoch's fixed batches. ``resampled``: random subsets of the
-            remaining examples, which may overlap; so the author's code for ``min_loss``.
+            remaining examples, which may overlap, as in the author's code for ``min_loss``.
         drop_last: Leave out an incomplete last batch.
-        candidate_generator: Source of the candidates, another one, so that the permutations are
+        candidate_generator: Source of the candidates. It is separate, so that the permutations are
             the same for every number of candidates.
-        num_replicas: Processes that train together, with equal seeds. Each scores the whole global
-            candidates with its own copy of the model, and where `torch.distributed` is at work
-            all take the choice of rank 0.
-        rank: This process.
+        num_replicas: Number of processes that train together, with equal seeds. Each scores the
+            whole global candidates with its own copy of the model. If `torch.distributed` is
+            initialised, all take the choice of rank 0.
+        rank: Number of this process.
 
     Attributes:
-        emitted: Batches emitted so far.
-        seconds: Spent on scoring so far.
-        last_scores: Scores of the last candidates, ``(N,)``, or ``None``.
+        emitted: Number of batches given so far.
+        seconds: Seconds spent on scoring so far.
+        last_scores: Scores of the last candidates, ``(N,)``, or ``None`` if none were scored.
 
     Raises:
         ValueError: If there is no batch, a setting is out of range or the generators are the same.
-        TypeError: If a generator is none.
+        TypeError: If a generator is not a ``torch.Generator``.
         RuntimeError: While iterating, if the last batch was not trained on, or the loader has
             workers, which fetch ahead.
         FloatingPointError: While iterating, if a score is NaN or infinite, naming the batch.
@@ -204,8 +212,8 @@ class PerfectOrderingSampler(_ModelSampler):
         self.score_batches: Scorer = scorer
         self.num_candidates, self.candidates = num_candidates, candidates
         empty = torch.empty(0, dtype=torch.int64, device="cpu")
-        self._order = self._left = empty  # examples of the epoch; numbers of batches left
-        self._pool = empty  # examples left, of ``resampled``
+        self._order = self._left = empty  # examples of the epoch; numbers of the batches left
+        self._pool = empty  # examples left, for ``resampled``
         self.last_scores: Tensor | None = None
 
     def _begin(self) -> None:
@@ -222,18 +230,21 @@ class PerfectOrderingSampler(_ModelSampler):
         return batch
 
     def _is_alone(self) -> bool:
+        """Tell whether there is only one candidate, so that nothing needs to be scored."""
         return self.num_candidates == 1 or self._number == len(self) - 1
 
     def _drawn(self, count: int, size: int) -> Tensor:
+        """Draw ``size`` different numbers below ``count``, or all of them if there are fewer."""
         g = self.generators["candidates"]
         return torch.randperm(count, generator=g, device=g.device)[:size].cpu()
 
     def _take_batch(self) -> list[int]:
+        """Remove the best of the drawn batches from those left, and return its examples."""
         position = 0
         if not self._is_alone():
-            places = self._drawn(len(self._left), self.num_candidates)
-            offers = [self._batch(number) for number in self._left[places].tolist()]
-            position = int(places[self._best(offers)])
+            positions = self._drawn(len(self._left), self.num_candidates)
+            offers = [self._batch(number) for number in self._left[positions].tolist()]
+            position = int(positions[self._best(offers)])
         batch = self._batch(int(self._left[position]))
         self._left = torch.cat([self._left[:position], self._left[position + 1 :]])
         return batch
@@ -244,6 +255,7 @@ class PerfectOrderingSampler(_ModelSampler):
         return batch
 
     def _take_subset(self) -> list[int]:
+        """Remove the best of the drawn subsets from the pool, and return its examples."""
         start, end = self._bounds(self._number)
         draws = [torch.arange(end - start, device="cpu")]
         best = 0
@@ -258,15 +270,17 @@ class PerfectOrderingSampler(_ModelSampler):
         return batch
 
     def _best(self, offers: Sequence[list[int]]) -> int:
+        """Score the candidates, given by their examples, and return the number of the best."""
         self._refuse_to_run_ahead()
         start = time.perf_counter()
         longest = max(map(len, offers))
+        # A shorter candidate is filled up with its first example, which the mask leaves out.
         filled = [offer + offer[:1] * (longest - len(offer)) for offer in offers]
         mask = None
         if any(len(offer) < longest for offer in offers):
-            places = torch.arange(longest, device="cpu")
+            columns = torch.arange(longest, device="cpu")
             sizes = torch.tensor([len(offer) for offer in offers], device="cpu")
-            mask = places < sizes.unsqueeze(1)  # (N, B)
+            mask = columns < sizes.unsqueeze(1)  # (N, B)
         x, y, _ = self.dataset[[index for offer in filled for index in offer]]
         shape = (len(offers), longest)
         scores = self.score_batches(x.unflatten(0, shape), y.unflatten(0, shape), mask)
@@ -279,11 +293,13 @@ class PerfectOrderingSampler(_ModelSampler):
         self.seconds += time.perf_counter() - start
         return best
 
-    def _position(self) -> Any:  # no tensor is ever changed in place
+    def _position(self) -> Any:  # needs no copies: no tensor is ever changed in place
         return {"number": self._number, "left": self._left, "pool": self._pool}
 
     def _return_to(self, position: Any) -> None:
-        self._number, self._left, self._pool = (position[k] for k in ("number", "left", "pool"))
+        self._number = position["number"]
+        self._left = position["left"]
+        self._pool = position["pool"]
 
     def _own_state(self) -> StateDict:
         return super()._own_state() | {"order": self._order}
@@ -294,25 +310,25 @@ class PerfectOrderingSampler(_ModelSampler):
 
 
 class SampleLossSampler(_ModelSampler):
-    """The score ``sample_loss``: remaining examples sorted by their own loss, cut into batches.
+    """The score ``sample_loss``: the remaining examples are sorted by loss and cut into batches.
 
     Args:
         dataset: As for ``PerfectOrderingSampler``.
-        batch_size: Examples in a batch, of each rank.
-        generator: Source of the permutation that settles ties.
-        losses_of: Gives the present losses ``(n,)`` of examples ``(n,)``, int64 on the CPU; should
-            leave the model undisturbed. With a method ``version()``, running ahead is refused as
-            there.
-        descending: Hardest first.
-        refresh_every: Batches between two sortings of what remains, at least 1.
-        num_replicas: Processes that train together; where `torch.distributed` is at work all
-            take the sorting of rank 0.
-        rank: This process.
+        batch_size: Examples in a batch of each rank.
+        generator: Source of the permutation that breaks ties.
+        losses_of: Maps numbers of examples, int64 ``(n,)`` on the CPU, to their present losses
+            ``(n,)``; it should leave the model unchanged. A method ``version()`` is used as that
+            of a scorer of ``PerfectOrderingSampler``.
+        descending: Whether the hardest examples come first.
+        refresh_every: The remaining examples are sorted anew after so many batches, at least 1.
+        num_replicas: Number of processes that train together. If `torch.distributed` is
+            initialised, all take the sorted order of rank 0.
+        rank: Number of this process.
 
     Raises:
         ValueError: If there is no batch, ``refresh_every`` is below 1, or the losses have another
             shape.
-        TypeError: If the generator is none.
+        TypeError: If the generator is not a ``torch.Generator``.
         RuntimeError: While iterating, as for ``PerfectOrderingSampler``.
         FloatingPointError: While iterating, if a loss is NaN or infinite, naming the example.
     """
@@ -330,7 +346,15 @@ class SampleLossSampler(_ModelSampler):
         rank: int = 0,
     ) -> None:
         generators = {"order": source_of_randomness("generator", generator)}
-        super().__init__(dataset, batch_size, losses_of, generators, False, num_replicas, rank)
+        super().__init__(
+            dataset,
+            batch_size,
+            losses_of,
+            generators,
+            drop_last=False,
+            num_replicas=num_replicas,
+            rank=rank,
+        )
         if refresh_every < 1:
             raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
         self.losses_of, self.descending = losses_of, descending
@@ -355,6 +379,7 @@ class SampleLossSampler(_ModelSampler):
         return indices
 
     def _sort(self) -> None:
+        """Sort the remaining examples by their present losses."""
         self._refuse_to_run_ahead()
         start = time.perf_counter()
         losses = self.losses_of(self._left)
@@ -369,7 +394,7 @@ class SampleLossSampler(_ModelSampler):
         self.seconds += time.perf_counter() - start
 
     def _position(self) -> Any:
-        left = self._left.clone()  # else the whole that it is a part of is saved
+        left = self._left.clone()  # saving a view would save the whole tensor behind it
         return {"number": self._number, "until_refresh": self._until_refresh, "left": left}
 
     def _return_to(self, position: Any) -> None:
@@ -378,13 +403,19 @@ class SampleLossSampler(_ModelSampler):
 
 
 def _of_rank_0(value: T, num_replicas: int) -> T:
-    """What rank 0 chose, where the ranks can be asked: scores may differ in the last bit."""
+    """Return the choice of rank 0, or this rank's choice without torch.distributed.
+
+    The ranks could choose differently, because their scores may differ in the last bit.
+    """
     gathered = None if num_replicas == 1 else from_all_ranks(value, num_replicas)
     return value if gathered is None else gathered[0]
 
 
 def _check_finite(values: Tensor, what: str, names: Sequence[object] | Tensor) -> None:
-    """Raise a FloatingPointError that names the first that is NaN or infinite."""
+    """Raise a FloatingPointError that names the first value that is NaN or infinite.
+
+    ``names`` says what each value belongs to: an example, or the examples of a batch.
+    """
     wrong = ~values.detach().isfinite()
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])

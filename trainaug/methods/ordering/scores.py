@@ -1,9 +1,9 @@
 r"""How good each candidate batch is as the next one: losses, trial steps and gradients.
 
-With plain gradient descent of rate $\eta$ and batch gradients $h_b$, to first order
-``delta_abs`` is $\eta\|h_b\|^2$, ``delta_rel`` that over the loss, ``delta_target``
-$\eta\langle h_T, h_b\rangle$: the first two look for large gradients, only the last one looks at
-other data than the batch itself.
+With plain gradient descent, learning rate $\eta$ and batch gradients $h_b$, to first order
+``delta_abs`` is $\eta\|h_b\|^2$, ``delta_rel`` is the same divided by the loss, and
+``delta_target`` is $\eta\langle h_T, h_b\rangle$. The first two prefer large gradients; only the
+last one uses other data than the batch itself.
 
 Chapter: notebooks/04_curriculum.ipynb
 Reference: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2211.14395.
@@ -29,8 +29,8 @@ __all__ = ["BatchScorer", "Score", "batch_losses", "target_alignments", "trial_l
 Score = Literal["min_loss", "max_loss", "delta_abs", "delta_rel", "delta_target", "grad_align"]
 Target = tuple[Any, Any]  # inputs and targets
 _LOSS = ("min_loss", "max_loss")
-_TRIAL = ("delta_abs", "delta_rel", "delta_target")
-_TARGET = ("delta_target", "grad_align")
+_TRIAL = ("delta_abs", "delta_rel", "delta_target")  # need an optimiser
+_TARGET = ("delta_target", "grad_align")  # need a target
 
 
 def batch_losses(
@@ -42,20 +42,20 @@ def batch_losses(
     *,
     independent: bool = False,
 ) -> Tensor:
-    """Mean loss of each candidate, without gradients.
+    """Return the mean loss of each candidate, without gradients.
 
     Args:
-        model: Used in the mode it is in; ``BatchScorer`` puts it in eval mode.
+        model: Used in its present mode; ``BatchScorer`` puts it in eval mode.
         criterion: Returns per-example losses ``(B,)``.
         x: Candidates, ``(N, B, ...)``, or tuples, lists and dicts of such tensors.
         y: Targets, ``(N, B, ...)``, likewise.
         mask: Which examples count, bool ``(N, B)``, for candidates of unequal size.
-        independent: Promise that no example's loss depends on the others of its batch, as in
-            classification without batch normalisation in train mode, but not with negatives in
-            the batch. All candidates then share one forward pass.
+        independent: Promise that no example's loss depends on the others of its batch. This holds
+            in classification without batch normalisation in train mode, but not if the other
+            examples are negatives. All candidates then share one forward pass.
 
     Returns:
-        Losses, ``(N,)``; of half-precision ones in float32.
+        Losses, ``(N,)``; for half-precision losses in float32.
 
     Raises:
         ValueError: If there is no candidate or an empty one, or shapes do not fit.
@@ -83,23 +83,23 @@ def trial_losses(
     together: bool = True,
     independent: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Losses before and after one trial step on each candidate, all from the present state.
+    """Return the losses before and after one trial step on each candidate, from the present state.
 
     Args:
-        model: Left as it was.
-        optimizer: Left as it was; the trial steps are its own.
+        model: Its state is restored.
+        optimizer: Takes the trial steps; its state is restored.
         criterion: Returns per-example losses ``(B,)``.
         x: Candidates, ``(N, B, ...)``, or tuples, lists and dicts of such tensors.
         y: Targets, ``(N, B, ...)``, likewise.
         mask: Which examples count, bool ``(N, B)``.
-        target: Inputs and targets on which the loss is taken instead of the candidate itself.
-        together: Step copies of the model side by side; otherwise one after another, for any
-            optimiser that steps without a closure, and any model.
-        independent: As in ``batch_losses``. Without it candidates of unequal size are stepped one
-            after another, for what fills them up must not be seen.
+        target: Inputs and targets on which the losses are computed; by default the candidate's.
+        together: Step copies of the model at the same time; otherwise one after another, which
+            works for any model, and any optimiser that steps without a closure.
+        independent: As in ``batch_losses``. Without it, candidates of unequal size are stepped one
+            after another, because the model must not see the padding.
 
     Returns:
-        Losses before and after, each ``(N,)``; of half-precision ones in float32.
+        Losses before and after, each ``(N,)``; for half-precision losses in float32.
 
     Raises:
         TypeError: If ``together`` and ``Copies`` cannot stack the optimiser's steps.
@@ -110,18 +110,19 @@ def trial_losses(
     shape = _check_candidates(x, y, mask)
     ragged = mask is not None and not independent and not bool(mask.all())
     copies = Copies(model, optimizer, criterion, shape[0]) if together and not ragged else None
-    held = None
+    target_loss = None
     if target is not None:
         with preserve_state(model), torch.no_grad():
-            held = _mean_loss(model, criterion, *target)
+            target_loss = _mean_loss(model, criterion, *target)
     if copies is None:
-        return _one_by_one(model, optimizer, criterion, _candidates(x, y, mask), target, held)
+        candidates = _candidates(x, y, mask)
+        return _one_by_one(model, optimizer, criterion, candidates, target, target_loss)
     before = copies.step(x, y, mask)
     with torch.no_grad():
-        if target is None or held is None:
+        if target is None or target_loss is None:
             return before, masked_means(copies.losses(x, y), mask)
         after = masked_means(copies.losses(*target, shared=True), None)
-        return held.expand(shape[0]), after
+        return target_loss.expand(shape[0]), after
 
 
 def _one_by_one(
@@ -130,25 +131,25 @@ def _one_by_one(
     criterion: Criterion,
     candidates: list[Target],
     target: Target | None,
-    held: Tensor | None,
+    target_loss: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Save, step and restore for each candidate."""
+    """Return losses before and after one step on each candidate; restore the state after each."""
     groups = [group["params"] for group in optimizer.param_groups]
-    everything = dict.fromkeys(p for params in (model.parameters(), *groups) for p in params)
-    trained = [p for p in everything if p.requires_grad]
+    parameters = dict.fromkeys(p for params in (model.parameters(), *groups) for p in params)
+    trained = [p for p in parameters if p.requires_grad]
     if not trained:
         raise ValueError("the model has no parameter that requires gradients")
     losses = []
     for batch in candidates:
-        where = batch if target is None else target
+        evaluated = batch if target is None else target
         with preserve_state(model, optimizer), torch.enable_grad():
             optimizer.zero_grad()
-            own_loss = _mean_loss(model, criterion, *batch)
-            own_loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
+            batch_loss = _mean_loss(model, criterion, *batch)
+            batch_loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
             with torch.no_grad():
-                before = own_loss.detach() if held is None else held
+                before = batch_loss.detach() if target_loss is None else target_loss
                 optimizer.step()
-                losses.append(torch.stack([before, _mean_loss(model, criterion, *where)]))
+                losses.append(torch.stack([before, _mean_loss(model, criterion, *evaluated)]))
     before, after = torch.stack(losses).unbind(1)
     return before, after
 
@@ -163,18 +164,18 @@ def target_alignments(
     target: Target,
     independent: bool = False,
 ) -> Tensor:
-    r"""Inner products $\langle\nabla\ell(T), \nabla\ell(b)\rangle$ of each candidate.
+    r"""Return the inner product $\langle\nabla\ell(T), \nabla\ell(b)\rangle$ for each candidate b.
 
-    Times the learning rate of plain gradient descent they are ``delta_target`` to first order.
+    Multiplied by the learning rate of plain gradient descent it is ``delta_target`` to first order.
 
-    One forward-mode pass gives all of them: the product is the derivative of the candidate's loss
-    along the target's gradient, so no candidate's gradient is ever formed. Where PyTorch has no
-    forward mode, say for fused attention, each candidate takes a backward pass instead. Gradients
-    have the precision of the parameters.
+    One forward-mode pass gives all products: each is the derivative of the candidate's loss along
+    the target's gradient, so no candidate's gradient is ever formed. If PyTorch has no forward mode
+    for an operation, such as fused attention, each candidate takes a backward pass instead.
+    Gradients have the precision of the parameters.
 
     Args:
-        model: Used in the mode it is in, which must be eval mode with batch normalisation; left
-            as it was.
+        model: Used in its present mode, which with batch normalisation must be eval mode; it is
+            not changed.
         criterion: Returns per-example losses ``(B,)``.
         x: Candidates, ``(N, B, ...)``, or tuples, lists and dicts of such tensors.
         y: Targets, ``(N, B, ...)``, likewise.
@@ -183,14 +184,17 @@ def target_alignments(
         independent: As in ``batch_losses``.
 
     Returns:
-        Inner products, ``(N,)``; of half-precision losses in float32.
+        Inner products, ``(N,)``; for half-precision losses in float32.
 
     Raises:
         ValueError: If there is no candidate or an empty one, shapes do not fit, the criterion does
             not give per-example losses, or no parameter requires gradients.
     """
     with eager():
-        return _alignments(model, criterion, x, y, mask, target, independent, True)[0]
+        products, _ = _alignments(
+            model, criterion, x, y, mask, target, independent, forward_mode=True
+        )
+    return products
 
 
 def _alignments(
@@ -203,7 +207,7 @@ def _alignments(
     independent: bool,
     forward_mode: bool,
 ) -> tuple[Tensor, bool]:
-    """Return alignments, and whether forward mode gave them."""
+    """Return the inner products of `target_alignments`, and whether forward mode gave them."""
     model = unwrapped(model)
     shape = _check_candidates(x, y, mask)
     named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
@@ -228,20 +232,22 @@ def _alignments(
             return masked_means(derivative[1].view(shape), mask), True
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # not implemented; an error of the model's own comes again below
+        except RuntimeError:  # no forward mode; an error of the model itself is raised again below
             pass
-    free = {name: p.detach().requires_grad_() for name, p in named.items()}
+    leaf_parameters = {name: p.detach().requires_grad_() for name, p in named.items()}
 
     def gradient(x: Any, y: Any) -> list[Tensor | None]:
-        buffers = {name: b.clone() for name, b in model.named_buffers()}  # each from the same
+        # Copies, so that each gradient is computed with the same buffers.
+        buffers = {name: b.clone() for name, b in model.named_buffers()}
         with torch.enable_grad():
-            loss = losses_at(free | buffers, x, y).mean()
-        return list(torch.autograd.grad(loss, list(free.values()), allow_unused=True))
+            loss = losses_at(leaf_parameters | buffers, x, y).mean()
+        inputs = list(leaf_parameters.values())
+        return list(torch.autograd.grad(loss, inputs, allow_unused=True))
 
-    along = gradient(*target)
+    target_gradient = gradient(*target)
     products = []
     for part in _candidates(x, y, mask):
-        pairs = zip(along, gradient(*part), strict=True)
+        pairs = zip(target_gradient, gradient(*part), strict=True)
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
         product = sum((widened(a) * widened(b)).sum() for a, b in both)
         products.append(torch.as_tensor(product, device=next(iter(named.values())).device))
@@ -249,15 +255,16 @@ def _alignments(
 
 
 def _flat(value: Any) -> Any:
+    """Merge the first two dimensions of each tensor, ``(N, B, ...) -> (N * B, ...)``."""
     return map_tensors(lambda t: t.flatten(0, 1), value)
 
 
 def _candidates(x: Any, y: Any, mask: Tensor | None) -> list[Target]:
-    """Each candidate's inputs and targets, without what fills it up."""
+    """Return each candidate's inputs and targets, without the padding."""
 
     def part(value: Any, number: int) -> Any:
-        kept = slice(None) if mask is None else mask[number]
-        return map_tensors(lambda t: t[number][kept], value)
+        rows = slice(None) if mask is None else mask[number]
+        return map_tensors(lambda t: t[number][rows], value)
 
     return [(part(x, number), part(y, number)) for number in range(len(leaves(x)[0]))]
 
@@ -268,7 +275,7 @@ def _mean_loss(model: nn.Module, criterion: Criterion, x: Any, y: Any) -> Tensor
 
 
 def _check_candidates(x: Any, y: Any, mask: Tensor | None) -> tuple[int, int]:
-    """Return N and B."""
+    """Return N and B; raise a ValueError unless x, y and mask fit ``(N, B)``, none of it empty."""
     shapes = [tuple(t.shape) for t in leaves((x, y))]
     first = leaves(x)[0].shape[:2] if leaves(x) else ()
     if len(first) < 2 or min(first) < 1 or any(shape[:2] != first for shape in shapes):
@@ -282,36 +289,36 @@ def _check_candidates(x: Any, y: Any, mask: Tensor | None) -> tuple[int, int]:
 
 
 class BatchScorer:
-    """Score candidate batches with the model as it is now; larger is better.
+    """Score candidate batches with the present model; larger is better.
 
-    The model is scored in eval mode, so dropout is off and batch normalisation uses its running
-    statistics, and is given back unchanged, with optimiser, gradients and random states. Of a
-    compiled or data-parallel model, the module inside is run, eagerly, without communication.
+    Scores are computed in eval mode, so dropout is off and batch normalisation uses its running
+    statistics. Model, optimiser, gradients and random states are then restored. If the model is
+    compiled or data-parallel, the module inside is run, uncompiled and without communication.
 
     Inputs, targets and the model's outputs may be tensors, or tuples, lists and dicts of them; a
     model gets all its inputs as one argument. Half-precision losses give scores in float32.
 
     Args:
         score: ``min_loss`` (the easiest batch), ``max_loss`` (the hardest), ``delta_abs`` (by how
-            much a trial step lowers the batch's own loss), ``delta_rel`` (that over the loss;
-            0 where the loss is 0), ``delta_target`` (by how much it lowers the target's loss) or
-            ``grad_align`` (inner product with the target's gradient).
+            much a trial step lowers the batch's own loss), ``delta_rel`` (the same divided by the
+            loss; 0 if the loss is 0), ``delta_target`` (by how much it lowers the target's loss)
+            or ``grad_align`` (inner product with the target's gradient).
         model: Any module that maps ``(B, ...)`` to what ``criterion`` takes.
         criterion: Returns per-example losses ``(B,)``.
-        optimizer: Needed for trial steps.
+        optimizer: Needed for the scores with trial steps.
         target: Inputs and targets held out of the training data; never test data.
-        together: Make the trial steps side by side; ``False`` for optimisers that are not
+        together: Take the trial steps at the same time; give ``False`` for optimisers that are not
             elementwise, and models that ``torch.vmap`` cannot run.
-        independent: Promise that no example's loss depends on the others of its batch: see
-            ``batch_losses``. Faster.
+        independent: Promise that no example's loss depends on the others of its batch, see
+            ``batch_losses``; scoring is then faster.
 
     Attributes:
         forward_rows: Examples passed forward so far.
-        backward_rows: Examples passed backward so far; a backward pass is two forward ones.
+        backward_rows: Examples passed backward so far; one costs about two passed forward.
 
     Raises:
         ValueError: If the score is unknown, optimiser or target are missing, or the target has no
-            example; when it scores, if the model has no parameters, or none with memory.
+            example. While scoring, if the model has no parameters, or they are on the meta device.
     """
 
     def __init__(
@@ -336,44 +343,44 @@ class BatchScorer:
         if self.target is not None and _rows(self.target) == 0:
             raise ValueError("the target has no example")
         self.forward_rows = self.backward_rows = 0
-        self._forward_mode = True
+        self._forward_mode = True  # until it fails once
         self._watch = _Watch()
 
     @property
     def device(self) -> torch.device:
-        """Where the model's first parameter is; candidates are moved there.
+        """Device of the model's first parameter; candidates are moved there.
 
         Raises:
-            ValueError: If there is no parameter, or on the meta device.
+            ValueError: If there is no parameter, or the first is on the meta device.
         """
         parameter = next(self.model.parameters(), None)
         if parameter is None or parameter.is_meta:
-            where = "no parameters" if parameter is None else "parameters on the meta device"
-            raise ValueError(f"{type(self.model).__name__} has {where}: nothing to score with")
+            state = "no parameters" if parameter is None else "parameters on the meta device"
+            raise ValueError(f"{type(self.model).__name__} has {state}: nothing to score with")
         return parameter.device
 
     def version(self) -> tuple[int, int]:
-        """Two counts of which one moves with every sign that the model is being trained.
+        """Return two counts, of which at least one grows whenever the model is trained.
 
-        The first moves when any parameter has other bytes than at the last call, however they
-        were written. The second is the number of gradients that parameters have got since the
-        first call, those of scoring left out: it moves where batches are trained on without an
-        update, as in gradient accumulation and where ``torch.amp.GradScaler`` skips a step.
-        Equal versions thus mean that no batch was trained on in between. Takes a pass over the
-        parameters and a copy of them, and synchronises once a device.
+        The first grows when any parameter has other bytes than at the last call, however they were
+        written. The second is the number of gradients that parameters have received since the
+        first call, without those of scoring. It grows even if batches are trained on without an
+        update, as in gradient accumulation or when ``torch.amp.GradScaler`` skips a step. So equal
+        versions mean that no batch was trained on in between. A call costs a pass over the
+        parameters, a copy of them if they changed, and one synchronisation per device.
 
         Returns:
             The number of changes and the number of gradients.
 
         Raises:
-            ValueError: If there is no parameter, or on the meta device.
+            ValueError: If there is no parameter, or the first is on the meta device.
         """
-        _ = self.device
+        _ = self.device  # raises if there is nothing to score with
         return self._watch.version(list(self.model.parameters()))
 
     @torch.inference_mode(False)
     def __call__(self, x: Any, y: Any, mask: Tensor | None = None) -> Tensor:
-        """Return the scores ``(N,)`` of N candidates, the larger the better; NaN where a loss is.
+        """Return the scores ``(N,)`` of N candidates, larger is better; NaN if a loss is NaN.
 
         Args:
             x: Candidates, ``(N, B, ...)``, or tuples, lists and dicts of such tensors, on any
@@ -388,23 +395,27 @@ class BatchScorer:
             RuntimeError: If ``together`` and ``torch.vmap`` cannot run model or criterion.
         """
         x, y, mask = (map_tensors(self._placed, value) for value in (x, y, mask))
-        model, gradients = unwrapped(self.model), self._watch.gradients.count
+        model = unwrapped(self.model)
+        gradients = self._watch.gradients.count
         with preserve_state(model), eager():
             model.eval()
             scores = self._measure(model, x, y, mask)
-        self._watch.gradients.count = gradients
+        self._watch.gradients.count = gradients  # gradients of scoring are not training
         return scores
 
     def _placed(self, t: Tensor) -> Tensor:
+        """Move a tensor to the model's device; copy it if autograd could not use it otherwise."""
         t = t.to(self.device)
-        return t.clone() if t.is_inference() else t  # which no gradient could be taken through
+        return t.clone() if t.is_inference() else t
 
     def _measure(self, model: nn.Module, x: Any, y: Any, mask: Tensor | None) -> Tensor:
+        """Return the scores, and count the examples passed forward and backward."""
         shape = _check_candidates(x, y, mask)
-        filled = self.independent and (self.together or self.score not in _TRIAL)
-        rows = shape[0] * shape[1] if mask is None or filled else int(mask.sum())
+        # Whether the padding of candidates of unequal size is passed through the model, too.
+        is_padded = self.independent and (self.together or self.score not in _TRIAL)
+        rows = shape[0] * shape[1] if mask is None or is_padded else int(mask.sum())
         target = map_tensors(self._placed, self.target)
-        held = 0 if target is None else _rows(target)
+        target_rows = 0 if target is None else _rows(target)
         batches = (model, self.criterion, x, y, mask)
         if self.score in _LOSS:
             self.forward_rows += rows
@@ -414,12 +425,13 @@ class BatchScorer:
             alignments, self._forward_mode = _alignments(
                 *batches, target, self.independent, self._forward_mode
             )
-            # forward mode takes the value and the derivative
-            self.forward_rows += (2 * rows if self._forward_mode else rows) + held
-            self.backward_rows += held if self._forward_mode else rows + held
+            # Forward mode computes the value and the derivative: twice a forward pass.
+            self.forward_rows += (2 * rows if self._forward_mode else rows) + target_rows
+            self.backward_rows += target_rows if self._forward_mode else rows + target_rows
             return alignments
         assert self.optimizer is not None
-        self.forward_rows += rows + (rows if target is None else held * (shape[0] + 1))
+        # Losses are evaluated before and after; the target's once before, and after each step.
+        self.forward_rows += rows + (rows if target is None else target_rows * (shape[0] + 1))
         self.backward_rows += rows
         before, after = trial_losses(
             model,
@@ -435,21 +447,22 @@ class BatchScorer:
         return drop
 
     def __getstate__(self) -> StateDict:
-        # Hooks sit on the parameters of this very model; a copy hangs up its own.
+        # The hooks belong to the parameters of this very model; a copy registers its own.
         return vars(self) | {"_watch": _Watch()}
 
 
 class _Watch:
-    """What has happened to the parameters of a model: changes, and gradients."""
+    """Counts how often the parameters of a model changed, and how many gradients they received."""
 
     def __init__(self) -> None:
         self.gradients = GradientCount()
         self.changes = 0
-        self.kept: list[Tensor] = []  # copies of the parameters
-        self.handles: dict[Tensor, Any] = {}
-        weakref.finalize(self, _remove, self.handles).atexit = False
+        self.kept: list[Tensor] = []  # copies of the parameters at the last change
+        self.handles: dict[Tensor, Any] = {}  # of the hook on each parameter
+        weakref.finalize(self, _remove, self.handles).atexit = False  # hooks end with this object
 
     def version(self, parameters: list[Tensor]) -> tuple[int, int]:
+        """Return both counts, after comparing the parameters with those of the last call."""
         for p in parameters:
             if p.requires_grad and p not in self.handles:
                 self.handles[p] = p.register_hook(self.gradients)  # type: ignore[no-untyped-call]
@@ -465,12 +478,12 @@ def _remove(handles: dict[Tensor, Any]) -> None:
 
 
 @torch.no_grad()
-def _differ(parameters: list[Tensor], kept: list[Tensor]) -> bool:
-    """Whether a byte differs, with one question to each device."""
-    if len(parameters) != len(kept):
+def _differ(parameters: list[Tensor], copies: list[Tensor]) -> bool:
+    """Tell whether any byte differs, with one synchronisation per device."""
+    if len(parameters) != len(copies):
         return True
     by_device: dict[torch.device, list[Tensor]] = {}
-    for p, q in zip(parameters, kept, strict=True):
+    for p, q in zip(parameters, copies, strict=True):
         if p.dtype != q.dtype or p.device != q.device or p.shape != q.shape:
             return True
         by_device.setdefault(p.device, []).append((_bits(p) != _bits(q)).any())
@@ -478,12 +491,13 @@ def _differ(parameters: list[Tensor], kept: list[Tensor]) -> bool:
 
 
 def _bits(t: Tensor) -> Tensor:
-    """The bytes of a tensor as integers, so that NaN equals itself."""
+    """Return the bytes of a tensor as integers, so that NaN equals itself."""
     t = torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
     size = t.element_size()
     return t.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
 
 
 def _rows(target: Target) -> int:
+    """Return the number of the target's examples."""
     tensors = leaves(target[0])
     return len(tensors[0]) if tensors else 0

@@ -1,10 +1,8 @@
-"""Give a model, its optimiser and all random states back exactly as they were.
-
-What is restored, and how, is ours.
+"""Restore a model, its optimiser and all random states exactly.
 
 Chapter: notebooks/04_curriculum.ipynb
 Reference: the trial steps of Simionescu, "Deep Learning Training Procedure Augmentations",
-arXiv 2211.14395, after each of which the state is the one before.
+arXiv 2211.14395, after each of which the state is restored; what is restored, and how, is ours.
 """
 
 from __future__ import annotations
@@ -22,11 +20,11 @@ from torch.optim import Optimizer
 
 __all__ = ["GradientCount", "preserve_state"]
 
-_PLAIN = int | float | str | None
+_PLAIN = int | float | str | None  # attributes of an optimiser that are restored, with tensors
 
 
 class GradientCount:
-    """A hook on parameters that counts the gradients they get, and changes none."""
+    """A hook on parameters that counts the gradients they receive and leaves them unchanged."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -39,20 +37,20 @@ class GradientCount:
 def preserve_state(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[None]:
     """Undo, bit for bit, whatever the block does to a model, its optimiser and random states.
 
-    Restored, also after an exception, are the submodules, parameters (dtype and device, too),
-    gradients, ``requires_grad``, buffers (non-persistent ones too), tensors that are attributes of
-    a module, as pruning and weight normalisation keep them, the train or eval mode of every
-    submodule, the optimiser's parameters that are not the model's, its state and settings (a state
-    that was empty is empty again, not zero), the same of optimisers that it wraps, and the global
-    random states of PyTorch, Python and NumPy. Tensors keep their memory, so that references to
-    them stay valid. Other attributes of modules are left alone.
+    These are restored, also after an exception: the submodules; parameters, with dtype and device;
+    gradients; ``requires_grad``; buffers, persistent or not; tensors that are attributes of a
+    module, as pruning and weight normalisation store them; the train or eval mode of every
+    submodule; the optimiser's parameters that are not the model's, its state and settings (a state
+    that was empty becomes empty again, not zero); the same for optimisers that it wraps; and the
+    global random states of PyTorch, Python and NumPy. Tensors keep their memory, so that references
+    to them stay valid. Other attributes of modules are not touched.
 
     Args:
         model: Any module.
-        optimizer: Any optimiser of its parameters; without one, none is given back.
+        optimizer: Any optimiser of its parameters; by default no optimiser is restored.
 
     Yields:
-        Nothing; the block may do with model and optimiser what it likes.
+        Nothing; the block may change model and optimiser freely.
 
     Example:
         >>> model = nn.Linear(1, 1)
@@ -65,13 +63,13 @@ def preserve_state(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
     modules = [_Module(module) for module in model.modules()]
     optimizers = [_OptimizerState(each) for each in _with_wrapped(optimizer)]
     tensors = dict.fromkeys([*model.parameters(), *model.buffers()])  # each once
-    for kept in optimizers:
-        tensors |= dict.fromkeys(p for group in kept.groups for p in group[1])
+    for state in optimizers:
+        tensors |= dict.fromkeys(p for _, params, _ in state.groups for p in params)
     for module in modules:
         tensors |= dict.fromkeys(t for t in module.attributes.values() if not t.requires_grad)
     values = [_Tensor(t) for t in tensors]
     cuda = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
-    numpy = sys.modules.get("numpy")  # where nobody imported it there is no state to keep
+    numpy = sys.modules.get("numpy")  # if it was never imported, there is no state to restore
     numpy_state = None if numpy is None else numpy.random.get_state()
     python_state = random.getstate()
     with torch.random.fork_rng(cuda):
@@ -83,15 +81,15 @@ def preserve_state(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
                     module.restore()
                 for value in values:
                     value.restore()
-                for kept in optimizers:
-                    kept.restore()
+                for state in optimizers:
+                    state.restore()
             random.setstate(python_state)
             if numpy is not None:
                 numpy.random.set_state(numpy_state)
 
 
 class _Tensor:
-    """A parameter or buffer: where it lies, its values, and its gradient."""
+    """The saved state of a parameter or buffer: its memory, its values, and its gradient."""
 
     def __init__(self, t: Tensor) -> None:
         self.tensor, self.requires_grad = t, t.requires_grad
@@ -100,9 +98,10 @@ class _Tensor:
         self.grad = None if grad is None else _Tensor(grad)
 
     def restore(self) -> None:
+        """Give the tensor its memory, values, ``requires_grad`` and gradient again."""
         t = self.tensor
         if not _is_at(t, self.memory):
-            t.grad = None  # which must always have the dtype of its tensor
+            t.grad = None  # a gradient must always have the dtype of its tensor
             t.data = self.memory
         if t.requires_grad != self.requires_grad:
             t.requires_grad_(self.requires_grad)
@@ -114,7 +113,7 @@ class _Tensor:
 
 
 class _Module:
-    """The parts of one module, without those of its submodules."""
+    """The saved parts of one module, without those of its submodules."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.training = module, module.training
@@ -123,6 +122,7 @@ class _Module:
         self.attributes = _tensors_of(module)
 
     def restore(self) -> None:
+        """Give the module its mode, parts and tensor attributes again, and remove later ones."""
         self.module.training = self.training
         for table, entries in self.tables:
             table.clear()
@@ -133,7 +133,10 @@ class _Module:
 
 
 class _OptimizerState:
-    """State, groups and plain attributes of one optimiser."""
+    """The saved state, groups and plain attributes of one optimiser.
+
+    Values are stored in pairs, the original object and a copy of it, as `_returned` takes them.
+    """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
@@ -152,6 +155,7 @@ class _OptimizerState:
         }
 
     def restore(self) -> None:
+        """Give the optimiser its state, groups and attributes again, and remove later ones."""
         state = self.optimizer.state
         state.clear()
         for p, entries in self.state.items():
@@ -171,7 +175,7 @@ class _OptimizerState:
 
 
 def _with_wrapped(optimizer: Optimizer | None) -> list[Optimizer]:
-    """The optimiser and those that it holds, as sharpness-aware ones and look-ahead do."""
+    """Return the optimiser and those it contains, as sharpness-aware and look-ahead ones do."""
     optimizers: list[Optimizer] = []
     waiting = [] if optimizer is None else [optimizer]
     while waiting:
@@ -191,6 +195,7 @@ def _settings(group: Mapping[str, object]) -> list[tuple[str, object]]:
 
 
 def _is_at(t: Tensor, memory: Tensor) -> bool:
+    """Tell whether a tensor still has its former memory, type and shape."""
     if t.dtype != memory.dtype or t.device != memory.device or t.shape != memory.shape:
         return False
     return t.is_meta or t.layout != torch.strided or t.is_set_to(memory)
@@ -201,7 +206,7 @@ def _copied(value: Any) -> Any:
 
 
 def _returned(original: Any, value: Any) -> Any:
-    """The tensor itself with its values of before, or the copy of what is no tensor."""
+    """Return the original tensor with its saved values, or the copy if it is not a tensor."""
     if not isinstance(original, Tensor):
         return value
     original.copy_(value)
