@@ -36,6 +36,7 @@ KINDS = ("training", "method", "measurement", "data", "rest")
 # any frame of a stack decides. Rules that find a "method" or "measurement" by its file come after
 # the rule of `take_step`, because such code may be part of a training step.
 RULES = (
+    ("rest", "imports", ""),
     ("data", "trainaug/data/", ""),
     ("data", "/corpora.py", ""),
     ("measurement", "/loop.py", "measure"),
