@@ -22,7 +22,7 @@ export PYTHONHASHSEED := 0
 # every machine. The command of the book sets them itself, `make bench` goes without them.
 CANONICAL = eval "$$($(BIN)/python -m companion.evidence.canonical)"
 
-.PHONY: help setup data reproduce test lint unit portability versions stacks quick validate canaries canaries-changed mutants verify judge judge-render lab site bench bench-check soak publish run claims pose clean
+.PHONY: help setup data reproduce test lint unit system walks end-to-end portability versions stacks quick validate canaries canaries-changed mutants verify judge judge-render lab site bench bench-check soak publish run claims pose clean
 
 help:  ## explain each target in a line
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -56,7 +56,7 @@ claims: setup  ## every claim with its committed verdict
 	@$(BIN)/python -m companion claims
 
 # The parts of the test, each with its seconds; `make test PARTS="lint unit"` runs some.
-PARTS ?= lint unit quick validate canaries-changed
+PARTS ?= lint unit system end-to-end validate canaries-changed
 test: data  ## everything that CI runs; of the canaries those whose code changed
 	@for part in $(PARTS); do \
 	  started=$$SECONDS; $(MAKE) --no-print-directory $$part || exit; \
@@ -70,8 +70,15 @@ lint: setup  ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 
-unit: setup  ## unit and system tests, but for what `make soak` and `make stacks` run
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not portability and not soak" --ignore tests/stacks
+PYTEST = $(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore tests/stacks
+unit: setup  ## the tests that work in their own process, some minutes
+	@$(PYTEST) -m "not (system or browser or walk or soak or portability)"
+
+system: data  ## the tests that start the command, workers, a browser
+	@$(PYTEST) -m "(system or browser) and not soak" tests
+
+walks: data  ## the steps of CONTRIBUTING.md in a copy of the checkout
+	@$(BIN)/python -m pytest -q -m walk tests/system
 
 portability: data  ## the same bytes on emulated processors (needs qemu-x86_64, else it is skipped)
 	@$(BIN)/python -m pytest -q -rs -m portability tests/portability
@@ -85,9 +92,12 @@ stacks: setup  ## the examples in Lightning, Accelerate, the Trainer, timm ... (
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -r tests/stacks/requirements.txt; }
 	@TRAINAUG_REQUIRE_STACKS=1 $(BIN)/python -m pytest -q tests/stacks
 
-quick: setup  ## the quick profile end to end from an empty store
+quick: data  ## the quick profile end to end from an empty store (CHAPTERS=)
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
-	  TRAINAUG_RUNS=$$folder $(BIN)/python -m companion reproduce --profile quick
+	  TRAINAUG_RUNS=$$folder $(BIN)/python -m companion reproduce --profile quick $(CHAPTERS)
+
+end-to-end: data  ## the same for one chapter
+	@$(MAKE) --no-print-directory quick CHAPTERS=4
 
 validate: setup  ## re-run the committed notebooks and compare every text output (nbval)
 	@$(CANONICAL) && TRAINAUG_PROGRESS=off $(BIN)/python -m pytest -q -c tests/notebooks/nbval.ini --rootdir . --nbval --nbval-current-env notebooks
@@ -126,7 +136,7 @@ bench-check: setup  ## compare the stored benchmark figures with their targets
 	@$(BIN)/python -m companion bench --check
 
 soak: setup  ## tests that take long or start many processes; killing and resuming many times over
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m soak --ignore tests/stacks
+	@$(PYTEST) -m soak tests
 	@TRAINAUG_SOAK=20 $(BIN)/python -m pytest -q -m system tests/system/test_resume.py
 	@TRAINAUG_SOAK=1 $(BIN)/python -m pytest -q tests/chapters/test_on_a_device.py
 	@$(BIN)/python benchmarks/soak_autoassist.py --batches 20000

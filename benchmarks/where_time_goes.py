@@ -1,6 +1,7 @@
 """Where the core-seconds of the standard profile go: one seed of every arm, sampled.
 
     python benchmarks/where_time_goes.py [--share 0.02] [CHAPTER ...]
+    python benchmarks/where_time_goes.py --draw
 
 Each arm that takes at least this share of its chapter is computed once, in canonical mode, while a
 timer notes every few milliseconds of processor time which function of this project is at work. The
@@ -18,18 +19,25 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from companion.evidence.plots import PALETTE, set_style
 from companion.evidence.store import Run, read_reference, write_atomic
-from companion.lab.chapters import chapter_numbers, load_chapter
+from companion.evidence.tables import markdown_table
+from companion.lab.chapters import about, chapter_numbers, load_chapter
 from companion.lab.processes import child_environment
 from companion.paths import RESULTS, ROOT
 
 TARGET = RESULTS / "bench" / "where_time_goes.json"
+PAGE = ROOT / "docs" / "time.md"
+PICTURE = ROOT / "docs" / "_static" / "where_time_goes.png"
+START, END = "<!-- generated: where_time_goes -->", "<!-- end -->"
 INTERVAL = 0.005  # seconds of processor time between samples
 KINDS = ("training", "method", "measurement", "data", "rest")
 # Kind of work, part of a file's path, beginning of a function's name. The first rule that matches
@@ -158,11 +166,54 @@ def profile_chapter(number: str, least: float) -> dict[str, Any]:
     }
 
 
+def table(measured: Mapping[str, Any]) -> str:
+    """The table of the page: core-seconds of each chapter and their shares in percent."""
+    rows = [
+        {
+            "chapter": f"{int(number)} {about(number).title.replace('_', ' ')}",
+            "core-seconds": round(chapter["core_seconds"]),
+            **{kind: round(100 * chapter["shares"][kind]) for kind in KINDS},
+        }
+        for number, chapter in measured.items()
+    ]
+    return markdown_table(rows, ["chapter", "core-seconds", *KINDS])
+
+
+def with_table(page: str, measured: Mapping[str, Any]) -> str:
+    """The page with its generated part replaced."""
+    head, rest = page.split(START)
+    return f"{head}{START}\n{table(measured)}\n{END}{rest.split(END, 1)[1]}"
+
+
+def draw(measured: Mapping[str, Any]) -> Figure:
+    """Draw a bar for each chapter, divided by kind."""
+    set_style()
+    drawn = Figure(figsize=(8.0, 3.2))
+    axis = drawn.subplots()
+    left = [0.0] * len(measured)
+    names = [about(number).title.replace("_", " ") for number in measured]
+    for kind, colour, hatch in zip(KINDS, PALETTE, ("", "//", "..", "xx", ""), strict=False):
+        widths = [c["core_seconds"] * c["shares"][kind] for c in measured.values()]
+        axis.barh(names, widths, left=left, color=colour, hatch=hatch, label=kind, edgecolor="w")
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axis.invert_yaxis()
+    axis.set_xlabel("core-seconds of the standard profile")
+    axis.legend(ncols=len(KINDS), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    return drawn
+
+
+def show(measured: Mapping[str, Any]) -> None:
+    """Write the table into the page, and the picture beside it."""
+    write_atomic(PAGE, with_table(PAGE.read_text("utf-8"), measured))
+    draw(measured).savefig(PICTURE, dpi=200, metadata={"Software": None})
+
+
 def main() -> None:
     """Profile chapters, each in a new process in canonical mode."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("chapters", nargs="*", default=chapter_numbers())
     parser.add_argument("--share", type=float, default=0.02, help="of a chapter, at least")
+    parser.add_argument("--draw", action="store_true", help="the page and its picture alone")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
@@ -170,7 +221,7 @@ def main() -> None:
         print(json.dumps(profile_chapter(number, options.share)))
         return
     known = json.loads(TARGET.read_text("utf-8")) if TARGET.is_file() else {}
-    for number in options.chapters:
+    for number in () if options.draw else options.chapters:
         command = [sys.executable, str(Path(__file__)), number, "--inside"]
         done = subprocess.run(
             [*command, "--share", str(options.share)],
@@ -181,6 +232,7 @@ def main() -> None:
         )
         known[number] = json.loads(done.stdout.splitlines()[-1])
         write_atomic(TARGET, json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+    show(known)
 
 
 if __name__ == "__main__":

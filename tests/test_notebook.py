@@ -89,6 +89,7 @@ def test_unknown_or_missing_chapters_are_refused():
         start("7")
 
 
+@pytest.mark.system
 def test_recompute_never_reads_the_reference(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(module, "read_reference", lambda *a: pytest.fail("read the reference"))
     monkeypatch.setattr(module, "Store", lambda profile: Store(profile, tmp_path))

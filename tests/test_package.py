@@ -94,6 +94,7 @@ def test_a_missing_package_is_named_with_its_extra() -> None:
         import no_such_package  # noqa: F401
 
 
+@pytest.mark.system
 def test_the_examples_of_all_cards_run() -> None:
     command = [sys.executable, "tests/versions/examples.py", "docs/cards"]
     done = subprocess.run(

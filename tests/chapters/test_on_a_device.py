@@ -18,10 +18,11 @@ from companion.lab.chapters import chapter_of_arm
 CUDA = (
     "family_gru_sum", "digits_mlp_90", "speed_0_stratified", "images_0_assist",
     "digits_delta_target", "orders_mlp_lr005", "digits_10_cutmix", "gaussian_coordinate",
-    "digits_convolutional", "fashion_cnn",
+    "digits_convolutional",
 )  # fmt: skip
 MORE = (
-    "vendor_negatives_2_sum", "family_ridge", "features_copies", "speed_90_reweighted",
+    "fashion_cnn", "vendor_negatives_2_sum", "family_ridge", "features_copies",
+    "speed_90_reweighted",
     "departures", "images_0_screener", "translation_assist70", "digits_cnn_bn_min_loss",
     "units_grab", "paced_short_ascending", "selection", "digits_10_csa4_restart",
     "digits_10_source4", "digits_10_radii", "digits_10_objective", "gaussian_regularised",
@@ -29,7 +30,9 @@ MORE = (
 )  # fmt: skip
 if os.environ.get("TRAINAUG_SOAK"):
     CUDA += MORE
-MPS = ("family_gru_sum", "digits_delta_target")
+MPS = ("digits_delta_target",)
+if os.environ.get("TRAINAUG_SOAK"):
+    MPS += ("family_gru_sum",)
 
 
 def compute(name: str, kind: str) -> dict[str, int]:

@@ -13,6 +13,8 @@ import torch
 
 from companion.paths import ROOT
 
+pytestmark = pytest.mark.system
+
 ABSENT = ("papermill", "cvxpy", "pydantic")
 # Python imports this module by itself, in the workers as well.
 BLOCK = f"""

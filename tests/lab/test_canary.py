@@ -86,6 +86,7 @@ def test_canaries_were_recorded_with_the_locked_libraries():
     assert made_under == {fingerprint(canonical=True)}
 
 
+@pytest.mark.system
 def test_a_canary_repeats_in_another_process():
     number, arm = CHEAP
     once, again = (compute_canaries(number, [arm])[0] for _ in range(2))

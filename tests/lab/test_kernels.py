@@ -70,6 +70,7 @@ kernels.install()
 """
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", CHECKS)
 def test_kernels_of_a_run(name: str) -> None:
     outcome = subprocess.run(

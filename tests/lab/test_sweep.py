@@ -25,7 +25,10 @@ CODE = "c" * 64
 TOY = "toy_runs"
 HERE = Path(__file__).parent
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="process groups")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(os.name == "nt", reason="process groups"),
+]
 
 
 @pytest.fixture

@@ -40,7 +40,10 @@ from autoassist_processes import (
 
 from trainaug.methods.autoassist import WorkerError, workers
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(os.name == "nt", reason="POSIX signals"),
+]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from companion.paths import DATA_CACHE, ROOT
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.walk
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCK = re.compile(
