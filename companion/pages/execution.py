@@ -83,7 +83,7 @@ def execute_notebooks(
 
 def _start(job: Job, folder: Path, root: Path) -> _Running:
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    # text on the command line would come back as text
+    # a file keeps the types of the values; on the command line papermill would guess them
     file = folder / f"{job.number}.yaml"
     file.write_text(yaml.safe_dump(dict(job.parameters)), encoding="utf-8")
     command = [sys.executable, "-m", "papermill", str(job.source), str(job.target), "-k", "python3"]

@@ -202,6 +202,7 @@ def iwslt_pairs(
         ending = ".xml"
     for stem in stems:
         files = [folder / f"{stem}{code}{ending}" for code in (source, target)]
+        # a dangling link counts, so that the error names the file
         if any(file.exists() or file.is_symlink() for file in files):
             break
     else:

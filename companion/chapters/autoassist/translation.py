@@ -153,7 +153,8 @@ class _Notes:
     def _losses(self, model: nn.Module, pairs: Pairs, rows: Tensor | None = None) -> Tensor:
         """Mean loss per token of each sentence, ``(N,)``, in eval mode; the model is undisturbed.
 
-        Sentences and losses are on the CPU.
+        ``rows`` are the numbers of the N sentences, all by default. Sentences and losses are on the
+        CPU.
         """
         device = device_of(model)
         rows = torch.arange(len(pairs), device="cpu") if rows is None else rows

@@ -286,7 +286,11 @@ def closed_form_variance(phi: Tensor, errors: Tensor) -> tuple[float, float]:
 
 
 def plugin_variance(settings: Features, phi: Tensor, errors: Tensor, seed: int, step: int) -> float:
-    """The authors' normalised variance: one set of drawn batches gives the mean, one the spread."""
+    """The normalised variance of Faghri's thesis, from two sets of drawn batches.
+
+    It is the summed squared deviations of batch gradients from the mean of the other set, over
+    their summed squares, averaged over the coordinates.
+    """
     g = stream(seed, f"measure/{step}")
     batch = settings.batch
     rows = torch.randint(len(phi), (2, settings.draws, batch), generator=g)

@@ -74,7 +74,7 @@ def step_slowdown(records: Sequence[Record]) -> float:
 
 
 def collapse(arm: str, margin: float = 0.2) -> dict[str, Estimand]:
-    """Make the columns that show whether an arm collapsed.
+    """Make the columns that show whether an arm collapsed: gave all pictures one embedding.
 
     They are the loss of a pair at the end over twice the margin (after a collapse 1 for the
     maximum, the number of negatives for the sum), the length of the mean picture embedding at the

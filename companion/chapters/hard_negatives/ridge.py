@@ -41,7 +41,7 @@ class FittedRidge:
         pairs: The split.
         words: tf-idf weights of all captions, ``(N, W)``.
         weight: Weights of the map, ``(F, W)``.
-        mean: Constant that the map adds, ``(W,)``.
+        intercept: Constant that the map adds, ``(W,)``.
         strength: Penalty on the squared weights.
         crops: Whether the random crops were trained on as well.
     """
@@ -49,26 +49,29 @@ class FittedRidge:
     pairs: Pairs
     words: Tensor
     weight: Tensor
-    mean: Tensor
+    intercept: Tensor
     strength: float
     crops: bool
 
     def gallery_scores(self, gallery: Gallery) -> Tensor:
         """Cosines of predicted and true tf-idf weights, drawings by captions, on the CPU."""
         x = self.pairs.pictures[gallery.concepts, gallery.vendor, 0].double()
-        predicted = F.normalize(x @ self.weight + self.mean, dim=1)  # (N, W)
+        predicted = F.normalize(x @ self.weight + self.intercept, dim=1)  # (N, W)
         return (predicted @ self.words[gallery.concepts].T).cpu()
 
 
 def fit_ridge(pairs: Pairs, strengths: Sequence[float]) -> tuple[FittedRidge, float]:
-    """Fit every strength, with and without crops; return the best and its validation rsum."""
+    """Fit every strength, with and without crops; return the best by rsum on the validation part.
+
+    The rsum, the sum of recalls at 1, 5 and 10 in both directions, is returned as well.
+    """
     concept, vendor = pairs.train.unbind(1)
     trained_on = torch.unique(concept)
     device = pairs.pictures.device
     words = tf_idf(pairs.tokens.cpu(), trained_on, pairs.vocabulary).double().to(device)  # (N, W)
     best: tuple[FittedRidge, float] | None = None
     for crops in (False, True):
-        views = pairs.pictures[concept, vendor].double()  # (M, 1 + K, F)
+        views = pairs.pictures[concept, vendor].double()  # (M, 1 + K, F): whole, then K crops
         views = views if crops else views[:, :1]
         count = views.shape[0] * views.shape[1]
         mean = words[concept].mean(0)

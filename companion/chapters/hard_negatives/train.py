@@ -328,11 +328,15 @@ def validate(model: DualEncoder, pairs: Pairs) -> BothDirections:
 
 @torch.no_grad()
 def gallery_scores(model: DualEncoder, pairs: Pairs, gallery: Gallery) -> Tensor:
-    """Scores of a gallery, drawings by captions, in eval mode; the result is on the CPU."""
+    """Score the drawings of a gallery's concepts by one vendor against all captions, ``(N, N)``.
+
+    The model is in eval mode meanwhile; the scores are on the CPU.
+    """
     training = model.training
     model.eval()
     tokens = pairs.tokens[gallery.concepts]
     captions = model.embed_captions((tokens, (tokens > 0).float()))
+    # view 0 is the whole picture, the others are crops
     images = model.embed_pictures(pairs.pictures[gallery.concepts, gallery.vendor, 0])
     model.train(training)
     return model.score(images, captions).cpu()

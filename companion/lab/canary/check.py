@@ -1,4 +1,8 @@
-"""Compute the canaries of chapters in canonical child processes and compare them."""
+"""Compute the canaries of chapters in canonical child processes and compare them.
+
+A canary is an arm with its settings made tiny, so few steps on few data: a change of the code that
+moves its bytes would move those of the evidence, too.
+"""
 
 from __future__ import annotations
 
@@ -161,12 +165,16 @@ def compute_canaries(
         CanaryFailedError: If a canary fails, or a process ends.
     """
     names = [name for name in canary_runs(number) if arms is None or name in arms]
-    # names in sorted order: arms that share data are neighbours, so each process loads it once
-    size = -(-len(names) // max(1, workers))  # rounded up
-    parts = [names[start : start + size] for start in range(0, len(names), size)]
+    parts = _parts(names, workers)
     with ThreadPoolExecutor(max(1, len(parts))) as pool:
         jobs = [pool.submit(_in_child, number, part, details, progress) for part in parts]
         return [canary for job in jobs for canary in job.result()]
+
+
+def _parts(names: Sequence[str], workers: int) -> list[Sequence[str]]:
+    """Divide names among processes; arms that share data are neighbours and stay together."""
+    size = max(1, -(-len(names) // max(1, workers)))  # rounded up
+    return [names[start : start + size] for start in range(0, len(names), size)]
 
 
 def _in_child(
@@ -278,20 +286,22 @@ def write_operations(number: str, canaries: Sequence[Canary], folder: Path = CAN
 def compare_coverage(
     number: str, arms: Collection[str], *, seconds: float, workers: int = 1
 ) -> list[Coverage]:
-    """Compare which functions an evidence run enters with those that its canary enters.
+    """Compare the functions that an arm's run for the evidence enters with those of its canary.
+
+    The canary is the same run with fewer steps and data, so it may miss a branch.
 
     Args:
         number: Two-digit chapter.
         arms: Names of arms.
-        seconds: Core-seconds after which an evidence run is broken off.
+        seconds: Core-seconds after which a run for the evidence is broken off; its `Coverage` is
+            then not ``complete``.
         workers: Processes at the same time.
 
     Raises:
         CanaryFailedError: If a run fails.
     """
     names = [name for name in canary_runs(number) if name in arms]
-    size = -(-len(names) // max(1, workers))
-    parts = [names[start : start + size] for start in range(0, len(names), size)]
+    parts = _parts(names, workers)
 
     def ask(part: Sequence[str]) -> list[Coverage]:
         arguments = ["coverage", number, "--seconds", str(seconds)]

@@ -96,7 +96,7 @@ class _Ball:
     def direction(self, gradient: Tensor) -> Tensor:
         """Return the steepest steps of length one, as `steepest_step` describes them."""
         flat = gradient.flatten(1)
-        scale = flat.abs().amax(1, keepdim=True)  # (B, 1); unscaled, squares of small values vanish
+        scale = flat.abs().amax(1, keepdim=True)  # (B, 1); else squares of small values underflow
         flat = torch.where(scale > 0, flat / scale, 0.0)
         if not self.is_fourier:
             return dual_vector(flat, dual(self.norm)).view(gradient.shape)

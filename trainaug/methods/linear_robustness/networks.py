@@ -317,10 +317,10 @@ def dense_paths(
     generator: torch.Generator,
     mask: Tensor | None = None,
 ) -> NetworkPath:
-    r"""Train stacked `DeepLinear` networks of depth two on stacked problems.
+    r"""Train one `DeepLinear` network of depth two on each of several problems, all at once.
 
-    This is gradient descent as in `convolutional_paths`; every step over both layers has length
-    ``lr``.
+    This is gradient descent as in `convolutional_paths`; each step moves both layers together by
+    the length ``lr``.
 
     Args:
         Z: Signed rows $y_i x_i$, float32 or float64, shape ``(P, N, D)``; problems with fewer rows
