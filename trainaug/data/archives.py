@@ -140,7 +140,7 @@ class _Forward:
                 raise tarfile.ReadError("unexpected end of data")
 
     def take(self, size: int) -> bytes:
-        """Read ``size`` bytes of a member; memory grows with the bytes present, not with ``size``."""
+        """Read ``size`` bytes of a member; memory grows with what is there, not with ``size``."""
         data = bytearray()
         while len(data) < size:
             block = self._next(min(_BLOCK, size - len(data)))
