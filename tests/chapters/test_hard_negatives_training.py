@@ -201,7 +201,7 @@ def test_ridge_is_that_of_scikit_learn(
     x, y = views.flatten(0, 1).numpy(), words[concept].repeat_interleave(views.shape[1], 0).numpy()
     expected = SklearnRidge(alpha=1e2 * views.shape[1]).fit(x, y)
     np.testing.assert_allclose(fitted.weight.numpy(), expected.coef_.T, rtol=0, atol=1e-9)
-    np.testing.assert_allclose(fitted.mean.numpy(), expected.intercept_, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(fitted.intercept.numpy(), expected.intercept_, rtol=0, atol=1e-9)
     gallery = small.test[1]
     predicted = expected.predict(small.pictures[gallery.concepts, gallery.vendor, 0].double())
     predicted /= np.linalg.norm(predicted, axis=1, keepdims=True)

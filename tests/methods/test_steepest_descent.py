@@ -644,7 +644,7 @@ def test_radii_after_given_steps_have_their_known_digits(
 
 OK = torch.ones(2, 3, 4)
 BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
-    "two dimensions": ({"Z": OK[0]}, r"finite of shape \(P, N, D\).*got \(3, 4\)"),
+    "two dimensions": ({"Z": OK[0]}, r"shape \(P, N, D\).*got \(3, 4\)"),
     "no problem": ({"Z": OK[:0]}, r"got \(0, 3, 4\)"),
     "no row": ({"Z": OK[:, :0]}, r"got \(2, 0, 4\)"),
     "no feature": ({"Z": OK[..., :0]}, r"got \(2, 3, 0\)"),
