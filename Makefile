@@ -100,7 +100,7 @@ end-to-end: data  ## the same for one chapter
 	@$(MAKE) --no-print-directory quick CHAPTERS=4
 
 validate: setup  ## re-run the committed notebooks and compare every text output (nbval)
-	@$(CANONICAL) && TRAINAUG_PROGRESS=off $(BIN)/python -m pytest -q -c tests/notebooks/nbval.ini --rootdir . --nbval --nbval-current-env notebooks
+	@$(CANONICAL) && TRAINAUG_PROGRESS=off $(BIN)/python -m pytest -q -n 2 --dist loadscope -c tests/notebooks/nbval.ini --rootdir . --nbval --nbval-current-env notebooks
 
 canaries: setup  ## the tiny run of every arm, compared with the committed one (CHAPTERS=)
 	@$(BIN)/python -m companion canaries --all $(CHAPTERS)

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from companion.lab.run import main
 from companion.paths import ROOT
-
-pytestmark = pytest.mark.system
 
 ABSENT = ("papermill", "cvxpy", "pydantic")
 # Python imports this module by itself, in the workers as well.
@@ -50,6 +49,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(path), "TRAINAUG_RUNS": str(tmp_path / "runs")}
 
 
+@pytest.mark.system
 def test_an_arm_runs_without_notebooks_proofs_and_ledgers(bare, tmp_path):
     command = [sys.executable, "-c", "import cvxpy"]
     blocked = subprocess.run(command, env=os.environ | bare, capture_output=True, check=False)
@@ -76,8 +76,10 @@ def test_an_arm_runs_without_notebooks_proofs_and_ledgers(bare, tmp_path):
         ),
     ],
 )
-def test_a_device_that_cannot_be_had_ends_in_one_line_and_code_two(arm, device, named, tmp_path):
-    done = run(arm, "--seeds", "1", DEVICE=device, TRAINAUG_RUNS=str(tmp_path))
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+def test_a_device_that_cannot_be_had_ends_in_one_line_and_code_two(
+    arm, device, named, monkeypatch, capsys
+):
+    monkeypatch.setenv("DEVICE", device)
+    assert main([arm, "--seeds", "1"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert named in line

@@ -12,7 +12,7 @@ import pytest
 from companion.paths import ROOT
 
 pytestmark = [
-    pytest.mark.system,
+    pytest.mark.soak,
     pytest.mark.skipif(os.name == "nt", reason="POSIX signals"),
 ]
 
