@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,20 +32,35 @@ STEPS = {  # name: (what the README says, command)
     "test": ("`make test`", ("make", "test")),
     "sizes": ("environment and data on disk", ()),
 }
+PART = re.compile(r"make (\S+): (\d+) s")
 TARGET = RESULTS / "bench" / "fresh_clone.json"
 
 
-def timed(command: tuple[str, ...], folder: Path) -> float:
-    """Run a command and return its wall seconds; a CalledProcessError if it fails."""
+def timed(command: tuple[str, ...], folder: Path) -> tuple[float, dict[str, float]]:
+    """Run a command and echo what it prints; a CalledProcessError if it fails.
+
+    Returns:
+        Its wall seconds, and those of its parts where it prints "make PART: N s".
+    """
     # without settings of this project, as a newcomer has none
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("TRAINAUG_") and name != "PYTHONPATH"
     }
+    parts = {}
     started = time.perf_counter()
-    subprocess.run(command, cwd=folder, env=environment, check=True)
-    return time.perf_counter() - started
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            if part := PART.fullmatch(line.strip()):
+                parts[part[1]] = float(part[2])
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+    return time.perf_counter() - started, parts
 
 
 def gigabytes(*folders: Path) -> float:
@@ -55,14 +71,16 @@ def gigabytes(*folders: Path) -> float:
 
 def shown(seconds: float) -> str:
     """Text of a time, in seconds or minutes."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def measure(name: str, clone: Path) -> str:
     """Do one step in the clone and return the text of its time or size."""
     _, command = STEPS[name]
     if command:
-        return shown(timed(command, clone))
+        seconds, parts = timed(command, clone)
+        listed = ", ".join(f"{part} {shown(spent)}" for part, spent in parts.items())
+        return shown(seconds) + (f" ({listed})" if parts else "")
     return f"{gigabytes(clone / '.venv', clone / 'data' / 'cache'):.1f} GB"
 
 

@@ -80,7 +80,8 @@ def kind_of(frames: list[tuple[str, str]]) -> str:
     """Kind of work that a stack does; its frames are pairs of file and function."""
     for kind, file, function in RULES:
         for path, name in frames:
-            if file in path and name.startswith(function):
+            # a nested function is named after those around it: "train.<locals>.take_step"
+            if file in path and any(word.startswith(function) for word in name.split(".")):
                 return kind
     return "rest"
 
