@@ -11,6 +11,7 @@ arXiv 2007.04532, 2020; Johnson and Zhang, NeurIPS 2013, for SVRG.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sized
 from typing import Any, Protocol
 
@@ -186,7 +187,7 @@ def _one_by_one(model: nn.Module, criterion: Criterion, x: Any, y: Any) -> Tenso
     return torch.stack(rows)
 
 
-class _Estimator:
+class _Estimator(ABC):
     """Base of the estimators: the data, the counters, and the gradient of given draws."""
 
     _kept: tuple[str, ...] = ("backward_examples", "refresh_examples")  # the state's attributes
@@ -195,23 +196,24 @@ class _Estimator:
         self.criterion, self.dataset = criterion, dataset
         self.backward_examples = self.refresh_examples = 0
 
-    def refresh(self, model: nn.Module) -> None:
+    def refresh(self, model: nn.Module) -> None:  # noqa: B027
         """Do nothing: this estimate stores nothing about the model.
 
         Args:
             model: Not used.
         """
 
+    @abstractmethod
     def draw(self, generator: torch.Generator) -> Tensor:
         """Return the indices of one sample's examples, int64 on the CPU.
 
         Args:
             generator: Source of the draws.
         """
-        raise NotImplementedError
 
     def weights(self) -> Tensor | None:
         """Return the weight of each draw, or ``None`` if the estimate is their mean."""
+        return None
 
     def estimate(self, model: nn.Module, indices: Tensor) -> Tensor:
         """Return the estimate from given draws, ``(d,)``.
