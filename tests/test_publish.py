@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from companion.evidence import store
 from companion.evidence.ledger import load_ledger
@@ -134,6 +135,29 @@ def test_a_ledger_younger_than_the_runs_is_refused(copied, tmp_path):
     with pytest.raises(PublishRefusedError, match="criteria come before results"):
         publish(NUMBER, check=all_equal)
     assert files(reference_folder("standard", NUMBER)) == old
+
+
+def test_a_rule_newer_than_its_runs_is_refused_unless_it_says_so(tmp_path, monkeypatch):
+    entries = yaml.safe_load((CLAIMS / f"{NUMBER}.yaml").read_text("utf-8"))
+    first = entries[0]
+    assert first.pop("posed") == "after the data"
+    arms = load_ledger(CLAIMS / f"{NUMBER}.yaml")[0].arms
+    pairs = [({"arm": arm}, {"started": "2030-01-01T00:00:00+00:00"}) for arm in arms]
+    monkeypatch.setattr(module, "CLAIMS", tmp_path)
+    monkeypatch.setattr(module, "_ledger_blob", lambda number, moment: f"HEAD:claims/{number}.yaml")
+
+    def refuse() -> None:
+        (tmp_path / f"{NUMBER}.yaml").write_text(yaml.safe_dump(entries), encoding="utf-8")
+        module._refuse_newer_rules(NUMBER, pairs)
+
+    refuse()  # it stood like this
+    first["statement"] += " Other words."
+    refuse()
+    first["seeds"]["count"] += 1
+    with pytest.raises(PublishRefusedError, match=rf"rules of {first['id']} are newer"):
+        refuse()
+    first["posed"] = "after the data"
+    refuse()
 
 
 def test_an_open_ledger_is_refused(monkeypatch):

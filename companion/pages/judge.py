@@ -34,6 +34,7 @@ from companion.pages.context import describe_evidence
 from companion.pages.scoreboard import chapter_html, whole_text
 from companion.pages.verdicts import (
     criteria,
+    judge_records,
     known_arms,
     mark_changed_criteria,
     read_verdicts,
@@ -173,6 +174,10 @@ def judge(
         render: Whether to execute outdated notebooks and draw their key figures.
         say: Called with one line for each file that was written or is outdated.
     """
+    for number in sorted(set(numbers) - set(_judged_chapters(numbers))):
+        # nothing to judge yet, but what is wrong with the ledger is said before anything is run
+        judge_records(load_chapter(number), [])
+        say(f"chapter {number}: the ledger is in order; there are no records yet")
     for path, text in outdated_verdicts(numbers).items():
         for line in _moved_words(_text(path), text):
             say(f"chapter {path.stem}: {line}")

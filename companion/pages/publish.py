@@ -15,7 +15,11 @@ import subprocess
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from companion.evidence.ledger import AFTER, load_ledger
 from companion.evidence.store import (
     Record,
     RecordSet,
@@ -46,6 +50,8 @@ __all__ = [
 
 PLAN_SLACK = 1.3  # measured core-seconds may exceed those of the plan by this factor
 MIN_COMMON_RUNS = 20
+# fields of a claim that say what is asked, and by whom, but decide nothing
+_WORDING = {"statement", "published", "note", "front", "tier", "posed", "origin", "scope"}
 IN_PROGRESS = "evidence in progress"
 NOT_CANONICAL = "not made in canonical mode: bytes are not compared"
 MOST_NAMED = 8
@@ -83,9 +89,10 @@ def publish(
         check: Compares the canaries of arms with the committed ones.
 
     Raises:
-        PublishRefusedError: If the ledger is not committed, a tuned value lies on the edge of its
-            grid, runs are missing or damaged, a canary has moved, or the core-seconds, converted to
-            the evidence's machine (`machine_slowdown`), exceed the plan by more than 30 %.
+        PublishRefusedError: If the ledger is not committed, a rule is newer than the runs that
+            decide it and does not say so, a tuned value lies on the edge of its grid, runs are
+            missing or damaged, a canary has moved, or the core-seconds, converted to the evidence's
+            machine (`machine_slowdown`), exceed the plan by more than 30 %.
     """
     chapter = load_chapter(number)
     _refuse_open_ledger(number)
@@ -103,6 +110,7 @@ def publish(
 
     promoted = {run.arm for run in chosen}
     kept = _kept(previous, promoted) if arms else []
+    _refuse_newer_rules(number, kept + pairs)
     continued = previous.record_set if previous is not None and arms else None
     described = _describe(number, profile, plan, pairs, kept, continued)
 
@@ -130,6 +138,40 @@ def _refuse_open_ledger(number: str) -> None:
     ledger = CLAIMS / f"{number}.yaml"
     if not _git("ls-files", str(ledger)) or _git("status", "--porcelain", str(ledger)):
         raise PublishRefusedError(f"commit {ledger.name} first: criteria come before results")
+
+
+def _refuse_newer_rules(number: str, pairs: Sequence[Pair]) -> None:
+    """Refuse a rule that was not in the ledger yet when the runs that decide it were started.
+
+    A claim that says so, ``posed: after the data``, is not refused.
+    """
+    started: dict[str, str] = {}  # by arm, of its first run
+    for record, row in pairs:
+        if moment := row.get("started"):
+            started[record["arm"]] = min(started.get(record["arm"], moment), moment)
+    path = CLAIMS / f"{number}.yaml"
+    now = _rules(path.read_text(encoding="utf-8"))
+    newer = []
+    for claim in load_ledger(path):
+        moments = [started[arm] for arm in claim.arms if arm in started]
+        if claim.posed == AFTER or not moments:
+            continue
+        stood = _rules(_git("cat-file", "blob", _ledger_blob(number, min(moments))))
+        if stood.get(claim.id) != now[claim.id]:
+            newer.append(claim.id)
+    if newer:
+        raise PublishRefusedError(
+            f"rules of {', '.join(newer)} are newer than the runs: say `posed: {AFTER}` there, or "
+            "remove these runs and compute them again"
+        )
+
+
+def _rules(ledger: str) -> dict[str, dict[str, Any]]:
+    """What decides each claim of a ledger's text; statements and notes do not."""
+    return {
+        entry["id"]: {name: value for name, value in entry.items() if name not in _WORDING}
+        for entry in yaml.safe_load(ledger)
+    }
 
 
 def _finished(chapter: Chapter, profile: str, runs: Sequence[Run]) -> list[Pair]:

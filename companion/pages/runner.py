@@ -154,6 +154,9 @@ def reproduce(
     _check_parameters(numbers, parameters)
     built = {number: load_chapter(number) for number in numbers if number in chapter_numbers()}
     plans = {n: c.plan(profile, _knobs(n, parameters)) for n in numbers if (c := built.get(n))}
+    if profile != "quick":  # which judges nothing
+        for chapter in built.values():
+            judge_records(chapter, [])  # refuses a ledger that could not be judged after the runs
     console = Console()
     for number, plan in plans.items():
         seconds = sum(run.predicted_seconds for run in plan)
