@@ -18,7 +18,8 @@ pytestmark = pytest.mark.walk
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCK = re.compile(
-    r"^(?P<indent> *)<!-- (?P<kind>file|step): (?P<name>\S+) -->\n *```\w+\n(?P<text>.*?)^ *```$",
+    r"^(?P<indent> *)<!-- (?P<kind>file|step|claim): (?P<name>\S+) -->\n"
+    r" *```\w+\n(?P<text>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -94,3 +95,14 @@ def test_adding_a_chapter_and_its_claim(checkout: Path) -> None:
     written = ("results/", "README.md", "notebooks/08_", "notebooks/00_")
     assert [name for name in moved if name in before and not name.startswith(written)] == []
     assert "mom.1" in (checkout / "notebooks/08_scoreboard.ipynb").read_text(encoding="utf-8")
+
+
+def test_adding_a_claim_to_a_chapter_that_has_records(checkout: Path) -> None:
+    ((number, entry),) = blocks("claim").items()
+    with (checkout / "claims" / f"{number}.yaml").open("a", encoding="utf-8") as ledger:
+        ledger.write(f"\n{entry}")
+    run(f"make judge CHAPTERS={number}", checkout)
+    run(f"git commit -qm 'A claim' claims/{number}.yaml", checkout)
+    run(f"make pose CHAPTERS={number}", checkout)
+    shown = run("make claims", checkout)
+    assert re.search(r"ord\.13 +ours .*no gain of 0\.5 points", shown)
