@@ -1,16 +1,18 @@
 """Install the wheel with the oldest and the newest torch, and try the library there.
 
-    python tests/versions/try_versions.py [oldest] [newest] [--folder FOLDER]
+    python tests/versions/try_versions.py [oldest] [newest] [--folder FOLDER] [--store]
 
 Each gets an environment of its own with the wheel, torch and NumPy alone, on the newest Python at
 hand up to 3.13: there the first example of every card must run. Then the extras come, all examples
 must run, and the tests that call every public name must pass. What an index does not have is
-skipped with the reason; ``TRAINAUG_REQUIRE_VERSIONS=1`` makes that a failure.
+skipped with the reason; ``TRAINAUG_REQUIRE_VERSIONS=1`` makes that a failure. ``--store`` writes
+the size of what was installed to ``results/bench/installed.json``, which ``docs/install.md`` shows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -58,17 +60,20 @@ def inside(python: Path, folder: Path, *arguments: str) -> None:
     subprocess.run([str(python), *arguments], cwd=folder, env=environment, check=True)
 
 
-def packages(python: Path) -> str:
-    """Say how many packages an environment has and how large it is."""
+def size_of(python: Path) -> dict[str, float]:
+    """Number of packages of an environment, and its gigabytes."""
     command = [str(python), "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"]
     count = len(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     files = (path for path in python.parents[1].rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files if not path.is_symlink()) / 1e9
-    return f"{count} packages, {size:.1f} GB"
+    return {"packages": count, "gigabytes": round(size, 1)}
 
 
-def try_with(which: str, wheel: Path, folder: Path) -> None:
+def try_with(which: str, wheel: Path, folder: Path) -> dict[str, float]:
     """Make the environment and run everything in it.
+
+    Returns:
+        The size of the environment with the wheel, torch and NumPy alone.
 
     Raises:
         Unavailable: If torch cannot be installed.
@@ -81,7 +86,8 @@ def try_with(which: str, wheel: Path, folder: Path) -> None:
     python = environment / "bin" / "python"
     pip(python, TORCH[which], "numpy")
     pip(python, "--no-deps", str(wheel))
-    print(f"{which}: {packages(python)}", flush=True)
+    size = size_of(python)
+    print(f"{which}: {size['packages']} packages, {size['gigabytes']} GB", flush=True)
     inside(
         python, folder, "-c", "import sys, torch; print(sys.version.split()[0], torch.__version__)"
     )
@@ -96,6 +102,7 @@ def try_with(which: str, wheel: Path, folder: Path) -> None:
     options = ("-q", "-n", "2", "-p", "no:cacheprovider", "-c", "tests/versions/pytest.ini")
     inside(python, folder, "-m", "pytest", *options, "--confcutdir", ".", *TESTS)
     print(f"{which}: {time.monotonic() - started:.0f} s", flush=True)
+    return size
 
 
 def main() -> None:
@@ -103,19 +110,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", nargs="*", choices=[*TORCH, []], default=[])
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--store", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
         command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         [wheel] = folder.glob("*.whl")
+        sizes = {}
         for which in options.which or TORCH:
             try:
-                try_with(which, wheel, folder)
+                sizes[which] = try_with(which, wheel, folder)
             except Unavailable as reason:
                 if os.environ.get("TRAINAUG_REQUIRE_VERSIONS"):
                     raise
                 print(f"{which} torch is skipped: {reason}", flush=True)
+    if options.store:
+        target = ROOT / "results" / "bench" / "installed.json"
+        target.write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
