@@ -65,7 +65,7 @@ def canonical_json(value: Any) -> str:
     )
 
 
-def rounded(value: float, digits: int = 12) -> float:
+def rounded(value: float, digits: int) -> float:
     """Round to ``digits`` significant digits, so that files stay short.
 
     Raises:

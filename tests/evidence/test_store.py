@@ -156,7 +156,7 @@ def test_numbers_that_are_not_finite_are_refused(bad, store):
     with pytest.raises(ValueError, match="JSON"):
         s.canonical_json({"a": [1.0, bad]})
     with pytest.raises(ValueError, match="finite"):
-        s.rounded(bad)
+        s.rounded(bad, 9)
     with pytest.raises(ValueError, match="JSON"):
         store.write(RUN, HERE, {"metrics": {"a": bad}}, SECONDS)
     assert store.read(RUN, HERE) is None
@@ -164,8 +164,8 @@ def test_numbers_that_are_not_finite_are_refused(bad, store):
 
 
 def test_rounded_keeps_twelve_significant_digits():
-    assert s.rounded(0.1 + 0.2) == 0.3
-    assert s.rounded(123456.7890123456) == 123456.789012
+    assert s.rounded(0.1 + 0.2, 12) == 0.3
+    assert s.rounded(123456.7890123456, 12) == 123456.789012
     assert s.rounded(1.23456789e-30, 3) == 1.23e-30
 
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,10 +97,7 @@ def try_with(which: str, wheel: Path, folder: Path) -> dict[str, float]:
     inside(python, folder, examples, cards, "--first")
     pip(python, TORCH[which], f"{wheel}[proofs,data]", "pytest", "pytest-xdist", "hypothesis")
     inside(python, folder, examples, cards, "--extras", "proofs,data")
-    copied = folder / "tests"  # away from the checkout, whose packages would be found first
-    if not copied.exists():
-        shutil.copytree(ROOT / "tests", copied, ignore=shutil.ignore_patterns("__pycache__"))
-    options = ("-q", "-n", "2", "-p", "no:cacheprovider", "-c", "tests/versions/pytest.ini")
+    options = ("-q", "-p", "no:cacheprovider", "-c", "tests/versions/pytest.ini")
     inside(python, folder, "-m", "pytest", *options, "--confcutdir", ".", *TESTS)
     print(f"{which}: {time.monotonic() - started:.0f} s", flush=True)
     return size
@@ -117,14 +115,20 @@ def main() -> None:
         command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         [wheel] = folder.glob("*.whl")
+        # away from the checkout, whose packages would be found first
+        copied = folder / "tests"
+        if not copied.exists():
+            shutil.copytree(ROOT / "tests", copied, ignore=shutil.ignore_patterns("__pycache__"))
         sizes = {}
-        for which in options.which or TORCH:
-            try:
-                sizes[which] = try_with(which, wheel, folder)
-            except Unavailable as reason:
-                if os.environ.get("TRAINAUG_REQUIRE_VERSIONS"):
-                    raise
-                print(f"{which} torch is skipped: {reason}", flush=True)
+        with ThreadPoolExecutor() as pool:  # threads wait; each environment works by itself
+            tries = {w: pool.submit(try_with, w, wheel, folder) for w in options.which or TORCH}
+            for which, trial in tries.items():
+                try:
+                    sizes[which] = trial.result()
+                except Unavailable as reason:
+                    if os.environ.get("TRAINAUG_REQUIRE_VERSIONS"):
+                        raise
+                    print(f"{which} torch is skipped: {reason}", flush=True)
     if options.store:
         target = ROOT / "results" / "bench" / "installed.json"
         target.write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
