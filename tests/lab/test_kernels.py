@@ -70,8 +70,14 @@ kernels.install()
 """
 
 
+SOAK = ("values", "other types")  # the other two run the same kernels
+
+
 @pytest.mark.system
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.soak) if n in SOAK else n for n in CHECKS],
+)
 def test_kernels_of_a_run(name: str) -> None:
     outcome = subprocess.run(
         [sys.executable, "-c", HEAD + CHECKS[name]],
