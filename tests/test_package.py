@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import json
 import subprocess
 import sys
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from companion.paths import ROOT
+from companion.paths import RESULTS, ROOT
 from trainaug.extras import extra
 
 # Runs in a fresh process where nothing but torch, NumPy and what torch brings can be imported.
@@ -102,3 +103,11 @@ def test_the_examples_of_all_cards_run() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == len(list((ROOT / "docs" / "cards").glob("*.md")))
+
+
+def test_the_page_on_installing_shows_what_was_measured() -> None:
+    stored = json.loads((RESULTS / "bench" / "installed.json").read_text(encoding="utf-8"))
+    newest = stored["newest"]
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    # the package itself has a row of its own
+    assert f"| {newest['packages'] - 1} | {newest['gigabytes']} GB" in page
