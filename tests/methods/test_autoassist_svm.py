@@ -380,3 +380,12 @@ def test_rules_can_be_copied():
         twin = copy.deepcopy(rule)
         asked = [(k, k % 5, 1.0, 0.5) for k in range(1, 20)]
         assert [twin(*each) for each in asked] == [rule(*each) for each in asked]
+
+
+@pytest.mark.parametrize("offset", [-1.0, -0.5, math.inf, math.nan])
+def test_importance_sampling_refuses_an_offset_that_makes_no_step(offset, randn):
+    X, y = randn(0, 8, 3), torch.ones(8)
+    with pytest.raises(ValueError, match="step_offset"):
+        importance_pegasos(
+            X, y, lam=0.1, num_steps=4, step_offset=offset, generator=torch.Generator()
+        )

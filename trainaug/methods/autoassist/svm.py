@@ -269,7 +269,8 @@ def pegasos(
     fits = 0 <= step_scale <= step_offset + 1 < math.inf  # else a weight would change its sign
     if record_every < 1 or not fits:
         raise ValueError(
-            f"need record_every >= 1, t0 + 1 >= s, got {record_every=}, {step_offset=}"
+            f"need record_every >= 1, t0 + 1 >= s >= 0, got {record_every=}, {step_offset=}, "
+            f"{step_scale=}"
         )
     rows, labels = list(X), y.tolist()
     squares = X.square().sum(1).tolist()
@@ -352,6 +353,8 @@ def importance_pegasos(
     refresh = len(X) if refresh is None else refresh
     if min(num_steps, refresh, record_every) < 1 or not 0 <= floor < math.inf:
         raise ValueError(f"need >= 1: {num_steps=}, {refresh=}, {record_every=}; {floor=} >= 0")
+    if not 0 <= step_offset < math.inf:  # else a step is infinite, or a weight changes its sign
+        raise ValueError(f"step_offset must be finite and at least 0, got {step_offset}")
     rows, labels, n = list(X), y.tolist(), len(X)
     squares = X.square().sum(1)
     signed_rows = y[:, None] * X
