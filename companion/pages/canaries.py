@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from companion.evidence.canonical import fingerprint
 from companion.evidence.digest import behaviour_digest
@@ -37,7 +37,9 @@ from companion.paths import RESULTS, RUNS
 __all__ = [
     "CanaryState",
     "Check",
+    "Outcome",
     "Sample",
+    "Skipped",
     "check",
     "committed_canaries",
     "outdated",
@@ -68,6 +70,22 @@ class CanaryState(Protocol):
 
 
 Check = Callable[[Sequence[str]], Sequence[CanaryState]]
+#: Chapters that are skipped: none; those whose code has passed on this machine; also those whose
+#: code is the one that the canaries were recorded with.
+Skipped = Literal["none", "passed here", "recorded code"]
+
+
+@dataclass
+class Outcome:
+    """Outcome of comparing canaries.
+
+    Attributes:
+        compared: How many were compared.
+        faults: Chapter, arm, what moved, and what to do.
+    """
+
+    compared: int = 0
+    faults: list[str] = field(default_factory=list)
 
 
 def _check_canaries(chapters: Sequence[str]) -> Sequence[CanaryState]:
@@ -103,25 +121,22 @@ def outdated(number: str) -> list[str]:
 def check(
     numbers: Sequence[str] = chapter_numbers(),
     *,
-    changed: bool = False,
+    skipped: Skipped = "none",
     say: Callable[[str], None] = lambda line: None,
     compare: Check = _check_canaries,
     passed: Path = RUNS / "canaries.json",
-) -> list[str]:
+) -> Outcome:
     """Compare the canaries of chapters with the committed ones.
 
     Args:
         numbers: Two-digit chapters.
-        changed: Skip chapters whose code is the recorded one, or has passed on this machine before.
+        skipped: Which chapters are skipped.
         say: Called with one line per chapter.
         compare: Runs the canaries and compares them.
         passed: File with the digests of the code that has passed on this machine.
-
-    Returns:
-        The faults, each with chapter, arm, what moved, and what to do; empty if there are none.
     """
     known = _read_passed(passed)
-    faults = []
+    outcome = Outcome()
     for number in numbers:
         machine = fingerprint(canonical=True)
         if committed_canaries(number).get("fingerprint", machine) != machine:
@@ -130,21 +145,23 @@ def check(
         older = outdated(number)
         code = behaviour_digest(package_of(number))
         digest = f"{code}-{machine}"
-        is_known = committed_canaries(number)["code"] == code or known.get(number) == digest
-        if changed and is_known and not older:
+        is_known = skipped != "none" and known.get(number) == digest
+        is_recorded = skipped == "recorded code" and committed_canaries(number)["code"] == code
+        if (is_known or is_recorded) and not older:
             say(f"chapter {number}: canaries skipped, the code has passed before")
             continue
         states = compare([number])
         moved = {each.arm: each.state for each in states if each.state != "equal"}
         moved |= dict.fromkeys(older, "older version")
         say(f"chapter {number}: {len(states) - len(moved)} of {len(states)} canaries are equal")
-        faults += [
+        outcome.compared += len(states)
+        outcome.faults += [
             f"chapter {number}, {arm}: {state}: {ADVICE[state]}" for arm, state in moved.items()
         ]
         if states and not moved:
             known[number] = digest
             write_atomic(passed, json.dumps(known, indent=1, sort_keys=True) + "\n")
-    return faults
+    return outcome
 
 
 def _read_passed(path: Path) -> dict[str, str]:
