@@ -31,7 +31,9 @@ class Recorder:
 
     def __call__(self, chapters):
         self.asked += chapters
-        return [State(chapters[0], arm, state) for arm, state in self.states.items()]
+        return [
+            State(number, arm, state) for number in chapters for arm, state in self.states.items()
+        ]
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ from companion.lab.chapters import (
     load_chapter,
     package_of,
 )
+from companion.lab.progress import sweep_progress
 from companion.lab.sweep import recompute, worker_count
 from companion.paths import RESULTS, RUNS
 
@@ -63,6 +64,9 @@ class CanaryState(Protocol):
     """What the comparison says about one arm, such as a `CanaryResult`."""
 
     @property
+    def chapter(self) -> str: ...
+
+    @property
     def arm(self) -> str: ...
 
     @property
@@ -89,9 +93,19 @@ class Outcome:
 
 
 def _check_canaries(chapters: Sequence[str]) -> Sequence[CanaryState]:
-    from companion.lab.canary import check_canaries
+    from companion.lab.canary import canary_runs, check_canaries
 
-    return check_canaries(chapters, workers=worker_count())
+    total = sum(len(canary_runs(number)) for number in chapters)
+    done = 0
+    with sweep_progress("canaries", worker_count(), lines=True) as show:
+
+        def note(arm: str) -> None:
+            nonlocal done
+            done += 1
+            if show is not None:  # all count alike: how long a tiny run takes is not predicted
+                show(done, total, total - done)
+
+        return check_canaries(chapters, workers=worker_count(), progress=note)
 
 
 def committed_canaries(number: str) -> Mapping[str, Any]:
@@ -136,29 +150,31 @@ def check(
         passed: File with the digests of the code that has passed on this machine.
     """
     known = _read_passed(passed)
-    outcome = Outcome()
+    outcome, digests = Outcome(), dict[str, str]()
+    machine = fingerprint(canonical=True)
     for number in numbers:
-        machine = fingerprint(canonical=True)
         if committed_canaries(number).get("fingerprint", machine) != machine:
             say(f"chapter {number}: canaries of other library versions, nothing to compare with")
             continue
-        older = outdated(number)
         code = behaviour_digest(package_of(number))
         digest = f"{code}-{machine}"
         is_known = skipped != "none" and known.get(number) == digest
         is_recorded = skipped == "recorded code" and committed_canaries(number)["code"] == code
-        if (is_known or is_recorded) and not older:
+        if (is_known or is_recorded) and not outdated(number):
             say(f"chapter {number}: canaries skipped, the code has passed before")
             continue
-        states = compare([number])
-        moved = {each.arm: each.state for each in states if each.state != "equal"}
-        moved |= dict.fromkeys(older, "older version")
-        say(f"chapter {number}: {len(states) - len(moved)} of {len(states)} canaries are equal")
-        outcome.compared += len(states)
+        digests[number] = digest
+    states = compare(list(digests)) if digests else ()
+    for number, digest in digests.items():
+        compared = {each.arm: each.state for each in states if each.chapter == number}
+        moved = {arm: state for arm, state in compared.items() if state != "equal"}
+        moved |= dict.fromkeys(outdated(number), "older version")
+        say(f"chapter {number}: {len(compared) - len(moved)} of {len(compared)} canaries are equal")
+        outcome.compared += len(compared)
         outcome.faults += [
             f"chapter {number}, {arm}: {state}: {ADVICE[state]}" for arm, state in moved.items()
         ]
-        if states and not moved:
+        if compared and not moved:
             known[number] = digest
             write_atomic(passed, json.dumps(known, indent=1, sort_keys=True) + "\n")
     return outcome
