@@ -15,10 +15,24 @@ from typing import ClassVar, Self, TypeVar
 from companion.evidence.store import Run
 from companion.lab.results import Result
 
-__all__ = ["Arm", "Profile", "Settings", "Tuned", "arm", "defaults_of", "plan"]
+__all__ = [
+    "Arm",
+    "DataHashError",
+    "Profile",
+    "Settings",
+    "Tuned",
+    "arm",
+    "data_hash_of",
+    "defaults_of",
+    "plan",
+]
 
 #: The values that tuning chose, by arm and then by setting.
 Tuned = Mapping[str, Mapping[str, float]]
+
+
+class DataHashError(RuntimeError):
+    """Settings failed to name the data that their runs need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +176,32 @@ def defaults_of(settings: type[Settings]) -> dict[str, object]:
     return defaults
 
 
+def data_hash_of(name: str, settings: Settings) -> str:
+    """Return the hash of the data of an arm's runs.
+
+    Args:
+        name: The arm.
+        settings: Its settings.
+
+    Raises:
+        ValueError: If a setting names no data set that the arm knows.
+        DataHashError: If `Settings.data_hash` fails for any other reason; the message is one line
+            that says what to do.
+    """
+    try:
+        return settings.data_hash
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    # code of a chapter, which may read files or load data: whatever it raises is shown in one line
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        kind = f"{type(settings).__module__}.{type(settings).__qualname__}"
+        raise DataHashError(
+            f"{name}: its data cannot be named: {reason}; fetch them with `make data`, or correct "
+            f"`data_hash` of {kind}"
+        ) from error
+
+
 def plan(chapter: str, arms: Sequence[Arm], profile: Profile, chosen: Tuned) -> Iterator[Run]:
     """List the runs of a profile: the arms in order, and the seeds of each arm in order.
 
@@ -172,7 +212,8 @@ def plan(chapter: str, arms: Sequence[Arm], profile: Profile, chosen: Tuned) -> 
         chosen: The values that tuning chose.
 
     Raises:
-        ValueError: If two arms share a name, or a value was not tuned.
+        ValueError: If two arms share a name, a value was not tuned, or a setting names no data set.
+        DataHashError: If settings fail to name their data.
     """
     names = [each.name for each in arms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -181,7 +222,7 @@ def plan(chapter: str, arms: Sequence[Arm], profile: Profile, chosen: Tuned) -> 
     for each in arms:
         settings = each.complete(chosen).shortened(share)
         config = asdict(settings)
-        data = settings.data_hash
+        data = data_hash_of(each.name, settings)
         defaults = defaults_of(type(settings))
         for number in range(getattr(profile, each.seeds)):
             yield Run(

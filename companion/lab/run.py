@@ -19,7 +19,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from companion.evidence.store import Record, Run, Store, read_reference
-from companion.lab.arms import Settings, defaults_of
+from companion.lab.arms import Settings, data_hash_of, defaults_of
 from companion.lab.chapters import (
     EXECUTE,
     Chapter,
@@ -133,7 +133,8 @@ def run_arm(
         LookupError: If there is no such arm.
         ValueError: If a setting is unknown, a value does not fit it, ``seeds`` is below 1, or the
             arm does not run on the device that ``DEVICE`` asks for.
-        RuntimeError: If this machine does not have that device, or a run fails.
+        RuntimeError: If this machine does not have that device, the settings fail to name their
+            data, or a run fails.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
@@ -152,13 +153,14 @@ def _runs(chapter: Chapter, name: str, changes: Mapping[str, object], seeds: int
     complete = arm.complete(chapter.chosen)
     settings = replace(complete, **parse_changes(complete, changes))
     check_device(name, settings)
+    data = data_hash_of(name, settings)
     return [
         Run(
             chapter.number,
             name,
             asdict(settings),
             FIRST_SEED + number,
-            settings.data_hash,
+            data,
             arm.seconds,
             deterministic=arm.deterministic,
             version=arm.version,
@@ -261,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         changes = dict(_pair(entry) for entry in options.parameter)
         check_setting_names(options.arm, changes)
         records = run_arm(options.arm, changes, seeds=options.seeds)
-    except (ValueError, LookupError, RuntimeError) as error:
+    except (ValueError, LookupError, RuntimeError, OSError) as error:
         print(f"companion: {error}", file=sys.stderr)
         return 2
     source, known = evidence_of(records[0])

@@ -9,7 +9,7 @@ from typing import Self
 import pytest
 
 from companion.evidence.store import Run
-from companion.lab.arms import Arm, Profile, Settings, arm, defaults_of, plan
+from companion.lab.arms import Arm, DataHashError, Profile, Settings, arm, defaults_of, plan
 from companion.lab.results import Result
 
 
@@ -105,6 +105,41 @@ def test_a_tuple_takes_a_tuned_value_of_each_arm_that_it_names():
     assert first.config["lrs"] == (0.5, 0.25)
     with pytest.raises(ValueError, match="a: lrs of c is not tuned"):
         planned(row, chosen={"b": {"lrs": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (KeyError("moons"), "KeyError: 'moons'"),
+        (FileNotFoundError(2, "No such file", "moons.npz"), "No such file: 'moons.npz'"),
+        (ImportError("no\nnetwork"), "ImportError: no network"),
+        (NotImplementedError(), "NotImplementedError"),
+    ],
+)
+def test_data_that_cannot_be_named_are_said_in_one_line_with_what_to_do(error, named):
+    @dataclass(frozen=True, kw_only=True)
+    class Absent(Walk):
+        @property
+        def data_hash(self) -> str:
+            raise error
+
+    with pytest.raises(DataHashError) as caught:
+        planned(arm("a", Absent(data="x"), walk, "seeds", 1.0))
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in ("a: ", named, "`make data`", "Absent"):
+        assert part in line
+
+
+def test_an_unknown_data_set_is_named_with_its_arm():
+    @dataclass(frozen=True, kw_only=True)
+    class Unknown(Walk):
+        @property
+        def data_hash(self) -> str:
+            raise ValueError(f"unknown data set {self.data!r}")
+
+    with pytest.raises(ValueError, match="a: unknown data set 'x'"):
+        planned(arm("a", Unknown(data="x"), walk, "seeds", 1.0))
 
 
 def test_a_budget_shortens_the_settings_and_four_fifths_of_the_seconds():

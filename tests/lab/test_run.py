@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -66,6 +67,11 @@ def test_what_is_no_setting_or_no_value_is_refused(
         (["digits_rndom"], "did you mean digits_random"),
         (["digits_random", "-p", "steps"], "expected SETTING=VALUE"),
         (["digits_random", "--seeds", "0"], "seeds must be at least 1"),
+        (["digits_random", "-p", "data=moons"], "digits_random: unknown data set 'moons'"),
+        (["svm_digits", "-p", "data=moons"], "svm_digits: data must be one of .* got 'moons'"),
+        (["images_0_uniform", "-p", "data=moons"], "data must be one of .* got 'moons'"),
+        (["digits_mlp_0", "-p", "data=moons"], "data must be one of .* got 'moons'"),
+        (["digits_10_erm", "-p", "data=moons"], "data must be one of .* got 'moons'"),
     ],
 )
 def test_a_wrong_word_ends_in_one_line(
@@ -73,7 +79,21 @@ def test_a_wrong_word_ends_in_one_line(
 ) -> None:
     assert main(arguments) == 2
     shown = capsys.readouterr().err
-    assert message in shown
+    assert re.search(message, shown)
+    assert shown.count("\n") == 1
+
+
+def test_data_that_cannot_be_read_end_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(settings: Training) -> str:
+        raise FileNotFoundError(2, "No such file or directory", "moons.npz")
+
+    monkeypatch.setattr(Training, "data_hash", property(absent))
+    assert main(["digits_random", "--seeds", "1"]) == 2
+    shown = capsys.readouterr().err
+    assert "digits_random: " in shown
+    assert "moons.npz" in shown
     assert shown.count("\n") == 1
 
 

@@ -23,9 +23,8 @@ from companion.chapters.autoassist.measures import (
     present_losses,
 )
 from companion.chapters.autoassist.problems import (
-    CIFAR,
-    CONTENT,
     Pictures,
+    data_hash,
     losses_of,
     make_model,
     pictures,
@@ -33,7 +32,6 @@ from companion.chapters.autoassist.problems import (
 from companion.lab.arms import Settings
 from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
-from trainaug.data.registry import content_hash
 from trainaug.methods.autoassist import (
     AssistantTrainer,
     AssistedSampler,
@@ -146,7 +144,7 @@ class Training(Settings):
 
     @property
     def data_hash(self) -> str:
-        return CIFAR if self.data == "cifar10" else content_hash(CONTENT[self.data])
+        return data_hash(self.data)
 
     def shortened(self, share: float) -> Self:
         return replace(self, steps=max(60, round(self.steps * share)))

@@ -18,10 +18,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from companion.chapters.autoassist.problems import CONTENT, Optimum, svm_optimum, svm_problem
+from companion.chapters.autoassist.problems import Optimum, data_hash, svm_optimum, svm_problem
 from companion.lab.arms import Settings
 from companion.lab.results import Result, make_result
-from trainaug.data.registry import content_hash
 from trainaug.methods.autoassist import (
     Path,
     authors_rule,
@@ -88,7 +87,7 @@ class Rules(Settings):
 
     @property
     def data_hash(self) -> str:
-        return content_hash(CONTENT[self.data])
+        return data_hash(self.data)
 
     def shortened(self, share: float) -> Self:
         return replace(self, passes=max(2, round(self.passes * share)))
@@ -123,7 +122,7 @@ class Theorem(Settings):
 
     @property
     def data_hash(self) -> str:
-        return content_hash(CONTENT[self.data])
+        return data_hash(self.data)
 
     def shortened(self, share: float) -> Self:
         return replace(self, passes=max(1, round(self.passes * share)))

@@ -26,6 +26,7 @@ __all__ = [
     "PAIRS",
     "Optimum",
     "Pictures",
+    "data_hash",
     "losses_of",
     "make_model",
     "pictures",
@@ -58,6 +59,19 @@ class Pictures:
             for part in (self.train, self.val, self.test)
         )
         return Pictures(train, val, test, self.wrong)
+
+
+def data_hash(data: str) -> str:
+    """Hash of the content of a problem's data, or the name of the archive that readers supply.
+
+    Raises:
+        ValueError: If the data are unknown.
+    """
+    if data == "cifar10":
+        return CIFAR
+    if data not in CONTENT:
+        raise ValueError(f"data must be one of {', '.join(CONTENT)}, cifar10, got {data!r}")
+    return registry.content_hash(CONTENT[data])
 
 
 @lru_cache(maxsize=2)

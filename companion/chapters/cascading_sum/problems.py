@@ -27,6 +27,7 @@ __all__ = [
     "HELD_OUT",
     "RESERVED",
     "Problem",
+    "data_hash",
     "make_model",
     "problem",
 ]
@@ -77,6 +78,19 @@ class Problem:
             for name, part in (("train", self.train), ("val", self.val), ("test", self.test))
         }
         return Problem(**parts, num_classes=self.num_classes)
+
+
+def data_hash(data: str) -> str:
+    """Hash of the content of a problem's data, or the name of the archive that readers supply.
+
+    Raises:
+        ValueError: If the data are unknown.
+    """
+    if data in CIFAR:
+        return CIFAR[data][0]
+    if data not in CONTENT:
+        raise ValueError(f"data must be one of {', '.join(CONTENT | CIFAR)}, got {data!r}")
+    return registry.content_hash(CONTENT[data])
 
 
 @lru_cache(maxsize=2)

@@ -18,17 +18,15 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from companion.chapters.cascading_sum.problems import (
-    CIFAR,
-    CONTENT,
     HELD_OUT,
     RESERVED,
     Problem,
+    data_hash,
     make_model,
     problem,
 )
 from companion.lab.arms import Settings
 from trainaug.data.indexed import IndexedDataset
-from trainaug.data.registry import content_hash
 from trainaug.methods.cascading_sum import (
     CascadeSchedule,
     PixelMix,
@@ -163,9 +161,7 @@ class Training(Settings):
 
     @property
     def data_hash(self) -> str:
-        if self.data in CIFAR:
-            return CIFAR[self.data][0]
-        return content_hash(CONTENT[self.data])
+        return data_hash(self.data)
 
     def shortened(self, share: float) -> Self:
         steps = max(60, round(self.steps * share))  # enough for every stage and two evaluations

@@ -28,6 +28,7 @@ __all__ = [
     "KEEP_BYTES",
     "PictureSettings",
     "Problem",
+    "data_hash",
     "losses_of",
     "make_model",
     "pictures",
@@ -63,6 +64,19 @@ class Problem:
             for part in (self.train, self.val, self.test)
         )
         return Problem(train, val, test, self.copy_of)
+
+
+def data_hash(data: str) -> str:
+    """Hash of the content of a problem's data, or the name of the archive that readers supply.
+
+    Raises:
+        ValueError: If the data are unknown.
+    """
+    if data == "cifar10":
+        return CIFAR
+    if data not in CONTENT:
+        raise ValueError(f"data must be one of {', '.join(HELD_OUT)}, got {data!r}")
+    return registry.content_hash(CONTENT[data])
 
 
 @lru_cache(maxsize=2)
@@ -165,7 +179,7 @@ class PictureSettings(Settings):
 
     @property
     def data_hash(self) -> str:
-        return CIFAR if self.data == "cifar10" else registry.content_hash(CONTENT[self.data])
+        return data_hash(self.data)
 
     def problem(self, seed: int) -> Problem:
         """Draw its parts."""
