@@ -24,6 +24,7 @@ import numpy as np
 
 from companion.evidence.formulas import Formula, Function, Items
 from companion.evidence.ledger import Claim, Part, Setting, criterion_hash
+from companion.evidence.names import did_you_mean
 from companion.evidence.rule import (
     MIN_BLOCKS,
     NARROW,
@@ -381,7 +382,8 @@ def judge(
     )
     arms = {arm for formula in claim.all_formulas() for arm in formula.arms}
     if known_arms is not None and (unknown := sorted(arms - set(known_arms))):
-        raise ValueError(f"claim {claim.id}: unknown arm {unknown[0]!r}")
+        hint = did_you_mean(unknown[0], known_arms)
+        raise ValueError(f"claim {claim.id}: unknown arm {unknown[0]!r}{hint}")
     by_seed: dict[int, list[Record]] = {}
     for record in records:
         if record["arm"] in arms:

@@ -14,7 +14,6 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,6 +23,7 @@ from typing import Any
 
 from companion.evidence.digest import code_digest
 from companion.evidence.formulas import Function
+from companion.evidence.names import did_you_mean
 from companion.evidence.store import Record, Run
 from companion.lab.about import About
 from companion.lab.arms import Arm, Profile, Settings, plan
@@ -115,7 +115,8 @@ class Chapter:
             NoSuchArmError: If there is none.
         """
         if name not in self.arms:
-            raise NoSuchArmError(f"chapter {self.number} has no arm {name!r}")
+            hint = did_you_mean(name, self.arms)
+            raise NoSuchArmError(f"chapter {self.number} has no arm {name!r}{hint}")
         return self.arms[name]
 
     def plan(self, profile: str, knobs: Mapping[str, Any] | None = None) -> list[Run]:
@@ -293,8 +294,7 @@ def check_setting_names(arm: str, names: Iterable[str]) -> None:
             known = set(re.findall(r"^    (\w+): ", text, re.MULTILINE))
             for name in names:
                 if name not in known:
-                    alike = get_close_matches(name, sorted(known), n=3)
-                    hint = f"; did you mean {', '.join(alike)}?" if alike else ""
+                    hint = did_you_mean(name, known)
                     raise ValueError(f"{arm} has no setting {name!r}{hint}")
 
 
@@ -318,9 +318,7 @@ def chapter_of_arm(name: str) -> Chapter:
         if f'"{name}"' in table and name in (chapter := load_chapter(number)).arms:
             return chapter
     known = {word for table in tables.values() for word in re.findall(r'"(\w+)"', table)}
-    alike = get_close_matches(name, sorted(known), n=3)
-    hint = f"; did you mean {', '.join(alike)}?" if alike else ""
-    raise NoSuchArmError(f"no chapter has an arm {name!r}{hint}")
+    raise NoSuchArmError(f"no chapter has an arm {name!r}{did_you_mean(name, known)}")
 
 
 def arm_version(number: str, arm: str) -> int:

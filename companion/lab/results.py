@@ -58,7 +58,13 @@ def make_result(
 
 
 def evenly(count: int, points: int) -> list[int]:
-    """At most ``points``, two or more, of the indices 0 to ``count - 1``, evenly with both ends."""
+    """At most ``points``, two or more, of the indices 0 to ``count - 1``, evenly with both ends.
+
+    Raises:
+        ValueError: If ``points`` is below 2.
+    """
+    if points < 2:
+        raise ValueError(f"need two points or more, for both ends, got {points}")
     if count == 0:
         return []
     spread = {round(i * (count - 1) / (points - 1)) for i in range(points)}

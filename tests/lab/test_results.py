@@ -33,6 +33,11 @@ def test_what_is_no_number_is_refused(value):
         make_result({"a": 1.0}, {"c": [0.0, value]})
 
 
+def test_one_point_cannot_keep_both_ends():
+    with pytest.raises(ValueError, match="two points or more"):
+        evenly(5, 1)
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 60, 61, 1000])
 @pytest.mark.parametrize("points", [2, 7, 60])
 def test_a_thinned_curve_keeps_both_ends_and_is_even(count, points):

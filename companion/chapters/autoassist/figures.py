@@ -247,7 +247,7 @@ def translation_curves(records: Sequence[Record]) -> Figure:
     axes[1].axhline(0, color=PALETTE[0], lw=1.5)
     for axis in axes:
         axis.set_xlabel("target tokens trained on, millions")
-    axes[0].set_ylabel("validation loss a token, nats")
+    axes[0].set_ylabel("validation loss per token, nats")
     axes[1].set_ylabel("loss minus that of uniform, nats")
     axes[0].legend(fontsize=8)
     return drawn

@@ -139,7 +139,7 @@ def rates(records: Sequence[Record]) -> Figure:
             equal_steps.append([math.exp(record["metrics"][f"{name}/sg"]) for name in names])
             target = max(record["curves"][f"{name}/loss"][-1] for name in names)
             equal_loss.append([math.exp(at_loss(record["curves"], name, target)) for name in names])
-        label = f"{tau:g} features an example"
+        label = f"{tau:g} features per example"
         for axis, values in ((axes[0], equal_steps), (axes[1], equal_loss)):
             band(axis, SWEPT_RATES, values, label=label, colour=PALETTE[number])
     for axis, title in zip(axes, ("equal steps", "equal training loss"), strict=True):
@@ -168,7 +168,7 @@ def widths(records: Sequence[Record]) -> Figure:
         axis.axhline(0.5, color="k", lw=1, ls=":")
         axis.set_xscale("log")
         _log_scale(axis)
-        axis.set_xlabel("features an example")
+        axis.set_xlabel("features per example")
         axis.set_title(f"learning rate {lr:g}")
     axes[0].set_ylabel("variance, ratio to SG-B")
     axes[0].legend(fontsize=8)
