@@ -14,7 +14,7 @@ from pathlib import Path
 from companion.evidence.canonical import canonical_environment
 from companion.evidence.ledger import AFTER
 from companion.evidence.store import read_reference, write_atomic
-from companion.lab.chapters import about, chapter_numbers, load_chapter, package_of
+from companion.lab.chapters import about, chapter_numbers, package_of
 from companion.pages.pictures import png_bytes
 from companion.pages.scoreboard import (
     by_chapter,
@@ -152,16 +152,10 @@ def _verdicts_block() -> str:
 
 def _times_block() -> str:
     """The README's line of times, as measured by ``benchmarks/fresh_clone.py``."""
-    chapters = [load_chapter(number) for number in chapter_numbers()]
-    plans = [run.predicted_seconds for chapter in chapters for run in chapter.plan("standard")]
     path = RESULTS / "bench" / "fresh_clone.json"
-    times = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
-    measured = {row["name"]: f"{row['step']} {row['measured']}" for row in times["rows"]}
-    if "reproduce" not in measured:
-        minutes = sum(plans) / 120  # on two cores
-        measured["reproduce"] = f"`make reproduce` {minutes:.0f} min by its plan"
-    listed = ", ".join(text for text in measured.values())
-    return f"On {times.get('machine', 'two cores')}: {listed}."
+    times = json.loads(path.read_text(encoding="utf-8"))
+    listed = ", ".join(f"{row['step']} {row['measured']}" for row in times["rows"])
+    return f"On {times['machine']}: {listed}."
 
 
 def render_readme(text: str) -> str:

@@ -106,8 +106,8 @@ def test_values_that_are_not_finite_are_named():
 
 
 def test_unknown_arms_double_records_and_equal_values_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"toy\.1: unknown arm 'old'"):
-        c.judge(make(), pair(HIGH), {}, known_arms={"new"})
+    with pytest.raises(ValueError, match=r"toy\.1: unknown arm 'old'; did you mean old2"):
+        c.judge(make(), pair(HIGH), {}, known_arms={"new", "old2"})
     with pytest.raises(ValueError, match="two records of 'new'"):
         c.judge(make(), pair(HIGH) + runs("new", HIGH), {})
     with pytest.raises(ValueError, match=r"toy\.1: digits: all 8 values are 2"):
