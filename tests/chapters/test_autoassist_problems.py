@@ -21,9 +21,8 @@ from companion.chapters.autoassist.problems import (
 )
 from trainaug.data.indexed import IndexedDataset
 from trainaug.methods.autoassist import pegasos, svm_objective
-from trainaug.training.convnet import StridedConvNet
+from trainaug.training.networks import ResNet8, StridedConvNet
 from trainaug.training.randomness import stream
-from trainaug.training.resnet import ResNet8
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
 

@@ -16,9 +16,8 @@ from trainaug.data import registry
 from trainaug.data.cifar import load_cifar
 from trainaug.data.indexed import IndexedDataset
 from trainaug.methods.autoassist import svm_objective
-from trainaug.training.convnet import StridedConvNet
+from trainaug.training.networks import ResNet8, StridedConvNet
 from trainaug.training.randomness import stream
-from trainaug.training.resnet import ResNet8
 
 __all__ = [
     "CIFAR",

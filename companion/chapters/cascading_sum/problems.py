@@ -15,10 +15,8 @@ from trainaug.data import registry
 from trainaug.data.cifar import load_cifar
 from trainaug.data.emoji_captions import emoji_captions, family_split
 from trainaug.data.indexed import IndexedDataset
-from trainaug.training.convnet import StridedConvNet
+from trainaug.training.networks import ResNet8, StridedConvNet, WideResNet
 from trainaug.training.randomness import stream
-from trainaug.training.resnet import ResNet8
-from trainaug.training.wide_resnet import WideResNet
 
 __all__ = [
     "CIFAR",

@@ -16,10 +16,8 @@ from companion.paths import DATA_CACHE
 from trainaug.data import registry
 from trainaug.data.cifar import load_cifar
 from trainaug.data.indexed import IndexedDataset
-from trainaug.training.convnet import TwoConvNet
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP, ResNet8, TwoConvNet
 from trainaug.training.randomness import stream
-from trainaug.training.resnet import ResNet8
 
 __all__ = [
     "CIFAR",
@@ -30,7 +28,6 @@ __all__ = [
     "losses_of",
     "make_model",
     "pictures",
-    "plain_resnet8",
     "problem",
 ]
 
@@ -192,18 +189,8 @@ def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.M
     if name == "cnn":
         return TwoConvNet(10, g, in_channels=shape[0]).to(device)
     if name == "resnet8":
-        return plain_resnet8(g, in_channels=shape[0]).to(device)
+        return ResNet8(10, g, in_channels=shape[0], batch_norm=False).to(device)
     raise ValueError(f"model must be mlp, cnn or resnet8, got {name!r}")
-
-
-def plain_resnet8(generator: torch.Generator, in_channels: int) -> nn.Module:
-    """Build a ResNet-8 whose BatchNorms are identities, as in the paper."""
-    model = ResNet8(10, generator, in_channels=in_channels)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.Identity())
-    return model
 
 
 def losses_of(logits: Tensor, y: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from torch.optim import SGD
 
 from trainaug.data import registry
 from trainaug.data.indexed import IndexedDataset
-from trainaug.training.convnet import TwoConvNet
-from trainaug.training.models import MLP
-from trainaug.training.randomness import initialise, stream
+from trainaug.training.networks import MLP, TwoConvNet
+from trainaug.training.randomness import stream
 
 __all__ = [
     "MODELS",
@@ -194,13 +193,9 @@ def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.M
     """
     generator, pixels = stream(seed, "init"), data.train.x[0].numel()
     device = data.train.x.device
-    if name == "linear":
-        with torch.device("meta"):
-            model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, data.num_classes))
-        initialise(model, generator)
-        return model.to(device)
-    if name == "mlp":
-        return MLP(pixels, hidden, data.num_classes, generator).to(device)
+    if name in ("linear", "mlp"):
+        widths = hidden if name == "mlp" else ()
+        return MLP(pixels, widths, data.num_classes, generator).to(device)
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
     return TwoConvNet(data.num_classes, generator, batch_norm=name == "cnn_bn").to(device)
