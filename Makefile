@@ -1,8 +1,9 @@
-# trainaug: `make help` lists the targets. Knobs: PROFILE, CHAPTERS, ARMS, TUNE, DEVICE, VENV, PYTHON.
+# trainaug: `make help` lists the targets. Knobs: PROFILE, CHAPTERS, SEED, ARMS, TUNE, DEVICE, VENV, PYTHON.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PROFILE ?= standard
 CHAPTERS ?=
+SEED ?=
 ARMS ?=
 TUNE ?=
 PYTHON ?= python3
@@ -45,9 +46,9 @@ setup: $(STAMP)  ## make .venv from requirements.lock, once; an activated enviro
 data: setup  ## fetch and verify the data sets
 	@$(BIN)/python -m trainaug.data fetch
 
-reproduce: data  ## recompute the chapters and compare with the evidence (PROFILE=, CHAPTERS="1 6"); TUNE=1: tune instead
+reproduce: data  ## recompute one seed of every arm, compare with the evidence (SEED=1003 or all, PROFILE=, CHAPTERS="1 6"); TUNE=1: tune instead
 	@$(if $(filter full paper,$(PROFILE))$(TUNE),$(BIN)/python -m trainaug.data fetch libreoffice_help)
-	@$(BIN)/python -m companion $(if $(TUNE),tune,reproduce --profile $(PROFILE)) $(CHAPTERS)
+	@$(BIN)/python -m companion $(if $(TUNE),tune,reproduce --profile $(PROFILE) $(addprefix --seed ,$(SEED))) $(CHAPTERS)
 
 run: setup  ## one arm with settings changed, beside the evidence (ARM=, P="margin=0.3", SEEDS=, ONLY=, DEVICE=)
 	@$(BIN)/python -m companion run $(ARM) $(addprefix -p ,$(P)) $(addprefix --seeds ,$(SEEDS)) $(addprefix --only ,$(ONLY))

@@ -31,7 +31,9 @@ class Recorder:
 
     def __call__(self, chapters):
         self.asked += chapters
-        return [State(chapters[0], arm, state) for arm, state in self.states.items()]
+        return [
+            State(number, arm, state) for number in chapters for arm, state in self.states.items()
+        ]
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +52,13 @@ def commit(results, number="05", code="", **versions):
 
 def test_equal_canaries_are_no_fault(tmp_path):
     recorder = Recorder(one="equal", two="equal")
-    assert check(["05"], compare=recorder, passed=tmp_path / "passed.json") == []
+    assert check(["05"], compare=recorder, passed=tmp_path / "passed.json").faults == []
 
 
 @pytest.mark.parametrize("state", ["moved trace", "moved record", "missing"])
 def test_a_fault_names_arm_and_what_moved(state, tmp_path):
     recorder = Recorder(one="equal", two=state)
-    [fault] = check(["05"], compare=recorder, passed=tmp_path / "passed.json")
+    [fault] = check(["05"], compare=recorder, passed=tmp_path / "passed.json").faults
     assert "two" in fault
     assert state in fault
     assert not (tmp_path / "passed.json").exists()
@@ -67,7 +69,8 @@ def test_a_bumped_version_asks_for_another_recording(results, tmp_path, monkeypa
     monkeypatch.setattr(module, "arm_version", lambda number, arm: 2)
     assert outdated("05") == ["one"]
     recorder = Recorder(one="equal", two="equal")
-    [fault] = check(["05"], changed=True, compare=recorder, passed=tmp_path / "passed.json")
+    passed = tmp_path / "passed.json"
+    [fault] = check(["05"], skipped="recorded code", compare=recorder, passed=passed).faults
     assert "one" in fault
     assert "re-record" in fault
 
@@ -75,7 +78,7 @@ def test_a_bumped_version_asks_for_another_recording(results, tmp_path, monkeypa
 def test_changed_skips_the_recorded_code_and_all_does_not(results, tmp_path):
     commit(results, code=behaviour_digest(package_of("05")), one=1)
     recorder = Recorder(one="equal")
-    check(["05"], changed=True, compare=recorder, passed=tmp_path / "passed.json")
+    check(["05"], skipped="recorded code", compare=recorder, passed=tmp_path / "passed.json")
     assert recorder.asked == []
     check(["05"], compare=recorder, passed=tmp_path / "passed.json")
     assert recorder.asked == ["05"]
@@ -84,18 +87,26 @@ def test_changed_skips_the_recorded_code_and_all_does_not(results, tmp_path):
 def test_code_that_has_passed_here_is_skipped_until_it_changes(tmp_path, monkeypatch):
     recorder, passed = Recorder(one="equal"), tmp_path / "passed.json"
     for _ in range(2):
-        check(["05"], changed=True, compare=recorder, passed=passed)
+        check(["05"], skipped="recorded code", compare=recorder, passed=passed)
     assert recorder.asked == ["05"]
     monkeypatch.setattr(module, "behaviour_digest", lambda package: "other")
-    check(["05"], changed=True, compare=recorder, passed=passed)
+    check(["05"], skipped="recorded code", compare=recorder, passed=passed)
     assert recorder.asked == ["05", "05"]
+
+
+def test_recorded_code_is_checked_once_on_this_machine(results, tmp_path):
+    commit(results, code=behaviour_digest(package_of("05")), one=1)
+    recorder, passed = Recorder(one="equal"), tmp_path / "passed.json"
+    for _ in range(2):
+        check(["05"], skipped="passed here", compare=recorder, passed=passed)
+    assert recorder.asked == ["05"]
 
 
 def test_other_libraries_are_checked_again(tmp_path, monkeypatch):
     recorder, passed = Recorder(one="equal"), tmp_path / "passed.json"
-    check(["05"], changed=True, compare=recorder, passed=passed)
+    check(["05"], skipped="recorded code", compare=recorder, passed=passed)
     monkeypatch.setattr(module, "fingerprint", lambda canonical: "another")
-    check(["05"], changed=True, compare=recorder, passed=passed)
+    check(["05"], skipped="recorded code", compare=recorder, passed=passed)
     assert recorder.asked == ["05", "05"]
 
 
@@ -103,7 +114,7 @@ def test_a_damaged_memory_is_forgotten_and_damaged_canaries_are_named(results, t
     passed = tmp_path / "passed.json"
     passed.write_text("{", encoding="utf-8")
     recorder = Recorder(one="equal")
-    assert check(["05"], changed=True, compare=recorder, passed=passed) == []
+    assert check(["05"], skipped="recorded code", compare=recorder, passed=passed).faults == []
     path = results / "canaries" / "05.json"
     path.parent.mkdir(parents=True)
     for text in (

@@ -109,6 +109,7 @@ def test_moved_canaries_end_in_code_one(monkeypatch):
 
 REFUSED = {
     "reproduce 6 --profile fast": "unknown profile 'fast'",
+    "reproduce 6 --seed first": "expected a seed, such as 1000, or all",
     "reproduce 6 -p step=3": "unknown parameter 'step'",
     "reproduce 6 -p seeds": "expected NAME=VALUE",
     "reproduce 42": "unknown chapter '42'",

@@ -102,6 +102,42 @@ def test_recompute_never_reads_the_reference(monkeypatch, tmp_path, capsys):
     assert len(list(tmp_path.glob("quick/06/*/result.json"))) == len(records)
 
 
+def one_seed(monkeypatch, change=lambda record: record):
+    """Context of a chapter whose seed 1001 gives the evidence's records, but for ``change``."""
+    committed = read_reference("standard", "06")
+    computed = []
+
+    def finished(store, runs, digest):
+        return [(change(record), row) for record, row in map(committed.find, runs)]
+
+    monkeypatch.setattr(module, "run_sweep", lambda runs, *a: computed.extend(runs))
+    monkeypatch.setattr(module, "finished_runs", finished)
+    context = start("6", evidence="seed 1001")
+    context.run()
+    assert {run.seed for run in computed} == {1001}
+    return context, len(computed)
+
+
+def test_one_seed_confirms_the_committed_records(monkeypatch, capsys):
+    context, n = one_seed(monkeypatch)
+    assert len(context.records) == len(context.chapter.plan("standard"))
+    context.finish()
+    shown = capsys.readouterr().out
+    assert "seed 1001: results/standard/06, " in shown
+    assert f"{n} of {n} records equal the evidence, byte for byte" in shown
+    assert f"{len(context.records)} runs from results/standard/06" in shown
+
+
+def test_one_seed_that_differs_shows_both(monkeypatch, capsys):
+    def change(record):
+        return record | {"metrics": {name: v + 1.0 for name, v in record["metrics"].items()}}
+
+    _, n = one_seed(monkeypatch, change)
+    shown = capsys.readouterr().out
+    assert f"0 of {n} records equal the evidence; {n} differ" in shown
+    assert re.search(r"arm +seed +metric +here +evidence", shown)
+
+
 def test_an_effect_is_found_by_claim_and_setting(reference):
     judged = reference.judgements["lin.2"]
     assert reference.effect("lin.2") == judged.effects[0]

@@ -13,6 +13,7 @@ from companion.evidence.store import Store, read_reference
 from companion.lab.chapters import load_chapter
 from companion.lab.conditions import conditions_of
 from companion.pages import runner as module
+from companion.pages.canaries import Outcome
 from companion.pages.execution import last_error
 from companion.pages.runner import notebook_parameters, reproduce
 
@@ -40,7 +41,7 @@ def skip_computing(monkeypatch, fails=lambda number: ""):
     monkeypatch.setattr(module, "execute_notebooks", execute)
 
 
-def reproduced(reference, tmp_path, monkeypatch, change=lambda record: record, parameters=None):
+def reproduced(reference, tmp_path, monkeypatch, change=lambda record: record, seed=None):
     """Reproduce a chapter whose runs give the evidence's records, but for ``change``."""
 
     def finished(store, plan, digest):
@@ -49,8 +50,9 @@ def reproduced(reference, tmp_path, monkeypatch, change=lambda record: record, p
 
     monkeypatch.setattr(module, "read_reference", lambda profile, number: reference)
     skip_computing(monkeypatch)
-    monkeypatch.setattr(module, "_finished", finished)
-    code = reproduce("standard", [NUMBER], parameters, root=tmp_path)
+    monkeypatch.setattr(module, "finished_runs", finished)
+    monkeypatch.setattr(module.canaries, "check", lambda *a, **k: Outcome(compared=2))
+    code = reproduce("standard", [NUMBER], seed=seed, root=tmp_path)
     return code, (tmp_path / "standard" / "report.md").read_text(encoding="utf-8")
 
 
@@ -74,6 +76,78 @@ def test_a_moved_record_is_an_error_that_names_it_and_shows_both(reference, tmp_
     assert code == 1
     assert f"1 differ: {arm} seed {seed}" in report.splitlines()[0]
     assert f"{arm} seed {seed}: other bytes" in report
+    metric, value = sorted(
+        reference.records[0]["metrics"].items(), key=lambda each: each[0].count("/")
+    )[0]
+    assert f"| {arm} | {seed} | {metric} | {0.5 * value!r} | {value!r} |" in report
+
+
+def of_seed(plan, seed):
+    return [run for run in plan if run.seed == seed and run.deterministic]
+
+
+def test_one_seed_is_compared_with_the_evidence_that_the_notebook_shows(
+    reference, tmp_path, monkeypatch
+):
+    jobs = []
+    make_job = module._job
+
+    def noted(number, store, settings):
+        jobs.append(settings)
+        return make_job(number, store, settings)
+
+    monkeypatch.setattr(module, "_job", noted)
+    code, report = reproduced(reference, tmp_path, monkeypatch, seed=1003)
+    n = len(of_seed(load_chapter(NUMBER).plan("standard"), 1003))
+    assert code == 0
+    assert report.splitlines()[0] == f"{n} of {n} records equal the evidence, byte for byte"
+    assert "2 of 2 canaries are equal." in report
+    assert jobs == [{"profile": "standard", "evidence": "seed 1003"}]
+
+
+def test_one_seed_that_moved_is_an_error_and_shows_both(reference, tmp_path, monkeypatch):
+    def change(record):
+        record["metrics"] = {name: 0.5 * value for name, value in record["metrics"].items()}
+        return record
+
+    code, report = reproduced(reference, tmp_path, monkeypatch, change, seed=1000)
+    runs = of_seed(load_chapter(NUMBER).plan("standard"), 1000)
+    assert code == 1
+    assert report.startswith(f"0 of {len(runs)} records equal the evidence; {len(runs)} differ: ")
+    assert "| arm | seed | metric | here | evidence |" in report
+    assert "| claim |" not in report  # one seed has no interval
+
+
+def test_a_moved_canary_is_an_error_of_the_reproduction(reference, tmp_path, monkeypatch):
+    code, _ = reproduced(reference, tmp_path, monkeypatch, seed=1000)
+    assert code == 0
+    fault = "chapter 05, plain: moved trace: a bug"
+    monkeypatch.setattr(
+        module.canaries, "check", lambda *a, **k: Outcome(compared=2, faults=[fault])
+    )
+    assert reproduce("standard", [NUMBER], seed=1000, root=tmp_path) == 1
+    report = (tmp_path / "standard" / "report.md").read_text(encoding="utf-8")
+    assert "1 of 2 canaries are equal." in report
+    assert f"MOVED {fault}" in report
+
+
+def test_all_seeds_of_a_chapter_without_evidence_are_computed(tmp_path, monkeypatch):
+    plans = []
+    monkeypatch.setattr(module, "read_reference", lambda profile, number: None)
+    skip_computing(monkeypatch)
+    monkeypatch.setattr(module, "_compute", lambda each, store: plans.extend(each))
+    monkeypatch.setattr(module, "finished_runs", lambda store, runs, digest: [])
+    assert reproduce("standard", [NUMBER], seed=1000, root=tmp_path) == 0
+    assert len(plans[0][0]) == len(load_chapter(NUMBER).plan("standard"))
+    report = (tmp_path / "standard" / "report.md").read_text(encoding="utf-8")
+    assert "no evidence yet" in report
+
+
+def test_one_seed_elsewhere_says_what_compares_the_intervals(reference, tmp_path, monkeypatch):
+    rows = [row | {"fingerprint": "another-native"} for row in reference.provenance]
+    code, report = reproduced(replace(reference, provenance=rows), tmp_path, monkeypatch, seed=1000)
+    assert code == 0
+    assert "SEED=all` compares the intervals" in report.splitlines()[0]
 
 
 def test_another_fingerprint_compares_intervals(reference, tmp_path, monkeypatch):
@@ -85,7 +159,7 @@ def test_another_fingerprint_compares_intervals(reference, tmp_path, monkeypatch
 
     monkeypatch.setattr(module, "read_reference", lambda profile, number: elsewhere)
     skip_computing(monkeypatch)
-    monkeypatch.setattr(module, "_finished", ours)
+    monkeypatch.setattr(module, "finished_runs", ours)
     assert reproduce("standard", [NUMBER], root=tmp_path) == 0
     first = (tmp_path / "standard" / "report.md").read_text(encoding="utf-8").splitlines()[0]
     assert "another fingerprint" in first
@@ -161,6 +235,10 @@ def test_unknown_names_stop_before_anything_starts(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=text):
             reproduce(*arguments, root=tmp_path)
+    with pytest.raises(ValueError, match="no arm has seed 7, expected 1000 to 1009"):
+        reproduce("standard", ["06"], seed=7, root=tmp_path)
+    with pytest.raises(ValueError, match="changed knobs"):
+        reproduce("standard", ["06"], {"seeds": 3}, seed=1000, root=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -169,7 +247,7 @@ def test_a_failed_chapter_does_not_stop_the_others(tmp_path, monkeypatch, capsys
         return "AssertionError: line (b) fails" if number == "06" else ""
 
     skip_computing(monkeypatch, fails)
-    monkeypatch.setattr(module, "_finished", lambda store, plan, digest: [])
+    monkeypatch.setattr(module, "finished_runs", lambda store, plan, digest: [])
     assert reproduce("quick", root=tmp_path) == 1
     report = (tmp_path / "quick" / "report.md").read_text(encoding="utf-8")
     assert "Chapter 06 failed: AssertionError: line (b) fails" in report

@@ -104,6 +104,7 @@ class Run:
         deterministic: False for timing and asynchronous runs, which are never compared.
         version: Version of the arm; a new one says that its numbers were changed on purpose.
         defaults: Default values, by name, of the settings that a record leaves out.
+        together: Whether one call can compute it with runs that differ from it only in the seed.
     """
 
     chapter: str
@@ -115,6 +116,7 @@ class Run:
     deterministic: bool = True
     version: int = 1
     defaults: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    together: bool = field(default=False, compare=False, repr=False)
 
     # cached, because the progress of a sweep asks for the same runs every second
     @cached_property
@@ -322,7 +324,7 @@ class Store:
             run: The run.
             conditions: As measured in the process that computed it.
             result: ``metrics``, ``curves``, ``counters`` and optional flags.
-            seconds: Wall and processor seconds.
+            seconds: Wall and processor seconds; an even share where runs were computed together.
             started: When the run started, as an ISO 8601 date and time.
 
         Raises:
@@ -348,9 +350,15 @@ class Store:
         (folder / "failure.json").unlink(missing_ok=True)
 
     def write_failure(self, run: Run, conditions: Conditions, reason: str) -> None:
-        """Write why a run failed; the next sweep tries it again."""
+        """Write why a run failed, unless it is finished; the next sweep tries it again."""
         folder = self.run_folder(run, conditions)
+        if (folder / "result.json").is_file():  # its call failed, but after its record was written
+            return
         write_atomic(folder / "failure.json", canonical_json({**run.head, "reason": reason}) + "\n")
+
+    def has_failed(self, run: Run, conditions: Conditions) -> bool:
+        """Whether the last attempt at a run failed."""
+        return (self.run_folder(run, conditions) / "failure.json").is_file()
 
     def check_writable(self) -> None:
         """Write one byte to a temporary file, to find out whether the store can be written.

@@ -98,6 +98,9 @@ class Arm:
         version: Raised in the commit that changes the arm's numbers on purpose.
         deterministic: False where its numbers are seconds: it is run alone, outside canonical
             mode, and never compared.
+        together: Computes runs of the same settings and several seeds in one call, and returns a
+            result for each seed, in their order. In canonical mode each must have the bytes that
+            ``run`` gives. A sweep calls it in place of ``run``, so leave it out where it is slower.
     """
 
     name: str
@@ -108,6 +111,7 @@ class Arm:
     tuned: Mapping[str, str | tuple[str, ...]]
     version: int
     deterministic: bool
+    together: Callable[..., Sequence[Result]] | None
 
     def complete(self, chosen: Tuned) -> Settings:
         """Return its settings with the values that tuning chose filled in.
@@ -141,9 +145,10 @@ def arm(
     tuned: Mapping[str, str | tuple[str, ...]] | None = None,
     version: int = 1,
     deterministic: bool = True,
+    together: Callable[[S, Sequence[int]], Sequence[Result]] | None = None,
 ) -> Arm:
     """Make an arm; its arguments are the attributes of `Arm`."""
-    return Arm(name, settings, run, seeds, seconds, tuned or {}, version, deterministic)
+    return Arm(name, settings, run, seeds, seconds, tuned or {}, version, deterministic, together)
 
 
 def defaults_of(settings: type[Settings]) -> dict[str, object]:
@@ -190,6 +195,7 @@ def plan(chapter: str, arms: Sequence[Arm], profile: Profile, chosen: Tuned) -> 
                 deterministic=each.deterministic,
                 version=each.version,
                 defaults=defaults,
+                together=each.together is not None,
             )
 
 

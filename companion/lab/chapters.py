@@ -13,7 +13,7 @@ import pkgutil
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib import import_module
@@ -45,6 +45,7 @@ __all__ = [
     "check_profile",
     "check_setting_names",
     "execute",
+    "execute_together",
     "functions_of",
     "load_chapter",
     "notebook_path",
@@ -53,7 +54,7 @@ __all__ = [
 
 PROFILE_NAMES = ("quick", "standard", "full", "paper")
 BUDGET_SECONDS = {"quick": 60.0, "standard": 900.0, "full": 7000.0}
-#: The module whose `execute` workers call.
+#: The module whose `execute` and `execute_together` workers call.
 EXECUTE = "companion.lab.chapters"
 _PACKAGE = "companion.chapters"
 
@@ -139,6 +140,30 @@ class Chapter:
         settings = type(arm.settings).from_config(run.config)
         check_device(run.arm, settings)
         return arm.run(settings, run.seed).as_record()
+
+    def execute_together(self, runs: Sequence[Run]) -> list[Record]:
+        """Compute runs that differ only in their seeds in one call.
+
+        Returns:
+            What `execute` returns for each of them, in their order.
+
+        Raises:
+            NoSuchArmError: If the chapter does not have the runs' arm.
+            ValueError: If the runs differ in more than their seeds, the arm does not compute
+                several seeds together, or it returns another number of results.
+        """
+        first = runs[0]
+        arm = self.arm(first.arm)
+        if any(replace(run, seed=first.seed) != first for run in runs):
+            raise ValueError(f"{first.arm}: the runs differ in more than their seeds")
+        if arm.together is None:
+            raise ValueError(f"{first.arm} does not compute several seeds together")
+        settings = type(arm.settings).from_config(first.config)
+        check_device(first.arm, settings)
+        results = arm.together(settings, [run.seed for run in runs])
+        if len(results) != len(runs):
+            raise ValueError(f"{first.arm}: {len(results)} results for {len(runs)} seeds")
+        return [result.as_record() for result in results]
 
 
 def check_device(name: str, settings: Settings) -> None:
@@ -245,6 +270,11 @@ def load_chapter(number: str) -> Chapter:
 def execute(run: Run) -> Record:
     """Compute one run of any chapter in this process; workers call this function."""
     return load_chapter(run.chapter).execute(run)
+
+
+def execute_together(runs: Sequence[Run]) -> list[Record]:
+    """Compute runs of any chapter that differ only in their seeds; workers call this function."""
+    return load_chapter(runs[0].chapter).execute_together(runs)
 
 
 def check_setting_names(arm: str, names: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 
 from companion.evidence import canonical
 from companion.evidence.store import Record, Run, Store
@@ -105,6 +106,31 @@ def _kinds(runs: Sequence[Run]) -> Iterator[tuple[bool, int, list[int]]]:
     yield False, 1, timed
 
 
+def _joined(requests: Sequence[Request], parts: int) -> list[Request]:
+    """Join the requests of runs that one call can compute, into so many parts at most.
+
+    With a part for each worker no core is idle, and the workers together hold in their caches what
+    one call for all runs would hold. A run whose last attempt failed stays alone, because another
+    run of its call may have been the reason.
+    """
+    groups: dict[object, list[Request]] = {}
+    for number, request in enumerate(requests):
+        (run,) = request.runs
+        assert request.store is not None  # several records could not be sent back
+        if run.together and not request.store.has_failed(run, request.conditions):
+            key: object = (replace(run, seed=0).identity, request.conditions)
+        else:
+            key = number
+        groups.setdefault(key, []).append(request)
+    joined = []
+    for group in groups.values():
+        runs = tuple(run for request in group for run in request.runs)
+        size = -(-len(runs) // parts)  # rounded up
+        for start in range(0, len(runs), size):
+            joined.append(replace(group[0], runs=runs[start : start + size]))
+    return joined
+
+
 def _answers(
     requests: Sequence[Request], count: int, *, is_canonical: bool
 ) -> Generator[tuple[int, Answer], None, None]:
@@ -119,6 +145,21 @@ def _answers(
     # Ray decides how many runs a cluster computes at once, except for timings
     at_once = len(requests) if count > 1 and not os.environ.get("TRAINAUG_WORKERS") else count
     return cluster.answers(requests, at_once, environment)
+
+
+def _noted_failures(request: Request, answer: Answer) -> list[str]:
+    """Name the runs of a request that failed; write why, where their child could not do so."""
+    reason = answer.ended or answer.failure
+    store, conditions = request.store, request.conditions
+    if not reason or store is None:
+        return []
+    if answer.ended:
+        with suppress(OSError):
+            for run in request.runs:
+                store.write_failure(run, conditions, answer.ended)
+    # of several runs, some may have been stored before the others failed
+    failed = [run for run in request.runs if store.read(run, conditions) is None]
+    return [f"{run.arm}, seed {run.seed}: {reason}" for run in failed]
 
 
 def run_sweep(
@@ -145,7 +186,8 @@ def run_sweeps(
 
     Args:
         plans: Runs, and the digest of the code behind them.
-        runs_module: Dotted name of the module whose ``execute`` computes one run.
+        runs_module: Dotted name of the module whose ``execute`` computes one run, and whose
+            ``execute_together`` computes several that allow it (`Run.together`).
         store: Store of the results.
         progress: Called with runs done, runs in all and predicted core-seconds left.
 
@@ -157,13 +199,13 @@ def run_sweeps(
     check_backend()
     store.sweep_up()
     requests = [
-        Request(runs_module, run, conditions_of(run, code_digest), store)
+        Request(runs_module, (run,), conditions_of(run, code_digest), store)
         for runs, code_digest in plans
         for run in missing_runs(runs, store, code_digest)
     ]
     total = sum(len(runs) for runs, _ in plans)
     done = total - len(requests)
-    left = sum(request.run.predicted_seconds for request in requests)
+    left = sum(run.predicted_seconds for request in requests for run in request.runs)
     failures = []
     if requests:
         store.check_writable()
@@ -171,21 +213,19 @@ def run_sweeps(
             sys.stderr.write(f"runs ignore {', '.join(others)}: they have variables of their own\n")
     if progress is not None:
         progress(done, total, left)
-    for is_canonical, count, places in _kinds([request.run for request in requests]):
+    for is_canonical, count, places in _kinds([request.runs[0] for request in requests]):
         batch = [requests[position] for position in places]
+        if is_canonical:  # elsewhere runs that are computed together may have other bytes
+            batch = _joined(batch, count)
         with closing(_answers(batch, count, is_canonical=is_canonical)) as answers:
             for number, answer in answers:
-                run = batch[number].run
                 if answer.interrupted:
                     raise KeyboardInterrupt
-                if answer.ended:  # the child could no longer write that itself
-                    with suppress(OSError):
-                        store.write_failure(run, batch[number].conditions, answer.ended)
-                if failure := answer.ended or answer.failure:
-                    failures.append(f"{run.arm}, seed {run.seed}: {failure}")
-                done, left = done + 1, left - run.predicted_seconds
-                if progress is not None:
-                    progress(done, total, left)
+                failures += _noted_failures(batch[number], answer)
+                for run in batch[number].runs:
+                    done, left = done + 1, left - run.predicted_seconds
+                    if progress is not None:
+                        progress(done, total, left)
     if failures:
         raise SweepFailedError(
             f"{len(failures)} of {total} runs failed; the others are kept and the failed ones "
@@ -215,7 +255,7 @@ def recompute(runs: Sequence[tuple[str, Run]], workers: int | None = None) -> It
         batch = [runs[position] for position in places]
         # the digest of the code only names folders of the store, which is not used here
         requests = [
-            Request(module, run, conditions_of(run, ""), store=None) for module, run in batch
+            Request(module, (run,), conditions_of(run, ""), store=None) for module, run in batch
         ]
         at_once = min(count, workers or count)
         with closing(_answers(requests, at_once, is_canonical=is_canonical)) as answers:

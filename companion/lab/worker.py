@@ -1,4 +1,4 @@
-"""A process that computes runs, one at a time on one thread; `sweep` starts it and asks it.
+"""A process that computes runs, one call at a time on one thread; `sweep` starts and asks it.
 
 Requests come on standard input and answers go to standard output, each as one line of JSON. The
 environment decides whether the process is canonical, and it must be set before anything numeric is
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,20 +30,24 @@ __all__ = ["Answer", "Request", "compute", "main"]
 
 _POLL_SECONDS = 0.5
 
+W = TypeVar("W")
+R = TypeVar("R")
+
 
 @dataclass(frozen=True)
 class Request:
     """What a worker is asked to compute.
 
     Attributes:
-        module: Dotted name of the module whose ``execute`` computes the run.
-        run: The run.
-        conditions: Conditions under which the worker must work; else the run fails.
-        store: Store of the record; without one the record is sent back.
+        module: Dotted name of the module whose ``execute`` computes a run, and whose
+            ``execute_together`` computes several.
+        runs: The run; or several that differ only in their seeds, which one call computes.
+        conditions: Conditions under which the worker must work; else the runs fail.
+        store: Store of the records; without one, the record of a single run is sent back.
     """
 
     module: str
-    run: Run
+    runs: tuple[Run, ...]
     conditions: Conditions
     store: Store | None
 
@@ -52,7 +56,7 @@ class Request:
         store = self.store
         return {
             "module": self.module,
-            "run": asdict(self.run),
+            "runs": [asdict(run) for run in self.runs],
             "conditions": asdict(self.conditions),
             "store": store and {"profile": store.profile, "root": str(store.root)},
         }
@@ -65,7 +69,7 @@ class Request:
         target = plain["store"]
         return cls(
             plain["module"],
-            Run(**plain["run"]),
+            tuple(Run(**run) for run in plain["runs"]),
             Conditions(**plain["conditions"]),
             Store(target["profile"], Path(target["root"])) if target else None,
         )
@@ -73,11 +77,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request; all fields are at their defaults if the record was stored.
+    """What became of a request; all fields are at their defaults if its records were stored.
 
     Attributes:
         record: The record, if the request has no store.
-        failure: Why the run failed.
+        failure: Why the runs failed; several may have failed after the first were stored.
         ended: How the worker ended before it could answer; filled in by its parent.
         interrupted: Whether the run was interrupted by Ctrl-C.
     """
@@ -118,11 +122,15 @@ def _one_thread() -> None:
     threadpool_limits(1)
 
 
-def compute(run: Run, execute: Callable[[Run], Record]) -> tuple[Record, dict[str, float]]:
-    """Execute one run on one thread, in this process.
+def compute(work: W, execute: Callable[[W], R]) -> tuple[R, dict[str, float]]:
+    """Execute one run, or several in one call, on one thread in this process.
+
+    Args:
+        work: The run or runs.
+        execute: What computes them.
 
     Returns:
-        The result, and the wall and processor seconds that it took.
+        What ``execute`` returns, and the wall and processor seconds that it took.
     """
     import torch
     from threadpoolctl import threadpool_limits
@@ -132,7 +140,7 @@ def compute(run: Run, execute: Callable[[Run], Record]) -> tuple[Record, dict[st
     try:
         with threadpool_limits(1):
             wall, processor = time.perf_counter(), time.process_time()
-            result = execute(run)
+            result = execute(work)
             spent = {
                 "wall_seconds": round(time.perf_counter() - wall, 3),
                 "core_seconds": round(time.process_time() - processor, 3),
@@ -143,24 +151,24 @@ def compute(run: Run, execute: Callable[[Run], Record]) -> tuple[Record, dict[st
 
 
 def _answer(request: Request) -> Answer:
-    """Compute one run; store it where the request says so, else send its record back."""
+    """Compute what is asked; store it where the request says so, else send its record back."""
     from companion.evidence.canonical import is_canonical
     from companion.evidence.store import canonical_json
     from companion.lab.conditions import conditions_of
 
-    run = request.run
+    runs = request.runs
     asked = request.conditions
     store = request.store
     try:
-        measured = conditions_of(run, asked.code, is_canonical=is_canonical())
+        measured = conditions_of(runs[0], asked.code, is_canonical=is_canonical())
         if measured != asked:
             raise RuntimeError(f"this process works under {measured}, not under {asked}")
-        execute = import_module(request.module).execute
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        result, seconds = compute(run, execute)
+        results, seconds = _results(request)
         if store is None:
-            return Answer(record=json.loads(canonical_json(run.head | result)))
-        store.write(run, measured, result, seconds, started)
+            return Answer(record=json.loads(canonical_json(runs[0].head | results[0])))
+        for run, result in zip(runs, results, strict=True):
+            store.write(run, measured, result, seconds, started)
     except KeyboardInterrupt:
         return Answer(interrupted=True)
     except Exception as error:
@@ -168,9 +176,20 @@ def _answer(request: Request) -> Answer:
         if store is not None:
             detail = "".join(traceback.format_exception(error)[-3:])
             with suppress(OSError):  # fails too if the disk is full; the answer has the reason
-                store.write_failure(run, asked, f"{reason}\n{detail}")
+                for run in runs:
+                    store.write_failure(run, asked, f"{reason}\n{detail}")
         return Answer(failure=reason)
     return Answer()
+
+
+def _results(request: Request) -> tuple[list[Record], dict[str, float]]:
+    """Compute the result of each run, and the seconds that each took, as even shares."""
+    module = import_module(request.module)
+    if len(request.runs) == 1:
+        result, seconds = compute(request.runs[0], module.execute)
+        return [result], seconds
+    results, seconds = compute(request.runs, module.execute_together)
+    return results, {name: round(spent / len(results), 3) for name, spent in seconds.items()}
 
 
 def main() -> None:

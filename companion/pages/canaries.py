@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from companion.evidence.canonical import fingerprint
 from companion.evidence.digest import behaviour_digest
@@ -31,13 +31,16 @@ from companion.lab.chapters import (
     load_chapter,
     package_of,
 )
+from companion.lab.progress import sweep_progress
 from companion.lab.sweep import recompute, worker_count
 from companion.paths import RESULTS, RUNS
 
 __all__ = [
     "CanaryState",
     "Check",
+    "Outcome",
     "Sample",
+    "Skipped",
     "check",
     "committed_canaries",
     "outdated",
@@ -61,6 +64,9 @@ class CanaryState(Protocol):
     """What the comparison says about one arm, such as a `CanaryResult`."""
 
     @property
+    def chapter(self) -> str: ...
+
+    @property
     def arm(self) -> str: ...
 
     @property
@@ -68,12 +74,38 @@ class CanaryState(Protocol):
 
 
 Check = Callable[[Sequence[str]], Sequence[CanaryState]]
+#: Chapters that are skipped: none; those whose code has passed on this machine; also those whose
+#: code is the one that the canaries were recorded with.
+Skipped = Literal["none", "passed here", "recorded code"]
+
+
+@dataclass
+class Outcome:
+    """Outcome of comparing canaries.
+
+    Attributes:
+        compared: How many were compared.
+        faults: Chapter, arm, what moved, and what to do.
+    """
+
+    compared: int = 0
+    faults: list[str] = field(default_factory=list)
 
 
 def _check_canaries(chapters: Sequence[str]) -> Sequence[CanaryState]:
-    from companion.lab.canary import check_canaries
+    from companion.lab.canary import canary_runs, check_canaries
 
-    return check_canaries(chapters, workers=worker_count())
+    total = sum(len(canary_runs(number)) for number in chapters)
+    done = 0
+    with sweep_progress("canaries", worker_count(), lines=True) as show:
+
+        def note(arm: str) -> None:
+            nonlocal done
+            done += 1
+            if show is not None:  # all count alike: how long a tiny run takes is not predicted
+                show(done, total, total - done)
+
+        return check_canaries(chapters, workers=worker_count(), progress=note)
 
 
 def committed_canaries(number: str) -> Mapping[str, Any]:
@@ -103,48 +135,49 @@ def outdated(number: str) -> list[str]:
 def check(
     numbers: Sequence[str] = chapter_numbers(),
     *,
-    changed: bool = False,
+    skipped: Skipped = "none",
     say: Callable[[str], None] = lambda line: None,
     compare: Check = _check_canaries,
     passed: Path = RUNS / "canaries.json",
-) -> list[str]:
+) -> Outcome:
     """Compare the canaries of chapters with the committed ones.
 
     Args:
         numbers: Two-digit chapters.
-        changed: Skip chapters whose code is the recorded one, or has passed on this machine before.
+        skipped: Which chapters are skipped.
         say: Called with one line per chapter.
         compare: Runs the canaries and compares them.
         passed: File with the digests of the code that has passed on this machine.
-
-    Returns:
-        The faults, each with chapter, arm, what moved, and what to do; empty if there are none.
     """
     known = _read_passed(passed)
-    faults = []
+    outcome, digests = Outcome(), dict[str, str]()
+    machine = fingerprint(canonical=True)
     for number in numbers:
-        machine = fingerprint(canonical=True)
         if committed_canaries(number).get("fingerprint", machine) != machine:
             say(f"chapter {number}: canaries of other library versions, nothing to compare with")
             continue
-        older = outdated(number)
         code = behaviour_digest(package_of(number))
         digest = f"{code}-{machine}"
-        is_known = committed_canaries(number)["code"] == code or known.get(number) == digest
-        if changed and is_known and not older:
+        is_known = skipped != "none" and known.get(number) == digest
+        is_recorded = skipped == "recorded code" and committed_canaries(number)["code"] == code
+        if (is_known or is_recorded) and not outdated(number):
             say(f"chapter {number}: canaries skipped, the code has passed before")
             continue
-        states = compare([number])
-        moved = {each.arm: each.state for each in states if each.state != "equal"}
-        moved |= dict.fromkeys(older, "older version")
-        say(f"chapter {number}: {len(states) - len(moved)} of {len(states)} canaries are equal")
-        faults += [
+        digests[number] = digest
+    states = compare(list(digests)) if digests else ()
+    for number, digest in digests.items():
+        compared = {each.arm: each.state for each in states if each.chapter == number}
+        moved = {arm: state for arm, state in compared.items() if state != "equal"}
+        moved |= dict.fromkeys(outdated(number), "older version")
+        say(f"chapter {number}: {len(compared) - len(moved)} of {len(compared)} canaries are equal")
+        outcome.compared += len(compared)
+        outcome.faults += [
             f"chapter {number}, {arm}: {state}: {ADVICE[state]}" for arm, state in moved.items()
         ]
-        if states and not moved:
+        if compared and not moved:
             known[number] = digest
             write_atomic(passed, json.dumps(known, indent=1, sort_keys=True) + "\n")
-    return faults
+    return outcome
 
 
 def _read_passed(path: Path) -> dict[str, str]:

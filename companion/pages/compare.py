@@ -75,8 +75,10 @@ class Comparison:
         if self.compared:
             equal = self.compared - len(self.differing)
             parts.append(f"{equal} of {self.compared} records equal")
-        if self.elsewhere:
+        if self.elsewhere and self.claims:
             parts.append(f"another fingerprint, {self.agreeing} of {self.claims} claims agree")
+        elif self.elsewhere:
+            parts.append(f"another fingerprint, {self.elsewhere} records not compared")
         if self.absent:
             parts.append(f"{self.absent} records are not in the evidence")
         if self.early:
@@ -201,11 +203,16 @@ def first_line(
         )
     elif compared:
         parts.append(f"{compared} of {compared} records equal the evidence, byte for byte")
-    if any(each.elsewhere for each in comparisons):
-        claims = sum(each.claims for each in comparisons)
+    elsewhere = sum(each.elsewhere for each in comparisons)
+    if claims := sum(each.claims for each in comparisons):
         agreeing = sum(each.agreeing for each in comparisons)
         parts.append(
             f"another fingerprint: intervals were compared, {agreeing} of {claims} claims agree"
+        )
+    elif elsewhere:
+        parts.append(
+            f"another fingerprint: {elsewhere} records were computed and not compared, "
+            "`make reproduce SEED=all` compares the intervals of the claims"
         )
     if turned := [line.partition(":")[0] for each in comparisons for line in each.turned]:
         parts.append(f"turned into the opposite: {', '.join(turned)}")

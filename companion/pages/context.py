@@ -1,8 +1,9 @@
 """Set-up of a chapter notebook: call `start`, then use the `Context` that it returns.
 
-A chapter's records come from one of two folders and never from both: *reference* reads the
+What a chapter shows comes from one of two folders and never from both: *reference* reads the
 committed ``results/<profile>`` and computes no experiment; *recompute* computes the runs that are
-missing in ``runs/<profile>`` and never reads ``results/``.
+missing in ``runs/<profile>`` and never reads ``results/``. *seed 1000* shows what *reference*
+shows, after it has computed that seed and compared the two.
 """
 
 # ruff: noqa: E402
@@ -28,7 +29,7 @@ from matplotlib.figure import Figure
 from companion.evidence.canonical import versions
 from companion.evidence.claims import Effect, Judgement
 from companion.evidence.statistics import t_interval
-from companion.evidence.store import Record, Reference, Store, read_reference
+from companion.evidence.store import Record, Reference, Run, Store, read_reference
 from companion.evidence.tables import (
     fmt_interval,
     fmt_number,
@@ -49,6 +50,14 @@ from companion.lab.progress import sweep_progress
 from companion.lab.records import Estimand
 from companion.lab.run import run_arm
 from companion.lab.sweep import run_sweep, worker_count
+from companion.pages.compare import first_line
+from companion.pages.one_seed import (
+    compare_with_evidence,
+    differing_metrics,
+    finished_runs,
+    runs_of_seed,
+    seed_of,
+)
 from companion.pages.pictures import show_figure
 from companion.pages.proofs import Proofs
 from companion.pages.verdicts import (
@@ -69,7 +78,7 @@ __all__ = [
     "start",
 ]
 
-EVIDENCE = ("reference", "recompute")
+EVIDENCE = ("reference", "recompute", "seed 1000")
 Shown = Literal["mean", "saved", "times"]
 # Only versions that the lock file pins, as outputs are compared and others differ by machine.
 _SHOWN_VERSIONS = ("python", "torch", "numpy", "scipy", "cvxpy", "clarabel")
@@ -88,8 +97,7 @@ def collect_records(
         NoReferenceError: If the record of a run is missing.
         ValueError: If ``evidence`` or a setting is unknown.
     """
-    if evidence not in EVIDENCE:
-        raise ValueError(f"unknown evidence {evidence!r}, expected one of {', '.join(EVIDENCE)}")
+    _check_evidence(evidence)
     plan = chapter.plan(profile, knobs)
     minutes = sum(run.predicted_seconds for run in plan) / worker_count() / 60
     if evidence == "recompute":
@@ -112,6 +120,11 @@ def collect_records(
             f'{profile!r}; set evidence = "recompute" (about {minutes:.1f} min)'
         )
     return [record for record, _ in known]
+
+
+def _check_evidence(evidence: str) -> None:
+    if evidence not in ("reference", "recompute") and seed_of(evidence) is None:
+        raise ValueError(f"unknown evidence {evidence!r}, expected one of {', '.join(EVIDENCE)}")
 
 
 def describe_evidence(profile: str, number: str, reference: Reference) -> str:
@@ -139,7 +152,7 @@ class Context(Proofs):
     Attributes:
         chapter: The chapter's experiments.
         profile: Name of the profile.
-        evidence: ``"reference"`` or ``"recompute"``.
+        evidence: ``"reference"``, ``"recompute"``, or a seed, as ``"seed 1000"``.
         knobs: Settings that differ from the profile.
         records: The records, after `run`.
     """
@@ -153,6 +166,9 @@ class Context(Proofs):
     def run(self, arm: str = "", *, seeds: int = 3, **changes: Any) -> list[Record]:
         """Compute the missing runs (*recompute*) or read the committed records; return the records.
 
+        With *seed 1000* it computes what is missing of that seed, too, and prints how it compares
+        with the committed records.
+
         Args:
             arm: Run this arm alone, with settings changed: ``ctx.run("family_max", margin=0.3)``.
                 `records` stay as they are.
@@ -165,13 +181,24 @@ class Context(Proofs):
         """
         if arm:
             return run_arm(arm, changes, seeds=seeds)
-        if self.evidence == "recompute":
-            plan = self.chapter.plan(self.profile, self.knobs)
-            digest = self.chapter.code_digest
+        if computed := _computed(self.chapter, self.profile, self.evidence, self.knobs):
+            store, digest = Store(self.profile), self.chapter.code_digest
             with sweep_progress(f"chapter {self.chapter.number}", worker_count()) as show:
-                run_sweep(plan, EXECUTE, Store(self.profile), digest, show)
+                run_sweep(computed, EXECUTE, store, digest, show)
+            if seed_of(self.evidence) is not None:
+                self._print_comparison(finished_runs(store, computed, digest))
         self.records = collect_records(self.chapter, self.profile, self.evidence, self.knobs)
         return self.records
+
+    def _print_comparison(self, pairs: Sequence[tuple[Record, Record]]) -> None:
+        """Say how records with their provenance compare with the committed ones, and show both."""
+        number = self.chapter.number
+        reference = read_reference(self.profile, number)
+        assert reference is not None  # `start` has checked it
+        comparison = compare_with_evidence(number, pairs, reference)
+        print(first_line([comparison], {}))
+        if rows := differing_metrics(comparison, pairs, reference):
+            print(text_table(rows, list(rows[0])))
 
     @cached_property
     def judgements(self) -> dict[str, Judgement]:
@@ -301,7 +328,7 @@ class Context(Proofs):
     def finish(self) -> None:
         """Print where the numbers came from, the data they are about, and the next notebook."""
         digests = {record["data"][:12] for record in self.records}
-        source = "results" if self.evidence == "reference" else "runs"
+        source = "runs" if self.evidence == "recompute" else "results"
         names = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
         # "~" comes after "_", so the chapter's own notebook is not among the later ones
         later = [name for name in names if name > f"{self.chapter.number}~"]
@@ -338,7 +365,7 @@ def start(
     Args:
         chapter: Number of the chapter.
         profile: ``"quick"``, ``"standard"``, ``"full"`` or ``"paper"``.
-        evidence: ``"reference"`` or ``"recompute"``.
+        evidence: ``"reference"``, ``"recompute"``, or a seed, as ``"seed 1000"``.
         knobs: Values of fields of the chapter's profile.
 
     Returns:
@@ -347,7 +374,8 @@ def start(
     Raises:
         ValueError: If a setting is unknown, or ``DEVICE`` names no device.
         RuntimeError: If this machine does not have the device that ``DEVICE`` asks for.
-        NoReferenceError: If *reference* has no records for these settings.
+        NoReferenceError: If there are no committed records for these settings, and *recompute* was
+            not asked for.
     """
     check_checkout()
     number = chapter_number(chapter)
@@ -358,19 +386,18 @@ def start(
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     context = Context(loaded, profile, evidence, dict(knobs or {}))
     plan = loaded.plan(profile, knobs)
-    seconds = sum(run.predicted_seconds for run in plan)
-    if evidence == "reference":
+    sources = []
+    if evidence != "recompute":
         collect_records(loaded, profile, evidence, knobs)
         reference = read_reference(profile, number)
-        source = describe_evidence(profile, number, reference) if reference else ""
-    elif evidence == "recompute":
-        source = f"runs/{profile}/{number}, at most {seconds:.0f} core-seconds"
-    else:
-        raise ValueError(f"unknown evidence {evidence!r}, expected one of {', '.join(EVIDENCE)}")
+        sources += [describe_evidence(profile, number, reference)] if reference else []
+    if computed := _computed(loaded, profile, evidence, knobs):
+        seconds = sum(run.predicted_seconds for run in computed)
+        sources.append(f"runs/{profile}/{number}, at most {seconds:.0f} core-seconds")
     installed = versions()
     rows = [
         {"setting": "profile", "value": profile},
-        {"setting": "evidence", "value": f"{evidence}: {source}"},
+        {"setting": "evidence", "value": f"{evidence}: {'; '.join(sources)}"},
         {"setting": "runs", "value": str(len(plan))},
         {"setting": "seeds", "value": _span([run.seed for run in plan])},
         {"setting": "device", "value": _device()},
@@ -378,6 +405,16 @@ def start(
     ]
     print(text_table(rows, ["setting", "value"]))
     return context
+
+
+def _computed(
+    chapter: Chapter, profile: str, evidence: str, knobs: Mapping[str, Any] | None
+) -> list[Run]:
+    """The runs that must be there: all of the plan, those of a seed, or none."""
+    if evidence == "reference":
+        return []
+    plan, seed = chapter.plan(profile, knobs), seed_of(evidence)
+    return plan if seed is None else runs_of_seed(plan, seed)
 
 
 @cache

@@ -188,7 +188,8 @@ def _finished(chapter: Chapter, profile: str, runs: Sequence[Run]) -> list[Pair]
     if missing:
         raise PublishRefusedError(
             f"chapter {chapter.number}: {len(missing)} of {len(runs)} runs are not computed or "
-            f"damaged, of {_named([run.arm for run in missing])}; run `make reproduce` first"
+            f"damaged, of {_named([run.arm for run in missing])}; run `make reproduce SEED=all "
+            f"PROFILE={profile} CHAPTERS={int(chapter.number)}` first"
         )
     return pairs
 
@@ -213,7 +214,7 @@ def _refuse_moved_canaries(number: str, runs: Sequence[Run], check: CheckCanarie
     if faults:
         raise PublishRefusedError(
             f"chapter {number}: the canaries of {_named(faults)} are not equal: a bug, or bump the "
-            "version of these arms, record their canaries and run `make reproduce`"
+            "version of these arms, record their canaries and run `make reproduce SEED=all`"
         )
 
 

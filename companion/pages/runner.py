@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from companion.evidence.claims import Judgement
-from companion.evidence.store import Record, Run, Store, read_reference, write_atomic
+from companion.evidence.store import Run, Store, read_reference, write_atomic
 from companion.evidence.tables import markdown_table, shown_effect
 from companion.lab.chapters import (
     EXECUTE,
@@ -36,18 +36,22 @@ from companion.lab.sweep import (
     run_sweeps,
     worker_count,
 )
-from companion.pages.compare import (
-    Comparison,
-    compare_claims,
-    compare_records,
-    first_line,
-)
+from companion.pages import canaries
+from companion.pages.compare import Comparison, compare_claims, first_line
 from companion.pages.execution import Job, execute_notebooks
+from companion.pages.one_seed import (
+    compare_with_evidence,
+    differing_metrics,
+    finished_runs,
+    runs_of_seed,
+)
 from companion.pages.verdicts import judge_records
 from companion.paths import NOTEBOOKS, RUNS
 from trainaug.data.arrays import DataUnavailableError
 
 __all__ = ["ChapterReport", "notebook_parameters", "reproduce"]
+
+MOST_ROWS = 30  # differing metrics that the report shows; it names all differing records
 
 _NO_DATA = DataUnavailableError.__name__
 # messages of `trainaug.data.registry`: "cannot get NAME (…", or "NAME is not in the cache (…"
@@ -68,6 +72,7 @@ class ChapterReport:
         judgements: Numbers of the claims on the records of this machine; no verdicts.
         evidence: Numbers of the claims on the committed records.
         comparison: Outcome of the comparison with the evidence.
+        differing: Rows of a table: metrics that differ from the evidence's.
         remark: Why nothing was compared.
     """
 
@@ -80,6 +85,7 @@ class ChapterReport:
     judgements: list[Judgement] = field(default_factory=list)
     evidence: list[Judgement] = field(default_factory=list)
     comparison: Comparison | None = None
+    differing: list[dict[str, object]] = field(default_factory=list)
     remark: str = ""
 
     def fail(self, reasons: Sequence[str]) -> None:
@@ -125,6 +131,7 @@ def reproduce(
     chapters: Sequence[str] = (),
     parameters: Mapping[str, Any] | None = None,
     *,
+    seed: int | None = None,
     root: Path = RUNS,
 ) -> int:
     """Recompute chapters, execute their notebooks, write a report.
@@ -135,6 +142,8 @@ def reproduce(
         profile: Name of the profile.
         chapters: Two-digit numbers of notebooks; all by default.
         parameters: Knobs of the notebooks.
+        seed: Compute this seed alone, compare it and the canaries with the evidence, and execute
+            the notebooks on the evidence. All seeds by default, and in chapters without evidence.
         root: Folder of the runs, the executed notebooks and the report.
 
     Returns:
@@ -142,9 +151,12 @@ def reproduce(
         are no failure.
 
     Raises:
-        ValueError: If a profile, a chapter or a parameter is unknown.
+        ValueError: If a profile, a chapter, a parameter or a seed is unknown, or a seed is asked
+            for with changed knobs, for which there is no evidence.
     """
     parameters = dict(parameters or {})
+    if seed is not None and parameters:
+        raise ValueError("there is no evidence for changed knobs: say SEED=all, or change no knob")
     check_profile(profile)
     check_backend()
     book = sorted(path.name[:2] for path in NOTEBOOKS.glob("*.ipynb"))
@@ -152,28 +164,31 @@ def reproduce(
         raise ValueError(f"unknown chapters {unknown}, expected some of {', '.join(book)}")
     numbers = [number for number in book if not chapters or number in chapters]
     _check_parameters(numbers, parameters)
-    built = {number: load_chapter(number) for number in numbers if number in chapter_numbers()}
-    plans = {n: c.plan(profile, _knobs(n, parameters)) for n in numbers if (c := built.get(n))}
+    tasks = {n: _task(n, profile, parameters, seed) for n in numbers if n in chapter_numbers()}
     if profile != "quick":  # which judges nothing
-        for chapter in built.values():
-            judge_records(chapter, [])  # refuses a ledger that could not be judged after the runs
+        for task in tasks.values():
+            # refuses a ledger that could not be judged after the runs
+            judge_records(task.chapter, [])
     console = Console()
-    for number, plan in plans.items():
-        seconds = sum(run.predicted_seconds for run in plan)
+    for number, task in tasks.items():
+        seconds = sum(run.predicted_seconds for run in task.runs)
         console.print(
-            f"chapter {number}: {len(plan)} runs, {seconds:.0f} core-seconds predicted, "
+            f"chapter {number}: {len(task.runs)} runs, {seconds:.0f} core-seconds predicted, "
             f"{seconds / worker_count() / 60:.1f} min on {worker_count()} workers"
         )
     store = Store(profile, root)
-    digests = {number: chapter.code_digest for number, chapter in built.items()}
-    _compute([(plan, digests[number]) for number, plan in plans.items()], store)
+    _compute([(task.runs, task.digest) for task in tasks.values()], store)
     reports = {number: ChapterReport(number) for number in numbers}
     jobs = []
     for number in numbers:
-        if reasons := _failures(store, plans.get(number, []), digests.get(number, "")):
+        planned = tasks.get(number)
+        if planned and (reasons := _failures(store, planned.runs, planned.digest)):
             reports[number].fail(reasons)
         else:
-            jobs.append(_job(number, profile, parameters, store))
+            evidence = planned.evidence if planned else ""
+            jobs.append(
+                _job(number, store, {"profile": profile, "evidence": evidence} | parameters)
+            )
     console.print(f"executing {len(jobs)} notebooks, {worker_count()} at once", highlight=False)
     with closing(execute_notebooks(jobs, worker_count(), root)) as ended:
         for number, reason, seconds in ended:
@@ -181,18 +196,48 @@ def reproduce(
             report.seconds = seconds
             if reason:
                 report.fail([reason])
-            elif number in built:
-                pairs = _finished(store, plans[number], digests[number])
-                report.predicted = sum(run.predicted_seconds for run in plans[number])
-                report.measured = sum(row["core_seconds"] for _, row in pairs)
-                if profile != "quick":
-                    _judge_and_compare(report, built[number], profile, pairs)
+            elif number in tasks:
+                _fill_in(report, tasks[number], store)
             console.print(f"notebook {number}: {seconds:.0f} s", highlight=False)
-    text = _report_text(profile, list(reports.values()))
+    outcome = canaries.Outcome()
+    sampled = [number for number, task in tasks.items() if task.is_sample]
+    if sampled and os.environ.get("DEVICE", "cpu") == "cpu":
+        outcome = canaries.check(sampled, skipped="passed here", say=console.print)
+    text = _report_text(profile, list(reports.values()), outcome)
     write_atomic(root / profile / "report.md", text)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {os.path.relpath(root / profile / 'report.md')}")
-    return int(any(report.failed for report in reports.values()))
+    return int(bool(outcome.faults) or any(report.failed for report in reports.values()))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is computed of a chapter, and what its notebook shows.
+
+    Attributes:
+        chapter: The chapter.
+        runs: What is computed.
+        digest: Digest of the code behind the runs.
+        evidence: What the notebook shows, as `start` takes it.
+    """
+
+    chapter: Chapter
+    runs: Sequence[Run]
+    digest: str
+    evidence: str
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether one seed alone is computed."""
+        return self.evidence != "recompute"
+
+
+def _task(number: str, profile: str, parameters: Mapping[str, Any], seed: int | None) -> _Task:
+    chapter = load_chapter(number)
+    runs, evidence = chapter.plan(profile, _knobs(number, parameters)), "recompute"
+    if seed is not None and read_reference(profile, number):
+        runs, evidence = runs_of_seed(runs, seed), f"seed {seed}"
+    return _Task(chapter, runs, chapter.code_digest, evidence)
 
 
 def _declared(number: str) -> set[str]:
@@ -211,9 +256,8 @@ def _compute(plans: Sequence[Plan], store: Store) -> None:
         run_sweeps(plans, EXECUTE, store, show)
 
 
-def _job(number: str, profile: str, parameters: Mapping[str, Any], store: Store) -> Job:
+def _job(number: str, store: Store, settings: Mapping[str, object]) -> Job:
     source = notebook_path(number)
-    settings = {"profile": profile, "evidence": "recompute", **parameters}
     declared = notebook_parameters(source)
     given = {name: value for name, value in settings.items() if name in declared}
     return Job(number, source, store.folder / "notebooks" / source.name, given)
@@ -234,41 +278,32 @@ def _data_name(reason: str) -> str:
     return named[1] if named else reason.removeprefix(f"{_NO_DATA}: ").splitlines()[0]
 
 
-def _finished(store: Store, plan: Sequence[Run], digest: str) -> list[tuple[Record, Record]]:
-    """Records of a plan, each with its provenance; the notebook has made sure that they exist."""
-    pairs = []
-    for run in plan:
-        conditions = conditions_of(run, digest)
-        record = store.read(run, conditions)
-        if record is None:
-            raise RuntimeError(f"{run.arm}, seed {run.seed}: the record was lost meanwhile")
-        pairs.append((record, store.provenance(run, conditions)))
-    return pairs
-
-
-def _judge_and_compare(
-    report: ChapterReport,
-    chapter: Chapter,
-    profile: str,
-    pairs: Sequence[tuple[Record, Record]],
-) -> None:
-    """Fill in the numbers of the claims, the comparison with the evidence, or why there is none."""
-    report.judgements = judge_records(chapter, [record for record, _ in pairs], all_there_are=True)
-    reference = read_reference(profile, chapter.number)
+def _fill_in(report: ChapterReport, task: _Task, store: Store) -> None:
+    """Fill in what was computed and how it compares with the evidence, or why it does not."""
+    pairs = finished_runs(store, task.runs, task.digest)
+    report.predicted = sum(run.predicted_seconds for run in task.runs)
+    report.measured = sum(row["core_seconds"] for _, row in pairs)
+    if store.profile == "quick":
+        return
+    number = task.chapter.number
+    reference = read_reference(store.profile, number)
     if reference is None:
         report.remark = "no evidence yet: `make publish` makes it"
         return
-    about = reference.record_set
-    evidence = list(zip(reference.records, reference.provenance, strict=True))
-    arms = {record["arm"] for record in reference.records}
-    early = set(about.waiting) if about.canonical else arms
-    report.evidence = judge_records(chapter, reference.records, all_there_are=True)
-    report.comparison = compare_records(chapter.number, pairs, evidence, early)
+    report.comparison = compare_with_evidence(number, pairs, reference)
+    report.differing = differing_metrics(report.comparison, pairs, reference)
+    if task.is_sample:  # of which no interval could be had
+        return
+    records = [record for record, _ in pairs]
+    report.judgements = judge_records(task.chapter, records, all_there_are=True)
+    report.evidence = judge_records(task.chapter, reference.records, all_there_are=True)
     if report.comparison.elsewhere:
         compare_claims(report.comparison, report.judgements, report.evidence)
 
 
-def _report_text(profile: str, reports: Sequence[ChapterReport]) -> str:
+def _report_text(
+    profile: str, reports: Sequence[ChapterReport], canary_outcome: canaries.Outcome
+) -> str:
     """Markdown of the report: a sentence, a table of notebooks, then all differences and faults."""
     comparisons = [report.comparison for report in reports if report.comparison is not None]
     unavailable = {report.number: report.unavailable for report in reports if report.unavailable}
@@ -293,6 +328,13 @@ def _report_text(profile: str, reports: Sequence[ChapterReport]) -> str:
     ]
     if profile == "quick":
         parts.append("Claims are not judged in the quick profile.")
+    if canary_outcome.compared:
+        equal = canary_outcome.compared - len(canary_outcome.faults)
+        parts.append(f"{equal} of {canary_outcome.compared} canaries are equal.")
+        parts += [f"MOVED {line}" for line in canary_outcome.faults]
+    if rows := [row for report in reports for row in report.differing]:
+        parts.append("Metrics that differ from the evidence's, the first of each record:")
+        parts.append(markdown_table(rows[:MOST_ROWS], list(rows[0])))
     if both := [row for report in reports for row in _both(report)]:
         parts.append("Where own results and evidence are not the same:")
         parts.append(markdown_table(both, ["claim", "setting", "here", "evidence"]))
@@ -310,7 +352,7 @@ def _state(report: ChapterReport) -> str:
     return f"no data: {report.unavailable}" if report.unavailable else "ran"
 
 
-def _both(report: ChapterReport) -> list[dict[str, str]]:
+def _both(report: ChapterReport) -> list[dict[str, object]]:
     """Rows of the numbers that differ from the evidence's, so that nobody confuses the two.
 
     There are none if the comparison has met no difference.

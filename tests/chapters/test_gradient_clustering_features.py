@@ -209,7 +209,9 @@ def test_the_smallest_number_of_data_is_ten():
 
 
 def test_draws_are_spread_over_the_strata_that_are_not_empty(monkeypatch):
-    def fit(self: GradientClustering, batches: list[tuple[Tensor, ...]], passes: int) -> object:
+    def fit(
+        self: GradientClustering, batches: list[tuple[Tensor, ...]], passes: int, **options: int
+    ) -> object:
         rows = torch.cat([rows for *_, rows in batches])
         return SimpleNamespace(assign=torch.zeros(len(rows)).long())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,9 +34,11 @@ from companion.chapters.linear_robustness.problems import (
     log_spaced,
 )
 from companion.evidence.ledger import load_ledger
-from companion.evidence.store import canonical_json
+from companion.evidence.store import Store, canonical_json
 from companion.lab.arms import Settings
-from companion.lab.chapters import functions_of, load_chapter
+from companion.lab.chapters import EXECUTE, functions_of, load_chapter
+from companion.lab.conditions import conditions_of
+from companion.lab.sweep import run_sweep
 from companion.paths import CLAIMS
 from trainaug.methods.linear_robustness import dual
 
@@ -160,6 +163,31 @@ def test_step_size_and_seed_change_the_result(results):
     assert results["digits_coordinate_step050"]["metrics"] != plain
     other = compute("digits_coordinate", SMALL["digits_coordinate"], SEED + 1)
     assert other["metrics"] != plain
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.name == "nt", reason="process groups")
+def test_descents_of_several_seeds_together_have_the_bytes_of_single_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRAINAUG_WORKERS", "1")
+    monkeypatch.delenv("BACKEND", raising=False)
+    arms = [descent_arm(optimiser, "gaussian") for optimiser in ("coordinate", "gradient", "sign")]
+    arms.append(descent_arm("coordinate", "digits"))
+    runs = [run for run in CHAPTER.plan("quick") if run.arm in arms]
+    assert all(run.together for run in runs)
+    together, alone = Store("quick", tmp_path / "together"), Store("quick", tmp_path / "alone")
+    code = CHAPTER.code_digest
+    run_sweep(runs, EXECUTE, together, code)
+    run_sweep([replace(run, together=False) for run in runs], EXECUTE, alone, code)
+    for run in runs:
+        conditions = conditions_of(run, code)
+        assert canonical_json(together.read(run, conditions)) == canonical_json(
+            alone.read(run, conditions)
+        )
+    shared = {
+        (run.arm, together.provenance(run, conditions_of(run, code))["wall_seconds"])
+        for run in runs
+    }
+    assert len(shared) == len(arms), "the seeds of an arm were not computed in one call"
 
 
 @pytest.mark.parametrize("steps", [100, 400, 9_999, 10_000, 40_000, 1_000_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -73,6 +74,17 @@ def test_runs_come_in_the_order_of_the_rows_with_the_seeds_that_they_name():
     )
     assert [(run.arm, run.seed) for run in runs] == [("b", 1000), ("a", 1000), ("a", 1001)]
     assert [run.deterministic for run in runs] == [False, True, True]
+
+
+def test_the_runs_of_a_row_say_whether_one_call_can_compute_several():
+    def walks(settings: Walk, seeds: Sequence[int]) -> list[Result]:
+        return [walk(settings, seed) for seed in seeds]
+
+    rows = [arm("a", Walk(data="x"), walk, "seeds", 1.0, together=walks)]
+    rows.append(arm("b", Walk(data="x"), walk, "seeds", 1.0))
+    runs = planned(*rows)
+    assert [run.together for run in runs] == [True, True, False, False]
+    assert replace(runs[0], together=False).key == runs[0].key
 
 
 def test_tuned_values_are_filled_in_and_their_absence_is_named():

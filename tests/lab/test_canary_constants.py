@@ -80,10 +80,10 @@ def test_check_names_what_moved_beside_the_canaries(monkeypatch, tmp_path):
 
         arm: str
 
-    def compute(number: str, arms: Any, **options: Any) -> list[Equal]:
-        return [Equal("digits_random")]
+    def compute(numbers: Any, *options: Any) -> dict[str, list[Equal]]:
+        return {number: [Equal("digits_random")] for number in numbers}
 
-    monkeypatch.setattr(check, "compute_canaries", compute)
+    monkeypatch.setattr(check, "_compute", compute)
     monkeypatch.setattr(check, "_state", lambda canary, committed: "equal")
     assert check_canaries(["04"], ["digits_random"], folder=tmp_path) == [
         CanaryResult("04", "digits_random", "equal"),

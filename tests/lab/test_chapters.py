@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ import yaml
 from companion.evidence.store import Run, canonical_json
 from companion.lab import chapters as c
 from companion.lab.arms import Profile
+from companion.lab.results import Result
 
 NUMBERS = c.chapter_numbers()
 
@@ -111,6 +112,27 @@ def test_a_run_is_executed_by_its_row_with_its_settings(monkeypatch):
     with pytest.raises(InterruptedError):
         c.execute(through_a_file)
     assert given == [(row.complete(chapter.chosen), 1000)]
+
+
+def test_seeds_are_computed_together_only_with_equal_settings_and_by_an_arm_that_can(monkeypatch):
+    chapter = c.load_chapter("04")
+    arm = chapter.arm("selection")
+    run = next(run for run in chapter.plan("quick") if run.arm == "selection")
+    runs = [run, replace(run, seed=1001)]
+    with pytest.raises(ValueError, match="selection does not compute several seeds together"):
+        c.execute_together(runs)
+
+    def results(settings: Any, seeds: Sequence[int]) -> list[Result]:
+        assert settings == arm.complete(chapter.chosen)
+        return [Result({"seed": float(seed)}) for seed in seeds if seed < 1002]
+
+    monkeypatch.setitem(chapter.arms, "selection", replace(arm, together=results))
+    seeds = [record["metrics"]["seed"] for record in c.execute_together(runs)]
+    assert seeds == [1000, 1001]
+    with pytest.raises(ValueError, match="selection: 2 results for 3 seeds"):
+        c.execute_together([*runs, replace(run, seed=1002)])
+    with pytest.raises(ValueError, match="selection: the runs differ in more than their seeds"):
+        c.execute_together([run, replace(run, config={**run.config, "other": 1})])
 
 
 def test_a_device_on_which_an_arm_cannot_run_is_refused(monkeypatch):

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from toy_runs import execute, make_runs
+from toy_runs import execute, make_runs, make_seeds
 
 from companion.evidence import canonical
 from companion.evidence.store import Run, Store
@@ -434,6 +435,91 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, marks, workers, behav
     parent.wait()
     _, alive = psutil.wait_procs(children, timeout=5)
     assert alive == []
+
+
+# --- runs that one call computes ------------------------------------------------------------------
+
+
+def calls(marks: Path) -> list[list[str]]:
+    """Number and seed of every run of each call for several runs."""
+    return sorted(path.read_text().split() for path in marks.glob("call.*"))
+
+
+def stored_seeds(store: Store, runs: list[Run]) -> list[int]:
+    return [run.seed for run in runs if store.read(run, conditions_of(run, CODE)) is not None]
+
+
+def test_runs_that_differ_in_the_seed_alone_are_computed_together(store, marks, workers, tmp_path):
+    runs = [*make_seeds(marks, 3, number=7), *make_seeds(marks, 2, number=8)]
+    heard: list[int] = []
+    w.run_sweep(runs, TOY, store, CODE, lambda done, total, left: heard.append(done))
+    assert calls(marks) == [["7/1000", "7/1001", "7/1002"], ["8/1000", "8/1001"]]
+    assert heard == [0, 1, 2, 3, 4, 5]
+    alone = Store("quick", tmp_path / "alone")
+    w.run_sweep([replace(run, together=False) for run in runs], TOY, alone, CODE)
+    assert len(calls(marks)) == 2, "runs that do not allow it were computed together"
+    assert len(bytes_of(store)) == 5
+    assert bytes_of(store) == bytes_of(alone)
+
+
+def test_each_run_of_a_call_has_its_share_of_the_seconds(store, marks):
+    runs = make_seeds(marks, 3)
+    w.run_sweep(runs, TOY, store, CODE)
+    rows = [store.provenance(run, conditions_of(run, CODE)) for run in runs]
+    assert len({(row["wall_seconds"], row["core_seconds"]) for row in rows}) == 1
+    spans = [path.read_text().split()[:2] for path in marks.glob("0-*")]
+    passed = max(float(end) for _, end in spans) - min(float(start) for start, _ in spans)
+    assert passed <= 3 * rows[0]["wall_seconds"] + 0.01 < 2 * passed
+
+
+def test_each_worker_gets_a_part_of_the_seeds(store, marks, workers):
+    workers(2)
+    w.run_sweep(make_seeds(marks, 5), TOY, store, CODE)
+    assert calls(marks) == [["0/1000", "0/1001", "0/1002"], ["0/1003", "0/1004"]]
+
+
+def test_timings_are_never_computed_together(store, marks):
+    w.run_sweep(make_seeds(marks, 2, deterministic=False), TOY, store, CODE)
+    assert calls(marks) == []
+    assert computed(marks) == [0, 0]
+
+
+def test_a_call_that_fails_names_every_seed_and_then_each_is_tried_alone(store, marks, behave):
+    behave("fails")
+    (marks / "broken").touch()
+    broken, sound = make_seeds(marks, 3, number=1), make_seeds(marks, 2, number=2)
+    with pytest.raises(w.SweepFailedError) as caught:
+        w.run_sweep([*broken, *sound], TOY, store, CODE)
+    assert "3 of 5 runs failed" in str(caught.value)
+    for run in broken:
+        assert f"arm, seed {run.seed}: ValueError: number 1 is broken" in str(caught.value)
+        note = store.run_folder(run, conditions_of(run, CODE)) / "failure.json"
+        assert f'"seed":{run.seed}' in note.read_text()
+    assert stored_seeds(store, sound) == [1000, 1001]
+    (marks / "broken").unlink()
+    w.run_sweep([*broken, *sound], TOY, store, CODE)
+    assert stored_seeds(store, broken) == [1000, 1001, 1002]
+    assert calls(marks) == [["1/1000", "1/1001", "1/1002"], ["2/1000", "2/1001"]]
+    assert list(store.folder.glob("*/*/failure.json")) == []
+
+
+def test_a_worker_that_dies_between_two_records_keeps_the_first(store, marks, behave, tmp_path):
+    behave("killed between records")
+    (marks / "broken").touch()
+    runs = make_seeds(marks, 4)
+    with pytest.raises(w.SweepFailedError) as caught:
+        w.run_sweep(runs, TOY, store, CODE)
+    assert "2 of 4 runs failed" in str(caught.value)
+    assert all(f"seed {seed}: the process ended" in str(caught.value) for seed in (1002, 1003))
+    assert stored_seeds(store, runs) == [1000, 1001]
+    assert len(list(store.folder.glob("*/*/failure.json"))) == 2
+    before = bytes_of(store)
+    w.run_sweep(runs, TOY, store, CODE)
+    assert stored_seeds(store, runs) == [1000, 1001, 1002, 1003]
+    assert {key: bytes_of(store)[key] for key in before} == before
+    undisturbed = Store("quick", tmp_path / "undisturbed")
+    w.run_sweep([replace(run, together=False) for run in runs], TOY, undisturbed, CODE)
+    assert bytes_of(store) == bytes_of(undisturbed)
 
 
 # --- verification ---------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from companion.evidence.store import Run
+from companion.evidence.store import Run, Store
 
 
 def make_runs(folder: Path, count: int = 6, first: int = 0, **options: Any) -> list[Run]:
@@ -24,6 +25,31 @@ def make_runs(folder: Path, count: int = 6, first: int = 0, **options: Any) -> l
         Run("99", "arm", {"marks": str(folder), "number": i}, 1000 + i, "d", 1.0 + i, **options)
         for i in range(first, first + count)
     ]
+
+
+def make_seeds(folder: Path, count: int, number: int = 0, **options: Any) -> list[Run]:
+    """Runs that differ only in their seeds, so that one call can compute them."""
+    config = {"marks": str(folder), "number": number}
+    options = {"together": True} | options
+    return [Run("99", "arm", config, 1000 + i, "d", 1.0, **options) for i in range(count)]
+
+
+def execute_together(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Note the numbers and seeds of a call, and compute each run as `execute` does."""
+    folder = Path(runs[0].config["marks"])
+    words = [f"{run.config['number']}/{run.seed}" for run in runs]
+    (folder / f"call.{time.time_ns()}").write_text(" ".join(words))
+    results = [execute(run) for run in runs]
+    if os.environ.get("TOY_KIND") == "killed between records" and (folder / "broken").exists():
+        write = Store.write
+
+        def write_or_end(self: Store, run: Run, *details: Any) -> None:
+            if run.seed == 1002:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(self, run, *details)
+
+        Store.write = write_or_end  # type: ignore[method-assign]
+    return results
 
 
 def execute(run: Run) -> dict[str, Any]:

@@ -209,6 +209,109 @@ def test_inside_a_meta_context_values_are_the_same(rule, kind, randn, same_insid
     same_inside_meta(call, x, y)
 
 
+# --- factors that are kept from pass to pass
+
+
+class Counted(nn.Module):
+    """A model that counts the batches which it runs."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.runs = model, 0
+
+    def forward(self, x):
+        self.runs += 1
+        return self.model(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rule", RULES)
+def test_kept_factors_change_nothing_but_the_number_of_runs(rule, kind, randn):
+    plain, x, y = data_of(30, randn)
+    model, options = Counted(plain), {"rule": rule, "centers": kind, "min_size": 8}
+    batches = batches_of(x, y, 8)
+    results, states, runs = [], [], []
+    for keep in (0, 1 << 20):
+        actual = cluster(model, 4, **options)
+        model.runs = 0
+        results.append(actual.fit(batches, 5, keep_bytes=keep))
+        states.append(actual.state_dict())
+        runs.append(model.runs)
+    assert results[0].distortions == results[1].distortions
+    assert torch.equal(results[0].assign, results[1].assign)
+    assert torch.equal(states[0]["generator"], states[1]["generator"])
+    for name, center in states[0]["centers"].items():
+        assert all(map(torch.equal, center, states[1]["centers"][name]))
+    assert runs[0] - runs[1] == 4 * len(batches)
+
+
+def test_factors_are_kept_only_as_long_as_they_fit(randn):
+    plain, x, y = data_of(32, randn)
+    model, batches = Counted(plain), batches_of(x, y, 8)
+    # x and y, then input and output gradient of layers 4 -> 5 and 5 -> 3, in float64
+    each = 8 * 8 * (4 + 1 + (4 + 5) + (5 + 3))
+    for keep, extra in ((0, 8), (each - 1, 8), (each, 6), (4 * each - 1, 2), (4 * each, 0)):
+        model.runs = 0
+        cluster(model, 3).fit(batches, 3, keep_bytes=keep)
+        assert model.runs - extra == 3 + len(batches), keep  # the first centres, and each batch
+
+
+def test_kept_factors_are_those_of_this_batch_and_these_parameters(randn):
+    model, x, y = data_of(24, randn)
+
+    class Moving(list):
+        """The second pass has other inputs, the third other targets, the fourth another model."""
+
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            for number, (x, y, index) in enumerate(super().__iter__()):
+                if self.passes == 3 and number == 0:  # the first time gives the first centres
+                    x.add_(1.0)
+                yield x, (y + 1) % 3 if self.passes == 4 else y, index
+            if self.passes == 4:
+                model[1].bias.data.add_(0.5)
+
+    results = []
+    start = {n: v.clone() for n, v in model.state_dict().items()}
+    for keep in (0, 1 << 20):
+        model.load_state_dict(start)
+        batches = Moving((a.clone(), b, c) for a, b, c in batches_of(x, y, 8))
+        results.append(cluster(model, 3).fit(batches, 4, keep_bytes=keep))
+    assert results[0].distortions == results[1].distortions
+    assert len(set(results[0].distortions)) == 4
+    assert torch.equal(results[0].assign, results[1].assign)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_draws_or_is_nested_runs_in_every_pass(nested, randn):
+    dropout = nn.Dropout(0.0 if nested else 0.5)
+    plain, x, y = data_of(24, randn)
+    model = Counted(nn.Sequential(plain, dropout))
+    batches = batches_of(x, y, 8)
+    if nested:
+        model.eval()
+        batches = [(a, {"label": b}, c) for a, b, c in batches]
+    results, states, runs = [], [], []
+    for keep in (0, 1 << 20):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            model.runs = 0
+            actual = GradientClustering(
+                model,
+                lambda z, y: losses_of(z, y["label"] if nested else y),
+                3,
+                generator=stream(0, "cluster"),
+            )
+            results.append(actual.fit(batches, 4, keep_bytes=keep))
+            states.append(torch.get_rng_state())
+            runs.append(model.runs)
+    assert runs[0] == runs[1]
+    assert torch.equal(*states)
+    assert results[0].distortions == results[1].distortions
+
+
 # --- what goes wrong
 
 
@@ -259,6 +362,8 @@ def test_bad_input_is_refused(randn):
     actual = cluster(model, 3)
     with pytest.raises(ValueError, match="num_iterations must be >= 1, got 0"):
         actual.fit(batches, 0)
+    with pytest.raises(ValueError, match="keep_bytes must be >= 0, got -1"):
+        actual.fit(batches, keep_bytes=-1)
     with pytest.raises(ValueError, match="no centres yet: call fit or observe first"):
         actual.assign(batches)
     with pytest.raises(ValueError, match="got 3 clusters and 2 examples"):

@@ -255,6 +255,7 @@ def test_adversarial_training_is_robust_below_the_limit_only(attack, gaussian):
     w = adversarial_paths(Z, attack, eps, lr=[0.1] * 3, record_at=[2000])[0]
     worst = (w @ Z.T).amin(-1) - eps * norm(w, dual(attack))
     assert (worst > 0).tolist() == [True, True, False]
+    (w * w.new_ones(()).requires_grad_()).sum().backward()  # refused for tensors of inference mode
 
 
 def test_bad_requests_are_refused_and_named():

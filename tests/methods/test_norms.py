@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainaug.methods.linear_robustness import NORMS, Norm, dual, dual_vector, norm, project
-from trainaug.methods.linear_robustness.norms import check_norm
+from trainaug.methods.linear_robustness.norms import check_norm, measured
 
 Randn = Callable[..., Tensor]
 ORDER: dict[Norm, float] = {"l1": 1, "l2": 2, "linf": math.inf}
@@ -160,6 +160,18 @@ def test_zero_vector_has_norm_zero_and_subgradient_zero(kind: Norm, dtype: torch
 
 
 @pytest.mark.oracle("lin.6.8")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25, 0.0, math.inf, math.nan])
+def test_loops_measure_to_the_last_bit_as_everyone(dtype: torch.dtype, scale: float) -> None:
+    exponent = 1 if dtype == torch.float32 else 7  # then squares leave the range of either type
+    x = torch.tensor([[3.0, -4.0, 0.5], [1.0, 2.0, 2.0]], dtype=dtype)
+    x[1] *= scale**exponent
+    for kind in NORMS:
+        torch.testing.assert_close(measured(x, kind), norm(x, kind), rtol=0, atol=0, equal_nan=True)
+    if math.isfinite(scale):
+        assert float(measured(x, "l2")[1]) == pytest.approx(3 * scale**exponent, rel=1e-6)
+
+
 def test_linf_takes_the_first_of_tied_coordinates() -> None:
     x = torch.tensor([[1.0, -2.0, 2.0, -2.0], [-1.0, 1.0, 1.0, 0.5], [3.0, 3.0, 3.0, 3.0]])
     expected = torch.tensor([[0.0, -1, 0, 0], [-1.0, 0, 0, 0], [1.0, 0, 0, 0]])

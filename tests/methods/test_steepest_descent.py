@@ -536,6 +536,9 @@ def test_inputs_are_unchanged_and_no_graph_is_kept(gaussian: Gaussian) -> None:
     assert torch.equal(Z.detach(), before)
     assert not path.weights.requires_grad
     assert not path.log_loss.requires_grad
+    # the loop runs in inference mode, whose tensors autograd would refuse
+    for values in (path.weights, path.log_loss, path.upper):
+        (values * values.new_ones(()).requires_grad_()).sum().backward()
 
 
 @pytest.mark.oracle("lin.6.8")

@@ -112,6 +112,7 @@ def compared(name: str, settings: Radii, seconds: float, others: Mapping[str, Ar
         tuned={},
         version=2,
         deterministic=True,
+        together=None,
         trained=others,
     )
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.chapters.gradient_clustering.problems import losses_of
+from companion.chapters.gradient_clustering.problems import KEEP_BYTES, losses_of
 from companion.lab.arms import Settings
 from companion.lab.device import run_device
 from companion.lab.results import Result, make_result
@@ -268,7 +268,7 @@ class _Watch:
         clustering = GradientClustering(
             model, losses_of, clusters, generator=generator, rule="running"
         )
-        return clustering.fit(batches, settings.iterations).assign
+        return clustering.fit(batches, settings.iterations, keep_bytes=KEEP_BYTES).assign
 
 
 def closed_form_errors(phi: Tensor, y: Tensor, w: Tensor) -> Tensor:

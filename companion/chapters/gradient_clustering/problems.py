@@ -23,6 +23,7 @@ __all__ = [
     "CIFAR",
     "CONTENT",
     "HELD_OUT",
+    "KEEP_BYTES",
     "PictureSettings",
     "Problem",
     "losses_of",
@@ -35,6 +36,8 @@ CONTENT = {"digits": "digits", "fashion": "fashion_mnist"}  # names in the regis
 CIFAR = "cifar-10-binary.tar.gz"
 # examples for validation and for the test
 HELD_OUT = {"digits": (297, 500), "fashion": (3000, 2000), "cifar10": (5000, 10_000)}
+# Most memory for the factors that a clustering keeps from pass to pass
+KEEP_BYTES = 1 << 28
 LARGEST = {"digits": 16}  # largest value of a pixel as stored; 255 for the others
 
 

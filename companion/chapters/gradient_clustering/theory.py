@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from companion.chapters.gradient_clustering.problems import (
+    KEEP_BYTES,
     PictureSettings,
     Problem,
     losses_of,
@@ -216,7 +217,7 @@ def _clusters(
     )
     if rounded:
         clustering.centers = rounded_centers(settings.quantum)(settings.clusters)
-    return clustering.fit(batches, settings.iterations).assign
+    return clustering.fit(batches, settings.iterations, keep_bytes=KEEP_BYTES).assign
 
 
 def _fit(settings: Departures, data: Problem, model: nn.Module, seed: int) -> None:

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from companion.chapters.gradient_clustering.problems import (
     HELD_OUT,
+    KEEP_BYTES,
     PictureSettings,
     Problem,
     losses_of,
@@ -191,7 +192,7 @@ def cluster(
     clustering = GradientClustering(
         model, losses_of, settings.clusters, generator=generator, centers=centers, rule=rule
     )
-    return clustering.fit(batches, settings.iterations)
+    return clustering.fit(batches, settings.iterations, keep_bytes=KEEP_BYTES)
 
 
 def run_trajectory(settings: Trajectory, seed: int) -> Result:

@@ -1,14 +1,20 @@
 """Steepest descent of chapter 6: three optimisers on the problems with known exact solutions.
 
-All problems of one data set and seed are stacked in one tensor and form one run.
+All problems of one data set and seed form one run. They are stacked in one tensor, as are those of
+several seeds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
+from torch import Tensor
+
 from companion.chapters.linear_robustness.problems import (
+    Problem,
     Stepped,
     load_on_device,
     log_spaced,
@@ -35,6 +41,7 @@ __all__ = [
     "GradientDescent",
     "SignDescent",
     "run_descent",
+    "run_descents",
 ]
 
 OPTIMISERS: dict[str, PlainNorm] = {"coordinate": "l1", "gradient": "l2", "sign": "linf"}
@@ -72,6 +79,11 @@ class Descent(Stepped):
     def noted(self) -> set[int]:
         """Steps after which the radii are noted."""
         return {min(self.published_steps, self.steps), self.steps}
+
+    @property
+    def recorded(self) -> list[int]:
+        """Steps of the curves, in order."""
+        return sorted({*log_spaced(self.steps, self.curve_points), *self.noted})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,32 +134,51 @@ def run_descent(settings: Descent, seed: int) -> Result:
     Curves ``<problem>/lower``, the radius of the iterate, and ``<problem>/upper`` enclose the
     largest radius, $\varepsilon^*$. Metrics are the radii under every attack at the noted steps.
     """
-    problems = load_on_device(settings, seed)
-    Z, mask = stacked(problems)
-    recorded = sorted({*log_spaced(settings.steps, settings.curve_points), *settings.noted})
+    (result,) = run_descents(settings, [seed])
+    return result
+
+
+def run_descents(settings: Descent, seeds: Sequence[int]) -> list[Result]:
+    """Do what `run_descent` does for several seeds, all problems in one stack.
+
+    Returns:
+        The result of each seed, in their order.
+    """
+    drawn = [load_on_device(settings, seed) for seed in seeds]
+    Z, mask = stacked([problem for problems in drawn for problem in problems])
     path = steepest_descent_paths(
         Z,
         [settings.weight_norm],
-        record_at=recorded,
+        record_at=settings.recorded,
         lr=settings.step_size,
         step=settings.rule,
         mask=mask,
     )
+    size = len(drawn[0])  # all seeds have the same number of problems
+    weights = torch.split(path.weights.squeeze(2), size, dim=1)  # each (K, P, D)
+    uppers = torch.split(path.upper.squeeze(2), size, dim=1)  # each (K, P)
+    return [_describe(settings, *parts) for parts in zip(drawn, weights, uppers, strict=True)]
+
+
+def _describe(
+    settings: Descent, problems: Sequence[Problem], weights: Tensor, upper: Tensor
+) -> Result:
+    """Describe the iterates ``(K, P, D)`` on P problems, and their upper bounds ``(K, P)``."""
     attacked_norm = dual(settings.weight_norm)  # under it the theory predicts the largest radius
+    recorded = settings.recorded
     metrics: dict[str, float] = {}
     errors: dict[str, float] = {}
     curves: dict[str, list[float]] = {"step": [float(step) for step in recorded]}
     for i, (name, X, y, _, _) in enumerate(problems):
-        iterates = path.weights[:, i, 0]  # (K, D)
+        iterates = weights[:, i]  # (K, D)
         lower = robust_radius(iterates, X, y, attacked_norm)  # (K,)
-        upper = path.upper[:, i, 0]  # (K,)
         curves[f"{name}/lower"] = lower.tolist()
-        curves[f"{name}/upper"] = upper.tolist()
+        curves[f"{name}/upper"] = upper[:, i].tolist()
         for step in sorted(settings.noted):
             w = iterates[recorded.index(step)]
             for attack in NORMS:
                 metrics[f"{name}/{attack}/radius@{step}"] = float(robust_radius(w, X, y, attack))
-        metrics[f"{name}/upper"] = float(upper[-1])
+        metrics[f"{name}/upper"] = float(upper[-1, i])
         errors[f"{name}/train_error"] = float(robust_error(iterates[-1], X, y, attacked_norm, 0.0))
     counters = {"gradients": settings.steps * len(problems)}
     result = make_result(metrics, curves, counters, digits=12)

@@ -164,11 +164,31 @@ def compute_canaries(
     Raises:
         CanaryFailedError: If a canary fails, or a process ends.
     """
-    names = [name for name in canary_runs(number) if arms is None or name in arms]
-    parts = _parts(names, workers)
-    with ThreadPoolExecutor(max(1, len(parts))) as pool:
-        jobs = [pool.submit(_in_child, number, part, details, progress) for part in parts]
-        return [canary for job in jobs for canary in job.result()]
+    return _compute([number], arms, workers, details, progress)[number]
+
+
+def _compute(
+    numbers: Sequence[str],
+    arms: Collection[str] | None,
+    workers: int,
+    details: bool,
+    progress: Callable[[str], None],
+) -> dict[str, list[Canary]]:
+    """Canaries of several chapters, by chapter; see `compute_canaries`.
+
+    Parts of all chapters wait in one queue, because no core shall wait for a chapter's last arm.
+    """
+    names = {n: [name for name in canary_runs(n) if arms is None or name in arms] for n in numbers}
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        jobs = [
+            (number, pool.submit(_in_child, number, part, details, progress))
+            for number in numbers
+            for part in _parts(names[number], workers)
+        ]
+        canaries: dict[str, list[Canary]] = {number: [] for number in numbers}
+        for number, job in jobs:
+            canaries[number] += job.result()
+    return canaries
 
 
 def _parts(names: Sequence[str], workers: int) -> list[Sequence[str]]:
@@ -382,14 +402,14 @@ def check_canaries(
         CanaryFailedError: If a canary cannot be computed.
         LookupError: If a chapter has no committed canaries.
     """
+    numbers = chapters or chapter_numbers()
+    committed_rows = {number: read_canaries(number, folder).rows for number in numbers}
     results = []
-    for number in chapters or chapter_numbers():
-        committed = read_canaries(number, folder).rows
-        today = {
-            c.arm: c for c in compute_canaries(number, arms, workers=workers, progress=progress)
-        }
-        for arm, canary in today.items():
-            results.append(CanaryResult(number, arm, _state(canary, committed.get(arm))))
+    for number, canaries in _compute(numbers, arms, workers, False, progress).items():
+        committed = committed_rows[number]
+        for canary in canaries:
+            state = _state(canary, committed.get(canary.arm))
+            results.append(CanaryResult(number, canary.arm, state))
         gone = committed.keys() - canary_runs(number).keys()
         for arm in sorted(gone if arms is None else gone & set(arms)):
             results.append(CanaryResult(number, arm, "no such arm"))

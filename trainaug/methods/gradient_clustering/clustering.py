@@ -68,7 +68,8 @@ class GradientClustering:
 
     A pass runs every batch forward and backward once, without gradients of parameters: it assigns
     examples to the present centres and collects the sums that give the next ones. The model is not
-    changed. The first batch of a pass is compared with autograd, see ``LayerFactors.factors``.
+    changed. The first batch of a pass is compared with autograd, see ``LayerFactors.factors``. On
+    request `fit` keeps what the first pass has computed.
 
     Args:
         model: Made of ``nn.Linear`` and ``nn.Conv2d`` layers (see ``LayerFactors``). The caller
@@ -147,33 +148,42 @@ class GradientClustering:
 
     # --- passes over the data ---------------------------------------------------------------------
 
-    def fit(self, batches: Batches, num_iterations: int = 10) -> Clustering:
+    def fit(self, batches: Batches, num_iterations: int = 10, *, keep_bytes: int = 0) -> Clustering:
         """Assign and update alternately; another call continues from the centres of the last one.
 
         Args:
             batches: Sized, with the same examples each time it is iterated. Their order matters
                 for the first centres, and for rules whose counts grow during the pass.
             num_iterations: Passes, at least 1; the authors use 10, and 3 for ImageNet.
+            keep_bytes: Most memory, in bytes, for factors that are kept until the last pass, with
+                copies of their batches; by default none are kept. A batch runs through the model
+                only once if its factors are kept. It runs in every pass, as by default, if they do
+                not fit, if its inputs or targets are not single tensors or have changed, if the
+                model drew from torch's generators (dropout), and on devices other than CPU and
+                CUDA. Set it only if model, criterion and hooks do the same in every pass.
 
         Returns:
             The partition of the last pass, after its split and, with ``exact``, after the moves;
             and the distortion of every pass, measured before either.
 
         Raises:
-            ValueError: If ``num_iterations`` is below 1, there are no batches or fewer examples
-                than clusters, the indices of a pass are not 0 to N - 1, each once, or there are
-                more than 20 000 examples for ``exact``.
+            ValueError: If ``num_iterations`` is below 1 or ``keep_bytes`` below 0, there are no
+                batches or fewer examples than clusters, the indices of a pass are not 0 to N - 1,
+                each once, or there are more than 20 000 examples for ``exact``.
             TypeError: If a layer has no factors, or a batch has another form.
             FloatingPointError: If a gradient or a squared distance is not finite.
             RuntimeError: If a parameter changes during a pass.
         """
         if num_iterations < 1:
             raise ValueError(f"num_iterations must be >= 1, got {num_iterations}")
+        if keep_bytes < 0:
+            raise ValueError(f"keep_bytes must be >= 0, got {keep_bytes}")
         if not self.centers.centers:
             self._begin(batches)
         distortions = []
+        kept = _KeptFactors(keep_bytes if num_iterations > 1 else 0)
         for _ in range(num_iterations):
-            clustering = self._pass(batches, learn=True)
+            clustering = self._pass(batches, learn=True, kept=kept)
             distortions.append(clustering.distortions[0])
         if self.rule == "exact":
             clustering = self._polish(batches, clustering)
@@ -198,7 +208,7 @@ class GradientClustering:
         """
         if not self.centers.centers:
             raise ValueError("there are no centres yet: call fit or observe first")
-        return self._pass(batches, learn=False)
+        return self._pass(batches, learn=False, kept=_KeptFactors(0))
 
     def _begin(self, batches: Batches) -> None:
         """Put the centres on K examples, spread evenly over the batches and random within them."""
@@ -230,23 +240,29 @@ class GradientClustering:
             )
         self.centers = centers
 
-    def _pass(self, batches: Batches, learn: bool) -> Clustering:
+    def _pass(self, batches: Batches, learn: bool, kept: _KeptFactors) -> Clustering:
         """Run `_one_pass` with the flags that verify its first batch and refuse `state_dict`."""
         self._is_passing, self._is_verified = True, False
         try:
-            return self._one_pass(batches, learn)
+            return self._one_pass(batches, learn, kept)
         finally:
             self._is_passing = False
 
-    def _one_pass(self, batches: Batches, learn: bool) -> Clustering:
+    def _one_pass(self, batches: Batches, learn: bool, kept: _KeptFactors) -> Clustering:
         """Assign every example; if ``learn``, also split a small cluster and move the centres."""
         self.centers.discard()
         before = [p.detach().clone() for p in self.model.parameters()]
+        kept.begin_pass(before)
         counts = torch.zeros(self.num_clusters, dtype=torch.float64, device="cpu")
         seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for batch in batches:
+        for number, batch in enumerate(batches):
             x, y, index = _parts(batch)
-            factors = self._factors(x, y, index)
+            factors = kept.recall(number, x, y)
+            if factors is None:
+                states = _random_states(before) if kept.limit else []
+                factors = self._factors(x, y, index)
+                if kept.limit and _are_equal(states, _random_states(before)):
+                    kept.keep(number, x, y, factors)
             if not _are_equal(before, [*self.model.parameters()]):
                 raise RuntimeError("the model changed during a pass: cluster between two updates")
             distances = self._distances(factors, index)
@@ -399,6 +415,59 @@ class GradientClustering:
         self.centers.load_state_dict(map_tensors(lambda t: t.to(device), state["centers"]))
         self._sizes = None if sizes is None else sizes.cpu().clone()
         self.generator.set_state(state["generator"].cpu())
+
+
+class _KeptFactors:
+    """Factors of batches that are kept from one pass to the next.
+
+    Args:
+        limit: Most bytes of the factors and of the copies of their batches.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._left = limit
+        self._parameters: list[Tensor] = []
+        # By number in the pass: inputs, targets, factors. The first two are copies, because a batch
+        # may be changed in place.
+        self._batches: dict[int, tuple[Tensor, Tensor, dict[str, Factors]]] = {}
+
+    def begin_pass(self, parameters: list[Tensor]) -> None:
+        """Forget all factors if the parameters are not those of the last pass."""
+        if not _are_equal(self._parameters, parameters):
+            self._batches, self._left = {}, self.limit
+        self._parameters = parameters
+
+    def recall(self, number: int, x: Any, y: Any) -> dict[str, Factors] | None:
+        """Return the kept factors of a batch; ``None`` if there are none or the batch changed."""
+        if number not in self._batches:
+            return None
+        old_x, old_y, factors = self._batches[number]
+        return factors if _is_same(old_x, x) and _is_same(old_y, y) else None
+
+    def keep(self, number: int, x: Any, y: Any, factors: dict[str, Factors]) -> None:
+        """Keep the factors of a batch, if they fit; those of a batch that changes are not kept."""
+        if number in self._batches or not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            return
+        parts = [tensor for layer in factors.values() for tensor in (layer.x, layer.z_grad)]
+        size = sum(t.numel() * t.element_size() for t in [x, y, *parts])
+        # of other devices `_random_states` does not know the generators
+        if size <= self._left and all(t.device.type in ("cpu", "cuda") for t in parts):
+            self._batches[number] = (x.clone(), y.clone(), factors)
+            self._left -= size
+
+
+def _is_same(old: Tensor, new: Any) -> bool:
+    """Tell whether ``new`` is a tensor like ``old`` with equal values."""
+    if not isinstance(new, Tensor) or (old.dtype, old.device) != (new.dtype, new.device):
+        return False
+    return torch.equal(old, new)
+
+
+def _random_states(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the states of torch's own generators, from which a model on CPU or CUDA may draw."""
+    devices = {p.device for p in parameters if p.device.type == "cuda"}
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
 def _parts(batch: Any) -> tuple[Any, Any, Tensor]:

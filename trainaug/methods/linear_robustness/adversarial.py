@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainaug.methods.linear_robustness.norms import dual, dual_vector, norm
+from trainaug.methods.linear_robustness.norms import dual, measured, subgradient
 from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
-from trainaug.norms import Norm
+from trainaug.norms import Norm, shaped_norm
 
 __all__ = ["adversarial_paths"]
 
@@ -66,17 +66,19 @@ def adversarial_paths(
         raise ValueError(f"need {len(eps)} positive step lengths, got {list(lr)}")
     if list(record_at) != sorted(set(record_at)) or not record_at or record_at[0] < 0:
         raise ValueError(f"record_at must increase from at least 0, got {list(record_at)}")
-    weight_norm, radii = dual(attack), eps.to(Z).unsqueeze(-1)  # (E, 1)
+    weight_norm = shaped_norm(dual(attack), (Z.shape[1],))
+    radii = eps.to(Z).unsqueeze(-1)  # (E, 1)
     rates = torch.tensor(list(lr), dtype=Z.dtype, device=Z.device).unsqueeze(-1)  # (E, 1)
     w = torch.zeros(len(eps), Z.shape[1], dtype=Z.dtype, device=Z.device)
     recorded = []
-    with full_precision(Z):
+    # what is stacked below is no inference tensor any more, so that callers may differentiate it
+    with full_precision(Z), torch.inference_mode():
         for t in range(record_at[-1] + 1):
             if t in record_at:
                 recorded.append(w)
             q = torch.softmax(-(w @ Z.T), -1)  # (E, N); eps |w|_* is the same for every row
-            g = radii * dual_vector(w, weight_norm) - q @ Z  # (E, D)
-            length = norm(g, "l2").unsqueeze(-1)
+            g = radii * subgradient(w, weight_norm) - q @ Z  # (E, D)
+            length = measured(g, "l2").unsqueeze(-1)
             w = w - rates / math.sqrt(t + 1) * torch.where(length > 0, g / length, 0.0)
     weights = torch.stack(recorded)
     if not bool(weights.isfinite().all()):

@@ -111,12 +111,17 @@ def _shaped(norm: Norm, x: Tensor) -> PlainNorm | FourierNorm:
     return shaped_norm(norm, (x.shape[-1],))
 
 
+def _is_unsafe(length: Tensor) -> Tensor:
+    """Tell which lengths may have lost digits, because squares left the range of the type."""
+    # The square of ``least`` is far enough above the subnormal numbers to keep all its bits.
+    least = 2.0 ** (math.frexp(torch.finfo(length.dtype).tiny)[1] // 2 + 12)
+    return (length < least) | length.isinf()
+
+
 def _length(x: Tensor) -> Tensor:
     """Return Euclidean lengths; a vector whose squares leave the type's range is scaled first."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1)
-    # The square of ``least`` is far enough above the subnormal numbers to keep all its bits.
-    least = 2.0 ** (math.frexp(torch.finfo(x.dtype).tiny)[1] // 2 + 12)
-    unsafe = (length < least) | length.isinf()
+    unsafe = _is_unsafe(length)
     largest = x.detach().abs().amax(-1)
     unit = torch.where(unsafe & (largest > 0) & largest.isfinite(), largest, 1.0)
     scaled = torch.where(unsafe.unsqueeze(-1), x / unit.unsqueeze(-1), 0.0)
@@ -143,6 +148,18 @@ def norm(x: Tensor, norm: Norm) -> Tensor:
         tensor(7.)
     """
     return _measured(x, _shaped(norm, x))
+
+
+def measured(x: Tensor, norm: PlainNorm | FourierNorm) -> Tensor:
+    """Do what `norm` does in a loop over plain values, whose vectors are already checked.
+
+    On the CPU vectors are scaled only if one needs it, so `torch.func` cannot transform this.
+    """
+    if norm == "l2" and x.is_cpu:
+        length: Tensor = torch.linalg.vector_norm(widened(x), dim=-1)
+        if not bool(_is_unsafe(length).any()):
+            return length.to(x.dtype)
+    return _measured(x, norm)
 
 
 def _measured(x: Tensor, norm: PlainNorm | FourierNorm) -> Tensor:
@@ -183,13 +200,17 @@ def dual_vector(x: Tensor, norm: Norm) -> Tensor:
         >>> dual_vector(torch.tensor([3.0, -4.0]), "linf")
         tensor([ 0., -1.])
     """
-    known = _shaped(norm, x)
-    if isinstance(known, FourierNorm):
-        order = known.order
-        return known.on_moduli(x, lambda moduli: dual_vector(moduli, order))
-    if known == "l1":
+    return subgradient(x, _shaped(norm, x))
+
+
+def subgradient(x: Tensor, norm: PlainNorm | FourierNorm) -> Tensor:
+    """Do what `dual_vector` does for vectors that are already checked."""
+    if isinstance(norm, FourierNorm):
+        order = norm.order
+        return norm.on_moduli(x, lambda moduli: subgradient(moduli, order))
+    if norm == "l1":
         return _sign(x)
-    if known == "l2":
+    if norm == "l2":
         wide = widened(x)
         length = _length(wide).unsqueeze(-1)  # (..., 1)
         return torch.where(length == 0, 0.0, wide / length).to(x.dtype)

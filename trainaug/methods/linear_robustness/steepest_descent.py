@@ -23,7 +23,13 @@ from trainaug.methods.linear_robustness.norm_optimizer import (
     check_gradients,
     check_range,
 )
-from trainaug.methods.linear_robustness.norms import dual, dual_vector, norm
+from trainaug.methods.linear_robustness.norms import (
+    dual,
+    dual_vector,
+    measured,
+    norm,
+    subgradient,
+)
 from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
 from trainaug.norms import Norm, check_norm, shaped_norm
 from trainaug.roots import log
@@ -255,7 +261,8 @@ def steepest_descent_paths(
     if not norms:
         raise ValueError(f"expected at least one weight norm, got norms {norms}")
     mask = check_rows(Z, "(P, N, D)", mask)
-    kinds = [shaped_norm(weight_norm, (Z.shape[-1],)) for weight_norm in norms]
+    # in the attack norms, the duals of those of the weights, gradients are measured
+    attacks = [shaped_norm(dual(weight_norm), (Z.shape[-1],)) for weight_norm in norms]
     if list(record_at) != sorted(set(record_at)) or not record_at or record_at[0] < 0:
         raise ValueError(f"record_at must increase from at least 0, got {list(record_at)}")
 
@@ -263,23 +270,24 @@ def steepest_descent_paths(
     padding = torch.zeros_like(Z[..., 0]).masked_fill(~mask, -torch.inf).unsqueeze(1)  # (P, 1, N)
     Zt = Z.mT.contiguous()  # (P, D, N); contiguous, the products below are three times faster
     log_count = log(mask.sum(-1, keepdim=True).to(Z))  # (P, 1)
-    squares = torch.stack([norm(Z, dual(k)).amax(-1) ** 2 for k in kinds], -1)  # (P, M)
+    squares = torch.stack([norm(Z, attack).amax(-1) ** 2 for attack in attacks], -1)  # (P, M)
     limits = torch.finfo(Z.dtype)
     usual = (squares >= limits.tiny) & (squares <= 1 / limits.tiny)
     if not bool((usual | ~Z.any(-1).any(-1, keepdim=True)).all()):
         raise ValueError(f"the squared norms of the rows leave the range of {Z.dtype}: scale Z")
     alpha = torch.where(squares > 0, lr / squares, 0.0)  # (P, M); a problem of zeros stays at 0
-    W = torch.zeros(Z.shape[0], len(kinds), Z.shape[2], dtype=Z.dtype, device=Z.device)
+    W = torch.zeros(Z.shape[0], len(norms), Z.shape[2], dtype=Z.dtype, device=Z.device)
     upper = torch.full_like(squares, torch.inf)  # (P, M)
     weights, losses, uppers = [], [], []
     recorded = set(record_at)
-    with full_precision(Z):
+    # what is stacked below is no inference tensor any more, so that callers may differentiate it
+    with full_precision(Z), torch.inference_mode():
         for t in range(record_at[-1] + 1):
             scores = padding - W @ Zt  # (P, M, N)
             log_loss = torch.logsumexp(scores, dim=-1)  # (P, M)
             G = (scores - log_loss.unsqueeze(-1)).exp_() @ Z  # (P, M, D): minus the gradient
             lengths = torch.stack(
-                [norm(G[:, m], dual(k)) for m, k in enumerate(kinds)], -1
+                [measured(G[:, m], attack) for m, attack in enumerate(attacks)], -1
             )  # (P, M)
             upper = torch.minimum(upper, lengths)
             if t in recorded:
@@ -290,8 +298,12 @@ def steepest_descent_paths(
                 alpha = torch.minimum(lr * (log_loss - log_count).exp(), 1 / squares)
             elif step == "normalized":
                 alpha = torch.where(lengths > 0, lr / (t + 1) ** 0.5 / lengths, 0.0)
-            for m, kind in enumerate(kinds):
-                W[:, m].addcmul_(steepest_direction(-G[:, m], kind), alpha[:, m, None])
+            for m, attack in enumerate(attacks):
+                # `steepest_direction` of the gradient -G, with the length that is known already
+                move = G[:, m]
+                if attack != "l2":
+                    move = lengths[:, m, None] * subgradient(move, attack)  # (P, D)
+                W[:, m].addcmul_(move, alpha[:, m, None])
     steps = torch.tensor(list(record_at), device=Z.device)
     path = Path(steps, torch.stack(weights), torch.stack(losses), torch.stack(uppers))
     if not bool(path.weights.isfinite().all()):
