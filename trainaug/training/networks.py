@@ -1,7 +1,7 @@
 """Small networks: classifiers of numbers and pictures, and encoders of pictures and captions.
 
-All weights are drawn from a generator by `initialise`. Each class names its source; the others are
-our own designs.
+All weights are drawn from a generator by `initialise`. A class that follows a paper names it; the
+designs of the others are ours.
 
 A batch of captions is a pair ``(tokens, weights)``: token numbers int64 ``(B, T)`` with 0 for
 padding, and the weight of each token ``(B, T)``, 0 if the token is left out.
