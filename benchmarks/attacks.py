@@ -11,7 +11,7 @@ import torch
 
 from trainaug.methods.attacks.balls import AttackNorm, _ball
 from trainaug.methods.attacks.pgd import _STEP_SWEEPS, _Attack
-from trainaug.training.models import SmallCNN
+from trainaug.training.networks import SmallCNN
 
 PAIR: tuple[tuple[AttackNorm, float], ...] = (("linf", 0.03), ("fourier_linf", 0.3))  # with eps
 

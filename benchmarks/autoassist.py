@@ -23,8 +23,8 @@ from trainaug.methods.autoassist import (
     AsyncBatches,
     ImageAssistant,
 )
-from trainaug.training.convnet import StridedConvNet
 from trainaug.training.loop import train
+from trainaug.training.networks import StridedConvNet
 from trainaug.training.randomness import RandomBatchSampler
 
 N, BATCH, CLASSES, BASE = 10_000, 128, 10, 0.3

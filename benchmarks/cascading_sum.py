@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import MixUp
 from trainaug.data.indexed import IndexedDataset
 from trainaug.methods.cascading_sum import CascadeSchedule, SumMix
 from trainaug.training.loop import Batch, train
-from trainaug.training.resnet import ResNet8
+from trainaug.training.networks import ResNet8
 
 BATCH, CLASSES = 128, 10
 Shape = tuple[int, int, int]

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainaug.data.indexed import IndexedDataset
 from trainaug.training.loop import train
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 BATCH, EXAMPLES, EPOCHS = 64, 1024, 4

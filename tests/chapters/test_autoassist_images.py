@@ -26,8 +26,7 @@ from companion.chapters.autoassist.images import (
 from companion.chapters.autoassist.measures import count_macs, judge_guesses, measure_end
 from companion.chapters.autoassist.problems import losses_of, make_model, pictures
 from trainaug.methods.autoassist import AssistantTrainer, AssistedSampler
-from trainaug.training.convnet import StridedConvNet, TwoConvNet
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP, StridedConvNet, TwoConvNet
 from trainaug.training.randomness import stream
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")

@@ -14,7 +14,6 @@ from companion.chapters.gradient_clustering import problems
 from companion.chapters.gradient_clustering.problems import Problem, problem
 from trainaug.data import registry
 from trainaug.training.randomness import stream
-from trainaug.training.resnet import ResNet8
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
 
@@ -156,8 +155,7 @@ def test_what_cannot_be_drawn_is_refused_and_named():
         with pytest.raises(ValueError, match=rf"0 <= copies, noise < 1, got .*{value}"):
             problem("digits", 0, 100, **shares)
     for num_train, copies, distinct in ((9, 0, 9), (50, 0.9, 5), (1001, 0, 1001)):
-        message = f"{distinct} distinct examples are not between 10 and 1000"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=rf"\b{distinct}\b"):
             problem("digits", 0, num_train, copies=copies)
     drawn = problem("digits", 0, 20)
     with pytest.raises(ValueError, match="mlp, cnn or resnet8, got 'transformer'"):
@@ -201,19 +199,6 @@ def test_networks_fit_the_pictures_and_have_the_weights_of_their_seed(name, data
             (10, 64),
             (10,),
         ]
-
-
-def test_plain_resnet8_is_the_network_with_batchnorms_that_do_nothing():
-    plain = problems.plain_resnet8(stream(0, "init"), in_channels=3)
-    whole = ResNet8(10, stream(0, "init"), in_channels=3).eval()
-    for module in whole.modules():
-        if isinstance(module, nn.BatchNorm2d):  # mean 0, variance 1
-            module.eps = 0.0
-    x = torch.rand(4, 3, 16, 16, generator=stream(0, "x"))
-    torch.testing.assert_close(plain(x), whole(x), rtol=1e-5, atol=1e-6)
-    kinds = {type(m) for m in plain.modules() if any(True for _ in m.parameters(recurse=False))}
-    assert kinds == {nn.Conv2d, nn.Linear}
-    assert torch.equal(plain.eval()(x), plain.train()(x))
 
 
 def test_losses_are_the_cross_entropy_of_each_example():

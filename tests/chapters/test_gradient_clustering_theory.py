@@ -15,7 +15,6 @@ from companion.chapters.gradient_clustering import theory, timing
 from companion.chapters.gradient_clustering.problems import (
     losses_of,
     make_model,
-    plain_resnet8,
     problem,
 )
 from companion.chapters.gradient_clustering.speed import Sampling, Trained
@@ -24,6 +23,7 @@ from trainaug.methods.gradient_clustering import (
     per_example_gradients,
     stratified_variance,
 )
+from trainaug.training.networks import ResNet8
 from trainaug.training.randomness import stream
 
 pytestmark = pytest.mark.usefixtures("untouched_randomness")
@@ -245,7 +245,7 @@ def test_networks_that_are_timed():
     assert kinds == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
     x = torch.rand(3, 1, 28, 28, generator=stream(0, "x"))
     assert mlp(x).shape == (3, 10)
-    ours = plain_resnet8(stream(0, "init"), in_channels=1)
+    ours = ResNet8(10, stream(0, "init"), in_channels=1, batch_norm=False)
     network = timing.make_network("resnet8", 0)
     torch.testing.assert_close(network(x), ours(x), rtol=1e-4, atol=1e-5)
     convolutions = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]

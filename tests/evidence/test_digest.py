@@ -234,13 +234,13 @@ def test_chapter_6_counts_its_methods_and_data_only():
         "companion.chapters.linear_robustness.exact",
         "companion.chapters.linear_robustness.problems",
         "trainaug.methods.linear_robustness.max_margin",
-        "trainaug.methods.linear_robustness.norms",
         "trainaug.methods.linear_robustness.robustness",
         "trainaug.methods.linear_robustness.steepest_descent",
         "trainaug.data.binary",
         "trainaug.data.gaussian",
         "trainaug.data.registry",
         "trainaug.data.sklearn_sets",
+        "trainaug.norms",
     } <= actual
     assert "companion.lab.chapters" not in actual
     for part in ("figures", "estimands", "sweep", "notebook", "pages"):

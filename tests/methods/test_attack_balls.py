@@ -22,7 +22,7 @@ from trainaug.methods.attacks import (
     radial_band,
     steepest_step,
 )
-from trainaug.methods.linear_robustness.norms import FourierNorm, dual_vector, project
+from trainaug.norms import FourierNorm, dual_vector, project
 
 Randn = Callable[..., Tensor]
 KINDS: tuple[AttackNorm, ...] = ("linf", "l2", "l1", "fourier_linf", "fourier_l1")

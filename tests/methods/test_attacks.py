@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from trainaug.data import registry
 from trainaug.methods.attacks import AttackNorm, fgsm, pgd, radial_band
-from trainaug.training.models import SmallCNN
+from trainaug.training.networks import SmallCNN
 
 # --- linear models
 

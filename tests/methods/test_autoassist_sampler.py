@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from trainaug.data.indexed import IndexedDataset
 from trainaug.methods.autoassist import AssistantTrainer, AssistedSampler, ImageAssistant
 from trainaug.training.loop import train
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from trainaug.data import registry
 from trainaug.methods.attacks import fgsm, pgd
 from trainaug.methods.cascading_sum import SumTTA
-from trainaug.training.convnet import TwoConvNet
+from trainaug.training.networks import TwoConvNet
 from trainaug.training.randomness import initialise, stream
 
 AVERAGES = ["logits", "probs"]

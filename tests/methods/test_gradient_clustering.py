@@ -16,7 +16,7 @@ from trainaug.methods.gradient_clustering import (
     per_example_gradients,
     total_distortion,
 )
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import stream
 
 KINDS = ["means", "svd", "full"]

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from trainaug.data.indexed import IndexedDataset
 from trainaug.methods.gradient_clustering import GradientClustering, layer_factors
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import RandomBatchSampler, initialise, stream
 
 KINDS = ["means", "svd", "full"]

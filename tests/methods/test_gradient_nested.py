@@ -22,8 +22,7 @@ from trainaug.methods.gradient_clustering import (
     layer_factors,
     per_example_gradients,
 )
-from trainaug.training.embeddings import BagOfTokens, CaptionGRU, DualEncoder, FeatureEncoder
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP, BagOfTokens, CaptionGRU, DualEncoder, FeatureEncoder
 from trainaug.training.randomness import initialise, stream
 
 losses_of = partial(F.cross_entropy, reduction="none")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainaug.methods.linear_robustness import NORMS, Norm, dual, dual_vector, norm, project
-from trainaug.methods.linear_robustness.norms import check_norm, measured
+from trainaug.norms import check_norm, measured
 
 Randn = Callable[..., Tensor]
 ORDER: dict[Norm, float] = {"l1": 1, "l2": 2, "linf": math.inf}

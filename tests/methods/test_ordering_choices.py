@@ -19,7 +19,7 @@ from trainaug.methods.ordering import (
     root_pacing,
     step_pacing,
 )
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 KINDS = ["partition", "resampled"]

@@ -11,7 +11,7 @@ from torch import nn, optim
 
 from trainaug.methods.ordering import BatchScorer, Copies, trial_losses
 from trainaug.methods.ordering.copies import ELEMENTWISE, is_elementwise
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import initialise, stream
 
 LABELS = torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2], [2, 0, 2, 2]])

@@ -20,7 +20,7 @@ from trainaug.methods.ordering import (
     train_in_order,
 )
 from trainaug.methods.ordering.exhaustive import all_orders
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import initialise, stream
 
 SHAPES = {"mlp": (4,), "conv": (1, 5, 5), "norm": (1, 5, 5)}

@@ -21,7 +21,7 @@ from trainaug.methods.ordering import (
 )
 from trainaug.methods.ordering.sampler import epoch_seed
 from trainaug.training.loop import train
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import stream
 
 KINDS = ["partition", "resampled", "sample_loss"]

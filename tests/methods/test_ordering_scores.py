@@ -23,7 +23,7 @@ from trainaug.methods.ordering import (
 )
 from trainaug.methods.ordering.copies import masked_means
 from trainaug.methods.ordering.scores import Score
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import initialise, stream
 
 SCORES = get_args(Score)

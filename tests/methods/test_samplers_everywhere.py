@@ -22,7 +22,7 @@ from trainaug.methods.gradient_clustering import (
 )
 from trainaug.methods.hard_negatives import DistinctGroupBatchSampler
 from trainaug.training.loop import train
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 N = 26

@@ -26,7 +26,7 @@ from trainaug.methods.ordering import (
     linear_pacing,
 )
 from trainaug.training.loop import train
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 N = 26

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from trainaug.methods.gradient_clustering.snooze import RandomSnoozeSampler, SnoozeSampler
 from trainaug.training.loop import train
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 

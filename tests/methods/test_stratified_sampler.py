@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trainaug.data.indexed import IndexedDataset
 from trainaug.methods.gradient_clustering import StratifiedSampler, enumerate_estimates
 from trainaug.training.loop import train
-from trainaug.training.models import MLP
+from trainaug.training.networks import MLP
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 LABELS = st.lists(st.sampled_from([-3, 0, 1, 2, 7]), min_size=1, max_size=30)

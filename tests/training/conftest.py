@@ -11,7 +11,7 @@ import torch
 from trainaug.data.fashion_mnist import fashion_mnist_tensors
 from trainaug.data.indexed import IndexedDataset
 from trainaug.training.loop import History, train
-from trainaug.training.models import SmallCNN
+from trainaug.training.networks import SmallCNN
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 

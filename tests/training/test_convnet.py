@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainaug.training.convnet import TwoConvNet
+from trainaug.training.networks import TwoConvNet
 from trainaug.training.randomness import stream
 
 

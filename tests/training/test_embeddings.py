@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainaug.methods.hard_negatives import SumOfHinges, cosine_scores, order_scores
-from trainaug.training.embeddings import (
+from trainaug.training.networks import (
     BagOfTokens,
     CaptionGRU,
     DualEncoder,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainaug.training.models import MLP, SmallCNN
+from trainaug.training.networks import MLP, SmallCNN
 from trainaug.training.randomness import RandomBatchSampler, initialise, stream
 
 NAMES = ["init", "order", "candidates", "augment", "measure"]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainaug.training.networks import ResNet8
 from trainaug.training.randomness import stream
-from trainaug.training.resnet import ResNet8
 
 
 def built(seed: int = 0, classes: int = 10, **options: object) -> ResNet8:
@@ -138,3 +138,17 @@ def test_a_few_steps_fit_a_few_examples():
 def test_impossible_sizes_raise_with_the_value(classes, channels, value):
     with pytest.raises(ValueError, match=value):
         ResNet8(classes, stream(0, "init"), in_channels=channels)
+
+
+def test_without_norms_it_is_the_network_whose_norms_do_nothing():
+    """Oracle: the whole network in eval mode, with norms of mean 0, variance 1 and eps 0."""
+    plain = ResNet8(10, stream(0, "init"), batch_norm=False)
+    whole = ResNet8(10, stream(0, "init")).eval()
+    for module in whole.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+    x = torch.rand(4, 3, 16, 16, generator=stream(0, "x"))
+    torch.testing.assert_close(plain(x), whole(x), rtol=1e-5, atol=1e-6)
+    kinds = {type(m) for m in plain.modules() if any(True for _ in m.parameters(recurse=False))}
+    assert kinds == {nn.Conv2d, nn.Linear}
+    assert torch.equal(plain.eval()(x), plain.train()(x))

@@ -13,7 +13,8 @@ from torch import nn
 
 from trainaug.data.indexed import IndexedDataset
 from trainaug.training.loop import NonFiniteLossError
-from trainaug.training.models import MLP, SmallCNN, evaluate
+from trainaug.training.models import evaluate
+from trainaug.training.networks import MLP, SmallCNN
 from trainaug.training.randomness import RandomBatchSampler, initialise, stream
 
 

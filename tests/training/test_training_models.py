@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import OrderedDict, UserDict
 
 import pytest
@@ -10,8 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainaug.data.indexed import IndexedDataset
-from trainaug.training.models import MLP, SmallCNN, evaluate, predict, run_model, undisturbed
+from trainaug.training import networks
+from trainaug.training.models import evaluate, predict, run_model
+from trainaug.training.networks import MLP, SmallCNN
 from trainaug.training.randomness import initialise, stream
+from trainaug.undisturbed import undisturbed
 
 
 def snapshot(model: nn.Module) -> list:
@@ -41,10 +45,44 @@ def test_models_give_a_row_of_logits_an_example():
     assert cnn(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("hidden", [5, (5,), (7, 4), ()])
+def test_mlp_is_its_layers_in_plain_products(hidden):
+    model, x = MLP(12, hidden, 3, stream(0, "init")), torch.rand(2, 3, 4, generator=stream(0, "x"))
+    sizes = [12, *([hidden] if isinstance(hidden, int) else hidden), 3]
+    tensors = list(model.parameters())
+    assert [tuple(w.shape) for w in tensors[::2]] == list(zip(sizes[1:], sizes[:-1], strict=True))
+    h = x.flatten(1)
+    for number, (weight, bias) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
+        h = (h if number == 0 else h.clamp(min=0)) @ weight.T + bias
+    torch.testing.assert_close(model(x), h, rtol=1e-5, atol=1e-6)  # order of sums
+
+
+def test_dropout_of_an_mlp_drops_hidden_units_in_train_mode_alone():
+    plain, model = (MLP(4, (50, 50), 3, stream(0, "init"), dropout=p) for p in (0.0, 0.5))
+    x = torch.rand(6, 4, generator=stream(0, "x"))
+    assert [type(m) for m in model if not isinstance(m, nn.Linear)] == [
+        nn.Flatten,
+        *[nn.ReLU, nn.Dropout] * 2,
+    ]
+    assert torch.equal(model.eval()(x), plain(x))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        assert not torch.equal(model.train()(x), plain(x))
+
+
+def test_former_modules_give_the_same_networks():
+    for name in ("models", "convnet", "resnet", "wide_resnet", "embeddings"):
+        former = importlib.import_module(f"trainaug.training.{name}")
+        names = set(former.__all__) & set(networks.__all__)
+        assert names
+        assert all(getattr(former, each) is getattr(networks, each) for each in names)
+
+
 @pytest.mark.parametrize(
     ("build", "value"),
     [
         (lambda g: MLP(4, 0, 3, g), "hidden=0"),
+        (lambda g: MLP(4, (5, 0), 3, g), r"hidden=\(5, 0\)"),
         (lambda g: SmallCNN(0, g), "num_classes=0"),
         (lambda g: SmallCNN(10, g, image_size=7), "image_size=7"),
     ],

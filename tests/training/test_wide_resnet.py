@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainaug.training.networks import WideResNet
 from trainaug.training.randomness import stream
-from trainaug.training.wide_resnet import WideResNet
 
 
 def built(depth: int = 10, width: int = 1, seed: int = 0, **options: object) -> WideResNet:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainaug.data import registry
+from trainaug.data.splits import draw_of_each_class
 
 __all__ = ["Problem", "binary_problem"]
 
@@ -71,20 +72,15 @@ def binary_problem(
     known = np.unique(data["train_y"]).tolist()
     if len(classes) != 2 or classes[0] == classes[1] or not set(classes) <= set(known):
         raise ValueError(f"classes must be two different ones of {known}, got {classes}")
-    rows = [np.flatnonzero(data["train_y"] == c) for c in classes]
+    members = np.flatnonzero(np.isin(data["train_y"], classes))
     if n is None:
-        drawn = rows
+        train = members
     else:
-        counts = [n - n // 2, n // 2]
-        limit = min(len(members) for members in rows)
-        if n < 2 or counts[0] > limit:
+        limit = min(np.count_nonzero(data["train_y"] == c) for c in classes)
+        if n < 2 or n - n // 2 > limit:
             raise ValueError(f"n must be in [2, {2 * limit}] for {name} {classes}, got {n}")
-        generator = np.random.default_rng(seed)
-        drawn = [
-            generator.permutation(members)[:count]
-            for members, count in zip(rows, counts, strict=True)
-        ]
-    train = np.sort(np.concatenate(drawn))
+        counts = {classes[0]: n - n // 2, classes[1]: n // 2}
+        train = draw_of_each_class(data["train_y"], counts, np.random.default_rng(seed))
 
     def part(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         flat = x.reshape(len(x), math.prod(x.shape[1:])).astype(np.float64) / DIVISORS.get(
@@ -97,7 +93,7 @@ def binary_problem(
         test = np.flatnonzero(np.isin(data["test_y"], classes))
         X_test, y_test = part(data["test_x"][test], data["test_y"][test])
     else:
-        rest = np.setdiff1d(np.concatenate(rows), train)
+        rest = np.setdiff1d(members, train)
         X_test, y_test = part(data["train_x"][rest], data["train_y"][rest])
     if name == "breast_cancer":
         mean, sd = X.mean(axis=0), X.std(axis=0)  # (D,)

@@ -13,6 +13,7 @@ import torch
 
 from trainaug.data import registry
 from trainaug.data.indexed import IndexedDataset
+from trainaug.data.splits import draw_of_each_class
 
 __all__ = ["fashion_mnist_tensors"]
 
@@ -47,12 +48,10 @@ def fashion_mnist_tensors(
     part = "test" if split == "test" else "train"
     x, y = data[f"{part}_x"], data[f"{part}_y"]
     if split != "test":
-        generator = np.random.default_rng(seed)
-        validation = np.zeros(len(y), dtype=bool)
-        for c in range(CLASSES):
-            members = np.flatnonzero(y == c)
-            validation[generator.permutation(members)[:VALIDATION_PER_CLASS]] = True
-        keep = validation if split == "val" else ~validation
-        x, y = x[keep], y[keep]
+        counts = dict.fromkeys(range(CLASSES), VALIDATION_PER_CLASS)
+        rows = draw_of_each_class(y, counts, np.random.default_rng(seed))
+        if split == "train":
+            rows = np.setdiff1d(np.arange(len(y)), rows)
+        x, y = x[rows], y[rows]
     pictures = x.astype(np.float32)[:, None] / np.float32(255)  # (N, 1, 28, 28)
     return IndexedDataset(torch.from_numpy(pictures), torch.from_numpy(y.astype(np.int64)))

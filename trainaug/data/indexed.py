@@ -43,6 +43,14 @@ class IndexedDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.x)
 
+    def to(self, device: torch.device) -> IndexedDataset:
+        """Return the same data set with its tensors on a device.
+
+        Args:
+            device: Device to move to; what is there already is not copied.
+        """
+        return IndexedDataset(self.x.to(device), self.y.to(device))
+
     def __getitem__(self, index: int | Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the items at an index or at a batch of indices.
 

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from trainaug.checks import widened
 from trainaug.training.devices import device_of, to_device
-from trainaug.training.models import IndexedData, Precision, run_model, undisturbed
+from trainaug.training.models import IndexedData, Precision, run_model
+from trainaug.undisturbed import undisturbed
 
 __all__ = ["Batch", "History", "NonFiniteLossError", "train"]
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainaug.checks import class_labels, finite, widened
-from trainaug.training.models import undisturbed
 from trainaug.training.randomness import initialise
+from trainaug.undisturbed import undisturbed
 
 __all__ = ["END", "PAD", "START", "TranslationModel", "greedy_decode", "translation_losses"]
 

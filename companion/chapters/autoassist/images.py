@@ -42,9 +42,9 @@ from trainaug.methods.autoassist import (
     SelectiveBackprop,
     SelfPacedWeights,
 )
-from trainaug.training.convnet import TwoConvNet
 from trainaug.training.loop import train
 from trainaug.training.models import evaluate
+from trainaug.training.networks import TwoConvNet
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 __all__ = [

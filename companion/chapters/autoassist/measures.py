@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from companion.chapters.autoassist.problems import Pictures, losses_of
-from trainaug.training.models import evaluate, predict, undisturbed
+from trainaug.training.models import evaluate, predict
+from trainaug.undisturbed import undisturbed
 
 __all__ = ["GUESSERS", "count_macs", "judge_guesses", "measure_end", "present_losses"]
 

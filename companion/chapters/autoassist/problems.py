@@ -15,10 +15,10 @@ from companion.paths import DATA_CACHE
 from trainaug.data import registry
 from trainaug.data.cifar import load_cifar
 from trainaug.data.indexed import IndexedDataset
+from trainaug.data.splits import add_label_noise, draw_parts, join_pictures
 from trainaug.methods.autoassist import svm_objective
-from trainaug.training.convnet import StridedConvNet
+from trainaug.training.networks import ResNet8, StridedConvNet
 from trainaug.training.randomness import stream
-from trainaug.training.resnet import ResNet8
 
 __all__ = [
     "CIFAR",
@@ -54,10 +54,7 @@ class Pictures:
 
     def to(self, device: torch.device) -> Pictures:
         """Return the same parts on a device; ``wrong``, which is only counted, stays."""
-        train, val, test = (
-            IndexedDataset(part.x.to(device), part.y.to(device))
-            for part in (self.train, self.val, self.test)
-        )
+        train, val, test = (part.to(device) for part in (self.train, self.val, self.test))
         return Pictures(train, val, test, self.wrong)
 
 
@@ -77,13 +74,9 @@ def data_hash(data: str) -> str:
 @lru_cache(maxsize=2)
 def _arrays(data: str) -> tuple[Tensor, Tensor, int]:
     """All pictures as stored, their classes, and how many, from the first, may be trained on."""
-    arrays = (
-        load_cifar(DATA_CACHE / CIFAR, 10) if data == "cifar10" else registry.load(CONTENT[data])
-    )
-    x, y = (np.concatenate([arrays[f"train_{k}"], arrays[f"test_{k}"]]) for k in "xy")
-    if data == "fashion":
-        x = x[:, None]
-    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)), len(arrays["train_y"])
+    if data == "cifar10":
+        return join_pictures(load_cifar(DATA_CACHE / CIFAR, 10))
+    return join_pictures(registry.load(CONTENT[data]))
 
 
 def pictures(
@@ -104,7 +97,7 @@ def pictures(
         seed: Seed of the draw.
         num_train: Training examples.
         num_val: Validation examples.
-        num_test: Test examples, at most.
+        num_test: Test examples.
         noise: Share of the training labels replaced by another class at random.
         rotated: Turn each picture, once and for all, by at most a right angle to either side.
 
@@ -116,26 +109,19 @@ def pictures(
             f"need {' or '.join(TEN_CLASSES)} and 0 <= noise < 1, got {data!r}, {noise}"
         )
     x, y, trainable = _arrays(data)
+    if num_train < 1:
+        raise ValueError(f"need at least 1 training example, got {num_train}")
     g = stream(seed, "parts")
-    order = torch.randperm(trainable, generator=g)
-    val, rest = order[:num_val], order[num_val:]
-    test = trainable + torch.randperm(len(x) - trainable, generator=g)[:num_test]
-    if not 1 <= num_train <= len(rest):
-        raise ValueError(f"{num_train} examples are not between 1 and {len(rest)}")
-    rows = rest[:num_train]
-    labels = y[rows]
-    wrong = torch.rand(num_train, generator=g) < noise
-    shifted = (labels + torch.randint(1, 10, (num_train,), generator=g)) % 10
-    parts: list[Tensor] = []
-    for part in (rows, val, test):
-        pixels = x[part].float() / 255
-        parts.append(_turned(pixels, stream(seed, f"angles/{len(parts)}")) if rotated else pixels)
-    return Pictures(
-        IndexedDataset(parts[0], torch.where(wrong, shifted, labels)),
-        IndexedDataset(parts[1], y[val]),
-        IndexedDataset(parts[2], y[test]),
-        wrong,
-    )
+    sizes = {"val": num_val, "train": num_train, "test": num_test}
+    rows = draw_parts(sizes, trainable, g, num_official_test=len(x) - trainable)
+    labels, wrong = add_label_noise(y[rows["train"]], noise, 10, g)
+    parts: dict[str, IndexedDataset] = {}
+    for number, name in enumerate(("train", "val", "test")):
+        pixels = x[rows[name]].float() / 255
+        if rotated:
+            pixels = _turned(pixels, stream(seed, f"angles/{number}"))
+        parts[name] = IndexedDataset(pixels, labels if name == "train" else y[rows[name]])
+    return Pictures(**parts, wrong=wrong)
 
 
 def _turned(x: Tensor, generator: torch.Generator) -> Tensor:

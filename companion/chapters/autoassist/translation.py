@@ -35,13 +35,13 @@ from companion.lab.results import Result, make_result
 from trainaug.methods.autoassist import AssistedSampler
 from trainaug.training.devices import device_of, to_device
 from trainaug.training.loop import train
-from trainaug.training.models import undisturbed
 from trainaug.training.randomness import stream
 from trainaug.training.translation import (
     TranslationModel,
     greedy_decode,
     translation_losses,
 )
+from trainaug.undisturbed import undisturbed
 
 __all__ = [
     "Fitted",

@@ -19,8 +19,9 @@ from trainaug.methods.cascading_sum import (
     hessian_top_eigenvalue,
     sharpness,
 )
-from trainaug.training.models import predict, undisturbed
+from trainaug.training.models import predict
 from trainaug.training.randomness import stream
+from trainaug.undisturbed import undisturbed
 
 __all__ = [
     "accuracy_curves",

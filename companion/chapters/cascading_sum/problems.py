@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +14,9 @@ from trainaug.data import registry
 from trainaug.data.cifar import load_cifar
 from trainaug.data.emoji_captions import emoji_captions, family_split
 from trainaug.data.indexed import IndexedDataset
-from trainaug.training.convnet import StridedConvNet
+from trainaug.data.splits import draw_parts, join_pictures, take_of_each_class
+from trainaug.training.networks import ResNet8, StridedConvNet, WideResNet
 from trainaug.training.randomness import stream
-from trainaug.training.resnet import ResNet8
-from trainaug.training.wide_resnet import WideResNet
 
 __all__ = [
     "CIFAR",
@@ -73,11 +71,8 @@ class Problem:
 
     def to(self, device: torch.device) -> Problem:
         """Return the same parts on a device."""
-        parts = {
-            name: IndexedDataset(part.x.to(device), part.y.to(device))
-            for name, part in (("train", self.train), ("val", self.val), ("test", self.test))
-        }
-        return Problem(**parts, num_classes=self.num_classes)
+        train, val, test = (part.to(device) for part in (self.train, self.val, self.test))
+        return Problem(train, val, test, self.num_classes)
 
 
 def data_hash(data: str) -> str:
@@ -98,17 +93,8 @@ def _pictures(data: str) -> tuple[Tensor, Tensor, int]:
     """All pictures as stored, their classes, and how many, from the first, may be trained on."""
     if data in CIFAR:
         archive, num_classes = CIFAR[data]
-        arrays = load_cifar(DATA_CACHE / archive, num_classes)
-    else:
-        arrays = registry.load(CONTENT[data])
-    x, y = (np.concatenate([arrays[f"train_{k}"], arrays[f"test_{k}"]]) for k in "xy")
-    if data not in CIFAR:
-        side = 8 if data == "digits" else 28
-        x = x.reshape(len(x), 1, side, side)
-    # digits have no official test set
-    trainable = len(x) if data == "digits" else len(arrays["train_y"])
-    pictures = torch.from_numpy(x)
-    return pictures, torch.from_numpy(y.astype(np.int64)), trainable
+        return join_pictures(load_cifar(DATA_CACHE / archive, num_classes))
+    return join_pictures(registry.load(CONTENT[data]))
 
 
 @lru_cache(maxsize=1)
@@ -155,20 +141,15 @@ def problem(
         return _emoji_problem(per_class, seed, g)
     x, y, trainable = _pictures(data)
     num_val, num_test = HELD_OUT[data] if held_out is None else held_out
-    order = torch.randperm(trainable, generator=g)
-    if trainable < len(x):
-        test = trainable + torch.randperm(len(x) - trainable, generator=g)[:num_test]
-        val, rest = order[:num_val], order[num_val:]
-    else:
-        val, test, rest = torch.split(order, [num_val, num_test, len(order) - num_val - num_test])
-        test, rest = _reserve(test, rest, y, reserved)
+    sizes = {"val": num_val, "test": num_test, "train": None}
+    rows = draw_parts(sizes, trainable, g, num_official_test=len(x) - trainable)
+    if trainable == len(x):
+        rows["test"], rows["train"] = _reserve(rows["test"], rows["train"], y, reserved)
     num_classes = int(y.max()) + 1
-    train = rest[_first_of_each(y[rest], per_class, num_classes)]
+    rest = rows["train"]
+    rows["train"] = rest[take_of_each_class(y[rest], per_class, num_classes)]
     largest = LARGEST.get(data, 255)
-    parts = {
-        name: IndexedDataset(x[rows].float() / largest, y[rows])
-        for name, rows in (("train", train), ("val", val), ("test", test))
-    }
+    parts = {k: IndexedDataset(x[part].float() / largest, y[part]) for k, part in rows.items()}
     return Problem(**parts, num_classes=num_classes)
 
 
@@ -184,7 +165,7 @@ def _emoji_problem(per_class: int, seed: int, g: torch.Generator) -> Problem:
         y = classes[chosen].repeat_interleave(pictures.shape[1])
         order = torch.randperm(len(x), generator=g)
         if not parts:  # the training part, which comes first, is made smaller
-            order = order[_first_of_each(y[order], per_class, len(EMOJI_CLASSES))]
+            order = order[take_of_each_class(y[order], per_class, len(EMOJI_CLASSES))]
         parts[name] = IndexedDataset(x[order], y[order])
     return Problem(**parts, num_classes=len(EMOJI_CLASSES))
 
@@ -197,17 +178,6 @@ def _reserve(test: Tensor, rest: Tensor, y: Tensor, count: int) -> tuple[Tensor,
         if missing > 0:
             moved[(y[test] == c).nonzero().squeeze(1)[-missing:]] = True
     return test[~moved], torch.cat([rest, test[moved]])
-
-
-def _first_of_each(y: Tensor, count: int, num_classes: int) -> Tensor:
-    """Indices of the first ``count`` examples of each class, in increasing order."""
-    kept = torch.zeros(len(y), dtype=torch.bool)
-    for c in range(num_classes):
-        first = (y == c).nonzero().squeeze(1)[:count]
-        if len(first) < count:
-            raise ValueError(f"class {c} has {len(first)} pictures, {count} are asked for")
-        kept[first] = True
-    return kept.nonzero().squeeze(1)
 
 
 def make_model(

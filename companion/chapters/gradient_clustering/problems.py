@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,10 +15,9 @@ from companion.paths import DATA_CACHE
 from trainaug.data import registry
 from trainaug.data.cifar import load_cifar
 from trainaug.data.indexed import IndexedDataset
-from trainaug.training.convnet import TwoConvNet
-from trainaug.training.models import MLP
+from trainaug.data.splits import add_label_noise, draw_copies, draw_parts, join_pictures
+from trainaug.training.networks import MLP, ResNet8, TwoConvNet
 from trainaug.training.randomness import stream
-from trainaug.training.resnet import ResNet8
 
 __all__ = [
     "CIFAR",
@@ -32,7 +30,6 @@ __all__ = [
     "losses_of",
     "make_model",
     "pictures",
-    "plain_resnet8",
     "problem",
 ]
 
@@ -59,10 +56,7 @@ class Problem:
 
     def to(self, device: torch.device) -> Problem:
         """Return the same parts on a device."""
-        train, val, test = (
-            IndexedDataset(part.x.to(device), part.y.to(device))
-            for part in (self.train, self.val, self.test)
-        )
+        train, val, test = (part.to(device) for part in (self.train, self.val, self.test))
         return Problem(train, val, test, self.copy_of)
 
 
@@ -83,16 +77,8 @@ def data_hash(data: str) -> str:
 def pictures(data: str) -> tuple[Tensor, Tensor, int]:
     """All pictures as stored, their classes, and how many, from the first, may be trained on."""
     if data == "cifar10":
-        arrays = load_cifar(DATA_CACHE / CIFAR, 10)
-    else:
-        arrays = registry.load(CONTENT[data])
-    x, y = (np.concatenate([arrays[f"train_{k}"], arrays[f"test_{k}"]]) for k in "xy")
-    if data != "cifar10":
-        side = 8 if data == "digits" else 28
-        x = x.reshape(len(x), 1, side, side)
-    # digits have no official test set
-    trainable = len(x) if data == "digits" else len(arrays["train_y"])
-    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)), trainable
+        return join_pictures(load_cifar(DATA_CACHE / CIFAR, 10))
+    return join_pictures(registry.load(CONTENT[data]))
 
 
 def problem(
@@ -126,29 +112,17 @@ def problem(
         raise ValueError(f"need 0 <= copies, noise < 1, got {copies}, {noise}")
     x, y, trainable = pictures(data)
     num_val, num_test = held_out or HELD_OUT[data]
-    g = stream(seed, "parts")
-    order = torch.randperm(trainable, generator=g)
-    if trainable < len(x):
-        test = trainable + torch.randperm(len(x) - trainable, generator=g)[:num_test]
-        val, rest = order[:num_val], order[num_val:]
-    else:
-        val, test, rest = torch.split(order, [num_val, num_test, len(order) - num_val - num_test])
     distinct = num_train - round(copies * num_train)
-    if not points <= distinct <= len(rest):
-        raise ValueError(f"{distinct} distinct examples are not between {points} and {len(rest)}")
-    labels = y[rest[:distinct]]
-    wrong = torch.rand(distinct, generator=g) < noise
-    shifted = (labels + torch.randint(1, 10, (distinct,), generator=g)) % 10
-    labels = torch.where(wrong, shifted, labels)
-    copy_of = torch.cat([torch.arange(distinct), torch.arange(num_train - distinct) % points])
-    copy_of = copy_of[torch.randperm(num_train, generator=g)]
+    g = stream(seed, "parts")
+    sizes = {"val": num_val, "test": num_test, "train": distinct}
+    rows = draw_parts(sizes, trainable, g, num_official_test=len(x) - trainable)
+    labels = {name: y[part] for name, part in rows.items()}
+    noisy, _ = add_label_noise(labels["train"], noise, 10, g)
+    copy_of = draw_copies(num_train, distinct, points, g)
+    rows["train"], labels["train"] = rows["train"][copy_of], noisy[copy_of]
     largest = LARGEST.get(data, 255)
-    return Problem(
-        IndexedDataset(x[rest[copy_of]].float() / largest, labels[copy_of]),
-        IndexedDataset(x[val].float() / largest, y[val]),
-        IndexedDataset(x[test].float() / largest, y[test]),
-        copy_of,
-    )
+    parts = {k: IndexedDataset(x[part].float() / largest, labels[k]) for k, part in rows.items()}
+    return Problem(**parts, copy_of=copy_of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,18 +183,8 @@ def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.M
     if name == "cnn":
         return TwoConvNet(10, g, in_channels=shape[0]).to(device)
     if name == "resnet8":
-        return plain_resnet8(g, in_channels=shape[0]).to(device)
+        return ResNet8(10, g, in_channels=shape[0], batch_norm=False).to(device)
     raise ValueError(f"model must be mlp, cnn or resnet8, got {name!r}")
-
-
-def plain_resnet8(generator: torch.Generator, in_channels: int) -> nn.Module:
-    """Build a ResNet-8 whose BatchNorms are identities, as in the paper."""
-    model = ResNet8(10, generator, in_channels=in_channels)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.Identity())
-    return model
 
 
 def losses_of(logits: Tensor, y: Tensor) -> Tensor:

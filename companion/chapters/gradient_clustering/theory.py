@@ -36,7 +36,8 @@ from trainaug.methods.gradient_clustering import (
     total_distortion,
 )
 from trainaug.training.loop import train
-from trainaug.training.randomness import RandomBatchSampler, initialise, stream
+from trainaug.training.networks import MLP
+from trainaug.training.randomness import RandomBatchSampler, stream
 
 __all__ = [
     "Departures",
@@ -250,7 +251,8 @@ def _dropout(settings: Departures, data: Problem, seed: int) -> dict[str, float]
     ``dropout/without`` is the ratio of the former without dropout.
     """
     x, y, batch, views = data.train.x, data.train.y, settings.batch, settings.views
-    model = _with_dropout(settings, x[0].numel(), seed).to(x.device)
+    g = stream(seed, "init")
+    model = MLP(x[0].numel(), settings.hidden, 10, g, dropout=settings.dropout).to(x.device)
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout draws from the global generator
         _fit(settings, data, model, seed)
@@ -268,12 +270,3 @@ def _dropout(settings: Departures, data: Problem, seed: int) -> dict[str, float]
     ratio = stratified(gram, eval_strata, batch) / (variances(gram)[0] / batch)
     metrics["dropout/without"] = math.log(ratio)
     return metrics
-
-
-def _with_dropout(settings: Departures, pixels: int, seed: int) -> nn.Module:
-    """Make an MLP with dropout of its hidden units, with the initial weights of a seed."""
-    with torch.device("meta"):
-        first, last = nn.Linear(pixels, settings.hidden), nn.Linear(settings.hidden, 10)
-    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Dropout(settings.dropout), last)
-    initialise(model, stream(seed, "init"))
-    return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,13 +11,14 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from companion.chapters.gradient_clustering.problems import losses_of, plain_resnet8
+from companion.chapters.gradient_clustering.problems import losses_of
 from companion.chapters.gradient_clustering.speed import Sampler, Sampling, train_sampler
 from companion.lab.arms import Settings
 from companion.lab.device import run_device, wait_for
 from companion.lab.results import Result, make_result
 from trainaug.methods.gradient_clustering import GradientCenters, layer_factors
-from trainaug.training.randomness import initialise, stream
+from trainaug.training.networks import MLP, ResNet8
+from trainaug.training.randomness import stream
 
 __all__ = [
     "ResNetTiming",
@@ -50,15 +50,8 @@ def make_network(name: str, seed: int) -> nn.Module:
     """Build the paper's MLP 784-1024-1024-10, or ResNet-8 without BatchNorm for 28x28 pictures."""
     g = stream(seed, "init")
     if name == "resnet8":
-        return _DefaultLayout(plain_resnet8(g, in_channels=1))
-    with torch.device("meta"):
-        sizes = (784, 1024, 1024, 10)
-        layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in itertools.pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    model = nn.Sequential(*layers[:-1])
-    initialise(model, g)
-    return model
+        return _DefaultLayout(ResNet8(10, g, in_channels=1, batch_norm=False))
+    return MLP(784, (1024, 1024), 10, g)
 
 
 @dataclass(frozen=True, kw_only=True)

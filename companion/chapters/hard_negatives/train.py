@@ -40,15 +40,16 @@ from trainaug.methods.hard_negatives import (
     rsum,
     subsample_negatives,
 )
-from trainaug.training.embeddings import (
+from trainaug.training.loop import train
+from trainaug.training.networks import (
     BagOfTokens,
     CaptionGRU,
     DualEncoder,
     FeatureEncoder,
     PictureCNN,
 )
-from trainaug.training.loop import train
 from trainaug.training.randomness import RandomBatchSampler, stream
+from trainaug.undisturbed import in_eval_mode
 
 __all__ = [
     "GRUTraining",
@@ -332,24 +333,20 @@ def gallery_scores(model: DualEncoder, pairs: Pairs, gallery: Gallery) -> Tensor
 
     The model is in eval mode meanwhile; the scores are on the CPU.
     """
-    training = model.training
-    model.eval()
     tokens = pairs.tokens[gallery.concepts]
-    captions = model.embed_captions((tokens, (tokens > 0).float()))
-    # view 0 is the whole picture, the others are crops
-    images = model.embed_pictures(pairs.pictures[gallery.concepts, gallery.vendor, 0])
-    model.train(training)
+    with in_eval_mode(model):
+        captions = model.embed_captions((tokens, (tokens > 0).float()))
+        # view 0 is the whole picture, the others are crops
+        images = model.embed_pictures(pairs.pictures[gallery.concepts, gallery.vendor, 0])
     return model.score(images, captions).cpu()
 
 
 @torch.no_grad()
 def _mean_norm(model: DualEncoder, pairs: Pairs) -> float:
     """Length of the mean of normalised picture embeddings: 1 if they have collapsed to a point."""
-    training = model.training
-    model.eval()
     gallery = pairs.val[0]
-    images = model.embed_pictures(pairs.pictures[gallery.concepts, gallery.vendor, 0])
-    model.train(training)
+    with in_eval_mode(model):
+        images = model.embed_pictures(pairs.pictures[gallery.concepts, gallery.vendor, 0])
     return float(nn.functional.normalize(images, dim=1).mean(0).norm())
 
 

@@ -18,7 +18,8 @@ from trainaug.data.registry import content_hash
 from trainaug.methods.attacks import AttackNorm, equal_bands, pgd
 from trainaug.training.devices import to_device
 from trainaug.training.loop import train
-from trainaug.training.models import MLP, SmallCNN, evaluate, predict
+from trainaug.training.models import evaluate, predict
+from trainaug.training.networks import MLP, SmallCNN
 from trainaug.training.randomness import RandomBatchSampler, stream
 
 __all__ = [

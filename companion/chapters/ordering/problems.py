@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,9 +12,9 @@ from torch.optim import SGD
 
 from trainaug.data import registry
 from trainaug.data.indexed import IndexedDataset
-from trainaug.training.convnet import TwoConvNet
-from trainaug.training.models import MLP
-from trainaug.training.randomness import initialise, stream
+from trainaug.data.splits import add_label_noise, cut_parts, draw_parts, join_pictures
+from trainaug.training.networks import MLP, TwoConvNet
+from trainaug.training.randomness import stream
 
 __all__ = [
     "MODELS",
@@ -31,7 +30,7 @@ __all__ = [
 ]
 
 MODELS = ("linear", "mlp", "cnn", "cnn_bn")
-SHAPES = {"digits": (8, 8), "fashion_mnist": (28, 28)}
+LARGEST = {"digits": 16, "fashion_mnist": 255}  # largest value of a pixel as stored
 
 
 @dataclass(frozen=True)
@@ -83,41 +82,14 @@ class Problem:
 
     def to(self, device: torch.device) -> Problem:
         """Return the same parts on a device; ``rows``, which no computation uses, stay."""
-
-        def moved(part: IndexedDataset) -> IndexedDataset:
-            return IndexedDataset(part.x.to(device), part.y.to(device))
-
-        return replace(
-            self,
-            train=moved(self.train),
-            target=moved(self.target),
-            val=moved(self.val),
-            test=moved(self.test),
-            teacher=None if self.teacher is None else moved(self.teacher),
-        )
+        parts = {name: getattr(self, name).to(device) for name in self.rows}
+        return replace(self, **parts)
 
 
 @lru_cache(maxsize=2)
-def _arrays(data: str) -> tuple[Tensor, Tensor, int, float]:
-    """Read a data set.
-
-    Returns:
-        All pictures as stored, their classes, how many, from the first, may be trained on, and the
-        largest value of a pixel.
-    """
-    arrays = registry.load(data)
-    x, y = (np.concatenate([arrays[f"train_{k}"], arrays[f"test_{k}"]]) for k in "xy")
-    # digits have no official test set
-    trainable = len(x) if data == "digits" else len(arrays["train_y"])
-    largest = 16 if data == "digits" else 255
-    pictures = torch.from_numpy(x.reshape(len(x), 1, *SHAPES[data]))
-    return pictures, torch.from_numpy(y.astype(np.int64)), trainable, largest
-
-
-def _part(data: str, rows: Tensor, y: Tensor) -> IndexedDataset:
-    """Pictures with the numbers ``rows``, pixels scaled to [0, 1], with the labels ``y``."""
-    x, _, _, largest = _arrays(data)
-    return IndexedDataset(x[rows].float() / largest, y)
+def _pictures(data: str) -> tuple[Tensor, Tensor, int]:
+    """All pictures as stored, their classes, and how many, from the first, may be trained on."""
+    return join_pictures(registry.load(data))
 
 
 def problem(data: str, seed: int, *, noise: float = 0.0, sizes: Sizes | None = None) -> Problem:
@@ -136,26 +108,22 @@ def problem(data: str, seed: int, *, noise: float = 0.0, sizes: Sizes | None = N
     if data not in SIZES:
         raise ValueError(f"data must be one of {', '.join(SIZES)}, got {data!r}")
     counts = (sizes or SIZES[data]).drawn()
-    x, y, trainable, _ = _arrays(data)
+    x, y, trainable = _pictures(data)
     g = stream(seed, "parts")
-    order = torch.randperm(trainable, generator=g)
-    if trainable < len(x):
-        official_test = trainable + torch.randperm(len(x) - trainable, generator=g)
-        used = sum(counts.values()) - counts["test"]
-        order = torch.cat([order[:used], official_test])
-    rows = _split(order, counts)
-    targets = {part: y[index] for part, index in rows.items()}
+    rows = draw_parts(counts, trainable, g, num_official_test=len(x) - trainable)
+    labels = {part: y[index] for part, index in rows.items()}
     if noise:
-        shift = torch.randint(1, 10, (counts["train"],), generator=g)
-        wrong = torch.rand(counts["train"], generator=g) < noise
-        targets["train"] = torch.where(wrong, (targets["train"] + shift) % 10, targets["train"])
-    parts = {part: _part(data, index, targets[part]) for part, index in rows.items()}
-    return Problem(**parts, rows=rows, num_classes=10)
+        labels["train"], _ = add_label_noise(labels["train"], noise, 10, g, classes_first=True)
+    return _problem(data, rows, labels, 10)
 
 
-def _split(order: Tensor, counts: dict[str, int]) -> dict[str, Tensor]:
-    sizes = list(counts.values())
-    return dict(zip(counts, torch.split(order[: sum(sizes)], sizes), strict=True))
+def _problem(
+    data: str, rows: dict[str, Tensor], labels: dict[str, Tensor], num_classes: int
+) -> Problem:
+    """Make a problem of the parts' rows and labels; pixels are scaled to [0, 1]."""
+    x, largest = _pictures(data)[0], LARGEST[data]
+    parts = {k: IndexedDataset(x[part].float() / largest, labels[k]) for k, part in rows.items()}
+    return Problem(**parts, rows=rows, num_classes=num_classes)
 
 
 def pair_problem(seed: int, classes: tuple[int, int] = (3, 8), *, sizes: Sizes = PAIR) -> Problem:
@@ -166,15 +134,12 @@ def pair_problem(seed: int, classes: tuple[int, int] = (3, 8), *, sizes: Sizes =
         classes: The two digits; the second has label 1.
         sizes: Sizes of the parts.
     """
-    y = _arrays("digits")[1]
+    y = _pictures("digits")[1]
     members = torch.cat([(y == c).nonzero().squeeze(1) for c in classes])
     order = members[torch.randperm(len(members), generator=stream(seed, "parts"))]
-    rows = _split(order, sizes.drawn())
-    parts = {
-        part: _part("digits", index, (y[index] == classes[1]).long())
-        for part, index in rows.items()
-    }
-    return Problem(**parts, rows=rows, num_classes=2)
+    rows = cut_parts(order, sizes.drawn())
+    labels = {part: (y[index] == classes[1]).long() for part, index in rows.items()}
+    return _problem("digits", rows, labels, 2)
 
 
 def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.Module:
@@ -194,13 +159,9 @@ def make_model(name: str, data: Problem, seed: int, *, hidden: int = 64) -> nn.M
     """
     generator, pixels = stream(seed, "init"), data.train.x[0].numel()
     device = data.train.x.device
-    if name == "linear":
-        with torch.device("meta"):
-            model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, data.num_classes))
-        initialise(model, generator)
-        return model.to(device)
-    if name == "mlp":
-        return MLP(pixels, hidden, data.num_classes, generator).to(device)
+    if name in ("linear", "mlp"):
+        widths = hidden if name == "mlp" else ()
+        return MLP(pixels, widths, data.num_classes, generator).to(device)
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
     return TwoConvNet(data.num_classes, generator, batch_norm=name == "cnn_bn").to(device)

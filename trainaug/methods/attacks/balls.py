@@ -24,8 +24,17 @@ from torch import Tensor
 
 from trainaug.checks import finite, widened
 from trainaug.methods.attacks.bands import check_band
-from trainaug.methods.linear_robustness.norms import dual, dual_vector, norm, project
-from trainaug.norms import FourierNorm, Norm, PlainNorm, check_norm, shaped_norm
+from trainaug.norms import (
+    FourierNorm,
+    Norm,
+    PlainNorm,
+    check_norm,
+    dual,
+    dual_vector,
+    norm,
+    project,
+    shaped_norm,
+)
 
 __all__ = ["AttackNorm", "project_ball", "steepest_step"]
 

@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from trainaug.checks import widened
 from trainaug.structures import eagerly, full_precision, num_rows, unwrapped
+from trainaug.undisturbed import in_eval_mode
 
 __all__ = ["gradient_lipschitz", "hessian_top_eigenvalue", "sharpness"]
 
@@ -53,14 +54,8 @@ class _Objective:
 
     def loss(self, at: Parameters) -> Tensor:
         """Return the mean loss at these parameters, in eval mode; modes are put back."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        try:
-            self.model.eval()
-            with eagerly():
-                return self.criterion(functional_call(self.model, at, (self.x,)), self.y).mean()
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with in_eval_mode(self.model), eagerly():
+            return self.criterion(functional_call(self.model, at, (self.x,)), self.y).mean()
 
     def gradient(self, at: Parameters) -> Parameters:
         _, gradient = self.loss_and_gradient(at)

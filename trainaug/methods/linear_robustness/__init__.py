@@ -22,17 +22,6 @@ from trainaug.methods.linear_robustness.networks import (
     convolutional_paths,
     dense_paths,
 )
-from trainaug.methods.linear_robustness.norms import (
-    NORMS,
-    FourierNorm,
-    Norm,
-    PlainNorm,
-    dual,
-    dual_vector,
-    norm,
-    project,
-    prox,
-)
 from trainaug.methods.linear_robustness.proximal import (
     ProximalGradient,
     RegularisationPath,
@@ -53,6 +42,17 @@ from trainaug.methods.linear_robustness.steepest_descent import (
     StepRule,
     steepest_descent_paths,
     steepest_direction,
+)
+from trainaug.norms import (
+    NORMS,
+    FourierNorm,
+    Norm,
+    PlainNorm,
+    dual,
+    dual_vector,
+    norm,
+    project,
+    prox,
 )
 
 __all__ = [

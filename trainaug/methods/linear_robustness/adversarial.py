@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainaug.methods.linear_robustness.norms import dual, measured, subgradient
 from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
-from trainaug.norms import Norm, shaped_norm
+from trainaug.norms import Norm, dual, measured, shaped_norm, subgradient
 
 __all__ = ["adversarial_paths"]
 

@@ -25,9 +25,8 @@ from torch import Tensor
 
 from trainaug.checks import sign_labels
 from trainaug.extras import extra
-from trainaug.methods.linear_robustness.norms import dual
 from trainaug.methods.linear_robustness.robustness import signed_rows
-from trainaug.norms import FourierNorm, Norm, PlainNorm, check_norm, shaped_norm
+from trainaug.norms import FourierNorm, Norm, PlainNorm, check_norm, dual, shaped_norm
 
 __all__ = ["Enclosure", "enclosure", "exact_witness"]
 

@@ -21,9 +21,17 @@ from torch import Tensor
 
 from trainaug.extras import extra
 from trainaug.methods.linear_robustness.enclosure import exact_witness
-from trainaug.methods.linear_robustness.norms import dual, norm, project
 from trainaug.methods.linear_robustness.robustness import full_precision, signed_rows
-from trainaug.norms import FourierNorm, Norm, PlainNorm, check_norm, shaped_norm
+from trainaug.norms import (
+    FourierNorm,
+    Norm,
+    PlainNorm,
+    check_norm,
+    dual,
+    norm,
+    project,
+    shaped_norm,
+)
 
 __all__ = ["MaxMargin", "NotSeparableError", "SolverFailedError", "max_margin", "second_solver"]
 

@@ -24,9 +24,8 @@ from trainaug.methods.linear_robustness.norm_optimizer import (
     check_range,
     holds,
 )
-from trainaug.methods.linear_robustness.norms import dual, norm, prox
 from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
-from trainaug.norms import Norm
+from trainaug.norms import Norm, dual, norm, prox
 from trainaug.roots import sqrt
 from trainaug.structures import StateDict
 

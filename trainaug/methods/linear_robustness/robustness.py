@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from trainaug.checks import finite, sign_labels, widened
-from trainaug.methods.linear_robustness.norms import dual, dual_vector, norm
-from trainaug.norms import Norm
+from trainaug.norms import Norm, dual, dual_vector, norm
 
 __all__ = [
     "Certificate",

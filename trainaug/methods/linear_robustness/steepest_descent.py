@@ -23,15 +23,17 @@ from trainaug.methods.linear_robustness.norm_optimizer import (
     check_gradients,
     check_range,
 )
-from trainaug.methods.linear_robustness.norms import (
+from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
+from trainaug.norms import (
+    Norm,
+    check_norm,
     dual,
     dual_vector,
     measured,
     norm,
+    shaped_norm,
     subgradient,
 )
-from trainaug.methods.linear_robustness.robustness import check_rows, full_precision
-from trainaug.norms import Norm, check_norm, shaped_norm
 from trainaug.roots import log
 
 __all__ = [

@@ -32,7 +32,7 @@ from trainaug.methods.ordering.scores import (
     target_alignments,
     trial_losses,
 )
-from trainaug.methods.ordering.state import preserve_state
+from trainaug.undisturbed import undisturbed as preserve_state
 
 __all__ = [
     "BatchScorer",

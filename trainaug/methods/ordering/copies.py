@@ -18,10 +18,9 @@ from torch.optim import Optimizer
 
 from trainaug.checks import widened
 from trainaug.methods.ordering.nested import eager, leaves, per_example
-from trainaug.methods.ordering.state import GradientCount
 from trainaug.structures import StateDict, logits_of, model_losses, run_on, unwrapped
 
-__all__ = ["ELEMENTWISE", "Copies", "Criterion", "masked_means"]
+__all__ = ["ELEMENTWISE", "Copies", "Criterion", "GradientCount", "masked_means"]
 
 Criterion = Callable[[Any, Any], Tensor]
 # These update each entry of a parameter from its own gradient and state alone, so that one
@@ -39,6 +38,16 @@ ELEMENTWISE = (
 )
 
 _COUNTERS = ("step", "mu_product")  # optimiser state that is the same for all copies
+
+
+class GradientCount:
+    """A hook on parameters that counts the gradients they receive and leaves them unchanged."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, gradient: Tensor) -> None:
+        self.count += 1
 
 
 def is_elementwise(optimizer: Optimizer) -> bool:

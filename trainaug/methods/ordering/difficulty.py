@@ -19,6 +19,7 @@ from trainaug.checks import finite, widened
 from trainaug.checks import indices as checked_indices
 from trainaug.methods.ordering.nested import leaves, per_example
 from trainaug.structures import map_tensors, model_losses
+from trainaug.undisturbed import in_eval_mode
 
 __all__ = [
     "ForgettingTracker",
@@ -69,18 +70,12 @@ def example_losses(
         rows = map_tensors(lambda t: t[start : start + batch_size], value)
         return rows if parameter is None else map_tensors(lambda t: t.to(parameter.device), rows)
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            parts = []
-            for start in range(0, count, batch_size):
-                losses = model_losses(model, criterion, part(x, start), part(y, start))
-                parts.append(per_example(losses, min(batch_size, count - start)))
-            return torch.cat(parts)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with in_eval_mode(model), torch.no_grad():
+        parts = []
+        for start in range(0, count, batch_size):
+            losses = model_losses(model, criterion, part(x, start), part(y, start))
+            parts.append(per_example(losses, min(batch_size, count - start)))
+        return torch.cat(parts)
 
 
 class ForgettingTracker:

@@ -23,8 +23,8 @@ from torch.optim import Optimizer
 from trainaug.checks import widened
 from trainaug.methods.ordering.copies import Copies, Criterion
 from trainaug.methods.ordering.nested import leaves, per_example
-from trainaug.methods.ordering.state import preserve_state
 from trainaug.structures import logits_of, map_tensors, model_losses, run_on, unwrapped
+from trainaug.undisturbed import in_eval_mode, undisturbed
 
 __all__ = ["exhaustive_orders", "position_shares", "train_in_order"]
 
@@ -127,7 +127,7 @@ def exhaustive_orders(
     if not together:
         measures = []
         for order in orders.tolist():
-            with preserve_state(model, optimizer):
+            with undisturbed(model, optimizer):
                 train_in_order(model, optimizer, criterion, batches, order)
                 with torch.no_grad():
                     measures.append(evaluate(logits_of(run_on(model.eval(), held_out))))
@@ -137,8 +137,7 @@ def exhaustive_orders(
     def batch_of(numbers: Any) -> Batch:
         return map_tensors(lambda t: t[numbers], inputs), map_tensors(lambda t: t[numbers], targets)
 
-    modes = [(module, module.training) for module in model.modules()]
-    with preserve_state(model):
+    with undisturbed(model):
         root = Copies(model, optimizer, criterion)
         measures = []
         for first in range(len(batches)):  # one subtree at a time bounds the memory
@@ -149,13 +148,10 @@ def exhaustive_orders(
                 parent, prefixes = _children(prefixes, len(batches))
                 branch = branch.select(parent)
                 branch.step(*batch_of(prefixes[:, -1]))
-            model.eval()
-            with torch.no_grad():
+            with in_eval_mode(model), torch.no_grad():
                 chunk = max(1, ROWS // num_held_out)
                 ends = branch.outputs(held_out, shared=True, chunk_size=chunk)  # (K, N, ...)
                 measures.append(torch.vmap(evaluate)(ends))
-            for module, mode in modes:
-                module.training = mode
     return orders, torch.cat(measures)
 
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainaug.checks import widened
-from trainaug.methods.ordering.copies import Copies, Criterion, masked_means
+from trainaug.methods.ordering.copies import Copies, Criterion, GradientCount, masked_means
 from trainaug.methods.ordering.nested import eager, leaves, per_example
-from trainaug.methods.ordering.state import GradientCount, preserve_state
 from trainaug.structures import StateDict, map_tensors, model_losses, unwrapped
+from trainaug.undisturbed import undisturbed
 
 __all__ = ["BatchScorer", "Score", "batch_losses", "target_alignments", "trial_losses"]
 
@@ -112,7 +112,7 @@ def trial_losses(
     copies = Copies(model, optimizer, criterion, shape[0]) if together and not ragged else None
     target_loss = None
     if target is not None:
-        with preserve_state(model), torch.no_grad():
+        with undisturbed(model), torch.no_grad():
             target_loss = _mean_loss(model, criterion, *target)
     if copies is None:
         candidates = _candidates(x, y, mask)
@@ -142,7 +142,7 @@ def _one_by_one(
     losses = []
     for batch in candidates:
         evaluated = batch if target is None else target
-        with preserve_state(model, optimizer), torch.enable_grad():
+        with undisturbed(model, optimizer), torch.enable_grad():
             optimizer.zero_grad()
             batch_loss = _mean_loss(model, criterion, *batch)
             batch_loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
@@ -397,7 +397,7 @@ class BatchScorer:
         x, y, mask = (map_tensors(self._placed, value) for value in (x, y, mask))
         model = unwrapped(self.model)
         gradients = self._watch.gradients.count
-        with preserve_state(model), eager():
+        with undisturbed(model), eager():
             model.eval()
             scores = self._measure(model, x, y, mask)
         self._watch.gradients.count = gradients  # gradients of scoring are not training
