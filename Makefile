@@ -23,7 +23,7 @@ export PYTHONHASHSEED := 0
 # every machine. The command of the book sets them itself, `make bench` goes without them.
 CANONICAL = eval "$$($(BIN)/python -m companion.evidence.canonical)"
 
-.PHONY: help setup data reproduce test lint unit system walks end-to-end portability versions stacks quick validate canaries canaries-changed mutants verify judge judge-render lab site bench bench-check soak publish run claims pose clean
+.PHONY: help setup data reproduce test lint unit system walks end-to-end portability versions stacks quick validate canaries canaries-changed mutants verify judge judge-render accept lab site bench bench-check soak publish run claims pose clean
 
 help:  ## explain each target in a line
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -114,6 +114,8 @@ verify: setup  ## recompute a sample of the standard evidence and compare bytes 
 
 pose: setup  ## accept a committed ledger for records that exist (CHAPTERS=)
 	@$(BIN)/python -m companion pose $(CHAPTERS)
+
+accept: pose judge-render  ## the same, and show the words everywhere: judge, and execute the notebooks that changed
 
 judge: setup  ## apply the ledgers to the committed records: verdicts and README (CHAPTERS=)
 	@$(BIN)/python -m companion judge $(CHAPTERS)

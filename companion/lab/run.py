@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ from companion.lab.chapters import (
 from companion.lab.conditions import conditions_of
 from companion.lab.progress import sweep_progress
 from companion.lab.sweep import check_backend, run_sweep, worker_count
+from companion.paths import CLAIMS
 
 __all__ = ["Beside", "beside_evidence", "evidence_of", "main", "parse_changes", "run_arm"]
 
@@ -268,14 +270,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     source, known = evidence_of(records[0])
     rows = [row for row in beside_evidence(records, known) if options.only in row.metric]
-    rows.sort(key=lambda row: row.metric.count("/"))  # totals before their parts
+    # first what claims are about; totals before their parts
+    claimed = _claimed_metrics(records[0]["chapter"], [row.metric for row in rows])
+    rows.sort(key=lambda row: (row.metric not in claimed, row.metric.count("/")))
     seeds = f"seeds {FIRST_SEED} to {FIRST_SEED + len(records) - 1}"
     print(f"{options.arm}, {_changed(options.arm, changes)}, {seeds}")
     print(f"evidence: {source or 'none of this version of the arm'}")
     print(_table(rows[:MOST_SHOWN]))
+    if claimed:
+        print(f"claims of the chapter are about {', '.join(claimed)}")
+    print("difference, standard error: over pairs of the same seed")
     if len(rows) > MOST_SHOWN:
-        print(f"and {len(rows) - MOST_SHOWN} more metrics; `--only TEXT` chooses")
+        more = len(rows) - MOST_SHOWN
+        print(f"and {more} more metrics; `--only TEXT`, or `ONLY=TEXT` of make, chooses")
     return 0
+
+
+def _claimed_metrics(chapter: str, metrics: Sequence[str]) -> list[str]:
+    """The metrics that the ledger of a chapter names."""
+    path = CLAIMS / f"{chapter}.yaml"
+    # its words, as a machine with a GPU may have nothing that reads YAML
+    words = set(re.findall(r"[\w@/.-]+", path.read_text("utf-8"))) if path.is_file() else set()
+    return [metric for metric in metrics if metric in words]
 
 
 def _changed(name: str, changes: Mapping[str, str]) -> str:

@@ -252,11 +252,11 @@ def _moved_words(before: str, after: str) -> list[str]:
         old = {row["id"]: row["word"] for row in json.loads(before or "[]")}
     except (ValueError, TypeError, KeyError):
         old = {}
-    new = {row["id"]: row["word"] for row in json.loads(after)}
     return [
-        f"{claim}: {old.get(claim, 'not judged before')}, now {word}"
-        for claim, word in new.items()
-        if old.get(claim) != word
+        f"{row['id']}: {old.get(row['id'], 'not judged before')}, now {row['word']}"
+        + (f" ({row['reason']})" if row["reason"] else "")
+        for row in json.loads(after)
+        if old.get(row["id"]) != row["word"]
     ]
 
 
