@@ -279,3 +279,13 @@ def test_fashion_test_part_is_the_official_one() -> None:
 def test_fashion_unknown_split_raises() -> None:
     with pytest.raises(ValueError, match="got 'valid'"):
         fashion_mnist_tensors("valid")  # type: ignore[arg-type]
+
+
+def test_a_data_set_moves_to_a_device_and_stays_where_it_was() -> None:
+    dataset = IndexedDataset(torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 0]))
+    moved = dataset.to(torch.device("meta"))
+    assert (moved.x.shape, moved.x.device.type) == ((3, 2), "meta")
+    assert (moved.y.dtype, moved.y.device.type) == (torch.int64, "meta")
+    same = dataset.to(torch.device("cpu"))
+    assert same.x is dataset.x
+    assert same.y is dataset.y

@@ -226,6 +226,23 @@ def test_undisturbed_returns_replaced_buffers_and_precision_after_a_failure():
     assert {t.dtype for t in model.parameters()} == {torch.float32}
 
 
+def test_undisturbed_gives_tensors_their_memory_again():
+    """A view that a caller holds shows the weights still, whatever took their place meanwhile."""
+    model = small_model()
+    view, weight = model[0].weight.detach(), model[0].weight
+    before = weight.detach().clone()
+    for other in (torch.ones(6, 4), torch.ones(4, 6).T, view.flatten().flip(0).view(6, 4)):
+        with undisturbed(model):
+            weight.data = other
+        assert torch.equal(view, before)
+        assert torch.equal(weight, before)
+        with torch.no_grad():
+            weight.add_(1.0)
+        assert torch.equal(view, before + 1)
+        with torch.no_grad():
+            weight.copy_(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64], ids=str)
 def test_accuracy_takes_labels_of_any_integer_type_and_no_nan_for_a_hit(dtype):
     x = torch.eye(3)
