@@ -175,6 +175,17 @@ def test_unknown_names_of_a_ledger_are_said_with_those_that_are_alike(own_ledger
     assert any("test/acuracy; did you mean test/accuracy" in line for line in said)
 
 
+def test_a_work_that_is_not_in_the_bibliography_is_named(own_ledger):
+    path, commit = own_ledger
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("simionescu2022deep", "simionescu2020deep", 1), encoding="utf-8")
+    commit()
+    named = r"05\.yaml: claim csa\.1: .*'simionescu2020deep'; did you mean simionescu2022deep"
+    for command in (judge, lambda numbers: pose(*numbers)):
+        with pytest.raises(ValueError, match=named):
+            command(["05"])
+
+
 def test_a_rule_that_is_new_to_its_records_must_say_so(own_ledger):
     path, commit = own_ledger
     text = path.read_text(encoding="utf-8")

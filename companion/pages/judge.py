@@ -38,6 +38,7 @@ from companion.pages.verdicts import (
     judge_records,
     known_arms,
     mark_changed_criteria,
+    read_ledger,
     read_verdicts,
     verdicts_path,
 )
@@ -81,7 +82,7 @@ def evidence_judgements(number: str) -> list[Judgement]:
     if not known:
         raise LookupError(f"chapter {number} has no records")
     arms = known_arms(chapter)
-    ledger = load_ledger(CLAIMS / f"{number}.yaml")
+    ledger = read_ledger(number)
     return [_judge_on_evidence(claim, chapter, known, arms) for claim in ledger]
 
 
@@ -218,8 +219,8 @@ def pose(number: str) -> list[str]:
         Ids of the claims whose rule is new to a record set.
 
     Raises:
-        ValueError: If the ledger is not committed, names an unknown arm or function, or a claim
-            with a new rule does not say that it was posed after the data.
+        ValueError: If the ledger is not committed, names an unknown work, arm or function, or a
+            claim with a new rule does not say that it was posed after the data.
     """
     path = CLAIMS / f"{number}.yaml"
     changes = ["git", "-C", str(ROOT), "status", "--porcelain", "--", str(path)]
