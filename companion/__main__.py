@@ -229,7 +229,7 @@ def publish(
     from companion.pages import publish as publishing
 
     for number in chapters or ():
-        publishing.publish(number, profile, arms or ())
+        publishing.publish(number, profile, arms or (), say=_say)
         print(f"chapter {number}: published")
     print("run `make judge-render` for the notebooks")
 

@@ -12,6 +12,7 @@ from trainaug.data.paths import DATA_CACHE, named_folder
 
 __all__ = [
     "BENCHMARKS",
+    "BIBLIOGRAPHY",
     "CHAPTERS",
     "CLAIMS",
     "COMPANION",
@@ -32,6 +33,7 @@ LIBRARY = ROOT / "trainaug"
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
 CLAIMS = ROOT / "claims"
+BIBLIOGRAPHY = ROOT / "references.bib"
 RESULTS = ROOT / "results"
 BENCHMARKS = ROOT / "benchmarks"
 RUNS = named_folder("TRAINAUG_RUNS") or (ROOT / "runs").resolve()

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 import trainaug
+from trainaug import checks
+from trainaug.methods.autoassist import assistant
 
 METHODS = (
     "attacks",
@@ -119,8 +121,19 @@ def _tree(module_name: str) -> ast.Module:
     return ast.parse(source)
 
 
+#: Functions that check arguments: what they raise is what their callers raise.
+CHECKS = {
+    *(getattr(checks, name) for name in checks.__all__),
+    assistant.check_losses,
+    assistant.example_numbers,
+}
+
+
 def raised_names(function: Callable[..., Any]) -> set[str]:
-    """Exceptions that the body of a function raises itself, nested functions left out."""
+    """Exceptions that the body of a function raises, itself or by one of `CHECKS`.
+
+    Nested functions are left out.
+    """
     wanted = inspect.unwrap(function)
     line = wanted.__code__.co_firstlineno
     nodes = [
@@ -141,6 +154,10 @@ def raised_names(function: Callable[..., Any]) -> set[str]:
             name = ast.unparse(error).rpartition(".")[2]
             if name[0].isupper() and name != "AssertionError":
                 names.add(name)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            called = wanted.__globals__.get(node.func.id)
+            if inspect.isfunction(called) and called in CHECKS:
+                names |= raised_names(called)
         waiting.extend(ast.iter_child_nodes(node))
     return names
 

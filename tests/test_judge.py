@@ -123,10 +123,9 @@ def test_listings_show_a_ledger_that_has_moved_on(copied):
 
 @pytest.fixture
 def own_ledger(copied, tmp_path, monkeypatch):
-    """A ledger in a repository of its own, that may be changed and committed."""
+    """A ledger, among the others in a repository, that may be changed and committed."""
     folder = tmp_path / "claims"
-    folder.mkdir()
-    shutil.copy(RESULTS.parent / "claims" / "05.yaml", folder)
+    shutil.copytree(RESULTS.parent / "claims", folder)
     for part in (module, verdicts):
         monkeypatch.setattr(part, "CLAIMS", folder)
 
@@ -159,6 +158,32 @@ def test_swapped_operands_show_as_a_changed_criterion_until_they_are_posed(own_l
     after = {each.id: each for each in evidence_judgements("05")}
     assert not [j for j in after.values() if j.reason == "criterion changed"]
     assert after[moved[0]].effects[0].mean == pytest.approx(-before[moved[0]].effects[0].mean)
+
+
+def test_unknown_names_of_a_ledger_are_said_with_those_that_are_alike(own_ledger):
+    path, commit = own_ledger
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("100 * digits_10_erm", "100 * digits_10_emr"), encoding="utf-8")
+    commit()
+    for command in (judge, lambda numbers: pose(*numbers)):
+        with pytest.raises(ValueError, match=r"unknown arm 'digits_10_emr'; did you mean .*_erm"):
+            command(["05"])
+    path.write_text(text.replace("of: test/accuracy", "of: test/acuracy"), encoding="utf-8")
+    said: list[str] = []
+    verdicts_path("05").unlink()
+    judge(["05"], say=said.append)
+    assert any("test/acuracy; did you mean test/accuracy" in line for line in said)
+
+
+def test_a_work_that_is_not_in_the_bibliography_is_named(own_ledger):
+    path, commit = own_ledger
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("simionescu2022deep", "simionescu2020deep", 1), encoding="utf-8")
+    commit()
+    named = r"05\.yaml: claim csa\.1: .*'simionescu2020deep'; did you mean simionescu2022deep"
+    for command in (judge, lambda numbers: pose(*numbers)):
+        with pytest.raises(ValueError, match=named):
+            command(["05"])
 
 
 def test_a_rule_that_is_new_to_its_records_must_say_so(own_ledger):

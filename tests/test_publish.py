@@ -235,6 +235,9 @@ def test_a_group_after_a_bump_waits_only_for_the_bumped_arms(copied, tmp_path, m
 def test_an_unknown_group_is_refused(copied):
     with pytest.raises(PublishRefusedError, match="no_such_arm"):
         publish(NUMBER, arms=["no_such_arm"], check=all_equal)
+    misspelt = some_arms(1)[0][:-1] + "_"
+    with pytest.raises(PublishRefusedError, match=f"{misspelt}; did you mean .*{misspelt[:-1]}"):
+        publish(NUMBER, arms=[misspelt], check=all_equal)
 
 
 @pytest.mark.parametrize("where", ["before", "after"])

@@ -386,6 +386,10 @@ class OrderedBatchSampler(EpochBatchSampler):
         drop_last: Leave out an incomplete last batch.
         num_replicas: Number of processes that train together.
         rank: Number of this process, from 0.
+
+    Raises:
+        TypeError: If ``num_examples`` or ``batch_size`` is not a whole number, or ``generator`` is
+            not a generator.
     """
 
     _fixed = ("num_examples", "batch_size", "drop_last", "num_replicas")

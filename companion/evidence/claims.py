@@ -319,12 +319,23 @@ class _Records:
                 values[seed] = value
             else:
                 problem = problem or f"seed {seed} gives {value}"
+        if missing and not values:  # perhaps misspelt; what a single seed lacks was spelt right
+            missing += did_you_mean(missing, self._metrics_and_curves())
         if blocked := next((self.blocked[arm] for arm in formula.arms if arm in self.blocked), ""):
             return values, blocked
         if not problem and len(values) < needed:
             unit = "blocks" if part.kind == "timing" else "seeds"
             problem = f"{len(values)} of {needed} {unit}" + (f": {missing}" if missing else "")
         return values, problem
+
+    def _metrics_and_curves(self) -> set[str]:
+        """Names of all metrics and curves of the records."""
+        return {
+            name
+            for records in self.by_seed.values()
+            for record in records
+            for name in (*record["metrics"], *record["curves"])
+        }
 
     def items(self, formula: Formula, seeds: Iterable[int]) -> Items | None:
         """Values of the test items, ``(seeds, items)``; ``None`` unless every seed has the same."""

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from companion.evidence.names import did_you_mean
+
 __all__ = ["Formula", "Function", "Items", "source_hash"]
 
 Record = Mapping[str, Any]
@@ -162,7 +164,8 @@ class Formula:
             if arm in wanted and by_arm.setdefault(arm, record) is not record:
                 raise ValueError(f"two records of {arm!r} for one seed: which does {self} mean?")
         if unknown := [name for name in self.functions if name not in known]:
-            raise ValueError(f"unknown function {unknown[0]!r} in {self.text!r}")
+            hint = did_you_mean(unknown[0], known)
+            raise ValueError(f"unknown function {unknown[0]!r} in {self.text!r}{hint}")
 
         def record_of(arm: str) -> Record:
             if arm not in by_arm:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from companion.evidence.formulas import Formula, Function, source_hash
+from companion.evidence.names import did_you_mean
 from companion.evidence.rule import MIN_BLOCKS, MIN_SEEDS, Kind
 
 __all__ = [
@@ -358,7 +359,8 @@ def criterion_hash(claim: Claim, functions: Mapping[str, Function]) -> str:
     ]
     called = sorted({name for formula in claim.all_formulas() for name in formula.functions})
     if unknown := [name for name in called if name not in functions]:
-        raise ValueError(f"claim {claim.id}: unknown function {unknown[0]!r}")
+        hint = did_you_mean(unknown[0], functions)
+        raise ValueError(f"claim {claim.id}: unknown function {unknown[0]!r}{hint}")
     plain = {
         "judge": JUDGE_VERSION,
         "deciding": rules[: len(claim.parts)],

@@ -16,6 +16,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         '; did you mean digits_random?'
         >>> did_you_mean("x", ["digits_random"])
         ''
+        >>> did_you_mean("digits_random", ["digits_random"])  # known, but not as what was meant
+        ''
     """
-    alike = get_close_matches(name, sorted(known), n=3)
+    alike = get_close_matches(name, sorted(set(known) - {name}), n=3)
     return f"; did you mean {', '.join(alike)}?" if alike else ""

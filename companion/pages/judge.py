@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from companion.evidence.claims import Judgement, verdicts_json
 from companion.evidence.claims import judge as judge_claim
@@ -37,6 +38,7 @@ from companion.pages.verdicts import (
     judge_records,
     known_arms,
     mark_changed_criteria,
+    read_ledger,
     read_verdicts,
     verdicts_path,
 )
@@ -80,7 +82,7 @@ def evidence_judgements(number: str) -> list[Judgement]:
     if not known:
         raise LookupError(f"chapter {number} has no records")
     arms = known_arms(chapter)
-    ledger = load_ledger(CLAIMS / f"{number}.yaml")
+    ledger = read_ledger(number)
     return [_judge_on_evidence(claim, chapter, known, arms) for claim in ledger]
 
 
@@ -217,13 +219,14 @@ def pose(number: str) -> list[str]:
         Ids of the claims whose rule is new to a record set.
 
     Raises:
-        ValueError: If the ledger is not committed, or a claim with a new rule does not say that it
-            was posed after the data.
+        ValueError: If the ledger is not committed, names an unknown work, arm or function, or a
+            claim with a new rule does not say that it was posed after the data.
     """
     path = CLAIMS / f"{number}.yaml"
     changes = ["git", "-C", str(ROOT), "status", "--porcelain", "--", str(path)]
     if subprocess.run(changes, capture_output=True, text=True, check=True).stdout.strip():
         raise ValueError(f"commit {path.name} first: rules come before verdicts")
+    judge_records(load_chapter(number), [])  # refuses a ledger that cannot be judged
     ledger = {claim.id: claim for claim in load_ledger(path)}
     rules = criteria(number)
     changed: dict[str, None] = {}  # an ordered set
@@ -253,11 +256,18 @@ def _moved_words(before: str, after: str) -> list[str]:
     except (ValueError, TypeError, KeyError):
         old = {}
     return [
-        f"{row['id']}: {old.get(row['id'], 'not judged before')}, now {row['word']}"
-        + (f" ({row['reason']})" if row["reason"] else "")
+        f"{row['id']}: {old.get(row['id'], 'not judged before')}, now {_word_and_reason(row)}"
         for row in json.loads(after)
         if old.get(row["id"]) != row["word"]
     ]
+
+
+def _word_and_reason(row: Mapping[str, Any]) -> str:
+    """Word of a row of verdicts and why, if it is open with the reasons of its settings."""
+    effects = row["effects"] if row["word"] == "open" else []
+    reasons = dict.fromkeys([row["reason"], *(effect["reason"] for effect in effects)])
+    shown = "; ".join(filter(None, reasons))
+    return f"{row['word']} ({shown})" if shown else str(row["word"])
 
 
 def _shown_text(path: Path) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from companion.evidence.ledger import AFTER, load_ledger
+from companion.evidence.names import did_you_mean
 from companion.evidence.store import (
     Record,
     RecordSet,
@@ -79,6 +80,7 @@ def publish(
     profile: str = "standard",
     arms: Sequence[str] = (),
     check: CheckCanaries = _check_canaries,
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Promote the runs of a profile to evidence and judge them.
 
@@ -87,6 +89,7 @@ def publish(
         profile: Profile whose runs are promoted.
         arms: Beginnings of arm names; only the records of these arms are replaced. All by default.
         check: Compares the canaries of arms with the committed ones.
+        say: Called with a line for each word that is another one now, and each file written.
 
     Raises:
         PublishRefusedError: If the ledger is not committed, a rule is newer than the runs that
@@ -101,7 +104,8 @@ def publish(
     plan = chapter.plan(profile)
     chosen = [run for run in plan if not arms or run.arm.startswith(tuple(arms))]
     if not chosen:
-        raise PublishRefusedError(f"no arm of {profile} begins with {', '.join(arms)}")
+        hint = did_you_mean(arms[0], {run.arm for run in plan})
+        raise PublishRefusedError(f"no arm of {profile} begins with {', '.join(arms)}{hint}")
     pairs = _finished(chapter, profile, chosen)
     _refuse_moved_canaries(number, chosen, check)
     recover(number, profile)
@@ -125,7 +129,7 @@ def publish(
     _carry_over(reference_folder(profile, number), staged)
     replace_folder(staged, reference_folder(profile, number))
     shutil.rmtree(staging)
-    judge([number])
+    judge([number], say=say)
 
 
 def _git(*arguments: str) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from companion.evidence.bibliography import check_works
 from companion.evidence.claims import Judgement, Record, judge
-from companion.evidence.ledger import criterion_hash, load_ledger
+from companion.evidence.ledger import Claim, criterion_hash, load_ledger
 from companion.lab.chapters import Chapter, chapter_numbers, functions_of
 from companion.paths import CLAIMS, RESULTS
 
@@ -23,6 +24,7 @@ __all__ = [
     "judge_records",
     "known_arms",
     "mark_changed_criteria",
+    "read_ledger",
     "read_verdicts",
     "verdicts_path",
 ]
@@ -84,6 +86,19 @@ def committed_judgements() -> list[Judgement]:
     return judged
 
 
+def read_ledger(number: str) -> list[Claim]:
+    """Read the claims of a chapter, to judge them.
+
+    Raises:
+        ValueError: If an entry is wrong, or names a work that is not in the bibliography.
+    """
+    path = CLAIMS / f"{number}.yaml"
+    ledger = load_ledger(path)
+    for claim in ledger:
+        check_works([claim.published.work], f"{path.name}: claim {claim.id}")
+    return ledger
+
+
 def known_arms(chapter: Chapter) -> set[str]:
     """Names of all arms that any profile of the chapter runs."""
     return {run.arm for profile in ("standard", "full", "paper") for run in chapter.plan(profile)}
@@ -98,9 +113,12 @@ def judge_records(
         chapter: The chapter.
         records: Records of its runs.
         all_there_are: Whether fewer seeds than the ledger asks for may decide; for comparisons.
+
+    Raises:
+        ValueError: If the ledger names an unknown work, arm or function, or cannot be judged.
     """
     arms = known_arms(chapter)
     return [
         judge(claim, records, chapter.functions, known_arms=arms, all_there_are=all_there_are)
-        for claim in load_ledger(CLAIMS / f"{chapter.number}.yaml")
+        for claim in read_ledger(chapter.number)
     ]

@@ -100,6 +100,20 @@ def test_a_missing_arm_and_a_missing_metric_are_named():
     assert gone.reason == "0 of 8 seeds: gone"
 
 
+def test_a_metric_that_no_record_has_is_named_with_those_that_are_alike():
+    misspelt = c.judge(make(of="acuracy"), pair(HIGH), {})
+    assert misspelt.effects[0].reason == "0 of 8 seeds: acuracy; did you mean accuracy?"
+    curves = pair(HIGH, curves={"loss": [2.0, 1.0]})
+    setting = {"name": "digits", "number": 'new.curve["los"][-1]'}
+    misspelt = c.judge(make(of=None, settings=[setting]), curves, {})
+    assert misspelt.effects[0].reason == "0 of 8 seeds: los; did you mean loss?"
+    # what only some seeds lack is spelt right
+    some = pair(HIGH)
+    del some[0]["metrics"]["accuracy"]
+    some[1]["metrics"]["acuracy"] = 1.0
+    assert c.judge(make(), some, {}).effects[0].reason == "7 of 8 seeds: accuracy"
+
+
 def test_values_that_are_not_finite_are_named():
     actual = c.judge(make(), pair([*HIGH[:7], math.nan]), {})
     assert (actual.word, actual.reason) == ("open", "seed 1007 gives nan")
@@ -112,8 +126,9 @@ def test_unknown_arms_double_records_and_equal_values_are_refused_by_name():
         c.judge(make(), pair(HIGH) + runs("new", HIGH), {})
     with pytest.raises(ValueError, match=r"toy\.1: digits: all 8 values are 2"):
         c.judge(make(), pair([2.0] * 8), {})
-    with pytest.raises(ValueError, match="unknown function 'gone'"):
-        c.judge(make(settings=[{"name": "x", "number": "gone(new)"}]), pair(HIGH), {})
+    claim = make(settings=[{"name": "x", "number": "leed(new)"}])
+    with pytest.raises(ValueError, match=r"unknown function 'leed'; did you mean lead\?"):
+        c.judge(claim, pair(HIGH), {"lead": max})
 
 
 def test_functions_take_the_records_of_arms(monkeypatch):

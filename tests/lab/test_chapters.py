@@ -95,6 +95,10 @@ def test_an_unknown_arm_is_named_with_those_that_are_alike():
         c.load_chapter("04").arm("digits_randon")
     with pytest.raises(c.NoSuchArmError, match=r"'digits_randon'.*digits_random"):
         c.chapter_of_arm("digits_randon")
+    # a name under which something was tuned is no arm, so it is not meant either
+    with pytest.raises(c.NoSuchArmError) as caught:
+        c.chapter_of_arm("translation_random")
+    assert "translation_random" not in str(caught.value).partition("did you mean")[2]
 
 
 def test_a_run_is_executed_by_its_row_with_its_settings(monkeypatch):

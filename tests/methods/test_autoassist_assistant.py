@@ -316,9 +316,18 @@ def test_bad_input_is_refused():
         with pytest.raises(ValueError, match=str(*option.values())):
             trainer_of(x, y, **option)
     trainer = trainer_of(x, y)
-    for index, losses in ((torch.arange(3), torch.ones(2)), (torch.arange(4).view(2, 2), x[0, 0])):
-        with pytest.raises(ValueError, match=r"losses must have shape \(.*\), got"):
-            trainer.update(index, losses)
+    with pytest.raises(ValueError, match=r"losses must have shape \(3,\), got \(2,\)"):
+        trainer.update(torch.arange(3), torch.ones(2))
+    with pytest.raises(ValueError, match=r"index must be of integers with shape \(B,\)"):
+        trainer.update(torch.arange(4).view(2, 2), torch.ones(2, 2))
+    calls = (
+        lambda: trainer.predict([0, 1]),
+        lambda: trainer.update([0, 1], torch.ones(2)),
+        lambda: trainer.step([0, 1], torch.ones(2)),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=r"indices must be a tensor .*, got list"):
+            call()
     for bad in (NAN, INF, -INF):
         with pytest.raises(FloatingPointError, match=f"the loss of example 17 is {bad}"):
             trainer.update(torch.tensor([4, 17, 9]), torch.tensor([1.0, bad, bad]))

@@ -396,6 +396,8 @@ def test_bad_input_is_refused():
             rival.update(torch.arange(2), torch.ones(3))
         with pytest.raises(FloatingPointError, match="the loss of example 7 is nan"):
             rival.update(torch.tensor([2, 7]), torch.tensor([1.0, NAN]))
+        with pytest.raises(TypeError, match=r"indices must be a tensor .*, got list"):
+            rival.update([2, 7], torch.ones(2))
     with pytest.raises(FloatingPointError, match="the loss of example 1 is nan"):
         SelectiveBackprop(lambda index: torch.tensor([0.0, NAN])).predict(torch.arange(2))
 

@@ -359,6 +359,8 @@ def test_inputs_of_other_types_are_refused_and_labels_are_signs(dtype):
     for order in (torch.arange(5) / 1, torch.arange(5) > 1):
         with pytest.raises(ValueError, match="index must be"):
             pegasos(X, y, 0.1, order)
+    with pytest.raises(TypeError, match=r"indices must be a tensor .*, got range"):
+        pegasos(X, y, 0.1, range(5))
     for w in (X[0].to(dtype), X[0, :1], X):
         with pytest.raises(ValueError, match="weights must be"):
             svm_gradients(w, X, y, 0.1)

@@ -251,7 +251,7 @@ BAD_FEEDBACK = [
     ([3, N], [1.0, 1.0], IndexError, f"no example {N} among {N}"),
     ([-1, 3], [1.0, 1.0], IndexError, "no example -1"),
     ([3, 5], [1.0], ValueError, r"losses must have shape \(2,\)"),
-    ([[3, 5]], [[1.0, 1.0]], ValueError, "losses must have shape"),
+    ([[3, 5]], [[1.0, 1.0]], ValueError, r"index must be of integers with shape \(B,\)"),
     ([], [], TypeError, "indices must be integers"),
     (list(range(B + 1)), [1.0] * (B + 1), ValueError, f"need 1 to {B} losses, got {B + 1}"),
     ([0.5], [1.0], TypeError, "indices must be integers, got torch.float32"),

@@ -278,3 +278,6 @@ def test_bad_input_is_refused():
     for labels in (torch.zeros(4).long(), torch.zeros(5, 1).long(), torch.zeros(5)):
         with pytest.raises(ValueError, match="assign must be 5 integers, got"):
             stratified(5, 2, labels)
+    for labels in (None, torch.tensor([0, 0, 1, 1, 1])):
+        with pytest.raises(TypeError, match=r"indices must be a tensor .*, got list"):
+            stratified(5, 2, labels).weights([0, 1])

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from PIL import Image
 
+from companion.evidence.bibliography import check_works, cited_works
 from companion.lab.chapters import chapter_numbers, load_chapter, notebook_path
 from companion.paths import NOTEBOOKS, ROOT
 from companion.pages.runner import notebook_parameters
@@ -135,11 +136,9 @@ def test_a_chapter_has_its_headings_and_figures(number: str) -> None:
 
 @pytest.mark.parametrize("number", CHAPTERS)
 def test_references_are_in_the_bibliography(number: str) -> None:
-    keys = set(re.findall(r"@\w+\{(\w+),", (ROOT / "references.bib").read_text(encoding="utf-8")))
-    cited = set(re.findall(r"\[((?:\w+\d{4}\w+(?:; )?)+)\]", markdown(notebook_path(number))))
-    used = {key for group in cited for key in group.split("; ")}
-    assert used
-    assert used <= keys
+    cited = cited_works(markdown(notebook_path(number)))
+    assert cited
+    check_works(cited, f"notebook {number}")
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

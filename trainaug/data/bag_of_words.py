@@ -90,6 +90,7 @@ def tf_idf(tokens: Tensor, train: Tensor, size: int) -> Tensor:
         idf, with df the number of training texts that have the word.
 
     Raises:
+        TypeError: If ``train`` is not a tensor.
         ValueError: If a token is not in ``0 .. size``, or ``train`` does not hold row numbers.
     """
     tokens, train = class_labels(tokens, size + 1), indices(train, len(tokens))

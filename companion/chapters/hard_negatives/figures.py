@@ -198,7 +198,7 @@ def negative_sizes(records: Sequence[Record]) -> Figure:
     axes[0].set_xscale("log")
     axes[0].set_xticks(list(sizes), [str(n) for n in sizes])
     axes[0].minorticks_off()
-    axes[0].set_xlabel("negatives of a query")
+    axes[0].set_xlabel("negatives per query")
     axes[0].set_ylabel("test R@1 (%), both directions")
     axes[0].legend(fontsize=8)
     return drawn

@@ -204,7 +204,7 @@ def step_lengths(curves: Mapping[str, Mapping[float, float]]) -> Figure:
             )
         axis.set_xscale("log")
         _log_scale(axis)
-        axis.set_xlabel("step length")
+        axis.set_xlabel("learning rate")
         axis.set_title(DATA_LABELS[data])
     axes[0].set_ylabel("steps to the target accuracy")
     axes[1].legend(fontsize=8, loc="lower right")  # no line comes there

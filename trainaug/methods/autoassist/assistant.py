@@ -210,6 +210,7 @@ class AssistantTrainer:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If the indices are not integers from 0 of shape ``(B,)``, or the logits not
                 ``(B,)``.
         """
@@ -226,6 +227,7 @@ class AssistantTrainer:
             values: Their losses ``(B,)``, B at least 1; in translation, losses per token.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If the shapes differ, there is no loss, the indices are not integers from 0,
                 or the Assistant's logits are not ``(B,)``.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
@@ -260,6 +262,7 @@ class AssistantTrainer:
             The mean binary cross-entropy before the step.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If the indices are not integers from 0 of shape ``(B,)``, or logits or
                 targets have another shape.
         """
@@ -320,6 +323,7 @@ def example_numbers(indices: Tensor, num_examples: int | None = None) -> Tensor:
     """Return indices ``(B,)`` as int64 on the CPU: unsigned bytes would index as a mask.
 
     Raises:
+        TypeError: If they are not a tensor.
         ValueError: If they are not integers from 0 to ``num_examples`` - 1.
     """
     count = torch.iinfo(torch.int64).max if num_examples is None else num_examples
@@ -327,12 +331,19 @@ def example_numbers(indices: Tensor, num_examples: int | None = None) -> Tensor:
 
 
 def check_losses(index: Tensor, losses: Tensor) -> None:
-    """Raise a ValueError unless each index has a loss, a FloatingPointError for one not finite."""
-    if index.ndim != 1 or losses.shape != index.shape:
+    """Check that each index has a loss.
+
+    Raises:
+        TypeError: If ``index`` is not a tensor.
+        ValueError: If the indices are not integers from 0 of shape ``(B,)``, there is none, or the
+            losses have another shape.
+        FloatingPointError: If a loss is NaN or infinite, naming the example.
+    """
+    example_numbers(index)
+    if losses.shape != index.shape:
         raise ValueError(f"losses must have shape {tuple(index.shape)}, got {tuple(losses.shape)}")
     if len(index) == 0:
         raise ValueError("need the losses of one example or more, got none")
-    example_numbers(index)
     if not bool(losses.isfinite().all()):
         bad = int((~losses.isfinite()).nonzero()[0])
         raise FloatingPointError(f"the loss of example {int(index[bad])} is {losses[bad].item()}")

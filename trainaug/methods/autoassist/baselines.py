@@ -112,6 +112,7 @@ class LossTable:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If the indices are not integers of N examples, or not ``(B,)``.
         """
         return (~self._is_low[example_numbers(indices, len(self.losses))]).float()
@@ -125,6 +126,7 @@ class LossTable:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If the indices are not integers of N examples, or not ``(B,)``.
         """
         is_low = self._is_low[example_numbers(indices, len(self.losses))]
@@ -139,6 +141,7 @@ class LossTable:
             values: Their losses ``(B,)``, B at least 1.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If the shapes differ, there is no loss, or an example is not one of N.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
@@ -202,6 +205,7 @@ class SelectiveBackprop:
                 gets as they are.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If ``losses_of`` gives another shape, there is no example, or the indices
                 are not integers from 0.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
@@ -272,6 +276,7 @@ class SelfPacedWeights:
             indices: Numbers of the examples, ``(B,)``, of any integer type, from 0 to N - 1.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If the indices are not integers of N examples, or not ``(B,)``.
         """
         epoch, step = self._steps // self.epoch_steps, self._steps % self.epoch_steps
@@ -291,6 +296,7 @@ class SelfPacedWeights:
             values: Their losses ``(B,)``, B at least 1.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If the shapes differ, there is no loss, or an example is not one of N.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
@@ -361,6 +367,7 @@ class ScreenerWeights:
             values: Their losses ``(B,)``, B at least 1.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If the shapes differ, there is no loss, or the indices are not integers
                 from 0.
             FloatingPointError: If a loss is NaN or infinite, naming the example.

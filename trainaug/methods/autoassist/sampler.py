@@ -60,6 +60,8 @@ class AssistedSampler(EpochBatchSampler):
         keep_rates: Share kept in each finished pass, for the random control.
 
     Raises:
+        TypeError: If ``num_examples`` or ``batch_size`` is not a whole number, or ``generator`` or
+            ``keep_generator`` not a generator.
         ValueError: If a setting, or a prediction, is out of range.
         RuntimeError: While iterating, if ``max_scans`` examples or a pass did not fill a batch;
             by ``set_epoch``, if it is not the next in turn.

@@ -257,15 +257,16 @@ def pegasos(
         The path from $w_1=0$.
 
     Raises:
+        TypeError: If ``order`` is not a tensor.
         ValueError: If shapes, types, labels or numbers are wrong, X is not finite, or an index is
             out of range.
     """
     y = _check_problem(X, y, lam)
     if project not in get_args(Project):
         raise ValueError(f"project must be one of {get_args(Project)}, got {project!r}")
-    if order.ndim != 1 or len(order) == 0:
-        raise ValueError(f"order must be of indices below {len(X)}, got {order}")
     order = indices(order, len(X))
+    if len(order) == 0:
+        raise ValueError(f"order must be of indices below {len(X)}, got {order}")
     fits = 0 <= step_scale <= step_offset + 1 < math.inf  # else a weight would change its sign
     if record_every < 1 or not fits:
         raise ValueError(

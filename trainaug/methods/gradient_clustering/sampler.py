@@ -119,9 +119,11 @@ class StratifiedSampler(OrderedBatchSampler):
             indices: Integers in [0, N), any shape.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If an index is not an integer or is out of range.
         """
-        i = checked_indices(indices.flatten(), self.num_examples).reshape(indices.shape)
+        flat = indices.flatten() if isinstance(indices, Tensor) else indices  # refused below
+        i = checked_indices(flat, self.num_examples).reshape(indices.shape)
         if self._cluster_of is None:
             return torch.ones(indices.shape, device=indices.device)
         return self._cluster_weights[self._cluster_of[i]].to(indices.device)

@@ -306,6 +306,7 @@ class SnoozeSampler(_SubsetSampler):
             values: Their losses, or gradient norms, ``(B,)``, finite.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If shapes differ, or an index is out of range or occurs twice.
             FloatingPointError: If a loss is NaN or infinite, naming the example.
         """
@@ -418,6 +419,7 @@ class SnoozeSampler(_SubsetSampler):
             indices: Numbers of the examples, ``(B,)``, integers in [0, N).
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If the shape or type is wrong, or an index is out of range.
         """
         i = checked_indices(indices, self.num_examples)

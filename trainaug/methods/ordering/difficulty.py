@@ -111,6 +111,7 @@ class ForgettingTracker:
             values: Whether each is right, ``(B,)``, bool or numbers 0 and 1.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If an index is out of range or no integer, shapes differ, or a value is not
                 true or false, 0 or 1.
         """
@@ -177,6 +178,7 @@ class RunningHardness:
             values: Their losses ``(B,)``.
 
         Raises:
+            TypeError: If ``indices`` is not a tensor.
             ValueError: If an index is out of range or no integer, shapes differ, or a loss is not
                 finite.
         """
