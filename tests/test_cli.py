@@ -19,6 +19,7 @@ from companion.evidence.ledger import load_ledger
 from companion.lab import chapters as lab_chapters
 from companion.lab import tune as lab_tune
 from companion.lab.chapters import chapter_numbers, load_chapter
+from companion.pages.canaries import Outcome
 from companion.paths import CLAIMS as LEDGERS
 from companion.paths import ROOT
 
@@ -95,16 +96,17 @@ def test_the_command_is_canonical_and_benchmarks_are_not(monkeypatch):
 def test_moved_canaries_end_in_code_one(monkeypatch):
     asked = []
 
-    def check(numbers, *, changed, say):
-        asked.append((numbers, changed))
-        return ["chapter 05, one: moved trace: a bug"] if numbers == ["05"] else []
+    def check(numbers, *, skipped, say):
+        asked.append((numbers, skipped))
+        faults = ["chapter 05, one: moved trace: a bug"] if numbers == ["05"] else []
+        return Outcome(2, faults)
 
     monkeypatch.setattr("companion.pages.canaries.check", check)
     moved = CliRunner().invoke(app, ["canaries", "5"])
     assert moved.exit_code == 1
     assert "chapter 05, one" in moved.output
     assert CliRunner().invoke(app, ["canaries", "--changed"]).exit_code == 0
-    assert asked == [(["05"], False), (list(chapter_numbers()), True)]
+    assert asked == [(["05"], "none"), (list(chapter_numbers()), "recorded code")]
 
 
 REFUSED = {
