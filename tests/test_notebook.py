@@ -188,6 +188,22 @@ def test_table_counts_truth_values(reference, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split() == ["row", "4", "of", "10", "10"]
 
 
+def test_table_counts_the_seeds_of_each_column(reference, capsys):
+    def seed(records):
+        return float(records[0]["seed"])
+
+    def early_seed(records):
+        if records[0]["seed"] >= 1006:
+            raise KeyError("no record")
+        return seed(records)
+
+    capsys.readouterr()
+    reference.table({"row": {"seed": seed, "early": early_seed}}, 1)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  10, 6")
+    reference.table({"row": {"seed": seed, "again": seed}}, 1)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  10")
+
+
 def test_full_records_are_those_of_the_full_reference(reference, monkeypatch, capsys):
     records = reference.full_records()
     assert len(records) > len(reference.records)

@@ -282,7 +282,8 @@ class Context(Proofs):
     ) -> None:
         """Print means with 95 % intervals over seeds; of truth values, how many are true.
 
-        The column ``n`` is the number of seeds in the last of the other columns.
+        The column ``n`` is the number of seeds; where the other columns have different numbers, the
+        number of each.
 
         Args:
             rows: By name of row and then of column, a function from all records of one seed to a
@@ -294,8 +295,10 @@ class Context(Proofs):
         printed = []
         for name, cells in rows.items():
             row: dict[str, object] = {"": name}
+            counts = []
             for column, estimand in cells.items():
                 values = self.values(estimand)
+                counts.append(len(values))
                 if all(isinstance(value, bool) for value in values):
                     row[column] = f"{sum(values):.0f} of {len(values)}"
                     continue
@@ -303,7 +306,8 @@ class Context(Proofs):
                     row[column] = _spelt(values, digits, shown)
                     continue
                 row[column] = _spelt(t_interval(values, 0.95)[:3], digits, shown)
-            printed.append(row | {"n": len(values)})
+            are_equal = len(set(counts)) == 1
+            printed.append(row | {"n": counts[0] if are_equal else ", ".join(map(str, counts))})
         print(text_table(printed, list(printed[0])))
 
     def rows(self, rows: Sequence[Sequence[Any]], columns: Sequence[str], digits: int) -> None:
