@@ -103,6 +103,7 @@ def execute_notebook(path: Path) -> None:
     """
     import nbformat
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
@@ -113,6 +114,8 @@ def execute_notebook(path: Path) -> None:
         resources=resources,
         record_timing=False,
         coalesce_streams=True,
+        # a kernel without encryption warns of it on the terminal
+        config=Config({"KernelManager": {"transport_encryption": "auto"}}),
     )
     client.execute(env=canonical_environment() | {"TRAINAUG_PROGRESS": "off"})
     notebook.metadata = {
