@@ -13,7 +13,7 @@ After that one seed of every arm of the standard profile is sampled as in ``wher
 ``unread_work.py`` says which part of the code computes which entries; its core-seconds count as
 unread where the arm's entries are. What comes for free beside entries that are read is not there.
 
-It takes about half an hour of one core, and writes ``results/bench/unread.json`` and its table in
+It takes about 40 minutes of one core, and writes ``results/bench/unread.json`` and its table in
 ``docs/time.md``.
 """
 
