@@ -13,13 +13,14 @@ It takes about ten minutes; ``docs/time.md`` shows the outcome.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -32,7 +33,7 @@ from companion.evidence.store import Run, read_reference, write_atomic
 from companion.evidence.tables import markdown_table
 from companion.lab.chapters import about, chapter_numbers, load_chapter
 from companion.lab.processes import child_environment
-from companion.paths import RESULTS, ROOT
+from companion.paths import COMPANION, LIBRARY, RESULTS, ROOT
 
 TARGET = RESULTS / "bench" / "where_time_goes.json"
 PAGE = ROOT / "docs" / "time.md"
@@ -43,21 +44,23 @@ KINDS = ("training", "method", "measurement", "data", "rest")
 # Kind of work, part of a file's path, beginning of a function's name. The first rule that matches
 # any frame of a stack decides. Rules that find a "method" or "measurement" by its file come after
 # the rule of `take_step`, because such code may be part of a training step.
+IMPORTS = "imports"  # stands for the file of a frame that imports something
 RULES = (
-    ("rest", "imports", ""),
+    ("rest", IMPORTS, ""),
     ("data", "trainaug/data/", ""),
     ("data", "/corpora.py", ""),
     ("measurement", "/loop.py", "measure"),
+    # observers are called in a step and yet measure
+    ("measurement", "gradient_clustering/", "_Observer"),
+    ("measurement", "ordering/train.py", "note"),
     ("training", "/loop.py", "take_step"),
     ("measurement", "/measures.py", ""),
-    ("measurement", "trainaug/training/robustness", ""),
     ("measurement", "trainaug/methods/cascading_sum/landscape", ""),
     ("measurement", "companion/", "evaluate"),
     ("measurement", "trainaug/", "evaluate"),
     ("measurement", "hard_negatives/train.py", "_note_validation"),
     ("measurement", "hard_negatives/train.py", "_mean_norm"),
     ("measurement", "hard_negatives/train.py", "gallery_scores"),
-    ("measurement", "gradient_clustering/", "_Observer"),
     ("measurement", "gradient_clustering/", "_Watch"),
     ("measurement", "autoassist/", "_Notes"),
     ("measurement", "autoassist/linear.py", "_measure_path"),
@@ -65,11 +68,11 @@ RULES = (
     ("measurement", "autoassist/problems.py", "svm_optimum"),
     ("measurement", "ordering/", "_first_epoch"),
     ("measurement", "ordering/scores.py", "_gradient_norms"),
-    ("measurement", "cascading_sum/train.py", "_measured"),
+    ("measurement", "autoassist/svm.py", "svm_objective"),
+    ("measurement", "linear_robustness/pictures.py", "_Attacked"),
     ("data", "/problems.py", "problem"),
     ("data", "/problems.py", "load_"),
     ("data", "/problems.py", "picture"),
-    ("data", "/problems.py", "pairs"),
     ("method", "trainaug/methods/", ""),
     ("training", "companion/chapters/", ""),
     ("training", "trainaug/training/", ""),
@@ -92,26 +95,51 @@ def project_frames(frame: FrameType | None) -> list[tuple[str, str]]:
     while frame is not None:
         path = frame.f_code.co_filename
         if path.startswith("<frozen importlib"):
-            frames.append(("imports", ""))
+            frames.append((IMPORTS, ""))
         elif path.startswith(str(ROOT)) and "/site-packages/" not in path:
             frames.append((path.removeprefix(f"{ROOT}/"), frame.f_code.co_qualname))
         frame = frame.f_back
     return frames[::-1]
 
 
+def names_in(path: Path) -> set[str]:
+    """Names of all functions and classes that a file defines, nested ones and methods included."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    tree = ast.parse(path.read_text("utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+def check_rules() -> None:
+    """Refuse a rule that can never match, because its file or function was renamed or removed.
+
+    Raises:
+        ValueError: If there is such a rule.
+    """
+    files = {
+        path.relative_to(ROOT).as_posix(): path
+        for folder in (LIBRARY, COMPANION)
+        for path in folder.rglob("*.py")
+    }
+    for kind, part, function in RULES:
+        if part == IMPORTS:
+            continue
+        paths = [path for name, path in files.items() if part in name]
+        names = {name for path in paths for name in names_in(path)}
+        if not paths or not any(name.startswith(function) for name in names):
+            raise ValueError(f"rule {(kind, part, function)} fits no function of this project")
+
+
 @contextmanager
-def sampled(seconds: Counter[tuple[str, str]]) -> Iterator[None]:
-    """Sample the block; ``seconds`` is filled by kind of work and innermost function."""
+def sampled(count: Callable[[FrameType | None, float], None]) -> Iterator[None]:
+    """Sample the block; ``count`` is given each sample's frame and the seconds it stands for."""
     last = time.process_time()
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal last
         now = time.process_time()
-        frames = project_frames(frame)
-        path, name = frames[-1] if frames else ("", "")
         # Python calls the handler only after a C function has returned, so a sample stands for all
         # the time since the last one
-        seconds[kind_of(frames), f"{path}:{name}"] += now - last
+        count(frame, now - last)
         last = now
 
     before = signal.signal(signal.SIGPROF, note)
@@ -121,6 +149,14 @@ def sampled(seconds: Counter[tuple[str, str]]) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
+
+
+def first_runs(number: str) -> dict[str, Run]:
+    """The run of the first seed of every arm of the standard profile."""
+    first: dict[str, Run] = {}
+    for run in load_chapter(number).plan("standard"):
+        first.setdefault(run.arm, run)
+    return first
 
 
 def weights(number: str) -> dict[str, float]:
@@ -138,18 +174,21 @@ def profile_chapter(number: str, least: float) -> dict[str, Any]:
 
     Arms that take less than the share ``least`` are left out; ``covered`` is what the others take.
     """
-    chapter, spent = load_chapter(number), weights(number)
+    chapter, spent, first = load_chapter(number), weights(number), first_runs(number)
     whole = sum(spent.values())
-    first: dict[str, Run] = {}
-    for run in chapter.plan("standard"):
-        first.setdefault(run.arm, run)
     chosen = [arm for arm in first if spent.get(arm, 0) >= least * whole]
     covered = sum(spent[arm] for arm in chosen)
     kinds: Counter[str] = Counter()
     functions: Counter[tuple[str, str]] = Counter()
     for arm in chosen:
         seconds: Counter[tuple[str, str]] = Counter()
-        with sampled(seconds):
+
+        def count(frame: FrameType | None, passed: float, seconds: Counter[Any] = seconds) -> None:
+            frames = project_frames(frame)
+            path, name = frames[-1] if frames else ("", "")
+            seconds[kind_of(frames), f"{path}:{name}"] += passed
+
+        with sampled(count):
             chapter.execute(first[arm])
         scale = spent[arm] / sum(seconds.values())
         for (kind, function), value in seconds.items():
@@ -217,6 +256,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="the page and its picture alone")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    check_rules()
     if options.inside:
         (number,) = options.chapters
         print(json.dumps(profile_chapter(number, options.share)))

@@ -46,9 +46,36 @@ def test_shares_of_a_chapter_add_up(measured):
             "training",
         ),
         ([("companion/chapters/x/train.py", "run"), ("trainaug/data/idx.py", "read")], "data"),
+        (
+            [
+                ("trainaug/training/loop.py", "train.<locals>.take_step"),
+                (
+                    "companion/chapters/gradient_clustering/trajectory.py",
+                    "_Observer.observe",
+                ),
+            ],
+            "measurement",
+        ),
         ([("imports", "")], "rest"),
         ([], "rest"),
     ],
 )
 def test_a_stack_is_of_one_kind(frames, kind):
     assert w.kind_of(frames) == kind
+
+
+def test_every_rule_fits_a_function():
+    w.check_rules()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ("training", "/loop.py", "renamed"),
+        ("measurement", "trainaug/training/removed", ""),
+    ],
+)
+def test_a_rule_that_fits_no_function_is_refused(rule, monkeypatch):
+    monkeypatch.setattr(w, "RULES", (*w.RULES, rule))
+    with pytest.raises(ValueError, match=rule[1]):
+        w.check_rules()
