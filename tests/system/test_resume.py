@@ -221,12 +221,12 @@ def exit_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_exit_code_says_whether_every_chapter_ran(exit_code, monkeypatch, code):
-    monkeypatch.setattr("companion.pages.runner.reproduce", lambda *words: code)
+    monkeypatch.setattr("companion.pages.runner.reproduce", lambda *words, seed: code)
     assert exit_code("reproduce", "--profile", "quick", "6") == code
 
 
 def test_exit_code_of_an_interrupt_is_130(exit_code, monkeypatch, capsys):
-    def interrupt(*words: object) -> int:
+    def interrupt(*words: object, seed: int | None) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("companion.pages.runner.reproduce", interrupt)
